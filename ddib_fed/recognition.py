@@ -202,7 +202,7 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
         return f"is a {found} file", how
     if found:
         right = f"{path}.gz" if found == ".gz" else str(bare.with_suffix(found))
-        return f"is a {found} file", f"mv -n {given} {shlex.quote(right)}"
+        return f"is a {found} file", COPY if right == str(path) else f"mv -n {given} {shlex.quote(right)}"
     if content.startswith(_BARE_DICOM):
         whole = shlex.quote(str(path.with_name(f"{path.stem}-whole{DICOM_SUFFIX}")))
         return (

@@ -583,7 +583,6 @@ def _tiff_cost(content: bytes) -> tuple[int, int, int, int, int, int]:
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page: Any = file.pages[0]
-        _check_segments(page)
         samples, whole = max(1, int(page.samplesperpixel)), max(1, int(page.bitspersample) // 8)
         stored = samples * whole
         flat = (1 if samples < 3 else 3) * (whole if whole <= 2 else 4)
@@ -622,18 +621,6 @@ def _segment_bytes(page: Any) -> int:
     )
     width = page.tilewidth if page.is_tiled else page.imagewidth
     return int(height) * int(width) * int(page.samplesperpixel) * max(1, int(page.bitspersample) // 8)
-
-
-def _check_segments(page: Any) -> None:
-    """Raise if a tile is much larger than its picture: decoders allocate the whole tile."""
-    picture = page.imagelength * page.imagewidth * page.samplesperpixel * max(1, page.bitspersample // 8)
-    size = _segment_bytes(page)
-    if size > MOST_PADDING * picture + SMALL_SEGMENT:
-        raise ImageTooLarge(
-            f"the TIFF's tiles have {size} bytes, the whole picture {picture}",
-            hint="write it in strips, or in tiles no larger than the picture",
-            facts={"tile_bytes": size, "picture_bytes": picture},
-        )
 
 
 def _by_tifffile(page: Any) -> Pixels:

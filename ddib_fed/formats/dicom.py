@@ -233,7 +233,9 @@ def in_space(headers: Members) -> Members:
 
 def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     found = header.get(keyword)
-    return np.array([float(v) for v in found]) if found and len(found) == count else None
+    with suppress(TypeError, ValueError):  # what is no number says nothing
+        return np.array([float(v) for v in found]) if found and len(found) == count else None
+    return None
 
 
 def position(header: Any) -> float | None:
@@ -485,7 +487,7 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     pictures: dict[str, Members] = {}
     unreadable: list[tuple[Path, DdibError]] = []
     others: Counter[str] = Counter()
-    with quiet():  # values are read when they are asked for
+    with quiet():
         for path in paths:
             try:
                 header = _sorted_header(path)
@@ -539,6 +541,11 @@ def _sorted_header(path: Path) -> Any:
     if "Rows" in header and not all(header.get(name) for name in needed):
         why = "has no UID of its class, its series or its own, so nothing can be derived from it"
     with _faults(path):
+        for look in (
+            slices_of,
+            _class_without_pixels,
+        ):  # values that are none raise when they are first asked for
+            look(header)
         frames = int(header.get("NumberOfFrames", None) or 1)
     if (groups := header.get("PerFrameFunctionalGroupsSequence")) and len(groups) != frames:
         why = f"has {frames} frames, and functional groups of {len(groups)}"

@@ -10,6 +10,8 @@ import gzip
 import io
 import math
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import ImageLimits, Pixels
-from ddib_fed.errors import ImageUnreadable
+from ddib_fed.errors import DdibError, ImageUnreadable
 from ddib_fed.formats.study import (
     Assembled,
     Options,
@@ -32,7 +34,7 @@ from ddib_fed.formats.study import (
 )
 from ddib_fed.formats.volumes import Volumes, axial, spacing_of
 from ddib_fed.names import __version__
-from ddib_fed.recognition import COPY, beginning_of
+from ddib_fed.recognition import beginning_of
 
 _LONGEST_HEADER: Final = 540
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
@@ -154,10 +156,12 @@ def _values(path: Path, image: Any) -> NDArray[Any]:
     wide = (kind if stored else np.result_type(kind, np.float32)).newbyteorder("=")
     need = memory_of_values(math.prod(image.shape), wide.itemsize)
     ImageLimits().check_memory(need, f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}")
-    try:
+    with _faults(path):
+        # Before nibabel makes room for them; deflated bytes become at most 1,032 times as many.
+        most = path.stat().st_size * (1 if path.suffix == ".nii" else 1_032)
+        if (stated := math.prod(image.shape) * kind.itemsize) > most:
+            raise ValueError(f"its header says {stated} bytes of values, the file holds fewer")
         raw = proxy.get_unscaled()
-    except Exception as error:  # nibabel raises any exception on damaged files
-        raise ImageUnreadable(f"it cannot be read: {_one_line(error)}", hint=COPY) from error
     if stored:
         return raw.astype(wide, copy=False)
     values = np.empty(raw.shape, wide, order="F")
@@ -168,23 +172,28 @@ def _values(path: Path, image: Any) -> NDArray[Any]:
 
 def read_volume(path: Path) -> NDArray[Any]:
     """(D, H, W) float32 of the one volume in a NIfTI file, or in a .npy as it is."""
-    try:
+    with _faults(path):
         image = None if path.suffix == ".npy" else _opened(path)
         found: NDArray[Any] = np.squeeze(np.load(path) if image is None else _values(path, image))
-        found = found.astype(np.float32)
-        if image is not None and found.ndim == 3:
-            found = axial(found, _orientation(image))
-    except (ValueError, OSError, EOFError, TypeError) as error:
-        raise ImageUnreadable(f"{path}: it cannot be read: {_one_line(error)}", hint=COPY) from error
     if found.ndim != 3 or not np.isfinite(found).all():
         raise ImageUnreadable(
             f"{path}: it is no volume of three axes, or not finite", hint="one volume a file"
         )
-    return found
+    found = found.astype(np.float32)
+    return found if image is None else axial(found, _orientation(image))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Maps what nibabel raises on damaged files, which is any exception, to `ImageUnreadable`."""
+    try:
+        yield
+    except DdibError:
+        raise
+    except Exception as error:
+        what, how = beginning_of(path)
+        why = " ".join(str(error).split())[:300]
+        raise ImageUnreadable(f"{path}: it cannot be read: it {what} ({why})", hint=how) from error
 
 
 def _nibabel() -> Any:
@@ -196,19 +205,14 @@ def _nibabel() -> Any:
 def _opened(path: Path) -> Any:
     """Return the image whose header a file begins with, without its extensions, which can unpack to any size."""
     nibabel = _nibabel()
-    try:
-        with nibabel.openers.ImageOpener(path) as file:
-            opening = file.read(_LONGEST_HEADER)
+    with _faults(path), nibabel.openers.ImageOpener(path) as file:
+        opening = file.read(_LONGEST_HEADER)
         kind = nibabel.Nifti2Image if opening[4:7] == b"n+2" else nibabel.Nifti1Image
-        header = kind.header_class.from_fileobj(
-            io.BytesIO(opening[: kind.header_class.template_dtype.itemsize])
-        )
+        if not kind.header_class.may_contain_header(opening):
+            raise ValueError("its header is none of NIfTI")
+        header = kind.header_class.from_fileobj(io.BytesIO(opening[: kind.header_class.sizeof_hdr]))
+        header.get_xyzt_units()  # raises where the codes of units are none of the standard
         return kind(kind.ImageArrayProxy(path, header.copy()), header.get_best_affine(), header)
-    except Exception as error:  # nibabel raises any exception on damaged files
-        what, how = beginning_of(path)
-        raise ImageUnreadable(
-            f"it cannot be read as NIfTI: it {what} ({_one_line(error)})", hint=how
-        ) from error
 
 
 def _orientation(image: Any) -> NDArray[Any]:

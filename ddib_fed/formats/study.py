@@ -149,8 +149,8 @@ class Intensity:
         finite = outside = 0
         for each in (values[part] for part in parts_of(values)):
             is_finite = np.isfinite(each)
-            finite += np.count_nonzero(is_finite)
-            outside += np.count_nonzero(is_finite & ((each < self.black) | (each > self.white)))
+            finite += int(is_finite.sum())
+            outside += int((is_finite & ((each < self.black) | (each > self.white))).sum())
         back = (self.white - self.black) / (self.high - self.low)
         return {
             "rule": self.name,
@@ -161,7 +161,7 @@ class Intensity:
             "number": "low + (value - black) / (white - black) * (high - low), clipped to low..high",
             "inverse": f"value = {self.black:.9g} + (number - {self.low:.9g}) * {back:.9g}",
             "clipped": round(outside / values.size, 6),
-            "not_finite": int(values.size - finite),
+            "not_finite": values.size - finite,
         }
 
 
@@ -197,11 +197,9 @@ def item_bytes(numbers: Pixels) -> bytes:
 
 
 def is_empty(numbers: Pixels, background: float, width: float) -> bool:
-    ends = background - EMPTY * width, background + EMPTY * width
-    return (
-        np.count_nonzero(numbers < ends[0]) + np.count_nonzero(numbers > ends[1])
-        < LEAST_CONTENT * numbers.size
-    )
+    low, high = background - EMPTY * width, background + EMPTY * width
+    differ = np.count_nonzero(numbers < low) + np.count_nonzero(numbers > high)
+    return bool(differ < LEAST_CONTENT * numbers.size)
 
 
 def memory_of_values(count: int, itemsize: int) -> int:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import math
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -34,7 +33,7 @@ from ddib_fed.data.pictures import (
     too_many_frames,
     upright,
 )
-from ddib_fed.errors import DdibError, ImageUnreadable, extra
+from ddib_fed.errors import ImageUnreadable, extra
 from ddib_fed.formats.study import (
     AUTO,
     Assembled,
@@ -230,8 +229,7 @@ def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
 def read_picture(origin: Origin, options: Options) -> PictureStudy:
     path, limits = origin.given, ImageLimits()
     kind = PICTURES.get(path.suffix.lower(), "PNG")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         content = read_content(path, limits)
         pixels = decode_image(content).pixels if kind == "PNG" else _pixels(content, kind, limits)
     rule = IntensityRule("values") if options.intensity == AUTO else IntensityRule.parse(options.intensity)
@@ -316,7 +314,8 @@ class GeoTiffStudy(Study):
             "TIFFTAG_IMAGEDESCRIPTION": f"Synthetic: translated from {translated.source} to {translated.target}",
         }
         with (
-            _guarded(rasterio),
+            faults_as_unreadable("GeoTIFF"),
+            warnings.catch_warnings(action="ignore"),
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
             rasterio.io.MemoryFile() as memory,
         ):
@@ -368,7 +367,8 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
     rasterio, given = _rasterio(), shlex.quote(str(path))
     interp = rasterio.enums.ColorInterp
     with (
-        _guarded(rasterio),
+        faults_as_unreadable("GeoTIFF"),
+        warnings.catch_warnings(action="ignore"),
         rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE),
         rasterio.open(path, driver="GTiff") as file,
     ):
@@ -427,16 +427,3 @@ def _filled(rasterio: Any, band: NDArray[Any], valid: Mask) -> NDArray[Any]:
     filled = mean + rasterio.fill.fillnodata(clean, mask=valid.astype(np.uint8), max_search_distance=64)
     made: NDArray[Any] = np.where(valid, band, filled.round() if band.dtype.kind in "iu" else filled)
     return made.astype(band.dtype)
-
-
-@contextmanager
-def _guarded(rasterio: Any) -> Iterator[None]:
-    """Inside, rasterio's warnings are silent, and its exceptions and GDAL's are ours."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except DdibError:
-        raise
-    except (rasterio.errors.RasterioError, rasterio.errors.RasterioIOError, ValueError, MemoryError) as error:
-        raise ImageUnreadable(f"it cannot be read: {error}"[:300], hint="gdalinfo -checksum FILE") from error

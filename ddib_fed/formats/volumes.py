@@ -134,6 +134,10 @@ class Volumes(Planes):
                 "it is a single slice, and the source's model takes volumes",
                 hint="a source whose model takes slices (ddib domains)",
             )
+        if not all(1e-6 < mm < 1e6 for mm in spacing):
+            raise ImageUnreadable(
+                "its voxels have no size", hint="set its spacing in mm (pixdim, or its affine)"
+            )
         ratios = [wanted / own for wanted, own in zip(grid.spacing or spacing, spacing, strict=True)]
         axes = tuple(
             Axis(own, model, 1.0 if abs(ratio - 1) < ALIKE else ratio)
