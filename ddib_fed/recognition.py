@@ -254,8 +254,7 @@ def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
         content = read_content(path, ImageLimits())
         if image_format(content) is None:
             return False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is over the limits the node says more
+        with warnings.catch_warnings(action="ignore"):  # of what is over the limits the node says more
             size = cost_of(content, ImageLimits()).geometry
     except DdibError:  # whoever reads it says what is wrong
         return False

@@ -142,17 +142,10 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Picture:
     kind = image_format(content)
     if kind is None or kind not in limits.formats:
         raise _unaccepted(content, kind, limits)
+    decode = {"PNG": _png_pixels, "JPEG": _jpeg_pixels, "TIFF": _tiff_pixels, "NPY": _npy_pixels}[kind]
     cost_of(content, limits)
     with faults_as_unreadable(kind):
-        if kind == "PNG":
-            pixels = _png_pixels(content)
-        elif kind == "JPEG":
-            pixels = _jpeg_pixels(content)
-        elif kind == "TIFF":
-            pixels = _tiff_pixels(content)
-        else:
-            refuse_points(content)
-            pixels = _npy_pixels(content)
+        pixels = decode(content)
     return Picture(pixels if pixels.flags.writeable else pixels.copy(), kind)
 
 
@@ -472,6 +465,7 @@ def _jpeg_scan(content: bytes) -> int:
 
 def _npy_pixels(content: bytes) -> Pixels:
     """(H, W, C) pixels of a .npy of real numbers; pickles are never read."""
+    refuse_points(content)
     header, planes_first = _npy_header(content)
     array = header.numbers(content)
     return settle(np.moveaxis(array, 0, 2) if planes_first else array)
@@ -679,10 +673,8 @@ class PictureCost(NamedTuple):
 
 
 def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
-    """Return the memory needed for decoding, from the header; raise where it is over the limits.
-
-    It is that of Pillow's picture (4 bytes a pixel but for grey), of the pixels as read, and of the copy in which they
-    are flat or upright.
+    """Memory needed for decoding, from the header, if within the limits: of Pillow's picture (4 bytes a pixel but for
+    grey), of the pixels as read, and of the copy in which they are flat or upright.
     """
     kind, extra = image_format(content) or "", 0
     height, width, most, flat, itemsize = 1, 1, 0, 0, 1

@@ -80,15 +80,12 @@ class NiftiStudy(Study):
     def _volume(self, stack: Pixels) -> Pixels:
         """Slices (N, H, W, C) as the input lies in its file."""
         image, (through, across, up) = self.image, PLANES[self.plane]
-        orientation, four = _orientation(image), (*image.shape, 1, 1)[:4]
-        shape = [0, 0, 0]  # in canonical orientation
-        for axis, (to, _) in enumerate(orientation):
-            shape[int(to)] = int(four[axis])
-        ordered = stack.reshape(four[3], shape[through], *stack.shape[1:])[:, :, ::-1]
+        times = (*image.shape, 1, 1)[3]
+        ordered = stack.reshape(times, -1, *stack.shape[1:])[:, :, ::-1]
         axes = {through: 1, up: 2, across: 3}
         canonical = ordered.transpose(axes[0], axes[1], axes[2], 0, 4)
         orientations = _nibabel().orientations
-        back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), orientation)
+        back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), _orientation(image))
         volume: Pixels = orientations.apply_orientation(canonical, back)
         # Colours are one more axis, as the 5th of NIfTI for vectors.
         return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
@@ -161,7 +158,7 @@ def _values(path: Path, image: Any) -> NDArray[Any]:
         most = path.stat().st_size * (1 if path.suffix == ".nii" else 1_032)
         if (stated := math.prod(image.shape) * kind.itemsize) > most:
             raise ValueError(f"its header says {stated} bytes of values, the file holds fewer")
-        raw = proxy.get_unscaled()
+        raw: NDArray[Any] = proxy.get_unscaled()
     if stored:
         return raw.astype(wide, copy=False)
     values = np.empty(raw.shape, wide, order="F")

@@ -410,14 +410,11 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
 
 def _memory_of(file: Any, bands: int, itemsize: int) -> int:
     """Return the bytes that reading a map takes: GDAL reads its tiles whole, and what has holes is copied twice."""
-    pixels, tile = file.height * file.width, math.prod(file.block_shapes[0])
-    need = memory_of_values(pixels * bands, itemsize) + 2 * (pixels + tile * bands * itemsize) + _GDAL_CACHE
-    whole = all(flags == [_rasterio().enums.MaskFlags.all_valid] for flags in file.mask_flag_enums)
-    return (
-        need
-        if whole and np.dtype(file.dtypes[0]).kind != "f"
-        else need + pixels * (_FILLING + bands * itemsize)
-    )
+    pixels, tile = int(file.height * file.width), math.prod(file.block_shapes[0])
+    full = all(flags == [_rasterio().enums.MaskFlags.all_valid] for flags in file.mask_flag_enums)
+    holes = 0 if full and np.dtype(file.dtypes[0]).kind != "f" else _FILLING + bands * itemsize
+    of_values = memory_of_values(pixels * bands, itemsize)
+    return of_values + pixels * (2 + holes) + 2 * tile * bands * itemsize + _GDAL_CACHE
 
 
 def _filled(rasterio: Any, band: NDArray[Any], valid: Mask) -> NDArray[Any]:
