@@ -73,16 +73,13 @@ INFLATED_PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Limits that are checked by headers before anything is decoded: of a node, the client, the receiver and pages.
-
-    Attributes:
-        max_memory: Bytes that reading one picture, or a whole series, volume or map, may take at most.
-    """
+    """Limits that are checked by headers before anything is decoded: of a node, the client, the receiver and pages."""
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 89_000_000
     formats: tuple[str, ...] = FORMATS
     max_memory: int = 5 << 30
+    """Bytes that reading one picture, or a whole series, volume or map, may take at most."""
 
     def check_bytes(self, size: int) -> None:
         if size > self.max_bytes:
@@ -100,9 +97,7 @@ class ImageLimits:
                 facts={"pixels": height * width, "limit_pixels": self.max_pixels},
             )
 
-    def check_memory(
-        self, size: int, hint: str = "make it smaller, or cut it into parts", what: str = "it"
-    ) -> None:
+    def check_memory(self, size: int, hint: str = "cut it into parts", what: str = "it") -> None:
         if size > self.max_memory:
             size_mib, limit_mib = size >> 20, self.max_memory >> 20
             raise ImageTooLarge(

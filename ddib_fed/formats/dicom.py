@@ -158,9 +158,13 @@ def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
     for path, found in _by_file(members).items():
         headers = [header for _, header in found]
         try:
-            for header in headers:
-                _check(path, header)
-            _require_memory(str(path), headers, [path])
+            with _faults(path):
+                for header in headers:
+                    _check(path, header)
+                in_space(
+                    [(path, header) for header in headers]
+                )  # raises where a number of an instance is none
+                _require_memory(str(path), headers, [path])
             for _ in _planes(path, [frame_of(header) for header in headers]):
                 pass
         except (ImageUnreadable, ImageTooLarge) as error:
@@ -299,7 +303,9 @@ def _check(path: Path, header: Any) -> None:
 
 def _require_memory(called: str, headers: Sequence[Any], paths: Iterable[Path]) -> None:
     """Raise unless there is memory for slices of one size: their values, the largest file, and the decoding of one."""
-    rows, columns, samples = (int(headers[0].get(name, 1)) for name in ("Rows", "Columns", "SamplesPerPixel"))
+    rows, columns, samples = (
+        int(headers[0].get(name) or 1) for name in ("Rows", "Columns", "SamplesPerPixel")
+    )
     values = rows * columns * samples
     need = memory_of_values(len(headers) * values, 4 if samples == 1 else 1) + DECODING * values
     need += max(path.stat().st_size for path in paths)
@@ -368,9 +374,7 @@ def _require_runs(path: Path, frame: bytes, pixels: int) -> None:
             run = frame[at]
             at, size = (at + run + 2, size + run + 1) if run < 128 else (at + 2, size + 257 - run)
         if size > most:
-            raise _bad(
-                f"{path} holds run lengths of more than the {pixels} pixels that its header says", COPY
-            )
+            raise _bad(f"{path} holds run lengths of more than its {pixels} pixels", COPY)
 
 
 def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
@@ -538,17 +542,14 @@ def _sorted_header(path: Path) -> Any:
         raise _bad(f"{path} does not begin as DICOM files do: it {what}", how)
     header = read_header(path, SORTED_BY)
     why, needed = "", ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")
-    if "Rows" in header and not all(header.get(name) for name in needed):
-        why = "has no UID of its class, its series or its own, so nothing can be derived from it"
-    with _faults(path):
-        for look in (
-            slices_of,
-            _class_without_pixels,
-        ):  # values that are none raise when they are first asked for
+    with _faults(path):  # what is no value raises when it is first asked for
+        for look in (slices_of, _class_without_pixels):
             look(header)
+        if "Rows" in header and not all(header.get(name) for name in needed):
+            why = "has no UID of its class, its series or its own, so nothing can be derived from it"
         frames = int(header.get("NumberOfFrames", None) or 1)
-    if (groups := header.get("PerFrameFunctionalGroupsSequence")) and len(groups) != frames:
-        why = f"has {frames} frames, and functional groups of {len(groups)}"
+        if (groups := header.get("PerFrameFunctionalGroupsSequence")) and len(groups) != frames:
+            why = f"has {frames} frames, and functional groups of {len(groups)}"
     if why:
         raise _bad(f"{path} {why}", "export it again")
     return header

@@ -132,9 +132,8 @@ class Intensity:
             return _narrowed(values)
         wide = np.result_type(values.dtype, np.float32).type
         whole = self.low >= 0 and self.low.is_integer() and self.high.is_integer() and self.high <= 65535
-        numbers = np.empty(
-            values.shape, np.float32 if not whole else np.uint8 if self.high <= 255 else np.uint16
-        )
+        kind = np.float32 if not whole else np.uint8 if self.high <= 255 else np.uint16
+        numbers = np.empty(values.shape, kind)
         for part in parts_of(values):
             share = (values[part].astype(wide) - wide(self.black)) / wide(self.white - self.black)
             share = np.where(np.isfinite(values[part]), share.clip(0.0, 1.0), wide(0))

@@ -410,7 +410,7 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
 
 def _memory_of(file: Any, bands: int, itemsize: int) -> int:
     """Return the bytes that reading a map takes: GDAL reads its tiles whole, and what has holes is copied twice."""
-    pixels, tile = int(file.height * file.width), math.prod(file.block_shapes[0])
+    pixels, tile = int(file.height * file.width), int(math.prod(file.block_shapes[0]))
     full = all(flags == [_rasterio().enums.MaskFlags.all_valid] for flags in file.mask_flag_enums)
     holes = 0 if full and np.dtype(file.dtypes[0]).kind != "f" else _FILLING + bands * itemsize
     of_values = memory_of_values(pixels * bands, itemsize)

@@ -135,9 +135,7 @@ class Volumes(Planes):
                 hint="a source whose model takes slices (ddib domains)",
             )
         if not all(1e-6 < mm < 1e6 for mm in spacing):
-            raise ImageUnreadable(
-                "its voxels have no size", hint="set its spacing in mm (pixdim, or its affine)"
-            )
+            raise ImageUnreadable("its voxels have no size", hint="set its spacing in mm (pixdim)")
         ratios = [wanted / own for wanted, own in zip(grid.spacing or spacing, spacing, strict=True)]
         axes = tuple(
             Axis(own, model, 1.0 if abs(ratio - 1) < ALIKE else ratio)

@@ -144,7 +144,7 @@ def extension_without_end(path):
     ("name", "write", "says"),
     [
         ("a.dcm", jpeg_in_dicom, "holds 8000 x 8000 pixels, its header says 1024 x 256"),
-        ("a.dcm", lambda path: rle(path, 11_776, stated=16), "run lengths of more than the 256 pixels"),
+        ("a.dcm", lambda path: rle(path, 11_776, stated=16), "run lengths of more than its 256 pixels"),
         ("a.dcm", lambda path: rle(path, 128, stated=65_535), "MiB of memory"),
         ("a.dcm", jpeg_2000_of_many_samples, "holds 1024 x 256 x 16384 pixels"),
         ("a.nii.gz", extension_without_end, "all its values are 1,"),
