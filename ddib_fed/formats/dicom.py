@@ -327,7 +327,11 @@ def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[An
             count = int(whole.get("NumberOfFrames", None) or 1)
             for frame in package.encaps.generate_frames(source.PixelData, number_of_frames=count):
                 _require_size(path, whole, frame)
-        for at, pixels in zip(frames, package.pixels.iter_pixels(source, indices=frames), strict=True):
+        decoders = package.pixels.get_decoder(syntax).available_plugins
+        # GDCM ends the whole process on some damaged frames, so it is left for what nothing else decodes.
+        plugin = next((each for each in ("pydicom", "pylibjpeg", "pillow") if each in decoders), "")
+        found = package.pixels.iter_pixels(source, indices=frames, decoding_plugin=plugin)
+        for at, pixels in zip(frames, found, strict=True):
             yield headers[at], *_in_units(path, headers[at], pixels)
 
 

@@ -143,7 +143,7 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
 def _values(path: Path, image: Any) -> NDArray[Any]:
     """Return the values of slices, volumes or a time series, if there is memory for them."""
     proxy, kind = image.dataobj, image.get_data_dtype()
-    if len(image.shape) not in {2, 3, 4} or kind.fields or kind.kind == "c":
+    if len(image.shape) not in {2, 3, 4} or 0 in image.shape or kind.fields or kind.kind == "c":
         raise ImageUnreadable(
             f"it holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
             "series of real numbers are translated",
