@@ -188,6 +188,22 @@ def test_reading_takes_no_more_memory_than_its_header_states(name, write, tmp_pa
     assert stated / 3 < grown < stated
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "whole", "damaged"),
+    [
+        ("SC_rgb_jpeg_lossy_gdcm", b"\xff\xd8\xff\xdb", b"\xff\xd8\xff\0"),
+        ("MR_small_jp2klossless", b"\0\1\x8f\1\1", b"\0\1\xff\1\1"),
+    ],
+)
+def test_a_damaged_frame_does_not_end_the_process(name, whole, damaged, tmp_path):
+    """GDCM, where it is installed, aborts on both."""
+    content = (DICOM / f"{name}.dcm").read_bytes()
+    assert content.count(whole) == 1
+    (tmp_path / "a.dcm").write_bytes(content.replace(whole, damaged))
+    assert "cannot be read" in read(tmp_path / "a.dcm")[2]
+
+
 def read(path):
     run = [sys.executable, "-W", "ignore", "-c", READ, str(path)]
     done = subprocess.run(run, capture_output=True, text=True, check=True).stdout
