@@ -237,9 +237,7 @@ def in_space(headers: Members) -> Members:
 
 def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     found = header.get(keyword)
-    with suppress(TypeError, ValueError):  # what is no number says nothing
-        return np.array([float(v) for v in found]) if found and len(found) == count else None
-    return None
+    return np.array([float(v) for v in found]) if found and len(found) == count else None
 
 
 def position(header: Any) -> float | None:
