@@ -93,7 +93,7 @@ def _geotiff() -> list[bytes]:
 
 
 def _dicom() -> list[bytes]:
-    """Plain, enhanced, run lengths, JPEG 2000, deflated; GDCM alone reads JPEG lossless and -LS, and aborts on damage."""
+    """Plain, enhanced, run lengths, JPEG 2000, deflated; not what GDCM alone reads, which aborts on damage."""
     with tempfile.TemporaryDirectory() as at:
         values = np.arange(3 * 8 * 9).reshape(3, 8, 9)
         plain = [
