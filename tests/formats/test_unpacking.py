@@ -134,7 +134,7 @@ def nifti(path, shape, kind="<i2", values=b"", *, extension=b"", level=1):
 
 def extension_without_end(path):
     """An extension of the header that says that it is 2 GB, and unpacks to 1 GB."""
-    nifti(path, (4, 4, 4), extension=struct.pack("<ii", 2**31 - 16, 6))
+    nifti(path, (4, 4, 4), extension=struct.pack("<ii", 2**31 - 16, 6) + bytes(8))
     packer = zlib.compressobj(6, zlib.DEFLATED, 31)
     path.write_bytes(path.read_bytes() + zeros(1 << 30, packer) + packer.flush())
 
