@@ -182,6 +182,15 @@ def leaks() -> Rows:
     return sorted(rows, key=lambda one: (-one["share"], -one["depth"]))
 
 
+def lesions() -> Rows:
+    """softening noise | other slice: 1 mm away | other slice: the same, without the lesion
+    {noise} | {next[0]} and {next[1]} of {pairs} | {same[0]} and {same[1]} of {pairs}"""
+    heads = read("calibration/lesions")["heads"]
+    for noise, words in (("own", "one for each slice"), ("one", "**one for all**")):
+        found = {other: [head[noise][other] for head in heads] for other in ("next", "same")}
+        yield {"noise": words, "pairs": heads[0]["pairs"], **found}
+
+
 def membership() -> Rows:
     """pictures averaged | no noise | epsilon 8 | epsilon 1 | epsilon 0.1
     {pictures:,} | {no~3} | {e8~3} | {e1~3} | {e01~3}"""
@@ -288,7 +297,7 @@ def speed() -> Rows:
 TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
-        *(promises, calibration, marks, nodes, epsilon, leaks, membership, gate),
+        *(promises, calibration, marks, nodes, epsilon, leaks, lesions, membership, gate),
         *(solvers, models, scenes, heads, flicker, large, dial, speed),
     )
 }

@@ -322,6 +322,11 @@ def next_step(error: DdibError) -> str:
     """What to try: the error's own hint, else the table's line for its class or the nearest parent."""
     if error.hint:
         return error.hint
+    policy, least = error.facts.get("policy", ""), error.facts.get("least", "")
+    if policy in {"least_depth", "least_share", "least_evaluations"} and re.fullmatch(r"[\d.]{1,6}", least):
+        return (
+            f"--{policy.removeprefix('least_')} {least}, or the operators of both nodes lower policy.{policy}"
+        )
     return _of_class(error, NEXT_STEPS)
 
 

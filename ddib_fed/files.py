@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -341,12 +342,23 @@ def parse_toml(data: bytes, model: type[M], path: Path) -> M:
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply", hint=edit) from error
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}", hint=edit) from error
+        raise _not_toml(path, data.decode("utf-8-sig"), error) from error
     try:
         return model.model_validate(values)
     except ValidationError as error:
         lines = [_explain(model, item) for item in error.errors()]
         raise ConfigError(f"{path} cannot be used:\n  " + "\n  ".join(lines), hint=f"edit {path}") from error
+
+
+def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
+    """The error of a text that is no TOML; a table that is declared twice is named with its lines."""
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    twice = next((each for each in lines if re.match(r"\[[^\[]", each) and lines.count(each) > 1), None)
+    if twice is None:
+        return ConfigError(f"{path} is not valid TOML: {error}", hint=f"correct {path}")
+    places = " and ".join(str(number) for number, line in enumerate(lines, start=1) if line == twice)
+    hint = f"merge the two {twice} tables: the keys of both below one header"
+    return ConfigError(f"{path} declares {twice} twice, in lines {places}", hint=hint)
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:

@@ -237,12 +237,28 @@ class PictureFigures(_Section):
         """At what other size it was translated, and what that lost, in a sentence without a name; empty for none."""
         if self.fitted_height is None or self.fitted_width is None:
             return ""
-        small, own = f"{self.fitted_width}x{self.fitted_height}", f"{self.width}x{self.height}"
+        small, own = f"{self.fitted_width} x {self.fitted_height}", f"{self.width} x {self.height}"
         times = self.height * self.width / (self.fitted_height * self.fitted_width)
-        said = f"was translated at {small} pixels, not at its own {own}, and {'enlarged' if times > 1 else 'reduced'}"
+        said = f"was computed at {small} pixels, not at its own {own}, and {'enlarged' if times > 1 else 'reduced'}"
         if times >= 2:
             said += f": {times:,.0f} pixels became one"
         return said
+
+    @property
+    def structure_doubt(self) -> str:
+        """The field by which the structure is doubtful: of all pictures under a forced calibration, that."""
+        found = "differs", self.differs, self.most_differs
+        if self.differs is None:
+            found = "edge_correlation", self.least_edge_correlation, self.edge_correlation
+        name, more, bound = found
+        return "calibration" if more is not None and bound is not None and more <= bound else name
+
+    @property
+    def shrink(self) -> float:
+        """How many times longer its sides are than those at which it was computed; 1 where they are no longer."""
+        if self.fitted_height is None or self.fitted_width is None:
+            return 1.0
+        return max(1.0, self.height / self.fitted_height, self.width / self.fitted_width)
 
     @property
     def size(self) -> str:
@@ -303,6 +319,13 @@ class Translation(_Section):
     doubts: tuple[str, ...] | None = None
     asked_sha256: str | None = None
 
+    @property
+    def made_by(self) -> tuple[object, ...]:
+        """All that decides a result beside its input: the parts of a whole have it in common."""
+        models = self.source_model_sha256, self.target_model_sha256, self.calibration_sha256
+        guided = self.source_class, self.target_class, self.guidance, self.classifier_sha256
+        return *models, *guided, self.solver, self.soften_sigma, self.shared_noise
+
     def with_(self, **changes: Any) -> Self:
         """A copy with other values; `picture` and `seconds` may be mappings, which are merged into what is there."""
         picture, seconds = changes.get("picture"), changes.get("seconds")
@@ -312,18 +335,39 @@ class Translation(_Section):
             changes["seconds"] = {**self.seconds, **seconds}
         return self.model_copy(update=changes)
 
-    def judged(self, cycle_below: float = DOUBTFUL_BELOW) -> Self:
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """For each doubt what was seen, and what repairs it."""
+        repair = "A calibration repairs many such pictures: ddib calibrate (docs/calibration.md)."
+        if self.calibration_sha256:
+            repair = "A share below 1 repairs many such pictures: --share, or ddib calibrate dial."
+        said = {
+            "cycle_psnr": f"Translated back, it differs visibly from the original, at below {DOUBTFUL_BELOW:g} dB.",
+            "edge_correlation": "Edges agree with the original no better than in an unrelated picture: parts may be "
+            f"exchanged, such as land and sea. {repair}",
+            "differs": "As much differs from the calibration's map of the original as in an unrelated picture: what "
+            f"the page shows in red may be wrong. {repair}",
+            "calibration": "Its calibration was used with --force although its figures do not show that it is right. "
+            "More pictures, or anchors, make a better one: ddib calibrate (docs/calibration.md).",
+        }
+        return tuple(said.get(doubt, doubt) for doubt in self.doubts or ())
+
+    @property
+    def lost(self) -> str:
+        return self.picture.lost if self.picture is not None else ""
+
+    def judged(self) -> Self:
         """A copy that says whether the translation is doubtful, where a figure can be held against a bound."""
         picture = self.picture
         if picture is None or (picture.cycle_psnr is None and picture.structure_doubtful is None):
             return self.model_copy(update={"doubtful": None, "doubts": None})
-        doubts, alone = [], picture.autoencoder_psnr
+        doubts, least, alone = [], DOUBTFUL_BELOW, picture.autoencoder_psnr
         if alone is not None:
-            cycle_below = min(cycle_below, max(LEAST_BEHIND, alone - NEAR_AUTOENCODER))
-        if picture.cycle_psnr is not None and not picture.cycle_psnr >= cycle_below:
+            least = min(least, max(LEAST_BEHIND, alone - NEAR_AUTOENCODER))
+        if picture.cycle_psnr is not None and not picture.cycle_psnr >= least:
             doubts.append("cycle_psnr")
         if picture.structure_doubtful:
-            doubts.append("structure")
+            doubts.append(picture.structure_doubt)
         return self.model_copy(update={"doubtful": bool(doubts), "doubts": tuple(doubts)})
 
     def stored(self) -> dict[str, Any]:
@@ -371,6 +415,16 @@ def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
     if len(named) == 1:
         return f"{worst} {figures.lost}"
     return f"{len(found):,} of {len(named):,} pictures were not translated at their own size; {worst} {figures.lost}"
+
+
+def doubt_lines(named: Sequence[tuple[str, Translation]]) -> list[str]:
+    """Say of each reason for doubt which translations have it."""
+    lines = []
+    for reason in dict.fromkeys(reason for _, record in named for reason in record.reasons):
+        names = [name for name, record in named if reason in record.reasons]
+        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        lines.append(f"{len(names):,} of {len(named):,} doubtful ({some}): {reason}")
+    return lines
 
 
 def _range(low: float | None, high: float | None) -> tuple[float, float] | None:

@@ -216,13 +216,12 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False
 ) -> None:
     """A small table; a column is to the right with ">" before its name, and is not wrapped with "!"."""
-    from rich import box
+    from rich.box import SIMPLE_HEAD
     from rich.measure import Measurement
     from rich.table import Table
 
-    table = Table(
-        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
-    )
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
+    table.title_justify = "left"
     for column in columns:
         table.add_column(
             column.lstrip(">!"),
@@ -334,11 +333,14 @@ NODE_EXTRA = {
     "torch": "torch",
 }
 """What the extra `node` installs, by the name under which it is imported."""
-_SHOW_WHERE: Final = "the same command with DDIB_DEBUG=1 in front shows where it happened"
+_SHOW_WHERE: Final = "the same command with DDIB_DEBUG=1 in front shows where it happened: report that"
 
 
-def explained(error: Exception) -> DdibError:
-    """The error itself when it is one of ours, else one that says the same; shows the traceback where one is wanted."""
+def explained(error: Exception, file: object = None) -> DdibError:
+    """The error itself when it is one of ours, else one that says the same; shows the traceback where one is wanted.
+
+    The error about a file has none of an exception's own words, which may hold values of the file.
+    """
     debugging = os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
     if debugging:
         say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
@@ -347,11 +349,13 @@ def explained(error: Exception) -> DdibError:
     if isinstance(error, ImportError) and (package := NODE_EXTRA.get((error.name or "").partition(".")[0])):
         return missing("node", package, f"this command needs {package}, which is not installed")
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename is not None else ""
+        place = error.filename if file is None else file
+        where = f"{place}: " if place is not None else ""
         kind = DiskFull if is_disk_full(error) else InputError
         return kind(f"{where}{error.strerror}", hint=_look(error))
     hint = "" if debugging else _SHOW_WHERE
-    return InternalError(f"unexpected {type(error).__name__}: {error}", hint=hint)
+    what = f"unexpected {type(error).__name__}"
+    return InternalError(f"{what}: {error}" if file is None else f"{file}: {what}", hint=hint)
 
 
 def _look(error: OSError) -> str:

@@ -291,7 +291,7 @@ class JobPipeline:
         floor = contract.limits.min_evaluations
         check_evaluations(solver_settings(request.solver), floor, where=contract.target.institution)
         self._policy_sha256 = policy_digest(config)
-        self._volume = request.volume_sha256 if config.policy.shared_noise else b""
+        self._volume = request.volume_sha256 if contract.shared_noise else b""
         target = RemoteParty(
             remote,
             contract,
@@ -411,6 +411,8 @@ class JobPipeline:
         now = contract.source.model_sha256.hex(), "" if terms is None else terms.sha256.hex()
         if (record.source_model_sha256, record.calibration_sha256) != now:
             lost = "the model or the calibration was replaced"
+        elif record.shared_noise and not contract.shared_noise:
+            lost = "its noise is shared, and an operator no longer allows it"
         else:
             places = [
                 place for part, place in self._store.parts(job_id, item.index) if part == SpoolPart.ENCODED

@@ -276,6 +276,7 @@ class SourceService(RoleService):
         self._node = node
         paths = node.config.paths
         self._store = JobStore(node.audit, paths.spool, node.config.limits)
+        node.metrics.spool_bytes.set_function(lambda: float(self._store.spool.used_bytes))
         self._events = EventHub(self._store.boot)
         self._remotes = Remotes(
             tls.PeerChannels(paths.pki, node.peers, proxy=node.config.proxy),

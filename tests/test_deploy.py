@@ -128,8 +128,9 @@ def test_the_trial_with_a_pacs_is_set_up_by_its_own_commands(tmp_path: Path) -> 
     for name, service in services.items():
         if name != "pacs":
             assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
-    (tmp_path / "north").mkdir()
-    (tmp_path / "south").mkdir()
+    places = dict(reversed(volume.split(":")) for volume in services["setup"]["volumes"])
+    for place in places:
+        (tmp_path / place.removeprefix("/srv/")).mkdir()
     (script,) = services["setup"]["command"]
     script = script.replace("$$", "$").replace("cd /srv", f"cd {tmp_path}")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -142,7 +143,15 @@ def test_the_trial_with_a_pacs_is_set_up_by_its_own_commands(tmp_path: Path) -> 
         assert (peer_store(node).get(f"{other}.example")).address == f"node-1.{other}.example:7443"
         assert services[side]["command"] == ["serve", "--config", f"/srv/ddib/{side}/node.toml"]
         assert services[side]["networks"]["default"]["aliases"] == [f"node-1.{side}.example"]
-    profile = Profile.load(tmp_path / "north" / "north" / "client" / "client.toml")
+    # What decodes files of the PACS has the client's files alone, and a bound of memory.
+    (volume,) = services["receiver"]["volumes"]
+    name, _, mounted = volume.partition(":")
+    (held,) = (tmp_path / place.removeprefix("/srv/") for place, volume in places.items() if volume == name)
+    files = {str(path.relative_to(held)) for path in held.rglob("*") if path.is_file()}
+    assert files == {"client.toml", "pki/leaf.key", "pki/leaf.pem", "pki/roots.pem"}
+    assert services["receiver"]["mem_limit"].endswith("g")
+    (option,) = [word for word in services["receiver"]["command"] if word.startswith("--profile=")]
+    profile = Profile.load(held / Path(option.partition("=")[2]).relative_to(mounted))
     settings = json.loads((CONTAINER / "orthanc.json").read_text())
     assert profile.dicom.peers == (f"{settings['DicomAet']}@pacs:{settings['DicomPort']}",)
     assert settings["DicomModalities"]["ddib"] == [profile.dicom.aet, "receiver", profile.dicom.port]
@@ -220,12 +229,18 @@ def test_the_cluster_of_ray_asks_for_a_token_and_is_reached_by_its_node_alone() 
 
 # Prometheus
 
-SUFFIXES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
+SUFFIXES = {
+    "counter": ("_total",),
+    "gauge": ("",),
+    "info": ("_info",),
+    "histogram": ("_bucket", "_sum", "_count"),
+}
 VALUES = {
     "stage": {"encode", "decode", "return"},
     "outcome": {"ok", "failed"},
     "direction": {"in", "out"},
     "status": {code.name for code in grpc.StatusCode},
+    "state": {"queued", "running", "decoding"},
 }
 """What the code gives to labels."""
 RULES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -130,6 +131,25 @@ def test_a_file_is_on_the_disk_with_its_row_or_goes(store: NodeStore, path: Path
     assert called == [("undo", []), ("afterwards", ["False"])]
 
 
+def test_a_file_is_on_the_disk_before_its_row_is(store: NodeStore, path: Path, monkeypatch) -> None:
+    """After a loss of power no row names a file whose bytes were never written."""
+    rows_when_synced, sync, file = [], os.fsync, path.with_name("file")
+
+    def watched(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == file:
+            rows_when_synced.append(keys(store))
+        sync(descriptor)
+
+    def write(db: Transaction) -> None:
+        file.write_bytes(b"x")
+        db.written.append(str(file))
+        put("row")(db)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    store.write(write).result(20)
+    assert rows_when_synced == [[]]
+
+
 class FailingConnection:
     """A connection whose statements of one kind meet an error of SQLite's."""
 
@@ -162,6 +182,27 @@ def test_a_disk_that_fails_is_an_os_error(store: NodeStore, code: int, number: i
     store._writer = real
     store.write(put("y")).result(20)
     assert (keys(store), store.problem) == (["y"], None)
+
+
+@pytest.mark.parametrize(
+    ("code", "left"), [(sqlite3.SQLITE_IOERR | 4 << 8, []), (sqlite3.SQLITE_FULL, ["undone"])]
+)
+def test_files_stay_where_a_failed_commit_may_be_on_the_disk(
+    store: NodeStore, code: int, left: list[str]
+) -> None:
+    """Their rows would name files that are gone; of a full disk it is certain that nothing was committed."""
+    undone: list[str] = []
+
+    def write(db: Transaction) -> None:
+        db.undo.append(lambda: undone.append("undone"))
+        put("x")(db)
+
+    real = store._writer
+    store._writer = FailingConnection(real, code, "COMMIT")  # type: ignore[assignment]
+    with pytest.raises((OSError, DiskFull)):
+        store.write(write).result(20)
+    store._writer = real
+    assert undone == left
 
 
 def test_a_full_disk_and_our_own_bugs_are_told_apart(store: NodeStore) -> None:

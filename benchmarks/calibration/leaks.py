@@ -1,12 +1,16 @@
-"""What a latent reveals: correlation with its picture, and what a surrogate inverter makes of it.
+"""What a latent reveals to a surrogate inverter, and what two latents of one volume reveal by their difference.
 
-    python -m benchmarks.calibration.leaks          satellite -> relief, measure what is missing
+    python -m benchmarks.calibration.leaks            satellite -> relief, and heads: measure what is missing
+    python -m benchmarks.calibration.leaks --smoke    four pairs of slices at 8 evaluations; writes nothing
 
 For each share and depth, latents of pictures of the source's training part and their pictures fit the surrogates
 (`lab.report`), and latents of the test part are inverted: PSNR and SSIM of what is read, and how often
 the nearest of all test pictures is the right one. Latents of partial depth are read off on the way to full depth. A
 calibrated latent is the plain one, rotated by a matrix that the contract holds, so it reveals the same. Latents are
 kept in build/calibration/leaks. One thread, float32; intervals are bootstrapped over clusters of pictures.
+
+Of two slices of a head, one has a planted lesion. The attacker holds no model: it subtracts the latents, blurs the
+difference and looks where it is largest. The other slice is the same one without the lesion, or its true neighbour.
 """
 
 from __future__ import annotations
@@ -19,16 +23,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import ndimage
 
 from benchmarks.calibration.directed import BUILD, OUT, Directed
+from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import compare, whiteness
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import Latents, correlation_matrix, fit_inverter, latents_along
+from ddib_fed.models.bundle import pretrained
 
 MODES = (*((1.0, depth) for depth in (1.0, 0.85, 0.7, 0.5, 0.3)), (0.75, 1.0), (0.5, 1.0))
 ALONG = {1.0: (0.3, 0.5, 0.7, 0.85)}
+LESIONS = OUT / "lesions.json"
+HEADS = ("brain-t1", "brain-t2")
+PAIRS, RADIUS, BRIGHTER, BLUR = 24, 2.5, 0.4, 1.5
+"""Pairs of slices; of a lesion, pixels, and a fifth of the range of values; of the attacker's blur, pixels."""
 
 
 def main() -> int:
@@ -40,8 +51,13 @@ def main() -> int:
     parser.add_argument("--known", type=int, default=512, help="latents that the surrogates are fitted to")
     parser.add_argument("--evaluations", type=int, default=24, help="of encoding")
     parser.add_argument("--steps", type=int, default=200, help="of the surrogate network's training")
+    parser.add_argument("--smoke", action="store_true", help="a minute at most; writes nothing")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.smoke:
+        print(json.dumps(lesions(HEADS[0], 4, 8), indent=1))
+        return 0
+    write_json(LESIONS, {"heads": [lesions(head, PAIRS, given.evaluations) for head in HEADS]})
     directed = Directed(*given.pair)
     model = directed.parties[0].model
     asked = {
@@ -66,6 +82,43 @@ def main() -> int:
         write_json(path, {**asked, "share": share, "depth": depth, "leak": found})
         print(path.stem, f"{found['psnr_read']['value']:.1f} dB", flush=True)
     return 0
+
+
+def lesions(head: str, pairs: int, evaluations: int) -> dict[str, Any]:
+    """How many planted lesions the difference of two latents shows, with one draw of noise for both and with two."""
+    model, generator = DomainModel(pretrained(head)), np.random.default_rng(0)
+    slices = shipped_bytes(head, ["test"])[0].astype(np.float32) / 127.5 - 1.0
+    plain, neighbours = slices[: 2 * pairs : 2], slices[1 : 2 * pairs : 2]
+    planted, places = plain.copy(), np.empty((pairs, 2))
+    rows, columns = np.indices(plain.shape[2:])
+    for place, (picture,) in zip(places, planted, strict=True):
+        brain = ndimage.binary_erosion(ndimage.binary_fill_holes(picture > -0.7), iterations=6)
+        place[:] = generator.choice(np.argwhere(brain))
+        lesion = np.hypot(rows - place[0], columns - place[1]) <= RADIUS
+        picture[lesion] = np.minimum(picture[lesion] + BRIGHTER, 1.0)
+
+    def latents(pictures: np.ndarray, seed: int) -> np.ndarray:
+        sigma, x = model.manifest.soften_sigma, model.normalise(pictures)
+        return latents_along(model, x, evaluations=evaluations, sigma=sigma, seed=seed)[1.0]
+
+    def found(others: np.ndarray, seed: int) -> int:
+        seen = np.abs(ndimage.gaussian_filter(z - latents(others, seed), (0, 0, BLUR, BLUR)))[:, 0]
+        at = np.stack(np.unravel_index(seen.reshape(pairs, -1).argmax(1), seen.shape[1:]), axis=1)
+        return int((np.hypot(*(at - places).T) <= RADIUS + 1).sum())
+
+    z = latents(planted, seed=1)
+    rows_of_noise = {
+        noise: {"same": found(plain, seed), "next": found(neighbours, seed)}
+        for noise, seed in (("one", 1), ("own", 2))
+    }
+    return {
+        "head": head,
+        "model": model.bundle.digest,
+        "pairs": pairs,
+        "evaluations": evaluations,
+        "chance": float(np.pi * (RADIUS + 1) ** 2 / rows.size),
+        **rows_of_noise,
+    }
 
 
 def _leak(

@@ -235,7 +235,7 @@ def _figures(folder: Path, directed: Some) -> dict[str, Any]:
         "least_cycle_psnr": None if recorded is None else min(recorded),
         "doubtful": {
             doubt: sum(doubt in (record.doubts or ()) for record in records)
-            for doubt in ("cycle_psnr", "structure")
+            for doubt in ("cycle_psnr", "edge_correlation", "differs", "calibration")
         },
         "wire_bytes": {
             "least": min(r.wire_bytes for r in records),

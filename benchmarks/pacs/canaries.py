@@ -27,14 +27,8 @@ from tests.security.tap.relay import Tap
 from tests.security.tap.search import Secrets, Traffic, look
 
 LENGTHS = {"PN": 60, "LO": 60, "SH": 16, "ST": 60, "LT": 60, "UT": 60, "CS": 16, "AE": 16, "UC": 60}
-KEPT = {
-    "Modality",
-    "PhotometricInterpretation",
-    "ImageType",
-    "SpecificCharacterSet",
-    "PatientPosition",
-    "RescaleType",
-}
+KEPT = {"Modality", "PhotometricInterpretation", "ImageType", "SpecificCharacterSet", "PatientPosition",
+        "RescaleType"}  # fmt: skip
 """Attributes whose value says how to read the pixels."""
 
 

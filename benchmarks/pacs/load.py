@@ -45,11 +45,9 @@ def main() -> None:
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder, site(Path(folder), name) as there:
             found[name] = CASES[name](there, Path(folder))
-            found[name] |= {"receiver_mib": {k: round(v) for k, v in memory(there.receiver.pid).items()}}
-            found[name] |= {
-                "log": sorted(set(re.findall(r"(?:WARNING|ERROR) .*?: (.*)", there.receiver.text())))[:6]
-            }
-            found[name]["log"] = [re.sub(r"series \w{8}", "series ...", line) for line in found[name]["log"]]
+            found[name]["receiver_mib"] = {k: round(v) for k, v in memory(there.receiver.pid).items()}
+            lines = sorted(set(re.findall(r"(?:WARNING|ERROR) .*?: (.*)", there.receiver.text())))[:6]
+            found[name]["log"] = [re.sub(r"series \w{8}", "series ...", line) for line in lines]
         write("load", {each: found[each] for each in CASES if each in found})
 
 

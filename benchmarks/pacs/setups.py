@@ -8,30 +8,21 @@ a row for each: the set-up, who says it, and what is said.
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
 import re
-import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pydicom
-import pynetdicom
 from click.testing import CliRunner
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from benchmarks.pacs.site import Orthanc, Process, Site, brain_series, storescu, until, write
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import DdibError
-from ddib_fed.formats.dicom_network import OwnEntity
+from ddib_fed.formats.dicom_network import VERIFICATION
 from tests.e2e.harness import free_port
-
-VERIFICATION = "1.2.840.10008.1.1"
+from tests.formats.dicom.peers import make_certificates, pynetdicom_peer, silent, tls_peer
 
 
 def main() -> None:
@@ -76,6 +67,12 @@ class Rows:
         self.rows.append({"setup": what, "who": "log", "says": line})
         print(self.rows[-1], flush=True)
 
+    def restarted(self, caller: str, other: str) -> None:
+        self.site.receiver.kill()
+        command = self.site.receiver.command
+        command[command.index(caller)] = other
+        self.site.start_receiver()
+
     def of_doctor(self, folder: Path, login: Orthanc) -> None:
         site, doctor = self.site, self.doctor
         port, web = site.pacs.port, site.pacs.web
@@ -101,11 +98,8 @@ class Rows:
             doctor("TLS, right", f"PEER@localhost:{there}", ours)
             doctor("PACS asks for TLS, we do not", f"PEER@localhost:{there}")
             doctor("its certificate is of another name", f"PEER@127.0.0.1:{there}", ours)
-            doctor(
-                "our certificate is of an unknown CA",
-                f"PEER@localhost:{there}",
-                f'tls = "{certificates / "stranger"}"',
-            )
+            stranger = f'tls = "{certificates / "stranger"}"'
+            doctor("our certificate is of an unknown CA", f"PEER@localhost:{there}", stranger)
         with tls_peer(certificates / "unknown") as there:
             doctor("its certificate is of an unknown CA", f"PEER@localhost:{there}", ours)
         doctor("we ask for TLS, PACS does not", f"PACS@localhost:{port}", ours)
@@ -116,16 +110,12 @@ class Rows:
         doctor("DICOMweb, port closed", f"http://127.0.0.1:{free_port()}/dicom-web")
         doctor("DICOMweb, https of a port without TLS", web.replace("http:", "https:"))
         doctor("DICOMweb, login missing", login.web)
-        (folder / "login.txt").write_text("ward:wrong")
-        (folder / "login.txt").chmod(0o600)
-        doctor("DICOMweb, login wrong", login.web, f'login = "{folder / "login.txt"}"')
-        (folder / "login.txt").write_text("ward:secret")
-        doctor("DICOMweb, login right", login.web, f'login = "{folder / "login.txt"}"')
-        doctor(
-            "DICOMweb, login over plain http",
-            "http://pacs.invalid/dicom-web",
-            f'login = "{folder / "login.txt"}"',
-        )
+        secret = folder / "login.txt"
+        for what, words in (("wrong", "ward:wrong"), ("right", "ward:secret")):
+            secret.write_text(words)
+            secret.chmod(0o600)
+            doctor(f"DICOMweb, login {what}", login.web, f'login = "{secret}"')
+        doctor("DICOMweb, login over plain http", "http://pacs.invalid/dicom-web", f'login = "{secret}"')
 
     def of_log(self, folder: Path) -> None:
         site, logged = self.site, self.logged
@@ -136,26 +126,16 @@ class Rows:
             ("sender calls another AE title", (), "OTHER"),
         ):
             logged(what, after(site, lambda w=words, c=called: storescu(site.port, c, study, *w)))
-        site.receiver.kill()
-        site.receiver.command[site.receiver.command.index("STORESCU@127.0.0.1")] = "STORESCU@192.0.2.1"
-        site.start_receiver()
+        self.restarted("STORESCU@127.0.0.1", "STORESCU@192.0.2.1")
         logged("sender's address not in --from", after(site, lambda: storescu(site.port, "DDIB", study)))
-        site.receiver.kill()
-        site.receiver.command[site.receiver.command.index("STORESCU@192.0.2.1")] = "STORESCU@127.0.0.1"
-        site.start_receiver()
-        other = Path(pydicom.__file__).parent / "data" / "test_files"
-        report = folder / "report"
-        report.mkdir()
-        (report / "sr.dcm").write_bytes((other / "reportsi.dcm").read_bytes())
-        logged("a report is sent", after(site, lambda: storescu(site.port, "DDIB", report)))
-        (report / "sr.dcm").write_bytes((other / "examples_palette.dcm").read_bytes())
-        logged(
-            "a picture that is not translated is sent",
-            after(site, lambda: storescu(site.port, "DDIB", report)),
-        )
-        logged(
-            "results go to a closed port", after(site, lambda: storescu(site.port, "DDIB", study), "again in")
-        )
+        self.restarted("STORESCU@192.0.2.1", "STORESCU@127.0.0.1")
+        (report := folder / "report").mkdir()
+        for name, what in {"reportsi": "a report", "examples_palette": "a picture of a palette"}.items():
+            other = Path(pydicom.__file__).parent / "data" / "test_files" / f"{name}.dcm"
+            (report / "sr.dcm").write_bytes(other.read_bytes())
+            logged(f"{what} is sent", after(site, lambda: storescu(site.port, "DDIB", report)))
+        retried = after(site, lambda: storescu(site.port, "DDIB", study), "again in")
+        logged("results go to a closed port", retried)
         second = Process([*site.receiver.command], folder / "second.txt")
         second.start()
         until(lambda: bool(second.text()), 30, "the second receiver")
@@ -181,84 +161,6 @@ def after(site: Site, send: Any, what: str = "WARNING") -> str:
     send()
     until(lambda: what in site.receiver.text()[before:], 30, "a line of the log")
     return next(line for line in site.receiver.text()[before:].splitlines() if what in line)[24:]
-
-
-@contextlib.contextmanager
-def silent() -> Iterator[int]:
-    """A port that accepts and says nothing."""
-    with socket.create_server(("127.0.0.1", 0)) as server:  # the kernel accepts, and nobody reads
-        yield server.getsockname()[1]
-
-
-@contextlib.contextmanager
-def pynetdicom_peer(classes: list[str], context: Any = None) -> Iterator[int]:
-    entity, port = pynetdicom.AE("PEER"), free_port()
-    for each in classes:
-        entity.add_supported_context(each)
-    server = entity.start_server(("127.0.0.1", port), block=False, ssl_context=context)
-    try:
-        yield port
-    finally:
-        server.shutdown()
-
-
-@contextlib.contextmanager
-def tls_peer(folder: Path) -> Iterator[int]:
-    import ssl
-
-    context = OwnEntity("PEER", folder).context(ssl.PROTOCOL_TLS_SERVER)
-    with pynetdicom_peer([VERIFICATION, pydicom.uid.MRImageStorage], context) as port:
-        yield port
-
-
-def make_certificates(folder: Path) -> Path:
-    """Folders for [dicom] tls: ours and theirs know each other, a stranger's and an unknown one's do not."""
-    made = folder / "certificates"
-    good, bad = authority("a hospital"), authority("another")
-    issue(made / "ours", good, trusts=good)
-    issue(made / "theirs", good, trusts=good)
-    issue(made / "stranger", bad, trusts=good)
-    issue(made / "unknown", bad, trusts=good)
-    return made
-
-
-Signer = tuple[ec.EllipticCurvePrivateKey, x509.Certificate]
-
-
-def authority(name: str) -> Signer:
-    key = ec.generate_private_key(ec.SECP256R1())
-    return key, signed(key, name, (key, None), ca=True)
-
-
-def issue(folder: Path, by: Signer, *, trusts: Signer) -> None:
-    folder.mkdir(parents=True)
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(trusts[1].public_bytes(pem))
-    (folder / "cert.pem").write_bytes(signed(key, "localhost", by, ca=False).public_bytes(pem))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    (folder / "key.pem").chmod(0o600)
-
-
-def signed(
-    key: ec.EllipticCurvePrivateKey, name: str, by: tuple[Any, x509.Certificate | None], *, ca: bool
-) -> Any:
-    own = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = dt.datetime.now(dt.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(own)
-        .issuer_name(own if by[1] is None else by[1].subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=2))
-        .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .sign(by[0], hashes.SHA256())
-    )
 
 
 if __name__ == "__main__":

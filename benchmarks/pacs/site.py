@@ -187,20 +187,8 @@ def brain_series(folder: Path, study: str, number: int, slices: int = 8, **chang
 
 def storescu(peer_port: int, aet: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """dcmtk's sender, of all files below a folder."""
-    command = [
-        "storescu",
-        "-aet",
-        "STORESCU",
-        "-aec",
-        aet,
-        "+sd",
-        "+r",
-        "-R",
-        *words,
-        "127.0.0.1",
-        str(peer_port),
-        str(folder),
-    ]
+    how, where = ["-aet", "STORESCU", "-aec", aet, "+sd", "+r", "-R", *words], ["127.0.0.1", str(peer_port)]
+    command = ["storescu", *how, *where, str(folder)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

@@ -308,7 +308,7 @@ def measured(
             pictures = dial.write_pictures(some, picture_rule(manifest), Path(folder))
         translate = dial.translating(client, target, pictures, root, calibration, truth)
         shares = [share for share in dial.SHARES if share >= least_share]
-        return dial.measure_dial(translate, calibration, shares, source.privacy)
+        return dial.measure_dial(translate, shares, source.privacy)
 
 
 def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
@@ -316,8 +316,9 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
     if not rows:
         return
     of_truth = any(row.ssim is not None for row in rows)
-    columns = ["share", ">temperature", ">blend", ">SSIM with the map", ">edges", ">sharpness", ">whiteness",
-               ">round trip dB", ">read dB", ">surrogate dB"]  # fmt: skip
+    # Short enough for a terminal of 100 characters.
+    columns = ["share", ">temp", ">blend", ">SSIM with map", ">edges", ">sharp", ">white",
+               ">round trip dB", ">read dB", ">leak dB"]  # fmt: skip
     columns += [">PSNR dB", ">SSIM", ">partner"] * of_truth
 
     def shown(value: float | None, form: str = ".2f") -> str:
@@ -340,7 +341,7 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
             "             lower bound, which rises with the number of pairs (SECURITY.md has figures of 512)",
         )
     if rows[0].surrogate is not None:
-        say("             surrogate: the same by the model's privacy report")
+        say("             leak: the same, by the model's privacy report")
 
 
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
@@ -637,12 +638,12 @@ def list_(config_path: Path) -> None:
 
     def text() -> None:
         calibrations = [
-            [each["sha256"][:12], each["kind"], f"{each['source']} to {each['target']}", each["state"],
-             each["expires"][:10]]
+            [each["sha256"][:12], each["kind"], f"{each['source']} to {each['target']}", each["dial"],
+             each["state"], each["expires"][:10]]
             for each in found
         ]  # fmt: skip
         if found:
-            print_table("", ["!calibration", "kind", "from, to", "state", "expires"], calibrations)
+            print_table("", ["!calibration", "kind", "from, to", "dial", "state", "expires"], calibrations)
         else:
             say("no calibrations yet: ddib calibrate --peer INSTITUTION/DOMAIN")
         say(*(f"{each['sha256'][:12]}: {each['warning']}" for each in found if each["warning"]))

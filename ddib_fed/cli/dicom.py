@@ -87,7 +87,7 @@ def receive(
         router = Router(spool, run, reading, settings, deliver, busy)
         receiver = Receiver(
             own, port or settings.port, spool / ".arriving", known, router.keep, router.ended, log.warning,
-            settings.most_associations, busy=busy,
+            settings.most_associations, busy=busy, room=router.room,
         )  # fmt: skip
         stop = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,10 +17,9 @@ from ddib_fed.client.client import ENDED, Client, open_client, state_of, target_
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import STAGES, FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import Delivered
-from ddib_fed.errors import DdibError, DiskFull, ExhaustedError, InputError, error_class
-from ddib_fed.files import is_disk_full
-from ddib_fed.record import LEAST_BEHIND, NEAR_AUTOENCODER, Part, fitted_line, tiles_in
+from ddib_fed.client.results import Delivered, not_written
+from ddib_fed.errors import DdibError, ExhaustedError, error_class
+from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, tiles_in
 from ddib_fed.terminal import bar, drawing, emit, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -139,23 +138,17 @@ class ConsoleProgress(RunProgress):
 def write_pages(run: FolderRun) -> Path | None:
     """Write the page; where it is, or None if there are too few pictures."""
     pictures = [each for each in run.delivered if each.provenance.picture is not None]
-    whole = [each for each in run.written if each.shown.suffix == ".png"]
-    if len(pictures) + len(whole) < FEWEST:
+    if len(pictures) + len(run.written) < FEWEST and all(each.shown.suffix == ".png" for each in run.written):
         return None
     page = _place(run)
     try:
-        _write(run, pictures, whole, page)
+        _write(run, pictures, page)
     except OSError as error:
-        kind, out = DiskFull if is_disk_full(error) else InputError, run.options.out
-        raise kind(
-            f"{error.filename or page} cannot be written: {error.strerror or error}; every result is in {out}",
-            hint="make room, then the same command again",
-            hop="client",
-        ) from error
+        raise not_written(error, page, f"every result is in {run.options.out}") from error
     return page
 
 
-def _write(run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStudy], page: Path) -> None:
+def _write(run: FolderRun, pictures: list[Delivered], page: Path) -> None:
     from ddib_fed.evaluation.pages import ShownFile, ShownFiles, write_results
 
     sources = {item.file: item.path for item in run.items}
@@ -170,15 +163,28 @@ def _write(run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStu
         )
         for each in pictures
     ]
-    for study in whole:
-        back = study.provenance.files.get(Part.RETURNED)
-        returned = study.record.parent / back.file if back else None
-        files.append(ShownFile(study.given.name, study.provenance, study.shown, study.given, returned))
     missing = [(str(each.path), each.why) for each in (*run.left_out, *run.failed)]
     missing += [(str(path), "was not submitted") for path in run.not_submitted]
+    total = run.total
+    for study in run.written:
+        if "slices" not in study.report:
+            back = study.provenance.files.get(Part.RETURNED)
+            returned = study.record.parent / back.file if back else None
+            source = study.given if study.shown.suffix == ".png" else None
+            files.append(ShownFile(study.given.name, study.provenance, study.shown, source, returned))
+            continue
+        total += study.items - 1
+        for item in study.report["items"]:
+            name, made = f"{study.record.stem}, slice {item['plane'] + 1}", study.shown
+            if made.is_dir() and len(study.files) == study.report["planes"]:
+                made = study.files[item["plane"]]
+            if record := Translation.parse(item):
+                files.append(ShownFile(name, record, made))
+            else:
+                missing.append((name, item["why"]))
     first = files[0].record
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
-    results = ShownFiles(target, run.total, files, tuple(missing))
+    results = ShownFiles(target, total, files, tuple(missing))
     with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
         write_results(page, results, on_drawn=show)
 
@@ -227,8 +233,11 @@ def _say_run(run: FolderRun, page: Path | None) -> None:
         used = {(p.calibration_kind, p.calibration_sha256[:12]) for p in (d.provenance for d in delivered)}
         if said := ", ".join(f"calibration: {kind} {sha256}" for kind, sha256 in sorted(used) if sha256):
             say(said)
+        if (sets := len({each.provenance.made_by[:3] for each in delivered})) > 1:
+            what = f"results are by {sets} sets of models and calibrations, which the records name"
+            say(f"warning: {what}; --force translates all by those of today", err=True)
         say(_where(run))
-        _say_marks(delivered, run.options.doubtful_below)
+        _say_marks(delivered)
     if page is not None:
         say(f"page: {page}")
 
@@ -241,8 +250,9 @@ def _say_study(each: WrittenStudy) -> None:
         round_trip = f"round trip {picture.cycle_psnr:.1f} dB at its own {picture.size} pixels{mark}"
     for line in filter(None, (each.refused, round_trip, *each.said)):
         say(f"  {line}")
-    if doubtful := sum(bool(item.get("doubtful")) for item in each.report["items"]):
-        say(f"  {doubtful} of {each.items} items doubtful ({each.record})", err=True)
+    parts = [(str(item["plane"] + 1), Translation.parse(item)) for item in each.report["items"]]
+    for line in doubt_lines([(name, record) for name, record in parts if record is not None]):
+        say(f"  {line}", err=True)
 
 
 def _where(run: FolderRun) -> str:
@@ -310,27 +320,15 @@ def _say_fitted(delivered: Sequence[Delivered]) -> None:
             say(f"  at their own size, in {tiles:,} tiles: --tile {high}")
 
 
-def _say_marks(delivered: Sequence[Delivered], doubtful_below: float) -> None:
-    bound = f"the round trip is below {doubtful_below:g} dB"
-    if any((p := item.provenance.picture) and p.autoencoder_psnr is not None for item in delivered):
-        bound += f", and below {LEAST_BEHIND:g} dB or {NEAR_AUTOENCODER:g} dB less than the autoencoder alone keeps"
-    reasons = {
-        "cycle_psnr": bound,
-        "structure": "as much differs from the map alone, or without a calibration in edges, as in unrelated pictures",
-    }
-    for kind, reason in reasons.items():
-        if found := [item.file for item in delivered if kind in (item.provenance.doubts or ())]:
-            say(f"{len(found)} of {len(delivered)} doubtful: {reason} ({_some(found)})", err=True)
+def _say_marks(delivered: Sequence[Delivered]) -> None:
+    for line in doubt_lines([(item.file, item.provenance) for item in delivered]):
+        say(line, err=True)
     if clipped := [item.file for item in delivered if (p := item.provenance.picture) and p.clipped]:
         say(
             f"{len(clipped)} clipped: values outside the source model's range; the figures refer to the "
-            f"original pictures ({_some(clipped)})",
+            f"original pictures ({', '.join(clipped[:5])}{', ...' * (len(clipped) > 5)})",
             err=True,
         )
-
-
-def _some(files: Sequence[str]) -> str:
-    return ", ".join(files[:5]) + (", ..." if len(files) > 5 else "")
 
 
 def _print_results(delivered: Sequence[Delivered]) -> None:

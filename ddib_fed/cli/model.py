@@ -67,6 +67,12 @@ def _sides(text: str) -> tuple[int, ...]:
     return tuple(map(int, sides))
 
 
+def _rule(text: str) -> str:
+    from ddib_fed.formats.study import IntensityRule
+
+    return IntensityRule.parse(text).text
+
+
 def _code(text: str) -> str:
     if not re.fullmatch(r"[DSIHPAWRL]{2,3}", text.upper()):
         raise ValueError(f"{text!r} is not RAS, LPS, DHW, or of pictures WH, HW, RA")
@@ -148,6 +154,12 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "--fit",
     "Pictures: how those of another size are fitted.  [default: crop, as the public code]",
     ("crop", "pad", "resize"),
+)
+@option(
+    "--intensity RULE",
+    "How values of volumes and maps become the model's numbers, as of `ddib translate`: values, hu, "
+    "window:CENTRE,WIDTH[@LOW:HIGH] or percentile:LEAST,MOST[@LOW:HIGH]; default: as the files say.",
+    callback=options.read_by(_rule),
 )
 @option(
     "--soften-sigma SIGMA",
@@ -241,7 +253,7 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
 def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
     """The model in a file or a pipeline's folder; options that say nothing of it are usage errors."""
     names = {"domain": given["domain"], "name": given["name"]}
-    settings = {key: given[key] for key in ("fit", "soften_sigma") if given[key] is not None}
+    settings = {key: given[key] for key in ("fit", "intensity", "soften_sigma") if given[key] is not None}
     if path.is_dir():
         from ddib_fed.models.import_diffusers import import_diffusers, is_diffusers
         from ddib_fed.models.import_latents import Told
@@ -265,7 +277,7 @@ def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
     if given["synthetic"]:
         from ddib_fed.models.import_guided import import_synthetic
 
-        idle = ("classifier", "fit", "soften_sigma")
+        idle = ("classifier", "fit", "intensity", "soften_sigma")
         options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")
         return import_synthetic(path, flags=given["flags"], **names)
     from ddib_fed.models.import_guided import import_guided

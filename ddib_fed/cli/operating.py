@@ -104,8 +104,8 @@ def _show_status(answer: admin_pb2.StatusResponse, more: str) -> None:
     for each in answer.calibrations:
         about = f": {each.warning}" if each.warning else ""
         say(
-            f"calibration  {each.sha256[:12]} {each.kind}, {each.source} to {each.target}, until {when(each.expires)}, "
-            f"{each.state}{about}"
+            f"calibration  {each.sha256[:12]} {each.kind}, {each.source} to {each.target}, {each.dial}, "
+            f"until {when(each.expires)}, {each.state}{about}"
         )
 
 

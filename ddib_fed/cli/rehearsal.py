@@ -38,7 +38,7 @@ from ddib_fed.record import DIAL, Settings, fitted_line
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import RUN_FOLDER, read_progress, train
-from ddib_fed.training.sources import name_of
+from ddib_fed.training.sources import name_of, normalisation, open_source
 from ddib_fed.v1 import translation_pb2 as pb
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
@@ -91,9 +91,6 @@ def rehearse(
     a = _look("a", wanted.a, wanted.test_a, wanted, on_progress)
     b = _look("b", wanted.b, wanted.test_b, wanted, on_progress)
     shared = [f"{mine} and {theirs}" for mine, theirs in folders.shared(a.folder.entries, b.folder.entries)]
-    for side in (a, b):
-        for line in side.lines:
-            say(f"{side.name}: {line}")
     if shared:
         say(f"{len(shared)} pictures are in both folders; the first: {shared[0]}")
     coloured = any(
@@ -107,11 +104,14 @@ def rehearse(
         }
     )
 
-    def trained(side: _Side) -> Bundle:
+    def config_of(side: _Side) -> TrainConfig:
         name = f"{side.name}-{side.letter}" if a.name == b.name else side.name
         fields = config.model_dump() | {"images": side.folder.root, "name": name}
+        return TrainConfig.model_validate(fields)
+
+    def trained(side: _Side) -> Bundle:
         return train(
-            TrainConfig.model_validate(fields),
+            config_of(side),
             wanted.out / side.letter,
             lambda p: on_progress(f"training {side.name}", p.step, p.steps, f"loss {p.loss:.4f}"),
             resume=not force,
@@ -119,6 +119,8 @@ def rehearse(
             say=lambda text: say(f"{side.name}: {text}"),
         )
 
+    # Pictures of b that cannot be trained on are refused before half of the time has gone into a.
+    normalisation(config_of(b), open_source(config_of(b)))
     models = trained(a), trained(b)
     ways = (
         _translate(a, b, models, config, wanted, on_progress),
@@ -257,13 +259,11 @@ def _found(side: _Side, model: Bundle, out: Path) -> SideFound:
     )
 
 
-def sides_of(a: Path, b: Path | None) -> tuple[Path, Path, Path | None, Path | None]:
-    """(A, B, held-out A or None, held-out B or None) of two folders, or of one that is laid out as trainA, trainB."""
-    if b is not None:
-        return a, b, None, None
-    found = folders.two_sides(a)
+def sides_of(a: Path, b: Path | None) -> folders.Sides:
+    """The two sides of two folders, or of one that is laid out as trainA, trainB."""
+    found = folders.two_sides(a) if b is None else (a, b, None, None)
     if found is None:
         raise UsageError(
             f"{a} does not hold trainA and trainB", hint="name two folders: ddib try A/ B/ --out DIR"
         )
-    return found.train_a, found.train_b, found.test_a, found.test_b
+    return found

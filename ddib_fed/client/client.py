@@ -40,6 +40,7 @@ from ddib_fed.errors import (
     PeerFault,
     PeerUnreachable,
     UsageError,
+    error_class,
 )
 from ddib_fed.protocol.calls import from_detail, is_number, status_of
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
@@ -138,6 +139,12 @@ def failure_text(failure: common_pb2.ErrorDetail) -> str:
     return f"{peer}: {facts['found']}"
 
 
+def failure(detail: common_pb2.ErrorDetail, hop: str) -> DdibError:
+    """The error that a job or an item failed with."""
+    kind = error_class(detail.reason) if detail.reason else JobFailed
+    return kind(failure_text(detail), hop=hop)
+
+
 def require_finished(job: pb.Job, hop: str) -> pb.Job:
     """The given job, if all its items were translated.
 
@@ -152,9 +159,9 @@ def require_finished(job: pb.Job, hop: str) -> pb.Job:
         return job
     what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
     hint = f"ddib job show {job.job_id}" if hop else ""  # in one process nothing is kept
-    failure = job.error if job.HasField("error") or not bad else bad[0].error
-    why = f": {failure_text(failure)} ({failure.reason})" if failure.reason else ""
-    cause = from_detail(failure.SerializeToString(), hop) or JobFailed(hop=hop)
+    first = job.error if job.HasField("error") or not bad else bad[0].error
+    why = f": {failure_text(first)} ({first.reason})" if first.reason else ""
+    cause = from_detail(first.SerializeToString(), hop) or JobFailed(hop=hop)
     error = JobFailed(
         f"{what} failed{why}",
         hint=hint,

@@ -7,26 +7,27 @@ shipped pairs both order the shares alike (docs/calibration.md). It says nothing
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
 from ddib_fed.calibration.record import Calibration, Dial
-from ddib_fed.client.client import Client, job_header
+from ddib_fed.client.client import Client, failure, job_header
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import Cancelled, DdibError, JobFailed, UsageError
+from ddib_fed.errors import JobFailed, LatentNotGaussian, PolicyDenied, SettingsInvalid, UsageError
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.models.sidecars import PrivacyReport
 from ddib_fed.names import names_apart
 from ddib_fed.record import Settings
+from ddib_fed.v1 import translation_pb2 as pb
 
 SHARES: Final = (1.0, 0.75, 0.5)
 EVALUATIONS = 24
@@ -77,48 +78,63 @@ class Measured:
         return self.map_ssim if self.ssim is None else self.ssim
 
 
-Translate = Callable[[Dial], tuple[Translations, Pictures]]
+Kept = tuple[Translations, Pictures]
+Translate = Callable[[Dial], Kept]
 """Own pictures under a setting: their translations, and their latents."""
+REFUSALS: Final = (PolicyDenied, SettingsInvalid, LatentNotGaussian)
+"""Errors by which a node or a model refuses a share; any other ends the measurement."""
 
 
 def measure_dial(
-    translate: Translate, calibration: Calibration, shares: Sequence[float], privacy: PrivacyReport | None
+    translate: Translate, shares: Sequence[float], privacy: PrivacyReport | None
 ) -> tuple[list[Measured], Dial]:
-    """Each setting's figures, and the one that is proposed; shares that a node or the model refuses are left out."""
-    rows: list[Measured] = []
+    """Measure each setting over the pictures that all of them have; return the figures and the proposed setting.
+
+    The first share that is refused, or is refused for more than half of the pictures, ends the scan.
+    """
     readings = privacy.readings if privacy else ()
     known = {each.share: each.read.value for each in readings if each.depth == 1.0 and each.soften_sigma}
-    kept = {}
-    for share in shares:
-        dial = Dial(share=share)
+
+    def measured() -> list[Measured]:
+        return [_row(dial, *each, known.get(dial.share)) for dial, each in kept.items()]
+
+    kept: dict[Dial, Kept] = {}
+    for dial in (Dial(share=share) for share in shares):
         try:
-            kept[share] = found, latents = translate(dial)
-        except Cancelled:
-            raise
-        except DdibError:
-            if not rows:
+            tried = _over_same({**kept, dial: translate(dial)})
+        except REFUSALS:
+            if not kept:
                 raise
             break
-        rows.append(_row(dial, found, found.translated, calibration, latents, known.get(share)))
-    share = _largest_with_enough(rows)
+        if any(2 * len(tried[dial][0].names) < len(found.names) for found, _ in kept.values()):
+            break
+        kept = tried
+    share = _largest_with_enough(measured())
+    cool = Dial(share=share, temperature=COOL)
+    kept = _over_same({**kept, cool: translate(cool)})
+    rows = measured()
     chosen = next(row for row in rows if row.dial.share == share)
-    found, latents = translate(Dial(share=share, temperature=COOL))
-    cool = _row(
-        Dial(share=share, temperature=COOL), found, found.translated, calibration, latents, known.get(share)
-    )
-    rows.append(cool)
-    room = TOLERATED if cool.ssim is None else 0.0
-    if cool.worth >= chosen.worth - room:
-        chosen = cool
-    else:
-        found = kept[share][0]
+    room = TOLERATED if chosen.ssim is None else 0.0
+    if rows[-1].worth >= chosen.worth - room:
+        chosen = rows[-1]
+    found = kept[chosen.dial][0]
     assert found.mapped is not None
     dial = chosen.dial.model_copy(update={"blend": BLEND})
     blended = (1.0 - BLEND) * found.translated + BLEND * found.mapped
-    rows.append(_row(dial, found, blended, calibration))
+    rows.append(_row(dial, replace(found, translated=blended)))
     if rows[-1].worth >= chosen.worth:
         chosen = rows[-1]
     return rows, chosen.dial
+
+
+def _over_same(kept: Mapping[Dial, Kept]) -> dict[Dial, Kept]:
+    """Keep of each setting the pictures that all settings have."""
+    names = set.intersection(*(set(found.names) for found, _ in kept.values()))
+    same: dict[Dial, Kept] = {}
+    for dial, (found, latents) in kept.items():
+        where = [at for at, name in enumerate(found.names) if name in names]
+        same[dial] = found.of(where), latents[where]
+    return same
 
 
 def _largest_with_enough(rows: Sequence[Measured]) -> float:
@@ -130,14 +146,9 @@ def _largest_with_enough(rows: Sequence[Measured]) -> float:
 
 
 def _row(
-    dial: Dial,
-    found: Translations,
-    translated: Pictures,
-    calibration: Calibration,
-    latents: Pictures | None = None,
-    surrogate: float | None = None,
+    dial: Dial, found: Translations, latents: Pictures | None = None, surrogate: float | None = None
 ) -> Measured:
-    mapped = found.mapped
+    translated, mapped = found.translated, found.mapped
     assert mapped is not None
     pairs = round(MOST_KNOWN * len(found.names))
     round_trip = whiteness = read = psnr = ssim = partner = None
@@ -145,7 +156,7 @@ def _row(
         import torch
 
         whiteness = metrics.whiteness(torch.from_numpy(latents)).ratio
-        read = _read(latents, found, calibration, pairs)
+        read = _read(latents, found, pairs)
         if found.back is not None and found.source is not None:
             round_trip = float(metrics.psnr(found.back, found.source).mean())
     if found.truth is not None:
@@ -162,10 +173,11 @@ def _row(
     )  # fmt: skip
 
 
-def _read(latents: Pictures, found: Translations, calibration: Calibration, count: int) -> float | None:
+def _read(latents: Pictures, found: Translations, count: int) -> float | None:
     """dB of the pictures that a read-out of so many pairs reads from the latents of the others."""
     assert found.source is not None
-    units = calibration.source.units
+    assert found.mapping is not None
+    units = found.mapping.source
     x = units.apply(found.source)
     if count < FEWEST_READ or len(latents) - count < 2 or latents.shape != x.shape:
         return None
@@ -197,9 +209,10 @@ def translating(
     calibration: Calibration,
     truth: Path | None = None,
 ) -> Translate:
-    """Translates files below a folder by jobs of a client, there and back, and reads what came.
+    """Translate files below a folder by jobs of a client, there and back, and read the results.
 
-    JobFailed if none came, or if they are of another calibration.
+    The returned function leaves out pictures that are refused. It raises any other error of a job or a picture, the
+    first refusal where all pictures are refused, and JobFailed if they are of another calibration.
     """
     names = [path.relative_to(root).as_posix() for path in pictures]
     if calibration.alone is None:
@@ -220,9 +233,12 @@ def translating(
             run = FolderRun(how, items)
             run.read()
             run.translate()
-            if not run.results:
-                first = [*run.left_out, *run.failed][0]
-                raise JobFailed(f"none of {len(items)} pictures could be translated: {first.why}")
+            errors = [failure(job.error, client.hop) for job in run.jobs if job.state == pb.JOB_STATE_FAILED]
+            errors += [each.error for each in (*run.left_out, *run.failed)]
+            for error in errors:
+                if not (run.results and isinstance(error, REFUSALS)):
+                    raise error
+            run.require_translated()
             found = read_translations(Path(folder), source=root, truth=truth, mapping=calibration.alone)
             if found.mapping is None:
                 raise JobFailed(

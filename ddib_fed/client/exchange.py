@@ -7,16 +7,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ddib_fed.client.folder_run import FolderRun
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import UsageError
 from ddib_fed.files import make_private_folders, write_file
+from ddib_fed.formats.dicom import read_header
+from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, echo, fetch, parse_query, store
+from ddib_fed.formats.dicomweb import Web
 from ddib_fed.terminal import say
-
-if TYPE_CHECKING:
-    from ddib_fed.formats.dicom_network import OwnEntity
 
 Deliver = Callable[[Sequence[Path], Callable[[Path], object]], None]
 """Hands files on, and calls its second argument with each that the other side has."""
@@ -26,8 +25,6 @@ FETCHED = ".ddib-study-"
 
 def own_entity(profile: Profile, aet: str | None = None) -> OwnEntity:
     """This client as DICOM peers see it, by the profile's table `[dicom]`."""
-    from ddib_fed.formats.dicom_network import OwnEntity
-
     settings = profile.dicom
     tls, login = (each and profile.beside(each) for each in (settings.tls, settings.login))
     return OwnEntity(aet or settings.aet, tls or None, login or None)
@@ -37,11 +34,7 @@ def ask_peer(profile: Profile, peer: str) -> str:
     """What a peer of `[dicom] peers` says; an error names the cause."""
     own = own_entity(profile)
     if peer.startswith(("http://", "https://")):
-        from ddib_fed.formats.dicomweb import Web
-
         return Web(own, peer).ask()
-    from ddib_fed.formats.dicom_network import DicomPeer, echo
-
     return echo(own, DicomPeer.parse(peer))
 
 
@@ -49,14 +42,10 @@ def delivery(profile: Profile, send: str | None, stow: str | None, aet: str | No
     """What hands files on to the peer that was given, if one was."""
     if send is None and stow is None:
         return None
-    from ddib_fed.formats.dicom_network import DicomPeer, store
-
     if send is not None and stow is not None:
         raise UsageError("--send and --stow are two ways", hint="leave one of them out")
     own = own_entity(profile, aet)
     if stow is not None:
-        from ddib_fed.formats.dicomweb import Web
-
         Web(own, stow)  # what is wrong with it is said now
         return lambda files, stored: Web(own, stow).store(files, stored)  # the login may have changed
     peer = DicomPeer.parse(str(send))
@@ -65,9 +54,6 @@ def delivery(profile: Profile, send: str | None, stow: str | None, aet: str | No
 
 def fetched_study(profile: Profile, query: str, pacs: str | None, web: str | None, out: Path) -> Path:
     """A folder in `out` with the study that a query finds, fetched unless an earlier run has."""
-    from ddib_fed.formats.dicom import read_header
-    from ddib_fed.formats.dicom_network import DicomPeer, fetch, parse_query
-
     if (pacs is None) == (web is None):
         raise UsageError("where does --query look?", hint="one of --pacs AE@HOST:PORT and --dicomweb URL")
     asked, own = parse_query(query), own_entity(profile)
@@ -77,8 +63,6 @@ def fetched_study(profile: Profile, query: str, pacs: str | None, web: str | Non
         make_private_folders(part := folder.with_name("part"))
         try:
             if web is not None:
-                from ddib_fed.formats.dicomweb import Web
-
                 count = Web(own, web).fetch(asked, part)
             else:
                 there = DicomPeer.parse(str(pacs))
@@ -86,9 +70,8 @@ def fetched_study(profile: Profile, query: str, pacs: str | None, web: str | Non
         except BaseException:
             shutil.rmtree(folder.parent, ignore_errors=True)
             raise
-        headers = {path: read_header(path, ["SyntheticData"]) for path in part.glob("*.dcm")}
-        synthetic = [path for path, header in headers.items() if header.get("SyntheticData") == "YES"]
-        for path in synthetic:
+        headers = ((path, read_header(path, ["SyntheticData"])) for path in part.glob("*.dcm"))
+        for path in (synthetic := [path for path, of in headers if of.get("SyntheticData") == "YES"]):
             path.unlink()
         part.replace(folder)
         say(f"fetched {count:,} instances, {len(synthetic):,} of which are synthetic and left out", err=True)

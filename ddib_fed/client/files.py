@@ -28,6 +28,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.names import names_apart
 from ddib_fed.recognition import (
+    COPY,
     DICOM_SUFFIX,
     OPENINGS,
     TAKEN,
@@ -42,6 +43,7 @@ from ddib_fed.recognition import (
     recognise,
 )
 from ddib_fed.record import MOST_TILES, Part, file_name
+from ddib_fed.terminal import explained
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -108,9 +110,11 @@ def payload(origin: Origin) -> Payload:
     suffix = path.suffix.lower()
     if suffix not in TAKEN:
         what, how = beginning_of(path)
-        why = f"has no suffix that says what it is; known are {', '.join(sorted(TAKEN))}"
+        why = f"is no picture and no points by its name ({', '.join(sorted(TAKEN))})"
         if suffix == DICOM_SUFFIX:
             why = "does not begin as a DICOM file does"
+        elif how == COPY:
+            how = "leave it out, or save what it shows as PNG"
         raise InputError(f"{path} {why}: it {what}", hop="client", hint=how)
     return _checked(TAKEN[suffix], path, path.read_bytes())
 
@@ -280,7 +284,7 @@ def open_inputs(
     Args:
         files: Files and folders.
         out: Folder of the results, which is left out.
-        reading: The options `intensity`, `slices` and `tile`.
+        reading: The options `intensity`, `slices` and `tile`; `keep_latent` where it is known.
         own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
         say: Called with a line for each ignored input and each option that differs from the model's training.
     """
@@ -316,6 +320,8 @@ def open_inputs(
         choice = open_recognised(found, options, bad=bad)
         if line := _ignored_line(choice.ignored):
             say(line)
+        if reading.get("keep_latent"):
+            say("latents of volumes, maps and pictures in tiles are not kept")
         files, studies = choice.plain, choice.studies
         left_out = [LeftOut.of(path, error) for path, error in bad]
         for origin in studies.origins:
@@ -390,10 +396,8 @@ class LeftOut:
     error: DdibError
 
     @classmethod
-    def of(cls, path: Path, error: DdibError | OSError) -> LeftOut:
-        if isinstance(error, OSError):
-            error = InputError(f"{path} cannot be read: {error.strerror or error}", hop="client")
-        return cls(path, error.kept())
+    def of(cls, path: Path, error: Exception) -> LeftOut:
+        return cls(path, explained(error, path).kept())
 
     @property
     def reason(self) -> str:
@@ -427,7 +431,7 @@ def read_items(
             if decode and found.suffix != ".npy":
                 _check_picture(found)
             read.append(replace(item, sha256=found.sha256.hex(), asked=digest(item.classes), payload=found))
-        except (DdibError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its file alone
             bad.append(LeftOut.of(item.path, error))
         if on_read is not None:
             on_read(number + 1, len(items))

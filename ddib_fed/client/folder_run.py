@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from ddib_fed.client.client import (
     WITHOUT_RESULT,
     Client,
     explaining_interruption,
-    failure_text,
+    failure,
     open_client,
     require_finished,
     state_of,
@@ -64,6 +64,7 @@ from ddib_fed.errors import (
     ExtraMissing,
     FilesLeftOut,
     InputError,
+    InternalError,
     ItemsTooMany,
     JobFailed,
     PeerNotFound,
@@ -75,7 +76,6 @@ from ddib_fed.errors import (
 from ddib_fed.files import make_private_folders
 from ddib_fed.names import nearest
 from ddib_fed.protocol.calls import is_number
-from ddib_fed.record import DOUBTFUL_BELOW
 from ddib_fed.terminal import bar
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -165,7 +165,6 @@ class RunOptions:
         progress: Opens the client and receives the progress.
         force: Translate everything again, and overwrite what is there.
         skip_bad: Leave out what cannot be translated, instead of doing nothing.
-        doubtful_below: PSNR of a round trip in dB below which a result is marked.
         credentials: What content credentials are signed with.
     """
 
@@ -175,7 +174,6 @@ class RunOptions:
     progress: RunProgress
     force: bool = False
     skip_bad: bool = False
-    doubtful_below: float = DOUBTFUL_BELOW
     credentials: Credentials | None = None
 
     def digest(self, classes: tuple[str, str] | None = None) -> str:
@@ -244,37 +242,32 @@ class FolderRun:
         self._inputs = [item.path for item in self.items]
         self._most_files = JOB_FILES
         for at, origin in enumerate(self.studies.origins if self.studies else ()):
+            from ddib_fed.formats.parts import check_outputs, finished_study
+
+            assert self.studies is not None
             try:
-                self._look_at(at, origin)
+                earlier = None
+                if not options.force:
+                    earlier = finished_study(origin, options.out, asked=options.digest())
+                if earlier is None:
+                    check_outputs(origin, options.out, force=options.force)
+                progress.study(len(self._readable), origin, None if earlier else self.studies[at])
+                self._readable.append((at, earlier))
             except (UsageError, AlreadyExists, Cancelled):
                 raise
-            except (DdibError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its study alone
                 self.left_out.append(LeftOut.of(origin.given, error))
         if not options.skip_bad:
             for each in self.left_out:
                 if isinstance(each.error, ExtraMissing):
                     raise each.error  # one command repairs it for all files
         digest = cache(options.digest)
-        if len(self.items) > JOB_FILES:
-            with progress.counted("reading files") as show:
-                self.items, bad = read_items(self.items, digest, decode=True, on_read=show)
-        else:
-            self.items, bad = read_items(self.items, digest)
+        many = len(self.items) > JOB_FILES
+        with progress.counted("reading files") if many else nullcontext() as show:
+            self.items, bad = read_items(self.items, digest, decode=many, on_read=show)
         self.left_out += bad
         if self.left_out and not (options.skip_bad and (self.items or self._readable)):
             raise refused(self.left_out, self.total, "nothing was submitted")
-
-    def _look_at(self, at: int, origin: Origin) -> None:
-        """Keep a study that can be translated, or is by an earlier run."""
-        from ddib_fed.formats.parts import check_outputs, finished_study
-
-        assert self.studies is not None
-        force, out = self.options.force, self.options.out
-        earlier = None if force else finished_study(origin, out, asked=self.options.digest())
-        if earlier is None:
-            check_outputs(origin, out, force=force)
-        self.options.progress.study(len(self._readable), origin, None if earlier else self.studies[at])
-        self._readable.append((at, earlier))
 
     def translate(self) -> None:
         """Translate what is not on the disk yet, studies first; or what was submitted before `progress` stopped it."""
@@ -302,14 +295,15 @@ class FolderRun:
                     partial(self._translate_parts, client, number, study.pixels.volume_sha256),
                     asked=options.digest(),
                     force=options.force,
-                    doubtful_below=options.doubtful_below,
                 )
-        except (JobFailed, InputError) as error:
-            if isinstance(error, UsageError) or not (options.skip_bad or isinstance(error, JobFailed)):
+        except Exception as error:
+            ours = (JobFailed, InputError) if options.skip_bad else JobFailed
+            ends = isinstance(error, DdibError | OSError) and not isinstance(error, ours)
+            if ends or isinstance(error, UsageError):
                 raise
             self.left_out.append(LeftOut.of(self.studies.origins[at].given, error))
             if not options.skip_bad:
-                self._errors.append(error)
+                self._errors.append(self.left_out[-1].error)
             return
         if earlier is not None:  # a run may have been killed between its record and the end of the parts
             shutil.rmtree(earlier.record.with_suffix(".parts"), ignore_errors=True)
@@ -430,7 +424,7 @@ class FolderRun:
                 raise
             again = items
             return False
-        except InputError as error:
+        except (InputError, InternalError) as error:
             again = self._without_refused(items, error)
         else:
             self.options.progress.submitted(submitted.job_id, len(items))
@@ -462,7 +456,7 @@ class FolderRun:
                         error.hint = f"did you mean {close}? `ddib domains` lists the targets"
             raise
 
-    def _without_refused(self, items: Sequence[FileItem], error: InputError) -> tuple[FileItem, ...]:
+    def _without_refused(self, items: Sequence[FileItem], error: DdibError) -> tuple[FileItem, ...]:
         numbers = dict(error.refused)
         if is_number(first_item := error.facts.get("item", "")):
             numbers.setdefault(int(first_item), error.reason)
@@ -496,12 +490,10 @@ class FolderRun:
                 f"remove those results: {delete}"
             )
         progress.begin(job_id, [item.file for item in items])
-        how = {"force": options.force, "doubtful_below": options.doubtful_below}
+        how = {"force": options.force, "credentials": options.credentials}
         with explaining_interruption(client, job_id, options.out):
             results = client.results(job_id, on_event=progress.event)
-            for result in write_results(
-                client, job_id, results, items, options.out, changed, credentials=options.credentials, **how
-            ):
+            for result in write_results(client, job_id, results, items, options.out, changed, **how):
                 item = items[result.item]
                 if item in known and item.name not in self.results:
                     progress.done += 1
@@ -524,8 +516,7 @@ class FolderRun:
         self.jobs.append(view)
         for each, item in own:
             if each.state == pb.ITEM_STATE_FAILED:
-                kind = error_class(each.error.reason) if each.error.reason else JobFailed
-                self.failed.append(LeftOut(item.path, kind(failure_text(each.error), hop=client.hop)))
+                self.failed.append(LeftOut(item.path, failure(each.error, client.hop)))
             elif earlier and item.name not in self.results:  # its result was removed
                 self._waiting.append(item)
 

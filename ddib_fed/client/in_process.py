@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from ddib_fed.evaluation.metrics import file_rule, picture_rule
 from ddib_fed.evaluation.samples import Given, samples_of
 from ddib_fed.protocol.contract import REFUSE, guidance_from_pb
 from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
+from ddib_fed.terminal import explained
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -187,9 +189,12 @@ class InProcess(Client):
             try:
                 given = self._samples.read(item.read(), self._size_rule)
                 check_given(self._source.model, given.samples)
-            except InputError as error:
-                error.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
-                refused[number] = error.kept()
+            except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its file alone
+                found = explained(error, item.origin if isinstance(item.origin, Path) else f"item {number}")
+                found.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
+                if not isinstance(found, InputError):
+                    raise found from None
+                refused[number] = found.kept()
         if refused:
             first = refused[min(refused)]
             first.refused = {number: error.reason for number, error in refused.items()}
@@ -228,32 +233,41 @@ class InProcess(Client):
                 asked = replace(job.asked, source_class=own, target_class=other)
                 yield item_of(number, given[number].samples, self._source.model, self._target.model, asked)
 
-        def ended(number: int, state: pb.ItemState, stage: str) -> None:
-            view.items[number].state = state
+        def ended(number: int, error: DdibError | None = None) -> None:
+            item = view.items[number]
+            item.state = pb.ITEM_STATE_DELIVERED if error is None else pb.ITEM_STATE_FAILED
+            if error is not None:
+                item.error.reason, item.error.sentence = error.reason, error.detail
+                item.error.facts.update(error.facts)
             view.items_done += 1
-            tell(number, stage)
+            tell(number, "done" if error is None else "failed")
 
         leg = replace(job.asked.leg(tell), control=self._control)
         try:
             for outcome in translate(self._source, self._target, items(), leg):
                 if isinstance(outcome, Failed):
-                    failure = view.items[outcome.number].error
-                    failure.reason, failure.sentence = outcome.error.reason, outcome.error.sentence
-                    failure.facts.update({key: str(value) for key, value in outcome.error.facts.items()})
                     given.pop(outcome.number, None)
-                    ended(outcome.number, pb.ITEM_STATE_FAILED, "failed")
+                    ended(outcome.number, outcome.error)
                     continue
                 number = outcome.item.number
-                result = self._result(job, given.pop(number), outcome)
-                ended(number, pb.ITEM_STATE_DELIVERED, "done")
+                try:
+                    result = self._result(job, given.pop(number), outcome)
+                except (DdibError, torch.cuda.OutOfMemoryError):
+                    raise
+                except Exception as error:  # noqa: BLE001 - what cannot be written is one item's
+                    ended(number, explained(error, f"item {number}"))
+                    continue
+                ended(number)
                 yield result
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryExhausted(
                 "the GPU's memory does not suffice for so many pictures at once",
                 hint="a smaller --batch, or --dtype bfloat16",
             ) from error
-        failed = any(item.state == pb.ITEM_STATE_FAILED for item in view.items)
-        view.state = pb.JOB_STATE_FAILED if failed else pb.JOB_STATE_FINISHED
+        view.state = pb.JOB_STATE_FINISHED
+        if all(item.state == pb.ITEM_STATE_FAILED for item in view.items):  # as at a node
+            view.state = pb.JOB_STATE_FAILED
+            view.error.CopyFrom(view.items[0].error)
 
     def _result(self, job: _Job, given: Given, found: TranslatedItem) -> JobResult:
         """The files and the record of an item, as a source node makes them."""

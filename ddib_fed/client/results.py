@@ -31,7 +31,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
-from ddib_fed.record import CALIBRATION_FILE, DOUBTFUL_BELOW, Part, Translation, WrittenFile
+from ddib_fed.record import CALIBRATION_FILE, Part, Translation, WrittenFile
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -179,7 +179,10 @@ def write_results(
         try:
             delivered = write_result(result, item, out, **how)
         except OSError as error:
-            raise _not_written(error, out, job_id if client.keeps_jobs else "") from error
+            kept = f"the node keeps the rest of job {job_id}"
+            raise not_written(
+                error, out, kept if client.keeps_jobs else "what was written before is complete"
+            ) from error
         written.append((result.item, result.translation.sha256))
         if len(written) >= ACKNOWLEDGED_TOGETHER:
             client.acknowledge(job_id, written)
@@ -189,9 +192,9 @@ def write_results(
         client.acknowledge(job_id, written)
 
 
-def _not_written(error: OSError, out: Path, job_id: str) -> DdibError:
+def not_written(error: OSError, out: Path, kept: str) -> DdibError:
+    """The error about a file that cannot be written; `kept` says what there is of the others."""
     place, full = error.filename or out, is_disk_full(error)
-    kept = f"the node keeps the rest of job {job_id}" if job_id else "what was written before is complete"
     first = f"df -h {shlex.quote(str(out))}" if full else f"namei -l {shlex.quote(str(place))}"
     return (DiskFull if full else InputError)(
         f"{place} cannot be written: {error.strerror or error}; {kept}",
@@ -205,7 +208,6 @@ def write_result(
     item: FileItem,
     out: Path,
     *,
-    doubtful_below: float = DOUBTFUL_BELOW,
     credentials: Credentials | None = None,
     force: bool = False,
 ) -> Delivered:
@@ -234,7 +236,7 @@ def write_result(
         written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
     provenance = result.provenance.with_(
         input=item.file, files=written, asked_sha256=item.asked or None
-    ).judged(doubtful_below)
+    ).judged()
     write_file(record, provenance.to_json(), private=True)
     return Delivered(result.item, item.file, files, record, provenance)
 

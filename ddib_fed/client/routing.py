@@ -47,9 +47,11 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
 from ddib_fed.formats.dicom import checked_header
+from ddib_fed.formats.dicom_network import RESERVE
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
+    from ddib_fed.formats.parts import WrittenStudy
     from ddib_fed.formats.study import Origin, Study
 
 log = logging.getLogger(__name__)
@@ -64,8 +66,6 @@ LAST_RETRY_S: Final = 600.0
 STALLED_S: Final = 120.0
 """A series waits no longer for an instance of its sender that stopped in the middle."""
 ABANDONED_S: Final = 600.0
-RESERVE: Final = 64 << 20
-"""Bytes of the disk that stay free beside what results may take."""
 _FOR_GOOD: Final = (InputError, JobFailed, FilesLeftOut, LatentNotGaussian, ContractMismatch)
 """Errors that the series itself has; what else goes wrong is tried again until the series expires."""
 _KEY: Final = re.compile("[0-9a-f]{32}")
@@ -159,6 +159,11 @@ class _Progress(RunProgress):
         for line in study.warnings if study is not None else ():
             log.warning("series %s: %s", self._key, line.replace(f"{origin.given}: ", ""))
 
+    def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
+        del number, study
+        for line in written.said:
+            log.info("series %s: %s", self._key, line)
+
 
 class Router:
     """The series of a spool. `keep` and `ended` are for a `Receiver`, and `run` is the rest of the daemon."""
@@ -232,6 +237,12 @@ class Router:
                     each.associations.discard(association)
                     if released and not each.associations and each.state.step is Step.ARRIVING:
                         each.due = min(each.due, time.monotonic() + self.settings.quiet_s / RELEASED)
+
+    def room(self, size: int) -> str:
+        """Say why so many bytes of instances that still arrive are too many; empty if they are not."""
+        with self._lock:
+            why = self._no_room(size, None)
+        return why and f"{size >> 20:,} MiB arrive, and {why}"
 
     def _no_room(self, size: int, series: Routed | None) -> str:
         """Why another instance cannot be kept; empty if it can. What has ended makes room, the oldest first."""

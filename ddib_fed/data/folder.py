@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from ddib_fed.errors import (
 Classes = Literal["folders", "prefix"] | None
 Progress = Callable[[int, int], None]
 Check = Callable[[Picture], object]
+Sides = tuple[Path, Path, Path | None, Path | None]
+"""Pictures of two domains to train on, and held-out pictures of each."""
 
 SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".tif", ".tiff", ".npy"})
 # Unsupported picture formats: skipped silently, they would be missed much later.
@@ -74,21 +77,12 @@ class Folder:
     ignored: int
 
 
-class Sides(NamedTuple):
-    """The four folders of the layout `trainA/ trainB/ testA/ testB/`; a test folder may be missing."""
-
-    train_a: Path
-    train_b: Path
-    test_a: Path | None
-    test_b: Path | None
-
-
 def two_sides(root: Path) -> Sides | None:
-    """The folders of two domains under one root, or None if `root` has no such layout."""
+    """The four folders of the layout `trainA/ trainB/ testA/ testB/` under a root; None if it has no such layout."""
     if not ((root / "trainA").is_dir() and (root / "trainB").is_dir()):
         return None
-    tests = [p if p.is_dir() else None for p in (root / "testA", root / "testB")]
-    return Sides(root / "trainA", root / "trainB", *tests)
+    test_a, test_b = (path if path.is_dir() else None for path in (root / "testA", root / "testB"))
+    return root / "trainA", root / "trainB", test_a, test_b
 
 
 def scan(
@@ -213,14 +207,20 @@ def _bad_files(root: Path, bad: list[tuple[Path, DdibError]], good: int) -> Ddib
     first = name_file(first, str(path))
     if root.is_file():
         return first
-    lines = [f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:"]
-    lines += [f"  {path}: {error.detail}" for path, error in bad[:MAX_LISTED]]
-    lines += [f"  and {len(bad) - MAX_LISTED} more"] if len(bad) > MAX_LISTED else []
+    named = [(path, error.detail) for path, error in bad]
+    text = _listing(f"{len(bad)} of {len(bad) + good} pictures below {root} cannot be used:", named)
     if all(isinstance(error, PictureMisfit) for _, error in bad):
         others = "; or leave them out with --skip-bad" if good else ""
-        return PictureMisfit("\n".join(lines), hint=f"{first.hint}{others}", facts=first.facts)
+        return PictureMisfit(text, hint=f"{first.hint}{others}", facts=first.facts)
     hint = "repair or remove them, or leave them out with --skip-bad"
-    return ImageUnreadable("\n".join(lines), hint=hint, facts={"bad": len(bad)})
+    return ImageUnreadable(text, hint=hint, facts={"bad": len(bad)})
+
+
+def _listing(head: str, files: Sequence[tuple[Path, str]]) -> str:
+    """A line for each of the first files and what is wrong with it."""
+    lines = [head, *(f"  {path}: {what}" for path, what in files[:MAX_LISTED])]
+    lines += [f"  and {len(files) - MAX_LISTED} more"] if len(files) > MAX_LISTED else []
+    return "\n".join(lines)
 
 
 SAMPLE_PICTURES = 200
@@ -239,10 +239,6 @@ class Survey(NamedTuple):
     channels: Mapping[int, int]
     dtypes: Mapping[str, int]
     lines: list[str]
-
-    @property
-    def pictures(self) -> int:
-        return sum(self.channels.values())
 
 
 class Range(NamedTuple):
@@ -292,9 +288,15 @@ def sample(entries: Sequence[Entry]) -> NDArray[np.float32]:
 def choose_range(folder: Folder, spec: str = "type") -> Range:
     """The range of `--range`, with warnings of its unused and clipped shares, from a sample of the values."""
     spec, values = spec.strip(), sample(folder.entries)
-    hint = "--range LOW:HIGH (as -1000:2000), p1:p99, or type"
+    hint = "--range LOW:HIGH (as -1000:2000), or --range p1:p99"
+    types = Counter(e.looks.dtype for e in folder.entries)
+    # Percentiles join wide types; nothing but stated values joins 8 bits with another one.
+    if len(types) > 1 and not _VALUES.fullmatch(spec) and (spec == "type" or "uint8" in types):
+        raise _several_types(folder, types)
     if spec == "type":
-        low, high = _type_range(folder)
+        if (name := next(iter(types))) not in TYPE_RANGES:
+            raise SettingsInvalid(f"{name} has no range of its own", hint=hint)
+        low, high = TYPE_RANGES[name]
     elif found := _PERCENTILES.fullmatch(spec):
         shares = [float(p) for p in found.groups()]
         if not 0 <= shares[0] < shares[1] <= 100:
@@ -322,17 +324,20 @@ def choose_range(folder: Folder, spec: str = "type") -> Range:
     return Range(low, high, tuple(warnings))
 
 
-def _type_range(folder: Folder) -> tuple[float, float]:
-    found = sorted({e.looks.dtype for e in folder.entries})
-    hint = "give --range LOW:HIGH or --range p1:p99"
-    if len(found) > 1:
-        types = ", ".join(found)
-        raise SettingsInvalid(
-            f"the pictures are of several types ({types}), which have no range in common", hint=hint
-        )
-    if found[0] not in TYPE_RANGES:
-        raise SettingsInvalid(f"{found[0]} has no range of its own", hint=hint)
-    return TYPE_RANGES[found[0]]
+def _several_types(folder: Folder, counts: Counter[str]) -> SettingsInvalid:
+    """The error that names the pictures of a rarer type, with the command that brings them to the usual one."""
+    usual, many = counts.most_common(1)[0]
+    others = [each for each in folder.entries if each.looks.dtype != usual]
+    if counts.keys() != {"uint8", "uint16"} or {each.looks.format for each in others} - {"PNG", "TIFF"}:
+        ways = "--range LOW:HIGH" if "uint8" in counts else "--range LOW:HIGH or --range p1:p99"
+        hint = f"save them as {usual}, or give {ways}, if all have the same units"
+    elif max(each.looks.high for each in folder.entries) <= TYPE_RANGES["uint8"][1]:
+        hint = "--range 0:255, which all of their values are in"
+    else:
+        bits, files = 8 * np.dtype(usual).itemsize, shlex.join(str(each.path) for each in others[:MAX_LISTED])
+        hint = f"mogrify -depth {bits} -define png:bit-depth={bits} {files} (ImageMagick), or move them away"
+    head = f"{len(others)} pictures below {folder.root} have no range in common with the {many} of {usual}:"
+    return SettingsInvalid(_listing(head, [(each.path, each.looks.dtype) for each in others]), hint=hint)
 
 
 def range_check(spec: str) -> Check | None:

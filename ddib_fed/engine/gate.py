@@ -93,7 +93,6 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
     if made is not None and leg.settings.solver != FLOW_MAP and made.evaluations < least:
         raise PolicyDenied(
             f"the latent was made with {made.evaluations} evaluations, where at least {least} are needed",
-            hint=f"--evaluations {least} or more",
             facts={"policy": "least_evaluations", "evaluations": made.evaluations, "least": least},
         )
     if leg.settings.in_one_process or leg.settings.depth < 1.0:

@@ -56,11 +56,8 @@ def draw_points(
     decoded = party.decode(latent, asked.leg(counter))
     cloud = party.model.normalise(decoded.samples)
     domain = carried_domain(manifest)
-    report = {
-        "model": _model(party),
+    report = _asked(party, asked) | {
         "points": count,
-        "seed": asked.seed,
-        "settings": settings.described(),
         "clip": asked.guidance.clip,
         "seconds": {"wall": round(time.monotonic() - wall, 3), "cpu": round(time.process_time() - cpu, 3)},
         "target_cloud": dict(distances_to_domain(cloud, domain)) if domain in DOMAINS else None,
@@ -92,12 +89,9 @@ def draw_pictures(
     note = "" if manifest.data is None else manifest.data.note or manifest.data.source
     caption = ". ".join(filter(None, [manifest.domain, note]))
     save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=caption)
-    report = {
-        "model": _model(party),
+    report = _asked(party, asked) | {
         "class": asked.target_class,
         "count": count,
-        "seed": asked.seed,
-        "settings": asked.settings.described(),
         "guidance": asdict(asked.guidance),
         "output_scale": dict(zip(("slope", "intercept"), file_rule(manifest).output_scale, strict=True)),
         "pictures": names,
@@ -106,6 +100,7 @@ def draw_pictures(
     return report
 
 
-def _model(party: LocalParty) -> dict[str, str]:
+def _asked(party: LocalParty, asked: ArraySettings) -> dict[str, Any]:
     manifest = party.model.manifest
-    return {"name": manifest.name, "domain": manifest.domain, "digest": party.model.bundle.digest}
+    model = {"name": manifest.name, "domain": manifest.domain, "digest": party.model.bundle.digest}
+    return {"model": model, "seed": asked.seed, "settings": asked.settings.described()}

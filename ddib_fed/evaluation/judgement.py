@@ -46,23 +46,15 @@ class Resamples:
     def __len__(self) -> int:
         return len(self.clusters)
 
-    def means(self, values: ArrayLike) -> NDArray[np.float64]:
-        """The mean of the figures (N,) of each draw, (draws,)."""
+    def mean(self, values: ArrayLike) -> Interval:
+        """The mean of figures (N,), with the interval of the means of each draw."""
         each = np.asarray(values, np.float64)
         if each.shape != self.clusters.shape:
             raise ShapeMismatch(f"{len(self)} pictures have no figures of shape {each.shape}")
         groups = self.counts.shape[1]
         sums = np.bincount(self.clusters, each, groups)
         sizes = np.bincount(self.clusters, minlength=groups).astype(np.float64)
-        found: NDArray[np.float64] = (self.counts @ sums) / (self.counts @ sizes)
-        return found
-
-    def mean(self, values: ArrayLike) -> Interval:
-        draws = self.means(values)
-        return _interval(float(np.asarray(values, np.float64).mean()), draws)
-
-    def weights(self, draws: int) -> NDArray[np.float64]:
-        return self.counts[:draws, self.clusters].astype(np.float64)
+        return _interval(float(each.mean()), (self.counts @ sums) / (self.counts @ sizes))
 
 
 def resample(
@@ -78,26 +70,21 @@ def resample(
     return Resamples(numbers.astype(np.int64), counts.astype(np.float32))
 
 
-def feature_distance(judged: features.Matrix, real: features.Matrix, drawn: Resamples) -> Interval:
-    """The Frechet distance of features with its interval; the judged pictures are drawn, the real stay."""
+def feature_distance(
+    judged: features.Matrix, real: features.Matrix, drawn: Resamples, *, than: features.Matrix | None = None
+) -> Interval:
+    """The Frechet distance of features with its interval; the judged pictures are drawn, the real stay.
+
+    With the features of other translations, `than`, by how much it is less than theirs, of the same draws.
+    """
     if len(judged) != len(drawn):
         raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
-    weights = drawn.weights(DISTANCE_DRAWS)
+    weights = drawn.counts[:DISTANCE_DRAWS, drawn.clusters].astype(np.float64)
     weights = weights[(weights > 0).sum(axis=1) > 1]  # a draw of one picture alone has no covariance
-    value = float(features.frechet(judged, real)[0])
-    return _interval(value, features.frechet(judged, real, weights), shift=True)
-
-
-def feature_gain(
-    other: features.Matrix, judged: features.Matrix, real: features.Matrix, drawn: Resamples
-) -> Interval:
-    """By how much the judged pictures' distance is less than the other ones', both of the same draws."""
-    weights = drawn.weights(DISTANCE_DRAWS)
-    weights = weights[(weights > 0).sum(axis=1) > 1]
-    value = float(features.frechet(other, real)[0] - features.frechet(judged, real)[0])
-    return _interval(
-        value, features.frechet(other, real, weights) - features.frechet(judged, real, weights), shift=True
-    )
+    value, draws = features.frechet(judged, real)[0], features.frechet(judged, real, weights)
+    if than is not None:
+        value, draws = features.frechet(than, real)[0] - value, features.frechet(than, real, weights) - draws
+    return _interval(float(value), draws, shift=True)
 
 
 def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:
@@ -259,7 +246,9 @@ def _add_distances(
     ways["floor"] = {"frechet_early": {"value": features.floor(real, len(drawn))}}
     if "map" not in seen:
         return []
-    return _beside_map("feature distance", feature_gain(seen["map"], seen["translated"], real, drawn))
+    return _beside_map(
+        "feature distance", feature_distance(seen["translated"], real, drawn, than=seen["map"])
+    )
 
 
 def _beside_map(what: str, gain: Interval) -> list[str]:

@@ -24,7 +24,7 @@ from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
 from ddib_fed.evaluation.sheets import as_pictures, to_pixels
 from ddib_fed.pages import beside, write_page
-from ddib_fed.record import PictureFigures, Translation, fitted_line, undigits
+from ddib_fed.record import PictureFigures, Translation, doubt_lines, fitted_line, undigits
 
 if TYPE_CHECKING:
     from ddib_fed.evaluation.translations import Translations
@@ -118,7 +118,10 @@ def write_results(
         fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
         values = [f"{figures.size}{fitted}", *(getattr(figures, key) for key in keys)]
         address = beside(each.translated.relative_to(page.parent).as_posix())
-        mark = f"doubtful: {doubts_of(each.record)}" if each.record.doubtful else ""
+        doubts = ", ".join(
+            COLUMNS.get(doubt, doubt).removesuffix(" dB") for doubt in each.record.doubts or ()
+        )
+        mark = f"doubtful: {doubts}" if each.record.doubtful else ""
         rows.append(_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
@@ -151,10 +154,6 @@ def _row(
     return {"name": name, "address": address, "mark": mark, "pictures": cells, "figures": figures}
 
 
-def doubts_of(record: Translation) -> str:
-    return ", ".join("round trip" if doubt == "cycle_psnr" else doubt for doubt in record.doubts or ())
-
-
 def verdict(results: ShownFiles) -> str:
     """How many are translated, doubtful and left out; before that, which were not translated at their own size."""
     done, doubtful = len(results.files), sum(bool(each.record.doubtful) for each in results.files)
@@ -168,7 +167,7 @@ def verdict(results: ShownFiles) -> str:
 
 def _remarks(results: ShownFiles) -> list[str]:
     values = [p for each in results.files if (p := each.figures.cycle_psnr) is not None]
-    said = []
+    said = doubt_lines([(each.name, each.record) for each in results.files])
     if values:
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         said.append(f"Round trip: median {middle:.1f} dB, nine in ten between {low:.1f} and {high:.1f} dB.")
@@ -226,7 +225,12 @@ def preview(
     """
     limits = ImageLimits(max_bytes=MOST_BYTES)
     try:
-        pixels = shown_pixels(read_content(path, limits), limits)
+        if path.suffix == ".dcm":  # a slice that `ddib translate` wrote
+            import pydicom
+
+            pixels = np.atleast_3d(pydicom.dcmread(path).pixel_array)
+        else:
+            pixels = shown_pixels(read_content(path, limits), limits)
         low, high = file_range(pixels, span, scale) or (float(pixels.min()), float(pixels.max()))
         factor = min(1.0, side / max(pixels.shape[:2]))
         height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])

@@ -131,16 +131,7 @@ class PointSamples:
             raise ShapeMismatch(f"{len(points)} samples came back for {count}")
         return points
 
-    def translation(
-        self,
-        samples: Array,
-        rule: PictureRule | None,
-        given: Given,
-        mapping: PictureMap | None = None,
-        *,
-        blend: float = 0.0,
-    ) -> SampleFile:
-        del rule, given, mapping, blend
+    def translation(self, samples: Array, *_: object, **__: object) -> SampleFile:
         return SampleFile(self.file(samples))
 
     def file(self, samples: Array) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,7 +26,7 @@ from ddib_fed.errors import FileMissing, PictureMisfit, ShapeMismatch, UsageErro
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.models.units import PictureMap
-from ddib_fed.record import Part, PictureFigures, Translation
+from ddib_fed.record import Part, PictureFigures, Translation, doubt_lines
 
 OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
@@ -157,6 +157,15 @@ class Translations:
     @property
     def mapped(self) -> Pictures | None:
         return None if self.mapping is None or self.source is None else self.mapping(self.source)
+
+    def of(self, places: Sequence[int]) -> Translations:
+        """Those of some of the pictures, by their places in `names`."""
+        some: dict[str, Any] = {
+            kind: None if (stack := getattr(self, kind)) is None else stack[places]
+            for kind in ("translated", "source", "truth", "back")
+        }
+        some |= {kind: tuple(getattr(self, kind)[at] for at in places) for kind in ("names", "records")}
+        return replace(self, **some)
 
 
 def read_translations(
@@ -296,6 +305,7 @@ def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) ->
     report["notes"] = [
         *report["notes"],
         *found.notes,
+        *doubt_lines([*zip(found.names, found.records, strict=True)]),
         *(
             f"{count} of {report['count']} pictures were translated under the {kind} calibration {sha256}."
             for (kind, sha256), count in named.items()

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable, InputError
+from ddib_fed.formats.dicom_contrasts import Members, no_anatomy
 from ddib_fed.formats.study import memory_of_values, parts_of, safe_name
 from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
@@ -48,6 +49,8 @@ SORTED_BY: Final = [
     "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient", "BurnedInAnnotation",
     "RecognizableVisualFeatures", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns",
     "BitsAllocated", "SyntheticData", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "ImageType", "ComplexImageComponent", "EchoTime", "EchoNumbers", "DiffusionBValue", "InversionTime",
+    "TemporalPositionIdentifier", "TriggerTime", "AcquisitionDate", "AcquisitionTime",
 ]  # fmt: skip
 """Attributes by which files are sorted into series and checked before any is read whole: many are in memory at once."""
 ENHANCED: Final = {
@@ -58,12 +61,12 @@ ENHANCED: Final = {
 """Enhanced CT, MR and PET, and the legacy converted ones: each frame of such a file is a slice."""
 _FLATTENED: Final = (
     "PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence", "PixelValueTransformationSequence",
+    "FrameContentSequence", "MREchoSequence", "MRDiffusionSequence", "MRImageFrameTypeSequence",
+    "CTImageFrameTypeSequence", "PETFrameTypeSequence",
 )  # fmt: skip
 """Functional groups whose attributes a plain slice has in its header."""
 
 
-Members = list[tuple[Path, Any]]
-"""Path and header (`SORTED_BY`) of each slice of a series; slices that are frames of one file share its path."""
 _OF_THE_STANDARD: Final = "1.2.840.10008."
 COPIES: Final = "copies of other DICOM files"
 """What further files of the same picture, byte for byte, are counted as."""
@@ -74,6 +77,8 @@ class Series:
     headers: tuple[Any, ...]
     paths: tuple[Path, ...]
     warnings: tuple[str, ...]
+    contrast: str = ""
+    """As of `contrasts_of`; empty for the only one of the series."""
 
     @property
     def modality(self) -> str:
@@ -82,10 +87,8 @@ class Series:
     @property
     def without_units(self) -> tuple[str, ...]:
         """The slices of a CT whose values are in no Hounsfield units, and why; none of another modality."""
-        found = (
-            zip(self.paths, map(_not_hounsfield, self.headers), strict=True) if self.modality == "CT" else ()
-        )
-        return tuple(f"{path} {why}" for path, why in found if why)
+        found = zip(self.paths, map(_not_hounsfield, self.headers), strict=True)
+        return tuple(f"{path} {why}" for path, why in found if why and self.modality == "CT")
 
 
 def _bad(why: str, hint: str, kind: type[DdibError] = ImageUnreadable) -> DdibError:
@@ -107,7 +110,12 @@ def read_header(path: Path, attributes: list[str] | None = None) -> Any:
         meta = package.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
             _require_inflated(path, meta)
-        return package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
+        header = package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
+        for each in (header.file_meta, header):
+            each.walk(
+                lambda _, element: element.value
+            )  # malformed values are found here, and not when they are used
+        return header
 
 
 def _require_inflated(path: Path, meta: Any) -> None:
@@ -182,10 +190,9 @@ def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
     return found
 
 
-def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
-    """The slices of one series, and their values (N, H, W, C): uint8 colours, or float32 in units of the modality.
-
-    More is brighter, and padding has the least value of all slices.
+def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Series, NDArray[Any]]:
+    """The slices of one series, or of one of its contrasts, and their values (N, H, W, C): uint8 colours, or float32 in
+    units of the modality. Padding has the least value of all slices.
     """
     for path, header in headers:
         _check(path, header)
@@ -198,19 +205,15 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
     paths, sorted_by = zip(*ordered, strict=True)
     _require_memory(called, sorted_by, paths)
     values: NDArray[Any] = np.empty(0)
-    inverted: list[int] = []
     read: dict[int, Any] = {}
     for path, found in _by_file(ordered).items():
         places, frames = [at for at, _ in found], [frame_of(header) for _, header in found]
-        for at, (header, plane, dark_is_more) in zip(places, _planes(path, frames), strict=True):
+        for at, (header, plane) in zip(places, _planes(path, frames), strict=True):
             if not values.size:
                 values = np.empty((len(paths), rows, columns, samples), dtype=plane.dtype)
             values[at], read[at] = plane, header
-            inverted += [at] if dark_is_more else []
     if values.dtype.kind == "f":
-        least, most = np.fmin.reduce(values, axis=None), np.fmax.reduce(values, axis=None)
-        for at in inverted:
-            values[at] = least + most - values[at]
+        least = np.fmin.reduce(values, axis=None)
         for plane in values:  # padding is NaN until here
             plane[np.isnan(plane)] = 0 if np.isnan(least) else least
     headers_read = tuple(read[at] for at in range(len(paths)))
@@ -219,7 +222,7 @@ def read_series(called: str, headers: Members) -> tuple[Series, NDArray[Any]]:
     if (len(transformed) > 1 and modality != "CT") or (modality == "PT" and transformed != {True}):
         why = f"{called}: slices have no rescale slope, so their values are in no common units"
         raise _bad(why, "export it again with its rescale", InputError)
-    return Series(headers_read, paths, tuple(_warnings(called, sorted_by))), values
+    return Series(headers_read, paths, tuple(_warnings(called, sorted_by)), contrast), values
 
 
 def in_space(headers: Members) -> Members:
@@ -237,7 +240,9 @@ def in_space(headers: Members) -> Members:
 
 def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     found = header.get(keyword)
-    return np.array([float(v) for v in found]) if found and len(found) == count else None
+    with suppress(TypeError, ValueError):  # what is no number says nothing
+        return np.array([float(v) for v in found]) if found and len(found) == count else None
+    return None
 
 
 def position(header: Any) -> float | None:
@@ -311,10 +316,8 @@ def _require_memory(called: str, headers: Sequence[Any], paths: Iterable[Path]) 
     ImageLimits().check_memory(need, hint, f"{called}, {len(headers)} x {rows} x {columns} pixels,")
 
 
-def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any], bool]]:
-    """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding, and whether more is
-    darker.
-    """
+def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding."""
     package = pydicom()
     with _faults(path), quiet():
         whole, source = read_header(path), path  # type: Any, Any
@@ -330,28 +333,44 @@ def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[An
         plugin = next((each for each in ("pydicom", "pylibjpeg", "pillow") if each in decoders), "")
         found = package.pixels.iter_pixels(source, indices=frames, decoding_plugin=plugin)
         for at, pixels in zip(frames, found, strict=True):
-            yield headers[at], *_in_units(path, headers[at], pixels)
+            yield headers[at], _in_units(path, headers[at], pixels)
 
 
-def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> NDArray[Any]:
     if pixels.ndim == 3:
         if pixels.dtype != np.uint8:
             raise ImageUnreadable(f"{path} holds colours of {pixels.dtype}, 8 bits are read", hop="client")
-        return np.ascontiguousarray(pixels), False
+        return np.ascontiguousarray(pixels)
     # By the modality's table or rescale (PS3.3 C.11.1); without either the stored numbers themselves.
     if header.get("ModalityLUTSequence"):
-        values = pydicom().pixels.apply_modality_lut(pixels, header).astype(np.float32)
+        values: NDArray[Any] = pydicom().pixels.apply_modality_lut(pixels, header).astype(np.float32)
     else:
         slope, intercept = (header.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
         values = np.empty(pixels.shape, np.float32)
         for part in parts_of(pixels):
             values[part] = pixels[part] * (1.0 if slope is None else float(slope)) + float(intercept or 0)
+    if _is_negative(header):
+        last = np.float32((1 << int(header.BitsStored)) - 1 if pixels.dtype.kind == "u" else -1)
+        np.subtract(last, values, out=values)
     if (first := header.get("PixelPaddingValue")) is not None:
         last = header.get("PixelPaddingRangeLimit")
         ends = np.array([int(first), int(first if last is None else last)])
         ends = ends.astype(f"{pixels.dtype.kind}2")
         values[(pixels >= ends.min()) & (pixels <= ends.max())] = np.nan
-    return values[:, :, None], header.PhotometricInterpretation == "MONOCHROME1"
+    return values[:, :, None]
+
+
+def _is_negative(header: Any) -> bool:
+    """Whether stored numbers are grey levels of a film, the least of which is white (PS3.3 C.7.6.3.1.2).
+
+    How a value is displayed does not change it: what a modality transform gives stays as it is, and so does the signal
+    of CT, MR and PET. The identity without a unit, which each DX has (C.8.11.3), transforms nothing.
+    """
+    if header.PhotometricInterpretation != "MONOCHROME1" or header.get("ModalityLUTSequence"):
+        return False
+    rescale = tuple(header.get(f"Rescale{part}") for part in ("Slope", "Intercept", "Type"))
+    units = rescale not in {(None, None, None), (1, 0, None), (1, 0, "US")}
+    return not units and header.get("Modality") not in {"CT", "MR", "PT"}
 
 
 def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
@@ -471,9 +490,7 @@ def readable_syntaxes() -> list[str]:
     uids = pydicom().uid
     found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
     for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
-        with suppress(
-            NotImplementedError
-        ):  # pydicom's word for a syntax that it has no decoder for, such as video
+        with suppress(NotImplementedError):  # it knows no decoder, such as of video
             if syntax not in found and pydicom().pixels.get_decoder(syntax).is_available:
                 found.append(syntax)
     return found
@@ -486,6 +503,13 @@ class SortedFiles:
     series: Mapping[str, Members]
     unreadable: tuple[tuple[Path, DdibError], ...]
     others: Counter[str]
+
+    def require_pictures(self, given: Path) -> None:
+        """Raise ImageUnreadable where there is no picture, and none that cannot be read."""
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self.others.items())
+        why = f"{given} holds no DICOM pictures of anatomy{kinds and ': '}{kinds}"
+        if not self.series and not self.unreadable:
+            raise _bad(why, "of a DICOMDIR name its folder; dcmdump +P ImageType FILE says what a picture is")
 
 
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
@@ -513,8 +537,11 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
         others[COPIES] += len(more)
         unlike = [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]
         if not unlike:
-            slices = ((path, each) for each in slices_of(header))
-            series.setdefault(str(header.get("SeriesInstanceUID", "")), []).extend(slices)
+            for each in slices_of(header):
+                if what := no_anatomy(each):
+                    others[what] += 1
+                else:
+                    series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, each))
         for each in (path, *unlike) if unlike else ():
             why = f"{path} and {unlike[0]} have the same SOP Instance UID and different contents"
             hint = "remove the one that is wrong, or translate each of them in a folder of its own"

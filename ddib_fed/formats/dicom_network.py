@@ -1,19 +1,24 @@
 """Peers that speak DICOM: who they are, why one does not answer, and what is sent to it, asked of it and received.
 
 The protocols are pynetdicom's and dicomweb-client's. What goes wrong is named by its cause, since a peer's own answer
-("rejected", or a closed connection) reads like a fault of the network.
+("rejected", or a closed connection) reads like a fault of the network. No peer is believed: what it may send is bounded
+while it arrives, and what it sends for a study has to be of that study.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import shutil
 import socket
 import ssl
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -35,6 +40,18 @@ ANSWER_S: Final = 300.0
 """Until the answer to one message: a PACS may take a while for a large instance."""
 IDLE_S: Final = 60.0
 """Silence of a sender after which its association is aborted."""
+PDU_BYTES: Final = 1 << 17
+"""The length of a PDU that is announced: none that is longer is received, though the field allows 4 GiB."""
+MESSAGE_BYTES: Final = 1 << 20
+"""A message in memory is at most this long: a command, or an answer to a query."""
+MOST_MESSAGES: Final = 1000
+"""A peer sends at most so many messages before the first of them is answered."""
+RESERVE: Final = 64 << 20
+"""Bytes of the disk that stay free; less than this may arrive without a look at the room that there is."""
+LOOK_S: Final = 0.1
+"""The room for what arrives is looked at so often."""
+REPEAT_S: Final = 60.0
+"""A refusal is said again, and hosts are looked up again, after this time: a stranger may call at any rate."""
 LOG: Final = "its log says why"
 VERIFICATION: Final = "1.2.840.10008.1.1"
 TAKEN: Final = (
@@ -131,8 +148,38 @@ def _entity(own: OwnEntity) -> Any:
     entity.acse_timeout = entity.connection_timeout = CONNECT_S
     entity.dimse_timeout = ANSWER_S
     entity.network_timeout = IDLE_S
-    entity.maximum_pdu_size = 1 << 17
+    entity.maximum_pdu_size = PDU_BYTES
     return entity
+
+
+def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[], str]) -> None:
+    """Abort an association that sends more than is taken, which `refuse` is told; `room` says what the disk lacks."""
+    association, receive = event.assoc, event.assoc.dul.socket.recv
+
+    def bounded(size: int) -> Any:
+        message, why = association.dimse.message, ""
+        file = message and message._data_set_file  # noqa: SLF001 - pynetdicom's, of an instance
+        if size > PDU_BYTES + 1024:  # some do not count headers
+            why = f"it sends a PDU of {size:,} bytes, and {PDU_BYTES:,} were announced"
+        elif association.dimse.msg_queue.qsize() > MOST_MESSAGES:
+            why = f"it sends more than {MOST_MESSAGES:,} messages without waiting for an answer"
+        elif file:
+            why = room()
+        elif message and message.encoded_command_set.tell() + message.data_set.tell() > MESSAGE_BYTES:
+            why = f"it sends more than {MESSAGE_BYTES:,} bytes that are no instance"
+        if not why:
+            return receive(size)
+        refuse(why)
+        association.dul.to_user_queue.put(None)  # its thread may wait for a request
+        raise ValueError(why)  # pynetdicom sends an A-ABORT, and both threads end
+
+    association.dul.socket.recv = bounded
+
+
+def no_room(folder: Path) -> str:
+    """Say why nothing more can be kept in a folder; empty if it can."""
+    free = shutil.disk_usage(folder).free
+    return "" if free > RESERVE else f"{free >> 20:,} MiB of the disk are free (df -h {folder})"
 
 
 def _without_delay(event: Any) -> None:
@@ -146,7 +193,8 @@ def _without_delay(event: Any) -> None:
 @contextmanager
 def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iterator[Any]:
     """An association with a peer; of those contexts that it does not accept all may be missing but one."""
-    context = own.context(ssl.PROTOCOL_TLS_CLIENT)
+    context, event, refused = own.context(ssl.PROTOCOL_TLS_CLIENT), pynetdicom().evt, list[str]()
+    opened = partial(_bound, refuse=refused.append, room=str)
     entity, association = _entity(own), None
     with suppress(OSError):  # there is no such host
         association = entity.associate(
@@ -155,17 +203,20 @@ def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iter
             contexts=[*contexts],
             ae_title=peer.aet,
             tls_args=None if context is None else (context, peer.host),
-            evt_handlers=[(pynetdicom().evt.EVT_DATA_SENT, _without_delay)],
+            evt_handlers=[(event.EVT_CONN_OPEN, opened), (event.EVT_DATA_SENT, _without_delay)],
         )
     if association is None:
         raise _unreachable(own, peer)
-    if not association.is_established:
+    if not association.is_established and not refused:
         raise _why_not(own, peer, association, contexts)
     try:
-        yield association
+        if not refused:
+            yield association
     finally:
         if association.is_established:
             association.release()
+        if refused:
+            raise RefusedError(f"{peer}: broken off: {refused[0]}", hop="client", hint=LOG)
 
 
 def _why_not(own: OwnEntity, peer: DicomPeer, association: Any, contexts: Sequence[Any]) -> DdibError:
@@ -270,12 +321,23 @@ def store(own: OwnEntity, peer: DicomPeer, files: Sequence[Path], stored: Callab
             stored(path)
 
 
-def the_one(studies: Sequence[str], query: Mapping[str, str], where: object) -> str:
-    if len(set(studies)) == 1:
-        return studies[0]
+def the_one(studies: Iterable[str], query: Mapping[str, str], where: object) -> str:
+    """Return the study that a peer found; raise ItemNotFound unless it is one, and the one asked for."""
+    uid = query.get("StudyInstanceUID", "*")
+    studies = {each for each in studies if set("*?\\") & set(uid) or each == uid}
+    if len(studies) == 1:
+        return studies.pop()
     asked = "&".join(f"{key}={value}" for key, value in query.items())
     found = f"{where} has {'several studies' if studies else 'no study'} of {asked}"
-    raise ItemNotFound(found, hop="client", hint="--query 'StudyInstanceUID=...' names one")
+    named = [f"--query StudyInstanceUID={each}" for each in sorted(set(studies))]
+    hint = ", or ".join(named) or "compare the values of --query with those that the archive shows"
+    raise ItemNotFound(found, hop="client", hint=hint)
+
+
+def require_study(path: Path, study: str) -> None:
+    """Raise RefusedError unless an instance is of the study that was asked for: it may be another person's."""
+    if str(read_header(path, ["StudyInstanceUID"]).get("StudyInstanceUID")) != study:
+        raise RefusedError("it is of another study", hop="client", hint="nothing of the answer is kept")
 
 
 def parse_query(text: str) -> dict[str, str]:
@@ -305,20 +367,19 @@ def fetch(
     asked.QueryRetrieveLevel, asked.StudyInstanceUID = "STUDY", ""
     for keyword, value in query.items():
         setattr(asked, keyword, value)
+    studies, code = set[str](), -1
     with associated(own, peer, [pynetdicom().build_context(find)]) as finding:
-        answers = [*finding.send_c_find(asked, find)]
-    studies = [str(found.StudyInstanceUID) for status, found in answers if status and found]
-    if (code := answers[-1][0].get("Status", -1) if answers else -1) != 0:
+        for status, found in finding.send_c_find(asked, find):
+            code = status.get("Status", -1) if status else -1
+            studies |= {str(found.StudyInstanceUID)} if found else set()
+    if code:
         raise down(f"{peer} did not answer the query: status 0x{code & 0xFFFF:04X}")
     wanted = pydicom().Dataset()
     wanted.QueryRetrieveLevel, wanted.StudyInstanceUID = "STUDY", the_one(studies, query, peer)
     kept: list[Path] = []
 
-    def keep(path: Path, association: int, who: str) -> int:
-        del association
-        if read_header(path, ["StudyInstanceUID"]).get("StudyInstanceUID") != wanted.StudyInstanceUID:
-            say(f"{who}: an instance of another study is refused")
-            return 0xA900
+    def keep(path: Path, *_: object) -> int:
+        require_study(path, wanted.StudyInstanceUID)
         kept.append(path.replace(folder / f"{path.stem}.dcm"))
         return 0
 
@@ -354,8 +415,9 @@ class Receiver:
             returns the status of the C-STORE (PS3.4 B.2.3).
         ended: Called with an association's number, and whether it was released.
         say: Called with what an operator has to know.
-        most: Associations at once.
+        most: Associations at once, of one address.
         kinds: UIDs of the storage classes that are taken; without any those of `TAKEN`.
+        room: Called with the bytes of what has arrived and is not kept yet; says why they are too many, if they are.
         busy: When something last came of an instance that has not arrived whole, by association; monotonic clock.
     """
 
@@ -368,9 +430,11 @@ class Receiver:
     say: Callable[[str], object] = str
     most: int = 10
     kinds: Sequence[str] = ()
+    room: Callable[[int], str] = lambda _: ""
     busy: dict[int, float] = field(default_factory=dict)
     _server: Any = None
-    _said: set[str] = field(default_factory=set)
+    _done: dict[str, float] = field(default_factory=dict)
+    _addresses: dict[DicomPeer, set[str]] = field(default_factory=dict)
 
     def start(self) -> None:
         make_private_folders(self.folder)
@@ -379,7 +443,6 @@ class Receiver:
         tempfile.tempdir = str(self.folder)  # of what pynetdicom writes; the file is then renamed, not copied
         event = pynetdicom().evt
         entity = _entity(self.own)
-        entity.maximum_associations = self.most
         syntaxes = readable_syntaxes()
         entity.add_supported_context(VERIFICATION)
         for kind in self.kinds or [getattr(pydicom().uid, name) for name in TAKEN]:
@@ -388,86 +451,137 @@ class Receiver:
             (event.EVT_CONN_OPEN, self._opened),
             (event.EVT_DATA_SENT, _without_delay),
             (event.EVT_REQUESTED, self._requested),
-            (event.EVT_REJECTED, self._rejected),
             (event.EVT_ACCEPTED, self._accepted),
-            (event.EVT_PDU_RECV, self._receiving),
-            (event.EVT_C_ECHO, self._echoed),
             (event.EVT_C_STORE, self._stored),
             (event.EVT_RELEASED, self._ended),
             (event.EVT_CONN_CLOSE, self._ended),
         ]
         how = {"ssl_context": self.own.context(ssl.PROTOCOL_TLS_SERVER), "evt_handlers": handlers}
+        self._look_up()
         try:
-            self._server = entity.start_server(("", self.port), block=False, **how)
+            self._server = server = entity.make_server(("", self.port), **how)
         except OSError as error:
             why = f"port {self.port} cannot be listened at: {error.strerror or error}"
             hint = f"ss -ltnp 'sport = :{self.port}' shows by whom: a receiver has to be stopped meanwhile"
             raise ConfigError(why, hop="client", hint=hint) from error
+        server.verify_request = self._admits
+        server.socket.listen(128)
+        entity.maximum_associations = 1 << 16  # they are counted by address
+        entity._servers.append(server)  # noqa: SLF001 - from which it removes itself
+        server._gc = [0, math.inf]  # noqa: SLF001 - else it collects garbage, a second, after 60 connections of anybody
+        threading.Thread(target=server.serve_forever, daemon=True).start()
 
     def stop(self) -> None:
         tempfile.tempdir = None
         if self._server is not None:
             self._server.shutdown()
 
+    def _admits(self, request: Any, address: tuple[Any, ...]) -> bool:
+        """Admit a connection of a caller's address, before a thread is made for it; it may oust idle ones."""
+        del request
+        if not self._titles(host := str(address[0])):
+            self._tell(f"{host}: connection closed: no caller has this address; try: --from AE@{host}")
+            return False
+        idle = [each for each in self._associations(host) if not each.is_established]
+        if len(idle) >= self.most:
+            self._tell(f"{host}: it has {self.most} connections without an association; the oldest is closed")
+        for each in idle[: max(len(idle) + 1 - self.most, 0)]:
+            each.dul.to_user_queue.put(None)  # its thread waits for a request
+            with suppress(OSError, AttributeError):  # it is closed already
+                each.dul.socket.socket.shutdown(socket.SHUT_RDWR)
+        return True
+
+    def _associations(self, host: str) -> list[Any]:
+        return [each for each in self._server.active_associations if each.requestor.address == host]
+
+    def _titles(self, host: str) -> set[str]:
+        """AE titles that may call from an address, of which "" is any."""
+        titles = {caller.aet for caller, addresses in self._addresses.items() if host in addresses}
+        if not titles and self._is_due("hosts", REPEAT_S):
+            threading.Thread(target=self._look_up, daemon=True).start()  # meanwhile others call
+        return titles
+
+    def _look_up(self) -> None:
+        for caller in self.callers:
+            with suppress(OSError):  # what was found before holds
+                found = socket.getaddrinfo(caller.host, None)
+                self._addresses[caller] = {str(each[4][0]) for each in found}
+
+    def _is_due(self, what: str, every: float) -> bool:
+        """Tell whether something was not done for so long; from now on it was."""
+        now = time.monotonic()
+        if now - self._done.get(what, -math.inf) < every:
+            return False
+        if len(self._done) > MOST_MESSAGES:
+            self._done.clear()
+        self._done[what] = now
+        return True
+
+    def _tell(self, line: str, every: float = REPEAT_S) -> None:
+        if self._is_due(line, every):
+            self.say(line)
+
     def _opened(self, event: Any) -> None:
-        """Close what comes from no caller's address, and bound the wait for the rest of a message."""
-        link, address = event.assoc.dul.socket.socket, event.assoc.requestor.address
-        link.settimeout(IDLE_S)
-        if not any(address in _addresses(each.host) for each in self.callers):
-            self.say(f"{address}: connection closed: no caller has this address")
-            link.shutdown(socket.SHUT_RDWR)
+        """Bound the wait for the rest of a message, and the message."""
+
+        def refuse(why: str) -> None:
+            how = "its log, more room in [dicom] most_gib, or --from without it"
+            self._tell(f"{_caller(event)}: association aborted: {why}; try: {how}")
+            self._ended(event)
+
+        event.assoc.dul.socket.socket.settimeout(IDLE_S)
+        _bound(event, refuse, partial(self._no_room, id(event.assoc)))
+
+    def _no_room(self, association: int) -> str:
+        """Say, every LOOK_S, why what arrives is too much; empty if it is not."""
+        arrived, self.busy[association] = 0, time.monotonic()
+        if not self._is_due("room", LOOK_S):
+            return ""
+        for each in self.folder.iterdir():
+            with suppress(FileNotFoundError):  # it was kept meanwhile
+                arrived += each.stat().st_size
+        return "" if arrived < RESERVE else self.room(arrived) or no_room(self.folder)
 
     def _requested(self, event: Any) -> None:
         """Reject who is not to call, with the reason that the standard has for it."""
-        association, who = event.assoc, _caller(event)
-        asked, address = association.requestor.primitive, association.requestor.address
+        association, host = event.assoc, event.assoc.requestor.address
+        asked = association.requestor.primitive
         if asked.called_ae_title.strip() != self.own.aet:
-            why, diagnostic = f"it calls {asked.called_ae_title.strip()}, this is {self.own.aet}", 7
-        elif not (known := [e for e in self.callers if e.aet in {"", asked.calling_ae_title.strip()}]):
-            why, diagnostic = "its AE title is not among those of --from", 3
-        elif not any(address in _addresses(each.host) for each in known):
-            why, diagnostic = "--from has its AE title with another address", 3
+            why, reason = f"it calls {asked.called_ae_title.strip()}, this is {self.own.aet}", (1, 1, 7)
+        elif not {"", asked.calling_ae_title.strip()} & self._titles(host):
+            why, reason = "--from does not have its AE title with this address", (1, 1, 3)
+        elif sum(each.is_established for each in self._associations(host)) >= self.most:
+            why, reason = f"its address has [dicom] most_associations, {self.most}, already", (2, 3, 2)
         else:
             return
-        self.say(f"{who}: association rejected: {why}")
-        association.acse.send_reject(1, 1, diagnostic)
+        self._tell(f"{_caller(event)}: association rejected: {why}")
+        association.acse.send_reject(*reason)
         association.kill()  # once the rejection is on its way
-
-    def _rejected(self, event: Any) -> None:
-        self.say(f"{_caller(event)}: association rejected: {self.most} are open already")
 
     def _accepted(self, event: Any) -> None:
         refused = sorted({each.abstract_syntax.name for each in event.assoc.rejected_contexts})
         what = ", ".join(refused[:8]) + (f" and {len(refused) - 8} more" if len(refused) > 8 else "")
-        line = (
-            f"{_caller(event)}: of what it may send, these classes or transfer syntaxes are not taken: {what}"
-        )
-        if refused and line not in self._said:
-            self._said.add(line)
-            self.say(line)
-
-    def _receiving(self, event: Any) -> None:
-        if type(event.pdu).__name__ == "P_DATA_TF":
-            self.busy[id(event.assoc)] = time.monotonic()
-
-    def _echoed(self, event: Any) -> int:
-        self.busy.pop(id(event.assoc), None)
-        return 0
+        line = f"{_caller(event)}: these classes or transfer syntaxes that it may send are not taken: {what}"
+        if refused:
+            self._tell(line, math.inf)
 
     def _stored(self, event: Any) -> int:
         path = event.dataset_path
         try:
             return self.keep(path, id(event.assoc), _caller(event))
         except Exception as error:  # noqa: BLE001 - whatever it is, the sender must not believe that it is stored
-            self.say(f"{_caller(event)}: an instance was not stored: {type(error).__name__}")
+            why = error.detail if isinstance(error, RefusedError) else type(error).__name__
+            self.say(f"{_caller(event)}: an instance was not stored: {why}")
             return 0xA700 if is_disk_full(error) else 0xC000
         finally:
             path.unlink(missing_ok=True)
             self.busy.pop(id(event.assoc), None)
 
     def _ended(self, event: Any) -> None:
-        released = event.event.name == "EVT_RELEASED"
-        if self.busy.pop(id(event.assoc), None) is not None and not released:
+        released, message = event.event.name == "EVT_RELEASED", event.assoc.dimse.message
+        self.busy.pop(id(event.assoc), None)
+        if message is not None and message._data_set_file:  # noqa: SLF001 - pynetdicom leaves it there
+            message._data_set_path.unlink(missing_ok=True)  # noqa: SLF001
             self.say(f"{_caller(event)}: the association broke off within an instance, which is not stored")
         self.ended(id(event.assoc), released)
 
@@ -476,9 +590,3 @@ def _caller(event: Any) -> str:
     asked = event.assoc.requestor.primitive
     aet = asked.calling_ae_title.strip() if asked is not None else "?"
     return f"{aet}@{event.assoc.requestor.address}"
-
-
-def _addresses(host: str) -> set[str]:
-    with suppress(OSError):
-        return {str(each[4][0]) for each in socket.getaddrinfo(host, None)}
-    return set()

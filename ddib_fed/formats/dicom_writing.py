@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels
-from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.errors import InputError
 from ddib_fed.formats.dicom import (
     ENHANCED,
-    Members,
     Series,
     affine_of,
     frame_of,
@@ -39,12 +38,14 @@ from ddib_fed.formats.dicom import (
     sort_files,
     uid_sha256,
 )
+from ddib_fed.formats.dicom_contrasts import Members, contrasts_of
 from ddib_fed.formats.study import (
     PERCENTILES,
     Assembled,
     Bad,
     Options,
     Origin,
+    Planes,
     Slices,
     Study,
     StudyResults,
@@ -55,6 +56,8 @@ from ddib_fed.formats.volumes import Volumes, axial, from_axial, orientation_of,
 from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
+SOFT_TISSUE: Final = (-160.0, 240.0)
+"""The usual window of CT, of centre 40 and width 400, in Hounsfield units."""
 SERIES_OFFSET: Final = 1000
 """Added to the number of the source's series."""
 _SPACE: Final = uuid.UUID("6b1f2c2e-6d3d-5b0b-9d5e-0f1d0c9a7a11")
@@ -75,6 +78,7 @@ KEPT: Final = frozenset({
     "LongitudinalTemporalInformationModified", "LossyImageCompression", "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
 })  # fmt: skip
+_ECHO: Final = {"EchoNumbers", "EchoTime"}
 _KEPT_GROUPS: Final = frozenset({0x0010, 0x0012, 0x0038})
 """The patient, the trial with its marks of de-identification, and the visit."""
 _Class = tuple[str, dict[str, str]]
@@ -105,7 +109,7 @@ _EQUIPMENT: Final = (
 )  # fmt: skip
 
 
-def derived_series(series: Series, stack: Pixels, translated: StudyResults, rule: str) -> list[bytes]:
+def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixels: Planes) -> list[bytes]:
     """The files of the result: enhanced where the source's are and the result is grey, else one a slice.
 
     UIDs follow from those of the source, the request, the rule of intensity and both models, so that a repeat replaces
@@ -116,29 +120,37 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, rule
         zone = str(series.headers[0].get("TimezoneOffsetFromUTC", ""))
         now = now.astimezone(datetime.strptime(zone, "%z").tzinfo)
     models = first.source_model_sha256, first.target_model_sha256, first.calibration_sha256
-    parts = translated.source, translated.target, str(first.asked_sha256), rule, *models
+    parts = [translated.source, translated.target, str(first.asked_sha256), pixels.rule, *models]
+    parts += [series.contrast] if series.contrast else []
     recipe = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     hounsfield = series.modality == "CT" and not series.without_units
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
     made, enhanced = [], dict[Path, list[tuple[int, Pixels]]]()
+    computed, spacing = pixels.computed(translated), series.headers[0].get("PixelSpacing")
 
     def begun(source: Any, pixels: Pixels) -> Any:
-        dataset = _kept(source, colours=pixels.shape[3] == 3)
-        _identify(dataset, source, recipe, now, translated)
-        _attribute(dataset, source, translated, now)
+        dataset = _kept(source, colours=pixels.shape[3] == 3, echoes="echo" in series.contrast)
+        _identify(dataset, source, recipe, now)
+        words = ("SYNTHETIC", series.contrast, translated.target, source.get("SeriesDescription"))
+        dataset.SeriesDescription = " ".join(filter(None, words))[:64].strip()
+        _attribute(dataset, source, translated, now, computed.lost)
+        if spacing and computed.shrink > 1:
+            resolution = computed.shrink * max(float(mm) for mm in spacing)
+            dataset.SpatialResolution = pydicom().valuerep.DSfloat(resolution, auto_format=True)
         _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
         return dataset
 
     with quiet():
-        for path, source, pixels in zip(series.paths, series.headers, stack, strict=True):
-            if source.SOPClassUID in ENHANCED and pixels.shape[2] == 1:
-                enhanced.setdefault(path, []).append((frame_of(source), pixels))
+        for path, source, plane in zip(series.paths, series.headers, stack, strict=True):
+            if source.SOPClassUID in ENHANCED and plane.shape[2] == 1:
+                enhanced.setdefault(path, []).append((frame_of(source), plane))
                 continue
-            made.append(begun(source, pixels[None]))
+            made.append(begun(source, plane[None]))
         for path, frames in enhanced.items():
             numbers, planes = zip(*sorted(frames, key=lambda each: each[0]), strict=True)
             whole = read_header(path)
-            made.append(_set_frames(begun(whole, np.stack(planes)), whole, numbers))
+            kept = (*_KEPT_OF_FRAMES, "MREchoSequence") if "echo" in series.contrast else _KEPT_OF_FRAMES
+            made.append(_set_frames(begun(whole, np.stack(planes)), whole, numbers, kept))
         return [_file(each) for each in made]
 
 
@@ -154,11 +166,14 @@ def _file(dataset: Any) -> bytes:
     return file.getvalue()
 
 
-def _kept(source: Any, *, colours: bool) -> Any:
-    """A copy of what the source's header says that is true of the result, too; nothing private."""
-    kept = pydicom().Dataset()
+def _kept(source: Any, *, colours: bool, echoes: bool) -> Any:
+    """A copy of what the source's header says that is true of the result, too; nothing private.
+
+    Of a series of several echoes that is also from which of them the picture was made (PS3.3 C.8.3.1).
+    """
+    kept, keywords = pydicom().Dataset(), KEPT | (_ECHO if echoes and not colours else set())
     for element in source:
-        if element.keyword in KEPT or element.tag.group in _KEPT_GROUPS:
+        if element.keyword in keywords or element.tag.group in _KEPT_GROUPS:
             kept.add(deepcopy(element))
     kept.remove_private_tags()
     uids = pydicom().uid
@@ -176,19 +191,15 @@ def _kept(source: Any, *, colours: bool) -> Any:
     return kept
 
 
-def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated: StudyResults) -> None:
+def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
     """New UIDs, times, and the marks of a synthetic, derived picture."""
     for name in ("SOPInstanceUID", "SeriesInstanceUID"):
         frame = source.get("ReferencedFrameNumber", "") if name == "SOPInstanceUID" else ""
         number = uuid.uuid5(_SPACE, f"{source[name].value} {frame} {recipe}").int
         setattr(dataset, name, f"2.25.{number}")
     dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
-    dataset.SeriesDescription = f"SYNTHETIC {translated.target} {source.get('SeriesDescription') or ''}"[
-        :64
-    ].strip()
-    third = [str(value) for value in source.get("ImageType", ())][2:3]  # of MR it names the contrast
-    plane = third if third in [["AXIAL"], ["LOCALIZER"]] else ["OTHER"]
-    dataset.ImageType = ["DERIVED", "SECONDARY", *plane, "SYNTHETIC"]
+    plane = "AXIAL" if "AXIAL" in source.get("ImageType", ()) else "OTHER"  # of MR it names the contrast
+    dataset.ImageType = ["DERIVED", "SECONDARY", plane, "SYNTHETIC"]
     if "NumberOfFrames" in dataset:  # its terms are others (PS3.3 C.8.16.1)
         dataset.ImageType = ["DERIVED", "PRIMARY", "VOLUME", "SYNTHETIC"]
     dataset.SyntheticData = "YES"
@@ -196,16 +207,15 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime, translated:
     dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = now.strftime("%H%M%S")
 
 
-def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime) -> None:
+def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime, lost: str) -> None:
     """From which picture, by what, and how it was derived."""
     package, first = pydicom(), translated.first
-    doubts = ", ".join(
-        sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
-    )
+    doubts = sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
+    facts = "not for diagnosis", lost, translated.clipped, "doubtful: " * bool(doubts) + ", ".join(doubts)
     models = f"models SHA-256 {first.source_model_sha256} and {first.target_model_sha256}"
     dataset.DerivationDescription = (
         f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
-        f"Bridge ({MAKER} {__version__}); {models}; not for diagnosis{doubts and '; doubtful: '}{doubts}"
+        f"Bridge ({MAKER} {__version__}); {models}; {'; '.join(filter(None, facts))}"
     )[:1024]
     acquired, made = package.Dataset(), package.Dataset()
     for name in _EQUIPMENT:
@@ -247,13 +257,13 @@ def _reference(source: Any, frame: int | None = None) -> Any:
     return made
 
 
-def _set_frames(dataset: Any, source: Any, frames: Sequence[int]) -> Any:
-    """The functional groups of an enhanced result (PS3.3 C.7.6.16): the source's places, and our values."""
+def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequence[str]) -> Any:
+    """The functional groups of an enhanced result (PS3.3 C.7.6.16): some of the source's, and our values."""
     package = pydicom()
     dataset.NumberOfFrames = len(frames)
     shared = package.Dataset()
     for groups in source.get("SharedFunctionalGroupsSequence", ()):
-        shared.update({e.tag: deepcopy(e) for e in groups if e.keyword in _KEPT_OF_FRAMES})
+        shared.update({e.tag: deepcopy(e) for e in groups if e.keyword in keywords})
     look, values, window = (package.Dataset() for _ in range(3))
     look.FrameType = dataset.ImageType
     look.update({e.tag: e for e in dataset if e.keyword in {*_ENHANCED, *_ENHANCED_MR}})
@@ -270,7 +280,7 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int]) -> Any:
     dataset.SourceImageEvidenceSequence = [study]
     dataset.SharedFunctionalGroupsSequence = [shared]
     # A dimension may point to a group of the acquisition, which is not kept.
-    kept = [package.tag.Tag(keyword) for keyword in _KEPT_OF_FRAMES]
+    kept = [package.tag.Tag(keyword) for keyword in keywords]
     indices = source.get("DimensionIndexSequence", ())
     places = [at for at, index in enumerate(indices) if index.get("FunctionalGroupPointer") in kept]
     dataset.DimensionOrganizationSequence = deepcopy(source.get("DimensionOrganizationSequence", []))
@@ -280,7 +290,7 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int]) -> Any:
     for number in frames:
         groups = source.PerFrameFunctionalGroupsSequence[number]
         frame = package.Dataset()
-        frame.update({e.tag: deepcopy(e) for e in groups if e.keyword in _KEPT_OF_FRAMES})
+        frame.update({e.tag: deepcopy(e) for e in groups if e.keyword in keywords})
         for content in frame.get("FrameContentSequence", ()):
             if found := content.get("DimensionIndexValues"):
                 found = [found] if isinstance(found, int) else found
@@ -320,6 +330,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
         dataset.RescaleType = "HU" if hounsfield else "US"
     low = translated.intercept if low is None else low
     high = low + slope * np.iinfo(translated.dtype).max if high is None else high
+    low, high = SOFT_TISSUE if hounsfield else (low, high)
     dataset.WindowCenter = number((low + high) / 2, auto_format=True)
     dataset.WindowWidth = number(max(high - low, 1), auto_format=True)
 
@@ -349,7 +360,7 @@ class DicomStudy(Study):
         if self.orientation is not None:
             stack = from_axial(stack, self.orientation)
         report, said = self.pixels.summary(translated)
-        contents = derived_series(self.series, stack, translated, self.pixels.rule)
+        contents = derived_series(self.series, stack, translated, self.pixels)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]
         spacing = header.get("PixelSpacing")
@@ -359,11 +370,6 @@ class DicomStudy(Study):
             "columns": int(header.Columns),
             "pixel_spacing_mm": [float(v) for v in spacing] if spacing else None,
         }
-        report["marks"] = {
-            "synthetic_data": "YES",
-            "image_type": "DERIVED\\SECONDARY",
-            "burnt_in_annotation": str(header.get("BurnedInAnnotation", "")) or None,
-        }
         return Assembled(files, report, said)
 
 
@@ -372,29 +378,24 @@ def find_dicom(
 ) -> tuple[list[Unread], Bad, Counter[str]]:
     """The series among some files, what cannot be read, and how many others."""
     found = sort_files(files)
-    if not found.series and not found.unreadable:
-        hint = "dcmdump FILE; in place of a DICOMDIR name its folder"
-        raise ImageUnreadable(f"{given} holds no DICOM pictures", hop="client", hint=hint)
-    unread, bad = list[Unread](), [*found.unreadable]
-    for uid, name in names_of(found.series, root).items():
+    found.require_pictures(given)
+    unread, bad, settings = list[Unread](), [*found.unreadable], options.settings("intensity")
+    for uid, of_series in names_of(found.series, root).items():
         good, unreadable = readable(found.series[uid])
         bad += unreadable
-        if good:
-            origin = Origin(
-                given,
-                name,
-                (name,),
-                tuple(dict.fromkeys(path for path, _ in good)),
-                options.settings("intensity"),
-                label=f"{given}: {name}" if len(found.series) > 1 else "",
-                series_sha256=uid_sha256(uid),
-            )
-            unread.append(Unread(origin, partial(read_dicom, good, options)))
+        with quiet():
+            contrasts = contrasts_of(good)
+        for contrast, slices in contrasts.items():
+            name = f"{of_series}-{contrast}" if contrast else of_series
+            inputs = tuple(dict.fromkeys(path for path, _ in slices))
+            label = f"{given}: {name}" if len(found.series) > 1 or contrast else ""
+            origin = Origin(given, name, (name,), inputs, settings, label, series_sha256=uid_sha256(uid))
+            unread.append(Unread(origin, partial(read_dicom, slices, contrast, options)))
     return unread, bad, found.others
 
 
-def read_dicom(members: Members, options: Options, origin: Origin) -> DicomStudy:
-    series, values = read_series(origin.called, members)
+def read_dicom(members: Members, contrast: str, options: Options, origin: Origin) -> DicomStudy:
+    series, values = read_series(origin.called, members, contrast)
     odd = series.without_units
     rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
     if odd and (rule.name == "hu" or len(odd) < len(series.paths)):

@@ -1,19 +1,25 @@
-"""A DICOMweb service (PS3.18): studies are asked for and stored over HTTP, by dicomweb-client."""
+"""A DICOMweb service (PS3.18), by dicomweb-client: instances go to the disk as they come, other answers are short."""
 
 from __future__ import annotations
 
 import logging
 import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from email.message import Message
+from itertools import groupby, repeat
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from ddib_fed.errors import ConfigError, RefusedError, Unauthenticated, UsageError, extra
 from ddib_fed.files import read_private
+from ddib_fed.formats import dicom_network as network
 from ddib_fed.formats.dicom import pydicom, quiet
-from ddib_fed.formats.dicom_network import ANSWER_S, CONNECT_S, LOG, OwnEntity, down, the_one
+from ddib_fed.formats.dicom_network import LOG, OwnEntity, down
+
+_KIND = "application/dicom"
 
 
 class Web:
@@ -30,7 +36,7 @@ class Web:
         session = requests.Session()
         session.trust_env = False  # neither ~/.netrc nor a proxy that others set sees pictures
         session.max_redirects = 0  # a page of login is no answer
-        session.hooks["response"].append(_without_parameters)
+        session.hooks["response"].append(_read)
         if own.tls is not None:
             own.context(ssl.PROTOCOL_TLS_CLIENT)
             session.verify = str(own.tls / "ca.pem")
@@ -43,8 +49,8 @@ class Web:
                 session.auth = (login.partition(":")[0], login.partition(":")[2])
             else:
                 session.headers["Authorization"] = f"Bearer {login}"
-        self.url, self._errors = url, requests
-        self.client = DICOMwebClient(url.rstrip("/"), session=session, timeout=(CONNECT_S, ANSWER_S))
+        self.url, self.session, self._errors = url.rstrip("/"), session, requests
+        self.client = DICOMwebClient(self.url, session=session, timeout=(network.CONNECT_S, network.ANSWER_S))
         self.client.set_http_retry_params(retry=False)
 
     @contextmanager
@@ -94,19 +100,66 @@ class Web:
         """The instances of the one study that a query finds, as files; how many."""
         with self._explained():
             found = self.client.search_for_studies(search_filters=dict(query), limit=2)
-            study = the_one([str(each["0020000D"]["Value"][0]) for each in found], query, self.url)
-            count = 0
-            with quiet():
-                for count, dataset in enumerate(self.client.iter_study(study), 1):
-                    dataset.save_as(folder / f"{count:06}.dcm", enforce_file_format=True)
+            study = network.the_one([str(each["0020000D"]["Value"][0]) for each in found], query, self.url)
+            accept, count = {"Accept": f'multipart/related; type="{_KIND}"'}, 0
+            address, timeout = f"{self.url}/studies/{quote(study)}", (network.CONNECT_S, network.ANSWER_S)
+            with self.session.get(address, headers=accept, stream=True, timeout=timeout) as answer:
+                answer.raise_for_status()
+                bodies = parts(answer.iter_content(1 << 16), answer.headers.get("Content-Type", ""))
+                for count, body in groupby(bodies, itemgetter(0)):
+                    with (path := folder / f"{count:06}.dcm").open("wb") as file:
+                        for _, piece in body:
+                            if why := network.no_room(folder):
+                                raise RefusedError(f"{self.url}: broken off: {why}", hop="client", hint=LOG)
+                            file.write(piece)
+                    network.require_study(path, study)
         return count
 
 
-def _without_parameters(response: Any, **_: Any) -> None:
-    """With `; charset=utf-8` dicomweb-client does not read an answer."""
-    kind = response.headers.get("Content-Type", "")
-    if not kind.startswith("multipart/"):
-        response.headers["Content-Type"] = kind.partition(";")[0].strip()
+def _read(response: Any, stream: bool = False, **_: Any) -> None:
+    """Read an answer that is short; with `; charset=utf-8` dicomweb-client does not read it."""
+    body = b""
+    for piece in () if stream else response.iter_content(1 << 16):
+        body += piece
+        if len(body) > network.MESSAGE_BYTES:
+            why = f"{response.url.partition('?')[0]} answers with more than {network.MESSAGE_BYTES:,} bytes"
+            raise RefusedError(why, hop="client", hint="--query 'StudyInstanceUID=...' asks for less")
+    if not stream:
+        response._content = body  # noqa: SLF001 - which requests keeps there itself
+        response.headers["Content-Type"] = response.headers.get("Content-Type", "").partition(";")[0].strip()
+
+
+def parts(pieces: Iterable[bytes], content_type: str) -> Iterator[tuple[int, bytes]]:
+    """Yield pieces of a multipart message's bodies, each with its part's number; raise ValueError if it has no end."""
+    kind = Message()
+    kind["Content-Type"] = content_type
+    if kind.get_content_type() == _KIND:  # one instance without parts, of some services
+        yield from zip(repeat(1), pieces)
+        return
+    boundary = kind.get_boundary("").encode()
+    delimiter, held, number, in_head = b"\r\n--" + boundary, b"\r\n", 0, False
+    for piece in pieces if boundary else ():
+        held += piece
+        while True:
+            if in_head:
+                if held.startswith(b"--"):
+                    return
+                _, ends, rest = held.partition(b"\r\n\r\n")
+                if not ends:
+                    break
+                in_head, held = False, rest
+            body, ends, rest = held.partition(delimiter)
+            if not ends:
+                body, rest = held[: -len(delimiter)], held[-len(delimiter) :]
+            held = rest
+            if number:
+                yield number, body
+            if not ends:
+                break
+            number, in_head = number + 1, True
+        if len(held) > 1 << 16:
+            raise ValueError("the head of a part is too long")
+    raise ValueError("it has no end")
 
 
 def _root(error: BaseException) -> str:

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ddib_fed.errors import DdibError, UsageError
+from ddib_fed.errors import UsageError
 from ddib_fed.formats.dicom_writing import find_dicom
 from ddib_fed.formats.nifti import nifti_origin, read_nifti
 from ddib_fed.formats.study import Bad, Choice, Options, Origin, Studies, Study, Unread
 from ddib_fed.formats.tiles import geotiff_origin, picture_origin, read_geotiff, read_picture
 from ddib_fed.recognition import Format, Recognised, recognise
+from ddib_fed.terminal import explained
 
 _FORMATS: Final[dict[Format, tuple[Callable[[Path, Options, str], Origin], Callable[..., Study]]]] = {
     Format.NIFTI: (nifti_origin, read_nifti),
@@ -70,10 +71,10 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
         yield
     except UsageError:
         raise
-    except DdibError as error:
+    except Exception as error:
         if bad is None:
             raise
-        bad.append((path, error.kept()))
+        bad.append((path, explained(error, path).kept()))
 
 
 def _named_apart(unread: Sequence[Unread]) -> list[Unread]:

@@ -12,7 +12,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy as np
 
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
-from ddib_fed.formats.study import Assembled, ItemResult, Origin, Study, StudyResults, naming
-from ddib_fed.record import DOUBTFUL_BELOW, Part, Translation, WrittenFile
+from ddib_fed.formats.study import LATENT, Assembled, ItemResult, Origin, Study, StudyResults, naming
+from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
 
 FORMAT = 1
 """Of the section `study` of a record."""
@@ -74,7 +74,6 @@ def translate_study(
     *,
     asked: str,
     force: bool = False,
-    doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
     """Translate the items of a study that have no result yet, and write its output (`finished_study` first).
 
@@ -86,16 +85,21 @@ def translate_study(
     items, folder = _write_items(study, parts / "items"), parts / "results"
     results = [None if force else _result(item, folder, asked) for item in items]
     refused: Mapping[Path, str] = {}
-    if left := [item for item, result in zip(items, results, strict=True) if result is None]:
-        with naming(study.origin):
-            try:
-                refused = translate(left, folder)
-            except PictureMisfit as error:
-                raise _misfit(study, error) from error
-        results = [_result(item, folder, asked) for item in items]
+    while True:
+        if left := [item for item, result in zip(items, results, strict=True) if result is None]:
+            with naming(study.origin):
+                try:
+                    refused = translate(left, folder)
+                except PictureMisfit as error:
+                    raise _misfit(study, error) from error
+            results = [_result(item, folder, asked) for item in items]
+        if len(left) == len(items) or len({each.record.made_by for each in results if each}) <= 1:
+            break
+        shutil.rmtree(folder)  # a model or the calibration was replaced since the first of them
+        results = [None] * len(items)
     if missing := [at for at, result in enumerate(results) if result is None]:
         _check_missing(study, items, missing, refused)
-    written = write_outputs(study, results, out, [refused.get(item, "") for item in items], doubtful_below)
+    written = write_outputs(study, results, out, [refused.get(item, "") for item in items])
     shutil.rmtree(parts, ignore_errors=True)
     return written
 
@@ -113,8 +117,8 @@ def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | N
         return None
     if not all(has_sha256(file, written) for file, written in files.items()):
         return None
-    said = ("was translated by an earlier run; --force translates it again",)
-    return WrittenStudy(origin.given, tuple(files), path, record, report, said)
+    said = filter(None, (record.lost, "was translated by an earlier run; --force translates it again"))
+    return WrittenStudy(origin.given, tuple(files), path, record, report, tuple(said))
 
 
 def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
@@ -162,12 +166,13 @@ def _result(item: Path, results: Path, asked: str) -> ItemResult | None:
     if record is None or (record.asked_sha256, record.input_sha256) != (asked, _digest(item.read_bytes())):
         return None
     suffix = ".npy" if record.picture and record.picture.depth else ".png"
-    path, back = results / f"{item.stem}{suffix}", results / f"{item.stem}.returned{suffix}"
+    path = results / f"{item.stem}{suffix}"
     written = record.files.get(Part.TRANSLATION)
     if written is None or not has_sha256(path, written.sha256):
         return None
-    returned = back.read_bytes() if Part.RETURNED in record.files and back.is_file() else None
-    return ItemResult(path.read_bytes(), record, returned)
+    names = (record.files[part].file if part in record.files else "" for part in (Part.RETURNED, Part.LATENT))
+    others = ((results / name).read_bytes() if (results / name).is_file() else None for name in names)
+    return ItemResult(path.read_bytes(), record, *others)
 
 
 def _check_missing(
@@ -202,10 +207,8 @@ def _misfit(study: Study, error: PictureMisfit) -> PictureMisfit:
         rule = f"{'window:40,400' if '(CT)' in study.kind else 'percentile:0.5,99.5'}@{taken}"
         holds, takes = facts.get("holds", "other numbers"), facts.get("takes", taken)
         detail = f"{called}: its slices hold {holds}; the model takes {takes}"
-        hint, facts = (
-            f"the same command with --intensity={rule} (docs/formats.md)",
-            {**facts, INTENSITY: rule},
-        )
+        hint = f"the same command with --intensity={rule} (docs/formats.md)"
+        facts = {**facts, INTENSITY: rule}
     return PictureMisfit(detail, hop=error.hop, hint=hint, facts=facts)
 
 
@@ -214,13 +217,15 @@ def write_outputs(
     results: Sequence[ItemResult | None],
     out: Path,
     why: Sequence[str] = (),
-    doubtful_below: float = DOUBTFUL_BELOW,
 ) -> WrittenStudy:
     """Put results together, and write the output: all its files aside, then into their places, and the record last."""
     with naming(study.origin):
         translated = StudyResults.of(results)
         made = study.assemble(translated)
-    provenance, report = _record(study, translated, made, why or [""] * len(results), doubtful_below)
+    latent = f"{study.name}{LATENT}"
+    if study.planes == 1 and latent in study.origin.beside and (only := results[0]) and only.latent:
+        made = replace(made, files={**made.files, latent: only.latent})
+    provenance, report = _record(study, translated, made, why or [""] * len(results))
     path, files = out / f"{study.name}.json", tuple(out / name for name in made.files)
     parts = out / f"{study.name}.parts"
     staged = parts / "output"
@@ -243,11 +248,12 @@ def write_outputs(
     shutil.rmtree(staged, ignore_errors=True)
     with suppress(OSError):  # items are kept in it
         parts.rmdir()
-    return WrittenStudy(study.origin.given, files, path, provenance, report, made.said)
+    said = filter(None, (provenance.lost, translated.clipped, *made.said))
+    return WrittenStudy(study.origin.given, files, path, provenance, report, tuple(said))
 
 
 def _record(
-    study: Study, translated: StudyResults, made: Assembled, why: Sequence[str], doubtful_below: float
+    study: Study, translated: StudyResults, made: Assembled, why: Sequence[str]
 ) -> tuple[Translation, dict[str, Any]]:
     """What the items have in common, as the record of any translation, and the study's own section."""
     records = [record for record in translated.records if record is not None]
@@ -260,7 +266,7 @@ def _record(
     main = WrittenFile(file=Path(study.name).name) if "/" in first else written[first]
     others = {
         kind: each
-        for kind in (Part.RETURNED.value, MASK)
+        for kind in (Part.RETURNED.value, Part.LATENT.value, MASK)
         for name, each in written.items()
         if f".{kind}." in name
     }
@@ -278,20 +284,25 @@ def _record(
             "doubtful": _any(record.doubtful for record in records),
             "doubts": tuple(sorted({doubt for record in records for doubt in record.doubts or ()})),
         }
-    ).with_(picture=figures | dict(made.figures))
-    if made.figures:  # parts of one picture: what holds for one of them does not hold for the whole
+    ).with_(
+        picture=figures | study.pixels.computed(translated).model_dump(include=_SIZES) | dict(made.figures)
+    )
+    if "tiles" in made.report:  # parts of one picture: what holds for one of them does not hold for the whole
         pictures = [record.picture for record in records if record.picture is not None]
         known = [each.structure_doubtful for each in pictures if each.structure_doubtful is not None]
         most = sum(known) > len(known) / 2 if known else None
         if (share := figures["differs"]) is not None and not all(known):  # of all their pixels
             most = share > (pictures[0].most_differs or 0.0)
-        provenance = provenance.with_(picture={"structure_doubtful": most}).judged(doubtful_below)
+        provenance = provenance.with_(picture={"structure_doubtful": most}).judged()
+    size = provenance.picture or PictureFigures()
     report = {
         "format": FORMAT,
         "kind": study.kind,
         "planes": study.planes,
         "options": dict(study.origin.settings),
         "warnings": list(study.warnings),
+        "computed_at": [size.fitted_height or size.height, size.fitted_width or size.width],
+        "shrink": size.shrink,
         **({"series_sha256": study.origin.series_sha256} if study.origin.series_sha256 else {}),
         **made.report,
         "files": digests,
@@ -303,6 +314,7 @@ def _record(
     return provenance, report
 
 
+_SIZES = {"depth", "height", "width", "fitted_height", "fitted_width"}
 _OVER_ITEMS: Mapping[str, Callable[[Any], Any]] = {
     "cycle_psnr": min,
     "autoencoder_psnr": min,

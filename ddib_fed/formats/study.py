@@ -33,11 +33,13 @@ from ddib_fed.errors import (
     JobFailed,
     UsageError,
 )
-from ddib_fed.record import Translation
+from ddib_fed.record import PictureFigures, Translation
 
 Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""
 AUTO: Final = "auto"
+LATENT: Final = ".latent.npy"
+"""Of the file beside a picture in one part that holds its latent."""
 PERCENTILES: Final = "percentile:0.5,99.5"
 """The rule for what has no units of its own, such as MR."""
 EMPTY: Final = 0.02
@@ -350,11 +352,12 @@ class Assembled:
 
 
 class ItemResult(NamedTuple):
-    """The file of an item, its record, and the file that came back over the round trip: PNG, or .npy of volumes."""
+    """The file of an item, its record, the file that came back (PNG, or .npy of volumes), and its latent."""
 
     file: bytes
     record: Translation
     returned: bytes | None = None
+    latent: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,10 +387,10 @@ class StudyResults:
             raise ItemNotFound("no plane was translated", hint="ddib job show JOB")
         looks = {(each.dtype, each.shape[-1]) for each in planes if each is not None}
         terms = {(*p.output_scale, p.low, p.high) for record in made if (p := record.picture) is not None}
-        if len(looks) != 1 or len(terms) != 1:
-            raise InputError(
-                "the planes are translations to different models, so they make no one picture",
-                hint="the same command with --force: all planes by the models of today",
+        if len(looks) != 1 or len(terms) != 1 or len({record.made_by for record in made}) != 1:
+            raise JobFailed(
+                "a model, the calibration or a setting was replaced while its planes were translated",
+                hint="the same command again: it translates all planes by the models of today",
             )
         return cls(planes, records, returned, made[0], *terms.pop(), *looks.pop())
 
@@ -398,6 +401,12 @@ class StudyResults:
     @property
     def source(self) -> str:
         return f"{self.first.source_institution}/{self.first.source_domain}"
+
+    @property
+    def clipped(self) -> str:
+        """How many values lay outside the range of the source's model, in a sentence; empty for none."""
+        count = sum(record.picture.clipped for record in self.records if record and record.picture)
+        return f"{count:,} values outside the range of the source's model were clipped" if count else ""
 
     @property
     def background(self) -> int:
@@ -455,6 +464,10 @@ class Planes(ABC):
         places = self.places
         for at in self.sent:
             yield item_bytes(self.numbers[places[at]])
+
+    def computed(self, translated: StudyResults) -> PictureFigures:
+        """Its size, and the size at which it was computed."""
+        return translated.first.picture or PictureFigures()
 
     def missing(self, translated: StudyResults) -> list[int]:
         return [at for at, plane in zip(self.sent, translated.planes, strict=True) if plane is None]

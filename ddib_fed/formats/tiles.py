@@ -36,6 +36,7 @@ from ddib_fed.data.pictures import (
 from ddib_fed.errors import ImageUnreadable, extra
 from ddib_fed.formats.study import (
     AUTO,
+    LATENT,
     Assembled,
     IntensityRule,
     Options,
@@ -164,7 +165,7 @@ class Tiles(Planes):
         return _rounded(blended, translated.dtype), covered, self.report(translated, "tiles", **size)
 
     def figures(self, translated: StudyResults) -> tuple[dict[str, Any], Floats | None]:
-        """Size, what differs from the map, and the round trip, as a record; the picture that came back."""
+        """Size, what differs from the map, and the round trip, as a record; the picture that came back, if any."""
         figures: dict[str, Any] = {"height": self.grid.height, "width": self.grid.width}
         texts = [
             record.picture.differs_at if record and record.picture else "" for record in translated.records
@@ -176,9 +177,11 @@ class Tiles(Planes):
         scale = None if picture is None else picture.back_scale
         span = None if picture is None else picture.source_range
         channels = next((plane.shape[2] for plane in translated.returned if plane is not None), 0)
-        if scale is None or span is None or not channels:
+        if not channels:
             return figures, None
         back, there = self.together(translated.returned, channels, 0.0)
+        if scale is None or span is None:
+            return figures, back
         given = self.numbers.astype(np.float32)
         if channels < given.shape[2]:
             given = given.mean(2, keepdims=True)
@@ -213,7 +216,7 @@ class PictureStudy(Study):
             files[f"{self.name}.mask.png"] = encode_png(covered[..., None].astype(np.uint8) * np.uint8(255))
             share = 100 * float(1 - covered.mean())
             said.append(f"{share:.1f} % of it was not translated and is background: {self.name}.mask.png")
-        if back is not None and self.planes > 1:
+        if back is not None:
             returned = next(plane for plane in translated.returned if plane is not None)
             files[f"{self.name}.returned.png"] = encode_png(_rounded(back, returned.dtype))
         return Assembled(files, report, tuple(said), figures if self.planes > 1 else {})
@@ -222,7 +225,7 @@ class PictureStudy(Study):
 def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
     """What the study of a picture is made from; results lie below the folder `within`."""
     settings = options.settings("intensity", "picture_tile", "most_tiles")
-    beside = (".mask.png", ".returned.png")
+    beside = (".mask.png", ".returned.png", LATENT)
     return Origin.of_file(path, settings, suffix=path.suffix, within=within, results=(".png",), beside=beside)
 
 

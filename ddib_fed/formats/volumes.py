@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ddib_fed.data.pictures import Pixels, encode_volume
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty
+from ddib_fed.record import PictureFigures
 
 ALIKE: Final = 1e-3
 """Spacings that differ by less are the same."""
@@ -154,10 +155,11 @@ class Volumes(Planes):
             own, model = (
                 " x ".join(f"{side:.0f}" for side in lengths) for lengths in _lengths(axes, spacing)
             )
+            whole = "x".join(str(max(axis.model, int(np.ceil(axis.own / axis.ratio)))) for axis in axes)
             raise ImageUnreadable(
                 f"{outside:.0%} of what it shows lies outside the model's field of view: it measures {own} mm, the "
                 f"model's volumes {model} mm (depth, height, width)",
-                hint="cut it to the part that is meant; or set [model] scene to DxHxW at both nodes, or --size",
+                hint=f'--size {whole}, or [model] scene = "{whole}" at both nodes; or cut it to the part that is meant',
             )
         return cls(numbers, sent, intensity.record(values), rule.text, axes, tuple(spacing), grid, outside)
 
@@ -169,6 +171,16 @@ class Volumes(Planes):
     def warnings(self) -> tuple[str, ...]:
         lost = f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated"
         return (*super(Volumes, self).warnings, *((lost,) if self.outside else ()))
+
+    def computed(self, translated: StudyResults) -> PictureFigures:
+        del translated  # whose volumes have the model's size
+        own, (height, width) = (
+            [axis.own for axis in self.axes],
+            [axis.own / axis.ratio for axis in self.axes[1:]],
+        )
+        made = PictureFigures(depth=own[0], height=own[1], width=own[2])
+        there = {"fitted_height": max(1, round(height)), "fitted_width": max(1, round(width))}
+        return made if [*there.values()] == own[1:] else made.model_copy(update=there)
 
     def resampled(self, spacing: Sequence[float]) -> Iterator[Pixels]:
         """Each volume (D, H, W, C) whole, at mm between voxels; for training."""
@@ -221,7 +233,8 @@ class Volumes(Planes):
             "padded": [axis.model - int(np.count_nonzero(axis.there().any(axis=1))) for axis in self.axes],
             "outside": round(self.outside, 6),
         }
-        return self.report(translated, "volumes", **fit), self.warnings
+        shrink = max(1.0, *(axis.ratio for axis in self.axes))
+        return {**self.report(translated, "volumes", **fit), "shrink": shrink}, self.warnings
 
 
 def _lengths(axes: Sequence[Axis], spacing: Sequence[float]) -> tuple[list[float], list[float]]:

@@ -98,8 +98,11 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
 
 
 def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
+    place = folder / name
     try:
-        with (folder / name).open("rb") as file:
+        if isinstance(place, Path) and (place.is_fifo() or place.is_char_device()):  # without an end
+            raise invalid(source, name, "", "it is no regular file")
+        with place.open("rb") as file:
             data: bytes = file.read(max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError) as error:
         if name != MANIFEST_FILE:
@@ -107,8 +110,7 @@ def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str
         problem = f"there is no model bundle in {source}"
         raise ModelNotFound(problem, hint="train one: ddib model train") from error
     except OSError as error:
-        place = shlex.quote(str(folder / name))
-        look = f"namei -l {place} shows each folder of the path and who may read there"
+        look = f"namei -l {shlex.quote(str(place))} shows each folder of the path and who may read there"
         raise invalid(source, name, "", f"it cannot be read: {error.strerror}", hint=look) from error
     if len(data) > max_bytes:
         raise invalid(source, name, "", f"it is larger than {max_bytes} bytes")

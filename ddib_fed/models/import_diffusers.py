@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, JsonValue, StrictBool, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
@@ -22,10 +23,17 @@ from safetensors import SafetensorError, safe_open
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
-from ddib_fed.files import parse_json
+from ddib_fed.files import parse_json, read_small
 from ddib_fed.models.import_guided import Fact, Imported, read_tensors, renamed
-from ddib_fed.models.import_latents import PREDICTIONS, Foreign, Read, Told, require_fit, step_schedule
-from ddib_fed.models.manifest import PictureFormat
+from ddib_fed.models.import_latents import (
+    PREDICTIONS,
+    Foreign,
+    Read,
+    Told,
+    negated,
+    require_fit,
+    step_schedule,
+)
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 
@@ -37,7 +45,7 @@ COMPONENTS: Final = {
     "unet": (NETWORK,), "transformer": TRANSFORMERS, "vae": AUTOENCODERS, "vqvae": AUTOENCODERS,
 }  # fmt: skip
 WEIGHTS: Final = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
-MAX_JSON_BYTES: Final = 16 << 20
+MAX_JSON_BYTES: Final = 4 << 20
 _ADAPTER = re.compile(
     r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
 )
@@ -65,7 +73,9 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
         return _autoencoder(folder, inside, config, given)
     where = str(inside / "config.json")
     network, sides = network_config(config, where), _sides(config, where)
-    schedule, prediction = _scheduler(folder, above, whole=whole)
+    levels = _scheduler(folder, above, whole=whole)
+    schedule, prediction = levels.schedule, levels.prediction
+    spread = (schedule.scale or 1.0) if schedule.name == "edm" else 1.0  # of the data in EDM's own units
     encoder = next(
         (folder / each for each in ("vae", "vqvae") if (folder / each / "config.json").is_file()), None
     )
@@ -78,7 +88,7 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
         made = _read_json(encoder / "config.json")
         autoencoder = read_network(encoder, autoencoder_config(made, str(encoder / "config.json")))
         sides = tuple(side * autoencoder.network.divisor for side in sides)
-        scale, moved, warnings = _latent_units(made, str(encoder / "config.json"), index)
+        scale, moved, warnings = _latent_units(made, str(encoder / "config.json"), index, spread)
         facts.append(Fact("autoencoder", autoencoder.network.name, f"{encoder.name}/config.json"))
     elif not index:
         warnings.append(
@@ -86,9 +96,18 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
             "pictures, could not be checked"
         )
     facts.append(Fact("schedule", f"{schedule.name}, predicts {prediction}", "scheduler_config.json"))
+    read, units = read_network(inside, network), Normalisation(std=spread if encoder is None else 1.0)
+    if levels.negated:
+        layer = LAST[network.name]
+        if "Skip" in str(config.get("up_block_types")):
+            raise _refused_key(
+                where, config, "up_block_types", f"EDM needs minus the output, which is {layer}'s alone"
+            )
+        read = negated(read, layer)
+        facts.append(Fact(layer, "negated", "EDM's network answers -v"))
     return Foreign(
-        folder, given, autoencoder, read_network(inside, network), sides, Normalisation(), tuple(facts),
-        tuple(warnings), schedule, prediction, scale, moved, PictureFormat(fit=given.fit), _classes(index, network),
+        folder, given, autoencoder, read, sides, units, tuple(facts),
+        tuple(warnings), schedule, prediction, scale, moved, given.picture(), _classes(index, network),
     ).imported()  # fmt: skip
 
 
@@ -106,12 +125,12 @@ def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: T
     if (scale := config.get("scaling_factor")) is not None:
         facts.append(Fact("scaling_factor", repr(scale), "config.json; kept by a model of its latents alone"))
     return Foreign(
-        folder, given, read, None, sides, Normalisation(), tuple(facts), picture=PictureFormat(fit=given.fit)
+        folder, given, read, None, sides, Normalisation(), tuple(facts), picture=given.picture()
     ).imported()
 
 
 def _latent_units(
-    source: Mapping[str, Any], where: str, index: Mapping[str, Any]
+    source: Mapping[str, Any], where: str, index: Mapping[str, Any], spread: float
 ) -> tuple[Fact | None, tuple[Any, Any], list[str]]:
     """Of latents z in the ODE's units (z - mean) scale / deviation: the scale, and mean and deviation."""
     scale, shift = source.get("scaling_factor"), source.get("shift_factor")
@@ -126,7 +145,8 @@ def _latent_units(
         )
     fact = None if scale is None else Fact("scale_factor", repr(float(scale)), f"scaling_factor of {where}")
     middle: Any = tuple(map(float, mean)) if mean else float(shift or 0.0)
-    return fact, (middle, tuple(map(float, deviation)) if deviation else 1.0), warnings
+    each = tuple(spread * float(number) for number in deviation or ())
+    return fact, (middle, each or spread), warnings
 
 
 def _classes(index: Mapping[str, Any], network: LibraryConfig) -> tuple[str, ...]:
@@ -206,12 +226,9 @@ def _word(value: object) -> str:
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
+    hint = "name the folder of the pipeline, with unet/ in it"
     try:
-        with path.open("rb") as file:
-            read = parse_json(file.read(MAX_JSON_BYTES))
-    except OSError as error:
-        problem = f"there is no file {path}"
-        raise FileMissing(problem, hint="name the folder of the pipeline, with unet/ in it") from error
+        read = parse_json(read_small(path, hint=hint, max_bytes=MAX_JSON_BYTES))
     except ValueError as error:
         raise BundleInvalid(f"{path}: it is not JSON", hint="copy it again") from error
     if not isinstance(read, dict):
@@ -233,16 +250,22 @@ def _new_name(key: str) -> str:
 
 SCHEDULERS = tuple(f"{name}Scheduler" for name in (
     "DDPM", "DDIM", "DDPMParallel", "DDIMParallel", "PNDM", "DPMSolverMultistep", "DPMSolverSinglestep",
-    "DEISMultistep", "UniPCMultistep", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete",
+    "DEISMultistep", "UniPCMultistep", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete",
+    "KDPM2Discrete", "KDPM2AncestralDiscrete",
 ))  # fmt: skip
 """Whose betas are those that the network was trained on."""
+OTHER_ENDS: Final = {name: {"beta_start": 0.00085, "beta_end": 0.012} for name in SCHEDULERS[-3:]}
+"""Betas of a file that leaves them out, where they are not the usual ones."""
 SCHEDULES = {
     "linear": "linear",
     "scaled_linear": SCALED_LINEAR,
     "squaredcos_cap_v2": "cosine",
     "sigmoid": SIGMOID,
 }
-FLOW: Final = "FlowMatchEulerDiscreteScheduler"
+FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+EDM: Final = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+LAST: Final = {NETWORK: "conv_out", TRANSFORMERS[0]: "proj_out_2"}
+"""Linear layers that end the networks."""
 
 
 class SchedulerFile(BaseModel):
@@ -275,7 +298,28 @@ class FlowFile(BaseModel):
     invert_sigmas: Literal[False] = False
 
 
-def _scheduler(folder: Path, above: Path, *, whole: bool) -> tuple[ScheduleConfig, Parameterisation]:
+class EdmFile(BaseModel):
+    """Of EDM's preconditioning; how sigmas are spaced moves no level."""
+
+    sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False, strict=True)
+    sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False, strict=True)
+    sigma_data: float = Field(0.5, gt=0, allow_inf_nan=False, strict=True)
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+
+    def schedule(self) -> ScheduleConfig:
+        low, high = (math.log(self.sigma_data / sigma) for sigma in (self.sigma_max, self.sigma_min))
+        return ScheduleConfig("edm", lambda_min=low, lambda_max=high, scale=self.sigma_data)
+
+
+class Levels(NamedTuple):
+    """A schedule, what the network predicts on it, and whether that is minus what it answers."""
+
+    schedule: ScheduleConfig
+    prediction: Parameterisation
+    negated: bool = False
+
+
+def _scheduler(folder: Path, above: Path, *, whole: bool) -> Levels:
     places = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
     place = next((path for path in places if path.is_file()), None)
     if place is None:
@@ -288,23 +332,27 @@ def _scheduler(folder: Path, above: Path, *, whole: bool) -> tuple[ScheduleConfi
     return read_schedule(_read_json(place), str(place))
 
 
-def read_schedule(source: Mapping[str, Any], where: str) -> tuple[ScheduleConfig, Parameterisation]:
+def read_schedule(source: Mapping[str, Any], where: str) -> Levels:
+    kind = source.get("_class_name")
     try:
-        if source.get("_class_name") == FLOW:
-            return ScheduleConfig(
-                "flow", scale=float(FlowFile.model_validate(source).num_train_timesteps)
-            ), "flow"
-        if source.get("_class_name") not in SCHEDULERS:
+        if kind in FLOW:
+            steps = FlowFile.model_validate(source).num_train_timesteps
+            return Levels(ScheduleConfig("flow", scale=float(steps)), "flow")
+        if kind in EDM:
+            edm = EdmFile.model_validate(source)
+            schedule_from_config(edm.schedule())
+            return Levels(edm.schedule(), "v", edm.prediction_type == "epsilon")
+        if kind not in SCHEDULERS:
             raise _refused_key(
-                where, source, "_class_name", f"only {', '.join((*SCHEDULERS, FLOW))} are read"
+                where, source, "_class_name", f"only {', '.join((*SCHEDULERS, *FLOW, *EDM))} are read"
             )
-        said = SchedulerFile.model_validate(source)
+        said = SchedulerFile.model_validate(OTHER_ENDS.get(kind, {}) | dict(source))
     except ValidationError as error:
         raise _invalid_key(where, source, error) from error
     name = "zero-terminal-snr" if said.rescale_betas_zero_snr else SCHEDULES[said.beta_schedule]
     schedule = step_schedule(name, said.num_train_timesteps, (said.beta_start, said.beta_end))
     schedule_from_config(schedule)
-    return schedule, PREDICTIONS[said.prediction_type]
+    return Levels(schedule, PREDICTIONS[said.prediction_type])
 
 
 def _refused_key(where: str, source: Mapping[str, Any], key: str, why: str) -> SettingsInvalid:
@@ -330,6 +378,8 @@ def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
         raise _refused_key(where, source, "_class_name", f"only {NETWORK} and {TRANSFORMERS[0]} are read")
     if source.get("class_embed_type") is not None:
         raise _refused_key(where, source, "class_embed_type", "classes are numbers here")
+    if source.get("time_embedding_type", "positional") != "positional":
+        raise _refused_key(where, source, "time_embedding_type", "times between the steps are asked for")
     arguments = _arguments(source)
     if kind in TRANSFORMERS:
         if source.get("norm_type", "ada_norm_zero") != "ada_norm_zero":

@@ -27,7 +27,7 @@ from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits
-from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training
+from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training, intensity_fields
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 
 Value = str | int | float | bool | tuple[int | float, ...]
@@ -210,6 +210,7 @@ def import_guided(
     domain: str,
     name: str = "",
     fit: Literal["pad", "crop", "resize"] = "crop",
+    intensity: str | None = None,
     soften_sigma: float = 0.0,
 ) -> Imported:
     """Manifest and weights of a public UNet, or of a noisy classifier."""
@@ -231,7 +232,7 @@ def import_guided(
         parameterisation=settled.parameterisation,
         schedule=settled.schedule,
         soften_sigma=soften_sigma,
-        picture=PictureFormat(fit=fit),
+        picture=PictureFormat(fit=fit, **intensity_fields(intensity) if intensity else {}),
         data=import_note("the file", warnings),
         training=Training(command=f"imported from {path.name}{said}"[:2000], steps=checkpoint.steps),
     )
@@ -409,6 +410,11 @@ _RAW = re.compile(r"model(\d+)\.pt")
 _OPTIMISER = re.compile(r"opt\d*\.pt")
 
 
+_WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
+_TRAINED = re.compile(r"^(?:diffusion\.|model\.(?!diffusion_model\.))+")
+"""What parallel runs and torch.compile put into the names of tensors, and Lightning and other trainers before them."""
+
+
 class WeightsFile(NamedTuple):
     """Tensors in float32; the optimiser steps that the file's name tells; what is said of the file."""
 
@@ -434,13 +440,15 @@ def read_tensors(path: Path) -> WeightsFile:
         remarks.append(f"weights averaged over training (rate {averaged[1]}, step {averaged[2]})")
     if raw:
         remarks.append("weights as they were trained; the averaged ones, ema_*.pt beside them, draw better")
-    plain = renamed(found, lambda key: key.removeprefix("module."), path)  # DataParallel's prefix
+    plain = renamed(unwrapped(found, path), lambda key: _TRAINED.sub("", key), path)
     steps = int(averaged[2]) if averaged else int(raw[1]) if raw else 0
     return WeightsFile({key: tensor.float() for key, tensor in plain.items()}, steps, tuple(remarks))
 
 
 def loaded_checkpoint(path: Path) -> Any:
     """What a pickle holds, of which only tensors and plain values are read."""
+    if not path.is_file():
+        raise BundleInvalid(f"{path}: it is no regular file", hint="copy the checkpoint itself there")
     try:
         # Mapped, so that a checkpoint of gigabytes is not in memory twice; older formats cannot be mapped.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -458,19 +466,24 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
             f"{path}: it holds the state of an optimiser, not weights",
             hint="the public code writes the weights beside it: ema_0.9999_STEP.pt, or modelSTEP.pt",
         )
-    return state_in(loaded, path)
+    for state in states_in(loaded):
+        return state
+    problem = f"{path}: it holds no state dict"
+    raise BundleInvalid(problem, hint=f"one is looked for at the top and under {', '.join(WRAPPERS)}")
 
 
-def state_in(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, at most one level down."""
+def states_in(loaded: Any) -> Iterator[dict[str, Tensor]]:
+    """Yield the state dicts in a checkpoint, at most one level down: averaged weights first."""
     if isinstance(loaded, Mapping):
-        for candidate in (loaded, *map(loaded.get, WRAPPERS)):
+        for candidate in (loaded, *map(loaded.get, dict.fromkeys((*WRAPPERS, *loaded)))):
             if not isinstance(candidate, Mapping) or not candidate:
                 continue
             if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()):
-                return dict(candidate)
-    problem = f"{path}: it holds no state dict"
-    raise BundleInvalid(problem, hint=f"one is looked for at the top and under {', '.join(WRAPPERS)}")
+                yield dict(candidate)
+
+
+def unwrapped(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    return renamed(found, lambda key: _WRAPPED.sub("", key), path)
 
 
 def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits
 from ddib_fed.models.import_guided import Fact, Imported, import_note
-from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training
+from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training, intensity_fields
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 
@@ -51,11 +51,16 @@ class Told:
     soften_sigma: float = 0.0
     scale_factor: float | None = None
     size: tuple[int, ...] | None = None
+    intensity: str | None = None
     values: tuple[float, float] | None = None
     spacing: tuple[float, float, float] | None = None
     modality: str | None = None
     axes: str | None = None
     samples: Reader | None = None
+
+    def picture(self) -> PictureFormat:
+        """How pictures become samples, where no file says it."""
+        return PictureFormat(fit=self.fit, **intensity_fields(self.intensity) if self.intensity else {})
 
 
 class Read(NamedTuple):
@@ -93,13 +98,15 @@ class Foreign:
 
     def imported(self) -> Imported:
         read, encoder = self.denoiser, None if self.autoencoder is None else self._bundle(self.autoencoder)
-        asked = {"--check": self.given.samples, "--scale-factor": self.given.scale_factor}
-        for name, value in asked.items():
-            if value is not None and (encoder is None or (read is None and name == "--scale-factor")):
-                what = "no autoencoder" if encoder is None else "no model of latents"
-                raise SettingsInvalid(f"{self.folder} holds {what}: {name} says nothing", hint="leave it out")
+        if self.given.scale_factor is not None and (encoder is None or read is None):
+            what = "no autoencoder" if encoder is None else "no model of latents"
+            raise SettingsInvalid(
+                f"{self.folder} holds {what}: --scale-factor says nothing", hint="leave it out"
+            )
         tried = None if encoder is None else self._tried(encoder)
         facts, warnings, latents = [*self.facts], [*self.warnings], None
+        if self.given.samples is not None and encoder is None:
+            warnings.append(f"{self.folder} holds no autoencoder, which --check tries: nothing was checked")
         if tried is not None:
             facts.append(Fact("reconstruction", f"{tried.psnr:.1f} dB", "--check"))
         if read is None:

@@ -11,7 +11,7 @@ RFlowScheduler's networks predict x0 - eps, and ours eps - x0: the last layer is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,14 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.import_guided import Fact, Imported, loaded_checkpoint, read_tensors, state_in
+from ddib_fed.models.import_guided import (
+    Fact,
+    Imported,
+    loaded_checkpoint,
+    read_tensors,
+    states_in,
+    unwrapped,
+)
 from ddib_fed.models.import_latents import (
     PREDICTIONS,
     Foreign,
@@ -33,7 +40,7 @@ from ddib_fed.models.import_latents import (
 )
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.monai_configs import Configs, Found
-from ddib_fed.models.units import Normalisation
+from ddib_fed.models.monai_values import MODALITIES, kind_of, units_of
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import TARGETS, LibraryConfig
 
@@ -57,13 +64,6 @@ OF_SAMPLING: Final = frozenset({
     "clip_sample", "clip_sample_min", "clip_sample_max", "set_alpha_to_one", "steps_offset", "variance_type",
     "skip_prk_steps",
 })  # fmt: skip
-MODALITIES: Final = {
-    "unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3, "mri": 8, "mri_t1": 9, "mri_t2": 10, "mri_flair": 11,
-    "mri_pd": 12, "mri_dwi": 13, "mri_adc": 14, "mri_ssfp": 15, "mri_mra": 16,
-}  # fmt: skip
-"""MAISI's own; a modality_mapping.json in the folder goes before."""
-RANGES: Final = ("ScaleIntensityRanged", "ScaleIntensityRange", "ScaleIntensityRangePercentilesd",
-                 "ScaleIntensityRangePercentiles", "ScaleIntensityd")  # fmt: skip
 SIZES: Final = ("image_size", "output_size", "spatial_shape", "diffusion_unet_inference::dim")
 # What FLIP's trainer has in its code: https://github.com/londonaicentre/FLIP, latent_diffusion_model.
 FLIP_SCHEDULER: Final = {
@@ -108,7 +108,9 @@ def import_monai(folder: Path, given: Told) -> Imported:
         if told["parameterisation"] == "flow":
             read = negated(read, "out.2.conv")
             facts.append(Fact("out.2.conv", "negated", "RFlowScheduler predicts x0 - eps"))
-    units, form = _units(configs, given, facts)
+    whole = read or autoencoder
+    assert whole is not None
+    units, form = units_of(configs, given, facts, whole)
     sides = _of_sample(_sides(configs, given, facts, read.network if read else None, inner), axes)
     picture = PictureFormat(fit=given.fit, **form)
     if dims == 3:
@@ -137,7 +139,13 @@ def _chosen(configs: Configs, kinds: tuple[str, ...]) -> Found | None:
     if not usual and len(fitting) > 1:
         others = ", ".join(each.key for each in fitting[1:])
         raise fitting[0].refused("", f"and {others} are of one kind", f"call the one {names[0]} in the file")
-    return next(iter((*usual, *fitting)), None)
+    for found in (*usual, *fitting):
+        if other := configs.twice.get(found.key.partition("::")[0]):
+            raise found.refused(
+                "", f"is another one in {other}", "leave the file of the model alone in the folder"
+            )
+        return found
+    return None
 
 
 def _network(
@@ -183,7 +191,8 @@ def _modality(configs: Configs, found: Found, given: Told) -> int:
     number = configs.get(told)
     number = number if isinstance(number, int) else MODALITIES.get(told, told)
     if isinstance(number, str) and not number.isdecimal():
-        hint = f"--modality NUMBER, or one of {', '.join(MODALITIES)}"
+        kinds = {kind_of(path) for path in _weight_files(configs.folder)} - {""} or {"ct", "mr"}
+        hint = f"--modality NUMBER, or one of {', '.join(each for each in MODALITIES if each[:2] in kinds)}"
         raise found.refused("", "is told the modality, and no file says which", hint)
     return int(number)
 
@@ -300,45 +309,6 @@ def _schedule(
     return schedule, PREDICTIONS[prediction]
 
 
-def _units(configs: Configs, given: Told, facts: list[Fact]) -> tuple[Normalisation, dict[str, Any]]:
-    """Of the network's samples; and the fields of a `PictureFormat` that say how values in files become samples."""
-    ends, forms, basis = set[tuple[float, float]](), dict[str, dict[str, Any]](), ""
-    for found in configs.definitions(*RANGES):
-        low, high, first, last, least, most = (
-            configs.get(*(f"{found.key}::{name}" for name in names))
-            for names in (
-                ("b_min", "minv"),
-                ("b_max", "maxv"),
-                ("a_min",),
-                ("a_max",),
-                ("lower",),
-                ("upper",),
-            )
-        )
-        ends.add((0.0, 1.0) if low is None or high is None else (float(low), float(high)))
-        basis = f"{found.name} in {found.file}"
-        if first is not None and last is not None and (first, last) != (0, 255):
-            form = {"low": float(first), "high": float(last), "bits": 16, "intensity": "values"}
-            forms[f"values from {first:g} to {last:g}"] = form
-        elif least is not None and most is not None:
-            rule = f"percentile:{least:g},{most:g}"
-            forms[rule] = {"low": 0.0, "high": 65535.0, "bits": 16, "intensity": f"{rule}@0:65535"}
-    low, high = 0.0, 1.0
-    if given.values is not None:
-        (low, high), basis = given.values, "--range"
-    elif len(ends) == 1:
-        ((low, high),) = ends
-    else:
-        basis = "assumed, as MONAI's; --range LOW:HIGH says another"
-    facts.append(Fact("range", f"{low:g} to {high:g}", basis))
-    facts += [
-        Fact("intensity", name, "the transforms of the configuration") for name in forms if len(forms) == 1
-    ]
-    half = (high - low) / 2  # of samples s in [-1, 1] the network's are low + (s + 1) half = (s - mean) / std
-    units = Normalisation(mean=-1.0 - low / half, std=1.0 / half)
-    return units, next(iter(forms.values())) if len(forms) == 1 else {}
-
-
 def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, float, float] | None:
     """Of volumes."""
     keys = ["spacing", "diffusion_unet_inference::spacing"]
@@ -401,13 +371,16 @@ def _scale(configs: Configs, further: Mapping[str, Any]) -> Fact | None:
 # Weights
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    places = [path for place in (folder, folder / "models") for path in sorted(place.glob("*"))]
+    return [path for path in places if path.suffix in WEIGHTS]
+
+
 class Weights:
     """The checkpoints of a folder; `further` are the values beside the weights in the last that was taken."""
 
     def __init__(self, folder: Path, text: str) -> None:
-        places = [path for place in (folder, folder / "models") for path in sorted(place.glob("*"))]
-        self._folder, self._text = folder, text
-        self._files = [path for path in places if path.suffix in WEIGHTS]
+        self._folder, self._text, self._files = folder, text, _weight_files(folder)
         self.further: Mapping[str, Any] = {}
 
     def of(self, network: LibraryConfig) -> Read:
@@ -415,17 +388,22 @@ class Weights:
         wanted = {key: tensor.shape for key, tensor in network_shapes(network).items()}
         fitting, nearest = list[tuple[Path, Read, Mapping[str, Any]]](), Read(network, {}, str(self._folder))
         for path in self._files:
-            for state, further in _states(path):
-                read = Read(network, _renamed(wanted, state), str(path))
+            for part, further in _parts(path, next(iter(wanted))):
+                read = Read(network, _renamed(wanted, part), str(path))
+                nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
                 if {key: tensor.shape for key, tensor in read.state.items()} == wanted:
                     fitting.append((path, read, further))
-                nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
-        named = [each for each in fitting if each[0].name in self._text]
-        fitting = named if len(fitting) > 1 and named else fitting
+                    break
+        kind = kind_of(network.fixed.get("class_labels"))
+        for chosen in (
+            [each for each in fitting if each[0].name in self._text],
+            [each for each in fitting if kind and kind_of(each[0]) == kind],
+        ):
+            fitting = chosen if len(fitting) > 1 and chosen else fitting
         if len(fitting) > 1:
             raise BundleInvalid(
-                f"{self._folder}: {' and '.join(path.name for path, _, _ in fitting)} both hold a {network.name}",
-                hint="leave one of them there",
+                f"{self._folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
+                hint="--modality, of a network that is told one, or leave that of the model alone in the folder",
                 facts={"file": fitting[0][0].name[:100]},
             )
         for _, found, self.further in fitting:
@@ -441,28 +419,22 @@ class Weights:
         return nearest
 
 
-def _states(path: Path) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
-    """Each state dict in a checkpoint (FLIP's holds two), in float32, and the values beside it."""
+def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
+    """Yield the networks in a checkpoint that have a tensor `first`, in float32, and the values beside them."""
     further: Mapping[str, Any] = {}
     if path.suffix == ".safetensors":
-        whole: Mapping[str, Tensor] = read_tensors(path).state
+        states: Iterable[Mapping[str, Tensor]] = [read_tensors(path).state]
     else:
         loaded = loaded_checkpoint(path)
-        try:
-            whole = {
-                key.removeprefix("module."): value.float() for key, value in state_in(loaded, path).items()
-            }
-        except BundleInvalid:  # such as of an optimiser
-            return
-        further = {
-            key: value for key, value in loaded.items() if key in ("scale_factor", "num_train_timesteps")
-        }
-    parts = [
-        {key.removeprefix(start): value for key, value in whole.items() if key.startswith(start)}
-        for start in ("autoencoder.", "diffusion_model.")
-    ]
-    for part in parts if any(parts) else [whole]:
-        yield part, further
+        states = states_in(loaded)
+        if isinstance(loaded, Mapping):
+            further = {key: loaded[key] for key in ("scale_factor", "num_train_timesteps") if key in loaded}
+    for each in states:
+        state = unwrapped(each, path)
+        starts = {key.removesuffix(first) for key in state if f".{key}".endswith(f".{first}")}
+        for start in sorted(starts, key=lambda start: ("ema" not in start, start)):  # averaged weights first
+            found = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+            yield {key: value.float() for key, value in found.items()}, further
 
 
 def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
@@ -28,6 +29,10 @@ from ddib_fed.networks.config import (
     SyntheticConfig,
     UNetConfig,
 )
+
+MOST_NUMBERS = 1 << 30
+"""Of a sample or a latent: 4 GiB in float32; a volume of 1,024 x 1,024 x 1,024."""
+
 
 RANKS = {"point": 1, "picture": 3, "volume": 4}
 """Numbers in the shape of a sample."""
@@ -72,6 +77,20 @@ class PictureFormat(_Frozen):
         if self.low >= self.high:
             raise ValueError(f"the range {self.low} to {self.high} is empty")
         return self
+
+
+def intensity_fields(rule: str, form: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Fields of a `PictureFormat` for a rule of `ddib translate`; `form` has black and white, where files say them."""
+    _, _, span = rule.partition("@")
+    if form and not span and form["intensity"] in {"values", "hu"}:
+        return {**form, "intensity": rule}
+    if rule == "hu":
+        raise SettingsInvalid(
+            "no file says which Hounsfield units are black and white",
+            hint="--intensity window:CENTRE,WIDTH@LOW:HIGH, for example window:0,2000@-1000:1000",
+        )
+    low, high = map(float, (span or "0:255").split(":"))
+    return {"low": low, "high": high, "bits": 8 if low >= 0.0 and high <= 255.0 else 16, "intensity": rule}
 
 
 class DataNote(_Frozen):
@@ -178,6 +197,8 @@ class Manifest(_Frozen):
     def _problems(self) -> Iterator[str]:
         network, shape, points = self.network, self.latent_shape, self.sample_kind == "point"
         dims = network.dims if isinstance(network, LibraryConfig) else 2
+        if (numbers := max(math.prod(shape), math.prod(self.sample_shape))) > MOST_NUMBERS:
+            yield f"a sample of {numbers:,} numbers is larger than {MOST_NUMBERS:,}"
         if isinstance(network, MlpConfig | SyntheticConfig):
             width = network.dim if isinstance(network, MlpConfig) else network.in_channels
             if not points or shape != (width,):

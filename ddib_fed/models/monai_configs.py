@@ -15,10 +15,16 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
-from ddib_fed.files import parse_json
+from ddib_fed.files import MAX_CONFIG_BYTES, parse_json, read_small
 
 SUFFIXES: Final = (".json", ".yaml", ".yml")
-DEEPEST: Final = 32  # references to references
+RANKED: Final = ("inference", "train", "multi", "eval", "valid")
+"""Names of files that belong to one bundle and may repeat its definitions, as those of MAISI do not."""
+MAX_YAML_BYTES: Final = 128 << 10  # of a file; the parser reads so much in half a second
+DEEPEST: Final = 32  # values in values, and references to references; the model zoo's bundles have up to 8
+MOST_VALUES: Final = 100_000
+"""Of a folder, with what aliases and references stand for; MAISI's, with its tables of anatomy, has 40,000."""
+LARGEST, LONGEST = 1e18, 4096  # number that arithmetic gives; expression, or list that one gives
 
 
 class Found(NamedTuple):
@@ -47,6 +53,12 @@ class Found(NamedTuple):
         return SettingsInvalid(where, hint=hint, facts={"field": (key or self.key)[:100]})
 
 
+def target_of(value: Any) -> str:
+    """The class that a value defines; empty where it defines none."""
+    target = value.get("_target_") if isinstance(value, Mapping) else None
+    return target if isinstance(target, str) else ""
+
+
 class Configs:
     """Those of a folder and its configs/: of inference before others, of which further facts are taken."""
 
@@ -54,7 +66,8 @@ class Configs:
         places = [path for place in (folder / "configs", folder) for path in sorted(place.glob("*"))]
         paths = [path for path in places if path.suffix in SUFFIXES]
         self.folder, self.text, self.metadata = folder, "", dict[str, Any]()
-        self._items, self._file = dict[str, Any](), dict[str, str]()
+        self.twice = dict[str, str]()  # ids of other classes in a second file of the same rank
+        self._items, self._file, self._left = dict[str, Any](), dict[str, str](), MOST_VALUES
         for path in sorted(paths, key=lambda path: not path.stem.startswith("inference")):
             found, text = _parsed(path)
             if path.stem == "metadata":
@@ -62,8 +75,12 @@ class Configs:
                 continue
             self.text += text
             for key, value in translate(found).items():
+                peers = not any(name.startswith(RANKED) for name in (path.name, self._file.get(key, "train")))
+                if peers and target_of(value) != target_of(self._items[key]):
+                    self.twice[key] = path.name
                 self._items.setdefault(key, value)
                 self._file.setdefault(key, path.name)
+        self._all = list(self._below())
         if not self._items:
             raise FileMissing(
                 f"{folder} has no configuration (configs/inference.json, config.json)",
@@ -72,21 +89,62 @@ class Configs:
             )
 
     def definitions(self, *names: str) -> Iterator[Found]:
-        """Every definition, or those of the classes of these names."""
-        return (found for found in self._below("", self._items) if not names or found.name in names)
+        """Yield every definition that is not disabled, or those of the classes of these names."""
+        for key, value in self._all:
+            if (found := self._definition(key, value)) is not None and (not names or found.name in names):
+                yield found
 
-    def _below(self, key: str, value: Any) -> Iterator[Found]:
-        if isinstance(value, Mapping) and isinstance(target := value.get("_target_"), str):
-            yield Found(key, self._file[key.partition("::")[0]], target, value)
-        parts = (
-            value.items()
-            if isinstance(value, Mapping)
-            else enumerate(value)
-            if isinstance(value, list)
-            else ()
-        )
-        for name, part in parts:
-            yield from self._below(f"{key}::{name}" if key else str(name), part)
+    def lists(self) -> Iterator[list[Found]]:
+        """Yield the definitions in each list, in its order, those that it refers to among them; code as a class."""
+        for key, value in self._all:
+            if isinstance(value, list):
+                found = [self._element(f"{key}::{place}", each) for place, each in enumerate(value)]
+                yield [each for each in found if each is not None]
+
+    def _element(self, key: str, value: Any) -> Found | None:
+        for _ in range(DEEPEST):
+            if not isinstance(value, str) or not re.fullmatch(r"\$?@\w+(?:(?:::|#)\w+)*", value.strip()):
+                break
+            key = value.strip().lstrip("$@").replace("#", "::")
+            value = self._raw(key)
+        if isinstance(value, str) and value.startswith("$"):
+            return Found(key, self._file_of(key), value, {})
+        return self._definition(key, value)
+
+    def _definition(self, key: str, value: Any) -> Found | None:
+        target = "" if self._is_disabled(key, value) else target_of(value)
+        return Found(key, self._file_of(key), target, value) if target else None
+
+    def _is_disabled(self, key: str, value: Any) -> bool:
+        """Whether a definition is left out; one whose `_disabled_` is code counts, until its arguments are read."""
+        told = value.get("_disabled_") if isinstance(value, Mapping) else None
+        told = self.get(f"{key}::_disabled_") if isinstance(told, str) else told
+        return told.strip().lower() == "true" if isinstance(told, str) else bool(told)
+
+    def _spend(self, key: str, values: int = 1) -> None:
+        self._left -= values
+        if self._left < 0 or key.count("::") > DEEPEST:
+            most = f"{MOST_VALUES:,} values" if self._left < 0 else f"{DEEPEST} values in each other"
+            raise BundleInvalid(
+                f"{self._file_of(key)}: {key[:60]}: there are more than {most}, references and aliases expanded",
+                hint="write the values that the networks need into one small file",
+            )
+
+    def _file_of(self, key: str) -> str:
+        return self._file.get(re.split("::|#", key)[0], str(self.folder))
+
+    def _below(self) -> Iterator[tuple[str, Any]]:
+        """Yield all values with their ids, each before those in it; nothing that is disabled."""
+        left: list[tuple[str, Any]] = [("", self._items)]
+        while left:
+            key, value = left.pop()
+            if self._is_disabled(key, value):
+                continue
+            yield key, value
+            if isinstance(value, Mapping | list):
+                self._spend(key, len(value))
+                parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+                left += [(f"{key}::{name}".removeprefix("::"), part) for name, part in parts][::-1]
 
     def get(self, *keys: str) -> Any:
         """The value of the first of these ids that has one; None for code, which is not run."""
@@ -99,6 +157,7 @@ class Configs:
         return None
 
     def arguments(self, found: Found) -> dict[str, Any]:
+        self.value(found.arguments.get("_disabled_"), f"{found.key}::_disabled_")  # raises where it is code
         own = {name: part for name, part in found.arguments.items() if not name.startswith("_")}
         resolved: dict[str, Any] = self.value(own, found.key)
         return resolved
@@ -114,6 +173,7 @@ class Configs:
 
     def value(self, raw: Any, key: str, depth: int = 0) -> Any:
         """`raw`, found at `key`, with references and arithmetic replaced by what they are."""
+        self._spend(key)
         if isinstance(raw, Mapping):
             return {name: self.value(part, f"{key}::{name}", depth + 1) for name, part in raw.items()}
         if isinstance(raw, list):
@@ -126,6 +186,8 @@ class Configs:
             if (found := self._raw(raw[1:])) is None:
                 raise self._refused(key, raw, "there is no such id")
             return self.value(found, raw[1:], depth + 1)
+        if len(raw) > LONGEST:
+            raise self._refused(key, raw, f"it is longer than {LONGEST} characters")
         references = re.findall(r"@\w+(?:(?:::|#)\w+)*", raw)
         text, told = raw[1:].strip(), dict[str, Any]()
         for number, reference in enumerate(sorted(references, key=len, reverse=True)):
@@ -135,32 +197,39 @@ class Configs:
             for number, reference in enumerate(sorted(references, key=len, reverse=True)):
                 told[f"_{number}"] = self.value(reference, key, depth + 1)
             return computed(tree, told)
-        except (ValueError, SyntaxError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
+        except (
+            ValueError, SyntaxError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError,
+        ) as error:  # fmt: skip
             why = "it is code, and only arithmetic of numbers and references is computed"
             raise self._refused(key, raw, why) from error
 
     def _refused(self, key: str, raw: str, why: str) -> SettingsInvalid:
         return SettingsInvalid(
-            f"{self._file.get(re.split('::|#', key)[0], self.folder)}: {key} is {raw[:80]}: {why}",
+            f"{self._file_of(key)}: {key} is {raw[:80]}: {why}",
             hint=f"write the value of {key} there",
             facts={"field": key[:100]},
         )
 
 
 def _parsed(path: Path) -> tuple[Mapping[str, Any], str]:
-    text, kind = path.read_bytes(), "JSON" if path.suffix == ".json" else "YAML"
+    kind = "JSON" if path.suffix == ".json" else "YAML"
+    hint = "move files that are no configurations of the networks out of the folder"
+    text = read_small(path, hint=hint, max_bytes=MAX_CONFIG_BYTES if kind == "JSON" else MAX_YAML_BYTES)
     try:
         found = parse_json(text) if kind == "JSON" else _yaml(text)
-    except ValueError as error:
-        raise BundleInvalid(f"{path}: it is not {kind}", hint="copy it again") from error
+    except (ValueError, RecursionError) as error:
+        why = str(error).partition("\n")[0]
+        raise BundleInvalid(f"{path}: it is not {kind} that is read: {why}", hint="copy it again") from error
     return (found if isinstance(found, Mapping) else {}), text.decode(errors="replace")
 
 
 def _yaml(text: bytes) -> Any:
     with extra("node", "PyYAML", "configurations in YAML need PyYAML"):
         yaml: Any = import_module("yaml")
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)
+    loader.flatten_mapping = id  # merges (<<) are not read: they would be expanded here
     try:
-        return yaml.safe_load(text)
+        return loader.get_single_data()
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
@@ -180,6 +249,8 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
             return told[node.id]
         case ast.UnaryOp(op=ast.USub()):
             return -computed(node.operand, told)
+        case ast.UnaryOp(op=ast.Not()):
+            return not computed(node.operand, told)
         case ast.List() | ast.Tuple():
             return [computed(each, told) for each in node.elts]
         case ast.Subscript(slice=ast.Constant(value=int(place))):
@@ -193,5 +264,8 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
                 raise ValueError("no number")
             if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1e6):
                 raise ValueError("a power out of all proportion")
-            return _OPERATORS[type(node.op)](left, right)
+            found = _OPERATORS[type(node.op)](left, right)
+            if abs(found) > LARGEST if numbers else len(found) > LONGEST:
+                raise ValueError("a number or a list out of all proportion")
+            return found
     raise ValueError("no arithmetic")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pkgutil
+import sys
 from collections.abc import Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -38,10 +41,36 @@ def _each(x: Tensor, times: Tensor, rows: Tensor | None) -> Tensor:
     return times.expand(len(x)) if rows is None else times.index_select(0, rows)
 
 
+def _import_monai() -> None:
+    """Import MONAI without the walk of its own packages: half of its 430 modules, which no network here needs."""
+    if "monai" in sys.modules:
+        return
+    walk = pkgutil.walk_packages
+    vars(pkgutil)["walk_packages"] = lambda *_, **__: ()
+    try:
+        package = import_module("monai")
+    finally:
+        vars(pkgutil)["walk_packages"] = walk
+    vars(import_module("monai.utils.module"))["walk_packages"] = walk
+
+    def subpackage(name: str) -> ModuleType:
+        try:
+            return import_module(f"monai.{name}")
+        except ModuleNotFoundError as error:
+            raise AttributeError(name) from error
+
+    vars(package)["__getattr__"] = subpackage  # whoever else uses MONAI in this process finds them as before
+    import_module(
+        "monai.apps.utils"
+    )  # `monai.networks` cannot be imported first: its modules import one another
+
+
 def _library_network(config: LibraryConfig) -> nn.Module:
     """A network of a library, called as the networks here; an autoencoder has `encode`, `posterior` and `decode`."""
     package, (module, _, name) = config.target.partition(".")[0], config.target.rpartition(".")
     with extra("node" if package == "monai" else package, package, f"{name} is a network of {package}"):
+        if package == "monai":
+            _import_monai()
         kind = getattr(import_module(module), name)
     make = _autoencoder if config.is_autoencoder else _denoiser
     try:

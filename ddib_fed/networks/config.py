@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
@@ -179,6 +181,10 @@ _NAMES = {
 }
 
 
+MOST_LAYERS, MOST_DIVISOR = 64, 4096
+"""Of layers of a level, and by how much a side may shrink: a network without an end is not begun."""
+
+
 class LibraryConfig(_Frozen):
     """A network of another library: a class of a fixed list, with the arguments of its constructor.
 
@@ -239,9 +245,11 @@ class LibraryConfig(_Frozen):
         if self.name == "DiTTransformer2DModel":
             return self._number("patch_size", 2)
         if self.name == "VQVAE":
-            steps: Any = self.arguments.get("downsample_parameters", ((2, 4, 1, 1),) * 2)
-            return math.prod(int(step[0] if isinstance(step, list | tuple) else steps[0]) for step in steps)
-        levels: Any = self.arguments.get(self._names.levels)
+            steps: Any = self.arguments.get("downsample_parameters", ((2, 4, 1, 1),) * 3)
+            levels: Any = self.arguments.get("channels", (96, 96, 192))
+            once = not isinstance(steps[0], list | tuple)  # for each level
+            return math.prod(step[0] for step in ([steps] * len(levels) if once else steps))
+        levels = self.arguments.get(self._names.levels)
         return int(2 ** (len(levels) - 1)) if isinstance(levels, list | tuple) and levels else 1
 
     @property
@@ -268,7 +276,16 @@ class LibraryConfig(_Frozen):
             raise ValueError(f"spectral {self.spectral} are not the sides of a denoiser's samples")
         if not self.is_autoencoder:
             _check_out_channels(self)
-        return self
+        for key, value in self.arguments.items():
+            counts = value if isinstance(value, list) else [value]
+            if re.search("blocks|layers", key) and any(
+                isinstance(n, int) and n > MOST_LAYERS for n in counts
+            ):
+                raise ValueError(f"{key} is above {MOST_LAYERS}")
+        with suppress(TypeError, LookupError):
+            if self.divisor in range(1, MOST_DIVISOR + 1):
+                return self
+        raise ValueError(f"its levels do not shrink sides by a whole number from 1 to {MOST_DIVISOR:,}")
 
 
 AnyConfig = MlpConfig | SyntheticConfig | UNetConfig | ClassifierConfig | LibraryConfig

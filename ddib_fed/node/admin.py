@@ -25,10 +25,11 @@ from typing import Any, Final, Protocol
 
 import grpc
 from google.protobuf.message import Message
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, MetricsHandler
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, MetricsHandler
 
 from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, UnavailableError
 from ddib_fed.files import check_private_folder, is_disk_full
+from ddib_fed.names import __version__
 from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
 from ddib_fed.node.connections import server_options
 from ddib_fed.node.server import CallInterceptor
@@ -76,6 +77,13 @@ class Metrics:
             "ddib_stage_seconds", "Seconds an item spends in a stage.", stage, registry=of, buckets=_BUCKETS
         )
         self.streams = Gauge("ddib_active_streams", "Streams that are open now.", registry=of)
+        self.jobs = Gauge(
+            "ddib_jobs", "Jobs queued or running, and calls decoding, now.", ["state"], registry=of
+        )
+        self.spool_bytes = Gauge("ddib_spool_bytes", "Bytes of files of jobs.", registry=of)
+        self.disk_free = Gauge("ddib_disk_free_bytes", "Free on the disk of the state folder.", registry=of)
+        self.build = Info("ddib_build", "The release that runs.", registry=of)
+        self.build.info({"version": __version__})
         self.ready = Gauge("ddib_ready", "1 when the model is loaded and warm.", registry=of)
         expires = "Unix time at which the {} ends; 0 while it cannot be read."
         self.certificate_expires = Gauge(

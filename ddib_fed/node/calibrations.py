@@ -20,6 +20,7 @@ from ddib_fed.calibration.aggregate import Aggregate, read_aggregate
 from ddib_fed.calibration.fit import judge
 from ddib_fed.calibration.record import (
     RECALIBRATE,
+    CalibratedSide,
     Calibration,
     CalibrationStore,
     Place,
@@ -139,7 +140,7 @@ def overview(
 ) -> list[admin_pb2.CalibrationStatus]:
     """Each calibration, `inactive` ones only if asked for, with what its operator should know or do."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
-    found = []
+    found, used = [], set[tuple[str, CalibratedSide, CalibratedSide]]()
     for signed in store.list():
         calibration, state, warning = signed.calibration, str(signed.state(moment)), ""
         ends, left = f"{calibration.expires:%Y-%m-%d}", calibration.expires - moment
@@ -157,8 +158,11 @@ def overview(
             else:
                 if calibration.kind not in config.policy.calibration:
                     state, warning = "refused", f"policy.calibration does not list {calibration.kind}"
-                elif left <= SOON:
-                    warning = f"it ends at {ends}, in {left.days} days"
+                elif (pair := (calibration.kind, calibration.source, calibration.target)) in used:
+                    state = "replaced"  # jobs take the newest
+                else:
+                    used.add(pair)
+                    warning = f"it ends at {ends}, in {left.days} days" if left <= SOON else ""
         found.append(
             admin_pb2.CalibrationStatus(
                 sha256=signed.sha256.hex(),

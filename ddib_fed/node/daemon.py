@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -329,6 +330,9 @@ class Daemon:
         """Serve until told to stop; 0 after an orderly end."""
         metrics = self.node.metrics
         metrics.streams.set_function(lambda: float(self._calls.streams.active))
+        for state in ("queued", "running", "decoding"):
+            metrics.jobs.labels(state).set_function(partial(lambda state: float(self._jobs()[state]), state))
+        metrics.disk_free.set_function(lambda: float(shutil.disk_usage(self.config.paths.state).free))
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
         metrics.certificate_expires.set_function(lambda: self._expires("not_after"))
         metrics.root_expires.set_function(lambda: self._expires("root_not_after"))

@@ -132,7 +132,7 @@ def check_target(client: str, institution: str, domain: str, policy: PolicySecti
         raise _denied("clients", detail, hint, target=target[:200])
 
 
-def _require_least(setting: str, what: str, found: float, least: float, who: str, hint: str) -> None:
+def _require_least(setting: str, what: str, found: float, least: float, who: str, hint: str = "") -> None:
     if found < least:
         name = setting.removeprefix("least_")
         detail = f"{what} {found:g}, where {who} demands at least {least:g}"
@@ -148,17 +148,14 @@ def check_softening(soften_sigma: float, policy: PolicySection) -> None:
 
 
 def check_settings(settings: SolverSettings, policy: PolicySection, *, where: str) -> None:
-    hint = "omit --depth, or let the operators of both nodes lower policy.least_depth"
-    _require_least("least_depth", "a depth of", settings.depth, policy.least_depth, where, hint)
-    hint = "omit --share, or let the operators of both nodes lower policy.least_share"
-    _require_least("least_share", "a share of", settings.share, policy.least_share, where, hint)
+    _require_least("least_depth", "a depth of", settings.depth, policy.least_depth, where)
+    _require_least("least_share", "a share of", settings.share, policy.least_share, where)
     check_evaluations(settings, policy.least_evaluations, where=where)
 
 
 def check_evaluations(settings: SolverSettings, least: int, *, where: str) -> None:
     if settings.solver != "flow-map":
-        found, hint = settings.evaluations, f"--evaluations {least} or more"
-        _require_least("least_evaluations", "evaluations:", found, least, where, hint)
+        _require_least("least_evaluations", "evaluations:", settings.evaluations, least, where)
 
 
 def check_most_evaluations(evaluations: int, limit: int) -> None:

@@ -189,6 +189,7 @@ class NodeContext:
             latent_shape=() if latents is None else latents.shape,
             autoencoder_sha256=b"" if latents is None else bytes.fromhex(latents.autoencoder_sha256),
             spacing_mm=form.spacing or (),
+            shared_noise=self.config.policy.shared_noise,
         )
 
     def guidance(self) -> GuidanceTerms:

@@ -149,6 +149,11 @@ class Contract:
         """How the source fits a picture to the model's size: "refuse" if either side has it."""
         return REFUSE if REFUSE in {self.source.size_rule, self.target.size_rule} else self.target.size_rule
 
+    @property
+    def shared_noise(self) -> bool:
+        """Whether both operators allow one softening noise for all slices of a volume."""
+        return self.source.shared_noise and self.target.shared_noise
+
     def canonical(self) -> bytes:
         """The canonical JSON that both sides hash; docs/protocol.md has an example."""
         return canonical_json({**_hashed(self.message), "protocol": PROTOCOL})

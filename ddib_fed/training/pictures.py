@@ -142,7 +142,8 @@ def _network(
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the network"
         problem = f"{where}: {first['msg'].removeprefix('Value error, ')}"
-        raise SettingsInvalid(problem, hint=f"see {kind.__name__}") from error
+        hint = f"leave out --set of the network's fields: those of the preset {config.preset} fit together"
+        raise SettingsInvalid(problem, hint=hint) from error
     if network.image_size % network.divisor:
         raise SettingsInvalid(
             f"pictures of {network.image_size} pixels do not divide by {network.divisor}, as the network needs",

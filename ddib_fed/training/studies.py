@@ -61,7 +61,7 @@ Read = Callable[[int, int], Picture]
 
 class _Seen(NamedTuple):
     """What is kept of a study. Its subject is of whom or what it is, from the widest to the narrowest: patient,
-    examination, study; compared, and never shown. Tiles of a map are (top, left, height, width) in pixels.
+    examination, series or file; compared, and never shown. Tiles of a map are (top, left, height, width) in pixels.
     """
 
     kind: str
@@ -119,7 +119,7 @@ def look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progre
     _require_one(root, {each.kind for each in seen}, hint="give a folder that holds one of them")
     _require_one(root, {f"intensity {each.rule}" for each in seen}, hint="one rule for all: --intensity RULE")
     first, spec = seen[0], range_of(seen[0].rule, config.range)
-    if len(seen) == 1 and not first.tiles:
+    if len({each.subject for each in seen}) == 1 and not first.tiles:
         raise InputError(
             f"there is one {first.kind} below {root}; whole ones are held out, because neighbouring slices are nearly "
             "the same picture",
@@ -180,7 +180,7 @@ def subject_of(study: Study, at: int) -> tuple[str, str, str]:
         return "", "", str(at)
     header = study.series.headers[0]
     examination = str(header.get("StudyInstanceUID") or "")
-    return str(header.get("PatientID") or examination), examination, str(at)
+    return str(header.get("PatientID") or examination), examination, study.origin.series_sha256
 
 
 SUBJECTS = ("patients", "examinations", "files or series")
@@ -299,10 +299,8 @@ def volume_blocks(config: TrainConfig, *, say: Say, progress: Progress | None = 
     options, bad = Options(config.intensity or "auto", volume=Grid(ANY_GRID)), list[tuple[Path, DdibError]]()
     found = recognise([root])
     volumes = tuple(each for each in found.studies if each.format in {Format.NIFTI, Format.DICOM})
-    studies, seen = (
-        open_recognised(replace(found, studies=volumes), options, bad=bad).studies,
-        dict[int, _Found](),
-    )
+    studies = open_recognised(replace(found, studies=volumes), options, bad=bad).studies
+    seen: dict[int, _Found] = {}
     for at in range(len(studies)):
         try:
             pixels = studies[at].pixels
@@ -322,7 +320,7 @@ def volume_blocks(config: TrainConfig, *, say: Say, progress: Progress | None = 
             f"the volumes below {root} follow different rules of intensity: {', '.join(rules) or 'none'}",
             hint="one rule for all: --intensity RULE",
         )
-    if len(seen) < FEWEST:
+    if len({each.subject for each in seen.values()}) < FEWEST:
         raise InputError(
             f"there are {len(seen)} volumes below {root}; whole ones are held out, so at least {FEWEST} are needed",
             hint="add NIfTI files or DICOM series",

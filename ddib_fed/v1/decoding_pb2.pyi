@@ -25,7 +25,7 @@ class DescribeDomainResponse(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., side: _Optional[_Union[ContractSide, _Mapping]] = ..., limits: _Optional[_Union[ContractLimits, _Mapping]] = ...) -> None: ...
 
 class ContractSide(_message.Message):
-    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "model_sha256", "terminal_lambda", "initial_lambda", "classes", "size_rule", "value_range", "soften_sigma", "picture", "class_names", "latent_shape", "autoencoder_sha256", "spacing_mm")
+    __slots__ = ("institution", "domain", "sample_kind", "sample_shape", "model_sha256", "terminal_lambda", "initial_lambda", "classes", "size_rule", "value_range", "soften_sigma", "picture", "class_names", "latent_shape", "autoencoder_sha256", "spacing_mm", "shared_noise")
     INSTITUTION_FIELD_NUMBER: _ClassVar[int]
     DOMAIN_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_KIND_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,7 @@ class ContractSide(_message.Message):
     LATENT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     AUTOENCODER_SHA256_FIELD_NUMBER: _ClassVar[int]
     SPACING_MM_FIELD_NUMBER: _ClassVar[int]
+    SHARED_NOISE_FIELD_NUMBER: _ClassVar[int]
     institution: str
     domain: str
     sample_kind: str
@@ -58,7 +59,8 @@ class ContractSide(_message.Message):
     latent_shape: _containers.RepeatedScalarFieldContainer[int]
     autoencoder_sha256: bytes
     spacing_mm: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ..., latent_shape: _Optional[_Iterable[int]] = ..., autoencoder_sha256: _Optional[bytes] = ..., spacing_mm: _Optional[_Iterable[float]] = ...) -> None: ...
+    shared_noise: bool
+    def __init__(self, institution: _Optional[str] = ..., domain: _Optional[str] = ..., sample_kind: _Optional[str] = ..., sample_shape: _Optional[_Iterable[int]] = ..., model_sha256: _Optional[bytes] = ..., terminal_lambda: _Optional[float] = ..., initial_lambda: _Optional[float] = ..., classes: _Optional[int] = ..., size_rule: _Optional[str] = ..., value_range: _Optional[str] = ..., soften_sigma: _Optional[float] = ..., picture: _Optional[_Union[_common_pb2.PictureTerms, _Mapping]] = ..., class_names: _Optional[_Iterable[str]] = ..., latent_shape: _Optional[_Iterable[int]] = ..., autoencoder_sha256: _Optional[bytes] = ..., spacing_mm: _Optional[_Iterable[float]] = ..., shared_noise: _Optional[bool] = ...) -> None: ...
 
 class ContractLimits(_message.Message):
     __slots__ = ("max_items_per_stream", "max_samples_per_item", "max_latent_bytes", "max_evaluations", "guidance", "min_evaluations")

@@ -219,21 +219,27 @@ def listening(port: int) -> socket.socket:
 
 
 class _Connection(H11Protocol):
-    """One of a bounded number, which is ended where no request comes: uvicorn itself waits for the first for ever."""
+    """One of a bounded number: it ends if no request comes in time, or where a new one needs its place."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._expected = self.loop.call_later(REQUEST_S, self._end_without_request)
+        self.expected = self.loop.call_later(REQUEST_S, self._end_without_request)
         if len(self.connections) > MOST_CONNECTIONS:
-            transport.close()
+            waiting = (each for each in self.connections if isinstance(each, _Connection) and each.waits)
+            min(waiting, key=lambda each: each.expected.when()).transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._expected.cancel()
-        self._expected = self.loop.call_later(REQUEST_S, self._end_without_request)
+        self.expected.cancel()
+        self.expected = self.loop.call_later(REQUEST_S, self._end_without_request)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is open, and the head of its next request has yet to come."""
+        return not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete)
 
     def _end_without_request(self) -> None:
-        if self.cycle is None or self.cycle.response_complete:
+        if self.waits:
             self.transport.close()
 
 

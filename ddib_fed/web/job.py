@@ -50,10 +50,6 @@ _UNFINISHED: Final = re.compile(r"(^|/)\.|\.parts/(items|results|output)/")
 """In the path of a file that is no result."""
 MOST_STEPS: Final = 3
 """Next steps that are named at most."""
-DOUBTS = {
-    "cycle_psnr": "translated back, it differs visibly from the original",
-    "structure": "it agrees with the original no better than an unrelated picture does",
-}
 
 
 class TranslationRequest(BaseModel):
@@ -313,7 +309,7 @@ class PageJob(RunProgress):
             "study": found.study,
             "plane": found.plane,
             "doubtful": bool(record.doubtful),
-            "doubts": [DOUBTS.get(each, each) for each in record.doubts or ()],
+            "doubts": record.reasons,
             "severity": severity(record),
             "figures": figures_in_words(record),
             "parts": sorted(part.value for part in found.files),

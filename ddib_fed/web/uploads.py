@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ddib_fed.client.files import MAX_ITEM_BYTES, FileItem, read_items
 from ddib_fed.data.pictures import Pixels, encode_png, image_format, shown_pixels
 from ddib_fed.data.points import FEW_COLUMNS, parse_npy, read_header
-from ddib_fed.errors import DdibError, DiskFull, ImageUnreadable, InputError, ItemNotFound, UsageError
+from ddib_fed.errors import DdibError, DiskFull, InputError, ItemNotFound, UsageError
 from ddib_fed.files import is_disk_full, make_private_folders
 from ddib_fed.formats.dicom import read_series, sort_files
 from ddib_fed.formats.opening import open_paths
@@ -220,9 +220,7 @@ def recognise(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
             found = sort_files([path])
             for _, error in found.unreadable:
                 raise error
-            if not found.series:
-                hint = "in place of a DICOMDIR drop its folder"
-                raise ImageUnreadable(f"{path} holds no picture", hop="client", hint=hint)
+            found.require_pictures(path)
             (headers,) = found.series.values()
             return False, read_series(label.partition("/")[0], headers)[0].warnings
         if kind is not None:

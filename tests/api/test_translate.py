@@ -58,7 +58,7 @@ def test_each_picture_is_translated_at_its_own_size_or_says_that_it_was_not(sate
     found = ddib_fed.translate(given, satellite, relief, cycle=True, evaluations=16)
     assert [each.picture.size for each in found] == [each.size for each in given]
     assert [each.record.picture.fitted_width for each in found] == [None, None, 32]
-    assert "translated at 32x32 pixels, not at its own 900x900" in repr(found[2])
+    assert "computed at 32 x 32 pixels, not at its own 900 x 900" in repr(found[2])
     for each, picture in zip(found, given, strict=True):
         gap = (np.asarray(picture, np.float64) - np.asarray(each.returned, np.float64)) / 127.5
         measured = 10 * np.log10(4 / np.square(gap).mean())

@@ -172,6 +172,16 @@ def test_anchors_that_do_not_belong_together_are_refused_unless_forced():
     assert fit(noise[:2], target[:2], BOTH, "tone", force=True).effect.forced
 
 
+def test_anchors_of_pure_noise_have_figures_that_are_bad() -> None:
+    """A map of 30 numbers fits what it has seen: its figures are of anchors that it has not seen."""
+    rng = np.random.default_rng(4)
+    noise, target = (rng.uniform(-0.9, 0.9, (5, 3, 3, 3)).astype(np.float32) for _ in "12")
+    effect = fit(noise, target, (Normalisation(), Normalisation()), "colour-map", force=True).effect
+    mean = ((target - target.mean((0, 2, 3), keepdims=True)) ** 2).mean()
+    assert effect.distance.value > mean
+    assert effect.margin.value < 0
+
+
 @pytest.mark.parametrize(
     ("shapes", "kind", "error"),
     [

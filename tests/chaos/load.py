@@ -23,8 +23,6 @@ from tests.node.tiny_nodes import npy, save_model
 
 STUB_TARGET = "south.example/moons"
 ITEMS = 3
-RECOVERY_S = 3.0
-"""Within it a node that was killed serves again, with the jobs that it had."""
 
 
 def stub_pair(folder: Path) -> Pair:

@@ -12,7 +12,7 @@ from tests.chaos.load import Feeder, check_books, check_told, stub_pair
 from tests.e2e.harness import Node, Pair, wait_until
 from tests.e2e.processes import PLANT
 
-pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs"), pytest.mark.timeout(1_800)]
 
 
 @pytest.fixture(scope="module")

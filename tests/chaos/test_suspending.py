@@ -17,9 +17,7 @@ from tests.e2e.harness import Node, Pair, ddib, wait_until
 from tests.e2e.operation.test_durability import first_progress
 from tests.node.tiny_nodes import npy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.timeout(300)]
-
-ENDS_WITHIN_S, BUSY_ENDS_WITHIN_S = 1, 15
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation")]
 
 
 @pytest.mark.parametrize(
@@ -38,12 +36,10 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
             first_progress(client, job.job_id, "decode")
             assert AdminClient(pair.south.config).status().jobs["decoding"] == 1
             begun = time.monotonic()
+            ddib("peer", "list", "--config", node.config_path)
+            usual_s, begun = time.monotonic() - begun, time.monotonic()
             said = ddib("peer", "suspend", other, "--reason", "audit", "--config", node.config_path)
-            wait_until(
-                lambda: AdminClient(pair.south.config).status().jobs["decoding"] == 0,
-                seconds=20,
-                what="the end",
-            )
+            wait_until(lambda: AdminClient(pair.south.config).status().jobs["decoding"] == 0, what="the end")
             took = time.monotonic() - begun
             assert "the running node has applied it" in said
             assert waits(client, job.job_id)
@@ -63,8 +59,10 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
             assert ended.state == pb.JOB_STATE_FINISHED
             assert len(list(client.fetch(job.job_id))) == 1
         check_disk(pair, {ended.request.request_id})
-        evidence.figure(f"the stream ended {took:.2f} s after the command began")
-        assert took < amount(BUSY_ENDS_WITHIN_S, ENDS_WITHIN_S)
+        evidence.figure(
+            f"the stream ended {took:.2f} s after the command began; `ddib peer list` took {usual_s:.2f} s"
+        )
+        assert took < amount(100, 20) * usual_s, "a stream ends at once: in seconds of `ddib peer list`"
     finally:
         pair.stop()
 

@@ -25,6 +25,7 @@ from ddib_fed.errors import (
     Difference,
     ExitCode,
     PeerUnreachable,
+    PolicyDenied,
     all_errors,
 )
 from tests.cli.reference import DOCUMENT, PROTOCOL, commands, document, with_contract
@@ -66,6 +67,19 @@ def test_an_error_says_what_where_and_what_next(failing, capsys):
     assert captured.out == ""
     for text in ("no answer", "PEER_UNREACHABLE", "target south.example", "tries 3", "ab12", "ddib doctor"):
         assert text in captured.err
+
+
+@pytest.mark.parametrize(
+    ("least", "step"),
+    [("8", "--evaluations 8, or"), ("8; rm -r", "ask the operator of the node that refused")],
+)
+def test_a_policy_that_refuses_a_setting_is_answered_by_the_option_that_it_takes(
+    failing, capsys, least, step
+):
+    """By the number that came from the node, and by no other text of it."""
+    failing(PolicyDenied(facts={"policy": "least_evaluations", "evaluations": 4, "least": least}))
+    assert run(["domains"]) == ExitCode.REFUSED
+    assert f"  try:  {step}" in capsys.readouterr().err
 
 
 def test_contract_differences_are_a_table(failing, capsys):

@@ -58,6 +58,14 @@ def test_nor_do_such_bytes_leave_without_a_name(content):
     assert caught.value.facts["item"] == "1"
 
 
+@pytest.mark.parametrize("name", ["notes.txt", "notes"])
+def test_a_file_that_is_no_picture_is_told_so_and_not_copied_again(tmp_path, name):
+    (tmp_path / name).write_text("patient 3 moved")
+    with pytest.raises(InputError, match=f"{name} is no picture and no points by its name") as caught:
+        payload(tmp_path / name)
+    assert caught.value.hint == "leave it out, or save what it shows as PNG"
+
+
 def test_a_plain_tiff_is_an_item(tmp_path):
     (tmp_path / "scan.tif").write_bytes(tiff({256: 1}))
     assert payload(tmp_path / "scan.tif").read() == tiff({256: 1})

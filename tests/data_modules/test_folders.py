@@ -95,7 +95,7 @@ def test_two_domains_under_one_root_are_told_apart(tmp_path):
     assert str(tmp_path / "trainA") in caught.value.hint
     sides = two_sides(tmp_path)
     assert sides == (tmp_path / "trainA", tmp_path / "trainB", tmp_path / "testA", None)
-    assert names(scan(sides.train_a).entries) == ["1.png"]
+    assert names(scan(sides[0]).entries) == ["1.png"]
     assert two_sides(tmp_path / "trainA") is None
 
 
@@ -189,5 +189,18 @@ def test_floats_and_mixed_types_have_no_range_of_their_own(tmp_path):
         choose_range(found)
     assert "--range" in caught.value.hint
     found = folder_of(tmp_path, b=np.zeros((4, 4), "u1"))
-    with pytest.raises(SettingsInvalid, match="several types"):
+    with pytest.raises(SettingsInvalid, match=r"b\.npy: uint8") as caught:
         choose_range(found)
+    assert "save them as float32" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("top", "hint"), [(255, "--range 0:255"), (65_535, "mogrify -depth 8 -define png:bit-depth=8 ")]
+)
+@pytest.mark.parametrize("spec", ["type", "p1:p99"])
+def test_pictures_of_8_and_16_bits_get_a_way_that_does_not_end_in_the_next_refusal(tmp_path, spec, top, hint):
+    for name, pixels in (("a", np.uint8(9)), ("b", np.uint8(7)), ("deep", np.uint16(top))):
+        (tmp_path / f"{name}.png").write_bytes(encode_png(np.full((4, 4, 1), pixels)))
+    with pytest.raises(SettingsInvalid, match=r"deep\.png: uint16") as caught:
+        choose_range(scan(tmp_path), spec)
+    assert caught.value.hint.startswith(hint)

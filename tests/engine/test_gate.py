@@ -243,6 +243,14 @@ def test_the_gate_is_wider_for_a_share_and_is_one_still():
             pass_latent(latent, leg)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_a_latent_of_less_depth_is_no_noise_and_passes_at_every_share(share: float):
+    held = noise(1, 3, 32, 32) + 3.0 * torch.ones(1, 3, 32, 32)
+    assert pass_latent(held, Leg(SolverSettings(depth=0.5, share=share))).mean > 2
+    with pytest.raises(LatentNotGaussian):
+        pass_latent(held, Leg(SolverSettings(share=share)))
+
+
 # Bounds of a model's own latents
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from ddib_fed.diffusion.plans import SolverSettings, decode, encode
 from ddib_fed.engine import model as engine_model
@@ -76,7 +77,11 @@ def test_a_large_picture_is_encoded_and_decoded_in_tiles(monkeypatch: pytest.Mon
     whole = model.into_units(samples)
     back = model.out_of_units(whole)
     monkeypatch.setattr(engine_model, "WHOLE", 32 * 32)
+    largest = []
+    hook = register_module_forward_pre_hook(lambda _, given: largest.append(given[0].shape[2:].numel()))
     tiled = model.into_units(samples)
+    hook.remove()
+    assert max(largest) <= 40 * 40  # a layer never sees the whole, so that memory has a bound
     assert whole.shape == tiled.shape == (1, CHANNELS, 23, 33)
     assert back.shape == model.out_of_units(tiled).shape == samples.shape
     # Normalisation over a tile is not that over the picture, so they are alike and not equal.

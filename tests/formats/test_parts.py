@@ -68,6 +68,23 @@ def test_results_are_put_together_from_their_files(study, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["anatomical.json", "anatomical.nii"]
 
 
+@pytest.mark.parametrize(
+    ("fitted", "at", "shrink"), [({}, [12, 10], 1.0), ({"fitted_height": 6, "fitted_width": 4}, [6, 4], 2.5)]
+)
+def test_the_size_at_which_a_study_was_computed_is_said(fitted, at, shrink, series, tmp_path):
+    """First of all, as of a picture, also by the next run; and in figures for what decides by them."""
+    made = [
+        each._replace(record=each.record.with_(picture={**fitted, "clipped": 5})) for each in results(series)
+    ]
+    written = write_outputs(series, made, tmp_path)
+    lost = ["was computed at 4 x 6 pixels, not at its own 10 x 12, and enlarged: 5 pixels became one"]
+    lost = lost if fitted else []
+    assert list(written.said) == [*lost, "20 values outside the range of the source's model were clipped"]
+    again = finished_study(series.origin, tmp_path, asked=ASKED)
+    assert list(again.said[:-1]) == lost
+    assert (again.report["computed_at"], again.report["shrink"]) == (at, shrink)
+
+
 def test_what_no_node_refused_never_becomes_background(series, tmp_path):
     """Its job was cancelled, or out of time: the same command asks for it again, and what was refused is said."""
     out = tmp_path / "out"

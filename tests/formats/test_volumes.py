@@ -15,6 +15,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_volume
 from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.formats.parts import write_outputs
 from ddib_fed.formats.study import Grid, StudyResults
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import HOUNSFIELD, echo, only, results
@@ -137,7 +138,8 @@ def test_what_the_model_does_not_see_is_never_silently_lost(tmp_path: Path) -> N
         ImageUnreadable, match=r"25% of what .* measures 40 x 40 x 40 mm.* 40 x 40 x 24 mm"
     ) as caught:
         only(tmp_path / "head.nii", volume=Grid((20, 40, 24), (2.0, 1.0, 1.0)))
-    assert "scene" in caught.value.hint
+    assert caught.value.hint.startswith('--size 20x40x40, or [model] scene = "20x40x40" at both nodes')
+    assert not only(tmp_path / "head.nii", volume=Grid((20, 40, 40), (2.0, 1.0, 1.0))).warnings
     values[0] = 0
     values[36, 15, 15:30] = 200
     nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "head.nii")
@@ -207,6 +209,27 @@ def test_another_converter_finds_the_geometry_of_the_source(degrees: float, tmp_
     np.testing.assert_allclose(made.affine, source.affine, atol=1e-4)
 
 
+def test_a_round_head_of_unlike_rows_and_columns_stays_round(tmp_path: Path) -> None:
+    """Rows are 2 mm apart and columns 1 mm; outside of a CT that is smaller than the model's volumes there is air."""
+    rows, columns = np.mgrid[0:20, 0:40]
+    disc = np.hypot(2.0 * (rows - 9.5), columns - 19.5) < 12
+    values = np.where(disc, 1064, 24)[None].repeat(6, axis=0)
+    write_series(tmp_path / "ct", values, header="CT_small.dcm", intercept=-1024, PixelSpacing=[2.0, 1.0])
+    study = only(tmp_path / "ct", volume=Grid((6, 48, 48), (3.0, 1.0, 1.0)))
+    (item,) = study.items()
+    sent = decode_volume(item)[3, ..., 0]
+    inside = sent > -400
+    assert abs(int(inside.any(0).sum()) - int(inside.any(1).sum())) <= 1
+    assert (sent[[0, -1]] == -1000).all()
+    assert (sent[:, [0, -1]] == -1000).all()
+    smaller = only(tmp_path / "ct", volume=Grid((6, 32, 32), (3.0, 1.0, 1.0)))
+    contents = smaller.assemble(echo(smaller, scale=(1.0, -2000.0, 16, -1000.0, 3000.0))).files.values()
+    made = [pydicom.dcmread(io.BytesIO(content)) for content in contents]
+    back = np.stack([pydicom.pixels.apply_modality_lut(each.pixel_array, each) for each in made])
+    assert (back[:, [0, -1]] == -1000).all()
+    assert (back.min(), back.max()) == (-1000, 40)
+
+
 def converted(folder: Path) -> nibabel.Nifti1Image:
     """What dcm2niix makes of the one series in a folder, which turns only what was acquired in 3D."""
     command = [dcm2niix.bin, "-b", "n", "-z", "n", "-f", "found", "-o", folder, folder]
@@ -216,9 +239,21 @@ def converted(folder: Path) -> nibabel.Nifti1Image:
 
 def test_a_series_that_does_not_say_where_it_lies_is_no_volume(tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(1, 2000, (4, 12, 14))
-    write_series(tmp_path / "times", values, ImagePositionPatient=[0, 0, 0])
+    write_series(tmp_path / "times", values, ImagePositionPatient=None)
     with pytest.raises(ImageUnreadable, match="no two at one place"):
         only(tmp_path / "times", volume=GRID)
+
+
+def test_a_volume_says_at_what_size_it_was_computed(tmp_path: Path) -> None:
+    """That of the model's voxels within it, not the model's own; the depth counts for what decides by it."""
+    head(tmp_path / "head.nii.gz", "RAS", 0, (1, 1, 1))
+    study = only(tmp_path / "head.nii.gz", intensity="values", volume=Grid((24, 48, 48), (4.0, 2.0, 2.0)))
+    written = write_outputs(study, results(study, scale=(1.0, 0.0, 16, 0.0, 4095.0)), tmp_path / "out")
+    assert written.said[0].startswith(
+        "was computed at 30 x 30 pixels, not at its own 60 x 60, and enlarged: 4"
+    )
+    assert written.provenance.picture.size == "60x60x60"
+    assert (written.report["computed_at"], written.report["shrink"]) == ([30, 30], 4.0)
 
 
 def test_a_result_of_another_size_is_not_taken(tmp_path: Path) -> None:

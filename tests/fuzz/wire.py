@@ -10,6 +10,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from ddib_fed.errors import MessageInvalid, PeerUnreachable
+from ddib_fed.formats.dicomweb import parts
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.addresses import TunnelRefused, read_answer
 from ddib_fed.protocol.calls import from_detail, to_detail
@@ -175,7 +176,20 @@ def proxy_answer(data: bytes) -> None:
             raise PeerUnreachable(f"{error.code} {short(error.words)}") from error
 
 
+def multipart(data: bytes) -> None:
+    """A study of DICOMweb, which comes in pieces of the length that the first byte says."""
+    size, data = data[:1][0] + 1 if data else 1, data[1:]
+    try:
+        for _ in parts(
+            (data[at : at + size] for at in range(0, len(data), size)), "multipart/related; boundary=XYZ"
+        ):
+            pass
+    except ValueError as error:
+        raise MessageInvalid(str(error)) from error
+
+
 TARGETS: Final[Mapping[str, Target]] = {
+    "multipart": Target(multipart, lambda: [b"\x10--XYZ\r\nA: b\r\n\r\nbody\r\n--XYZ\r\n\r\n\r\n--XYZ--"]),
     "message": Target(message, _messages),
     "stream": Target(assembled, _streams),
     "agreement": Target(agreed, lambda: [_answer().SerializeToString()]),

@@ -208,3 +208,12 @@ def test_too_many_legs_and_too_large_a_file_are_refused(saved, monkeypatch):
     (saved / STEPS_FILE).write_bytes(b" " * (Tuned.max_bytes + 1))
     with pytest.raises(BundleInvalid, match="larger than"):
         load_bundle(saved)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors"])
+def test_a_file_without_an_end_is_refused_before_it_is_read(name, tmp_path):
+    save_bundle(tmp_path / "m", manifest(), state())
+    (tmp_path / "m" / name).unlink()
+    (tmp_path / "m" / name).symlink_to("/dev/zero")
+    with pytest.raises(BundleInvalid, match="no regular file"):
+        load_bundle(tmp_path / "m")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from ddib_fed.calibration.record import units_digest
-from ddib_fed.errors import SettingsInvalid
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, check_guide
 from ddib_fed.models.units import ChannelMap, Normalisation
+from ddib_fed.networks.config import LibraryConfig
 from tests.models import examples
 from tests.networks.picture_networks import TINY, TINY_CLASSIFIER, manifest, unet
 
@@ -152,3 +155,37 @@ def test_calibrated_units_map_after_mean_and_deviation_and_come_back():
     assert units_digest(made) == units_digest(plain)
     with pytest.raises(ValidationError, match="channels"):
         Normalisation(mean=(0.0,) * 3, calibrated=ChannelMap(curve=FLIP))
+
+
+# Networks of other libraries, of whose arguments a manifest from elsewhere may say anything
+
+
+STRIDED = {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, "channels": [8, 8]}
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "word"),
+    [
+        ("monai.networks.nets.VQVAE", {"downsample_parameters": [[0, 4, 1, 1]] * 2}, "shrink sides"),
+        ("monai.networks.nets.VQVAE", {"downsample_parameters": {"a": 1}}, "shrink sides"),
+        ("monai.networks.nets.VQVAE", {"downsample_parameters": [{"a": 1}] * 2}, "shrink sides"),
+        ("monai.networks.nets.VQVAE", {"num_res_layers": 10**9}, "num_res_layers is above 64"),
+        ("diffusers.DiTTransformer2DModel", {"patch_size": 0}, "shrink sides"),
+        ("monai.networks.nets.AutoencoderKL", {"spatial_dims": 3}, "281,474,976,710,656 numbers"),
+    ],
+)
+def test_a_bundle_with_an_impossible_network_is_refused_by_its_field(target, arguments, word, tmp_path):
+    network = {"kind": "library", "target": target, "arguments": STRIDED | arguments}
+    volume = "spatial_dims" in arguments
+    fields = {"name": "odd", "domain": "odd", "network": network, "role": "autoencoder"}
+    fields |= {"sample_kind": "volume" if volume else "picture"}
+    fields |= {"sample_shape": [1, *([65536] * 3 if volume else [16, 16])]}
+    (tmp_path / "manifest.json").write_text(json.dumps(fields))
+    with pytest.raises(BundleInvalid, match=word):
+        load_bundle(tmp_path)
+
+
+def test_one_tuple_of_strides_is_that_of_every_level():
+    """As MONAI reads it: two levels of stride 2 shrink a side by 4."""
+    arguments = STRIDED | {"downsample_parameters": [2, 4, 1, 1]}
+    assert LibraryConfig(target="monai.networks.nets.VQVAE", arguments=arguments).divisor == 4

@@ -71,7 +71,7 @@ class BitFlipper:
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
         for thread in self._threads:
-            thread.join(timeout=5)
+            thread.join(timeout=60)
 
     def __enter__(self) -> Self:
         return self

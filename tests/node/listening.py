@@ -81,7 +81,7 @@ class Outcomes(list):
 
     def wait_for(self, count: int) -> None:
         with self._more:
-            assert self._more.wait_for(lambda: len(self) >= count, timeout=10), list(self)
+            assert self._more.wait_for(lambda: len(self) >= count, timeout=60), list(self)
 
 
 class Audit(list):
@@ -174,5 +174,5 @@ class Requests:
 
 def failure(node: Listening, who: Institution, hop: str = HOP, **overrides) -> DdibError:
     with node.stub(who, **overrides) as stub, pytest.raises(grpc.RpcError) as error:
-        stub.DescribeDomain(ASK, timeout=5)
+        stub.DescribeDomain(ASK, timeout=60)
     return from_rpc_error(error.value, hop)

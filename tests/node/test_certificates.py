@@ -160,7 +160,7 @@ def renew(folder: Path, server: Server, request: bytes) -> pb.RenewResponse:
     with tls.channel(server.address, server_name="node-1.north.example", pki_folder=folder) as channel:
         stub = identity_pb2_grpc.IdentityServiceStub(channel)
         try:
-            return stub.Renew(pb.RenewRequest(certificate_request=request), timeout=5)
+            return stub.Renew(pb.RenewRequest(certificate_request=request), timeout=60)
         except grpc.RpcError as error:
             raise from_rpc_error(error, "issuer") from error
 

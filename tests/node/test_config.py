@@ -72,6 +72,19 @@ def test_a_value_that_cannot_be_used_is_explained(tmp_path: Path, old: str, new:
         NodeConfig.load(path)
 
 
+def test_a_table_that_is_pasted_below_the_others_is_to_be_merged(tmp_path: Path) -> None:
+    """The block of a page, at the end of a file that has the table already: both lines are named."""
+    path = write(tmp_path)
+    lines = path.read_text().splitlines()
+    first, second = lines.index("[policy]") + 1, len(lines) + 2
+    path.write_text("\n".join([*lines, "", "[policy]  # of the page", 'calibration = ["rotation"]', ""]))
+    with pytest.raises(
+        ConfigError, match=rf"declares \[policy\] twice, in lines {first} and {second}"
+    ) as caught:
+        NodeConfig.load(path)
+    assert "merge the two [policy] tables" in caught.value.hint
+
+
 def test_train_takes_options_and_fields_of_set_alike(tmp_path: Path) -> None:
     table = 'images = "scans"\nsize = 16\nskip_bad = true\ninit = "start"\nnetwork = {channel_mult = [1, 2]}'
     path = write(tmp_path, **{'domain = "moons"             # a b': table + " # a b", "seed = 0": ""})

@@ -42,7 +42,7 @@ class Guarded(Listening):
         self.guard._refresh()
         before = self.held()
         self.strangers += [
-            socket.create_connection(("127.0.0.1", self.port), timeout=5, source_address=(host, 0))
+            socket.create_connection(("127.0.0.1", self.port), timeout=60, source_address=(host, 0))
             for _ in range(count)
         ]
         wait_until(lambda: (self.guard._refresh(), self.held())[1] >= before + count)
@@ -91,12 +91,12 @@ def test_a_crowd_ends_no_stranger_of_another_address(crowded: Guarded) -> None:
 
 def test_whoever_made_an_authorised_call_is_no_stranger(crowded: Guarded, north: Institution) -> None:
     with crowded.stub(north) as stub:
-        stub.DescribeDomain(ASK, timeout=5)
+        stub.DescribeDomain(ASK, timeout=60)
         (friend,) = crowded.guard._proven
         crowded.crowd(20)
         assert crowded.guard.look() == 12
         wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 5)
-        stub.DescribeDomain(ASK, timeout=5)
+        stub.DescribeDomain(ASK, timeout=60)
         assert set(crowded.guard._proven) == {friend}
 
 
@@ -105,7 +105,7 @@ def test_a_caller_has_only_its_part_of_all_connections(crowded: Guarded, north: 
     with ExitStack() as ends:
         for who in [*[north] * 6, crowded.south]:
             channel = ends.enter_context(crowded.channel(who, options=alone))
-            channel.unary_unary(HEALTH)(b"", timeout=5)
+            channel.unary_unary(HEALTH)(b"", timeout=60)
         assert crowded.guard.look() == 2
         wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 5)
         assert set(crowded.guard._proven.values()) == {north.identity.uri, crowded.south.identity.uri}
@@ -115,14 +115,14 @@ def test_a_connection_whose_calls_come_too_fast_ends_although_it_was_proven(
     crowded: Guarded, north: Institution
 ) -> None:
     with crowded.stub(north) as stub:
-        stub.DescribeDomain(ASK, timeout=5)
+        stub.DescribeDomain(ASK, timeout=60)
         (friend,) = crowded.guard._proven
         crowded.guard.end(f"ipv4:{friend[0]}:1")
         crowded.guard.look()
         assert crowded.held() == 1
         crowded.guard.end(f"ipv4:{friend[0]}:{friend[1]}")
         wait_until(lambda: (crowded.guard.look(), crowded.held())[1] == 0)
-        stub.DescribeDomain(ASK, timeout=5, wait_for_ready=True)
+        stub.DescribeDomain(ASK, timeout=60, wait_for_ready=True)
 
 
 @pytest.mark.slow

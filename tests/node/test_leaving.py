@@ -114,7 +114,7 @@ def test_a_peer_that_is_suspended_or_withdrawn_is_no_recipient(tmp_path: Path, h
 
 def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, capsys) -> None:
     """Figures with their intervals, and which of them this policy does not allow; else the command that measures it."""
-    config = make(tmp_path, "source", least_depth="0.7")
+    config = make(tmp_path, "source", least_depth="0.7", least_share="0.8")
     bundle = config.paths.bundle
     assert (
         f"Not measured for this model. What an attacker reads from its latents: ddib privacy report --model {bundle}"
@@ -128,13 +128,17 @@ def test_a_leak_is_shown_if_it_was_measured_on_these_weights(tmp_path: Path, cap
     report = PrivacyReport(
         weights_sha256=parse_manifest((bundle / "manifest.json").read_bytes(), "").weights_sha256,
         sample_kind="picture", known=512, attacked=128,
-        readings=(reading, reading.model_copy(update={"depth": 0.5}), reading.model_copy(update={"soften_sigma": 0.5})),
+        readings=(
+            *(reading, reading.model_copy(update={"depth": 0.5}), reading.model_copy(update={"share": 0.75})),
+            reading.model_copy(update={"soften_sigma": 0.5}),
+        ),
     )  # fmt: skip
     (bundle / "privacy.json").write_bytes(report.text())
     text = said(config)
     assert "right one of 128 by correlation read with 512 known pairs" in text
     assert "depth 1, share 1 50 % (25 to 75) 23.2 (21.7 to 24.4) 50 % (25 to 75)" in text
     assert "depth 0.5, share 1; not allowed here" in text
+    assert "depth 1, share 0.75; not allowed here" in text
     assert "softened to 0.5; for comparison, this model softens otherwise" in text
     assert "guessing finds 0.781 %" in text
     (bundle / "privacy.json").write_bytes(report.model_copy(update={"weights_sha256": "00" * 32}).text())

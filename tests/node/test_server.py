@@ -59,7 +59,7 @@ class Served:
 
     def health(self, service: str = "") -> str:
         request = HealthCheckRequest(service=service)
-        answer = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=10)
+        answer = health_pb2_grpc.HealthStub(self.channel).Check(request, timeout=60)
         return HealthCheckResponse.ServingStatus.Name(answer.status)
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ def test_a_server_that_stops_lets_running_calls_end(served) -> None:
 
 def refused(served) -> bool:
     try:
-        served.stub.DescribeDomain(ASK, timeout=10)
+        served.stub.DescribeDomain(ASK, timeout=60)
     except grpc.RpcError as error:
         return error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED}
     return False
@@ -115,9 +115,9 @@ def test_nothing_is_kept_of_who_asked(node: Listening, north: Institution) -> No
         with node.channel(who) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             with pytest.raises(grpc.RpcError) as unknown:
-                stub.Check(request, timeout=5)
+                stub.Check(request, timeout=60)
             with pytest.raises(grpc.RpcError) as watched:
-                list(stub.Watch(request, timeout=5))
+                list(stub.Watch(request, timeout=60))
         assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
         assert watched.value.code() is grpc.StatusCode.UNIMPLEMENTED
 

@@ -248,7 +248,7 @@ def test_a_message_over_a_limit_is_final(tmp_path) -> None:
         (ASK, (("grpc.max_receive_message_length", 10),)),
     ):
         with node.channel(north, options=options) as channel, pytest.raises(grpc.RpcError) as error:
-            channel.unary_unary(DESCRIBE)(request, timeout=10)
+            channel.unary_unary(DESCRIBE)(request, timeout=60)
         found = calls.from_rpc_error(error.value, HOP)
         assert type(found) is errors.MessageInvalid
         assert "4 MiB" in found.detail

@@ -51,7 +51,7 @@ def asked(north: Institution, proxy: Proxy | None) -> str:
     channels = tls.PeerChannels(north.pki, north.store, proxy=proxy)
     try:
         stub = decoding_pb2_grpc.DecodingServiceStub(channels.get("south.example"))
-        return stub.DescribeDomain(ASK, timeout=10).side.institution
+        return stub.DescribeDomain(ASK, timeout=60).side.institution
     finally:
         channels.close()
 

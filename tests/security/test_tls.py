@@ -47,7 +47,7 @@ def node(south: Institution):
 
 def refused(node: Listening, who: Institution, **overrides) -> grpc.StatusCode:
     with node.stub(who, **overrides) as stub, pytest.raises(grpc.RpcError) as error:
-        stub.DescribeDomain(ASK, timeout=5)
+        stub.DescribeDomain(ASK, timeout=60)
     return error.value.code()
 
 
@@ -115,7 +115,7 @@ def channels(node: Listening, north: Institution):
 
 def works(channel: grpc.Channel) -> bool:
     try:
-        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=5)
+        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=60)
     except (grpc.RpcError, PeerUnreachable):
         return False
     return True

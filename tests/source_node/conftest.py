@@ -23,7 +23,7 @@ SOLVER = SolverSettings(evaluations=8)
 LARGE_LIMITS = limits_of(1_000, 100_000, 800_000, 10_000)
 
 
-def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Poll; the machine may be slow."""
     pause, deadline = threading.Event(), time.monotonic() + seconds
     while not condition():
@@ -65,7 +65,7 @@ class Source:
         self.runner.wake()
         return job.job_id
 
-    def ended(self, job_id: str, seconds: float = 30.0) -> StoredJob:
+    def ended(self, job_id: str, seconds: float = 60.0) -> StoredJob:
         wait_until(lambda: self.store.get(job_id).state.ended, seconds)
         return self.store.get(job_id)
 

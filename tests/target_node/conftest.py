@@ -79,7 +79,7 @@ class Target:
 def asking(method, request):
     """The answer, or our own error for what the other side said."""
     try:
-        return method(request, timeout=20)
+        return method(request, timeout=60)
     except grpc.RpcError as error:
         raise from_rpc_error(error, "target south.example") from error
 

@@ -15,7 +15,7 @@ from ddib_fed import errors
 from ddib_fed.latent import Latent
 from ddib_fed.node.policy import DAY_S
 from ddib_fed.protocol.calls import from_rpc_error
-from ddib_fed.protocol.contract import PROTOCOL
+from ddib_fed.protocol.contract import PROTOCOL, Contract
 from ddib_fed.security.audit import digest
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -55,6 +55,18 @@ def test_nobody_agrees_for_another(target, north) -> None:
     request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=side("west.example"))
     with target.called_by(north) as stub, pytest.raises(errors.PolicyDenied):
         asking(stub.NegotiateContract, request)
+
+
+@pytest.mark.parametrize("policy", [{}, {"shared_noise": "true"}])
+def test_a_target_says_in_the_contract_whether_its_operator_allows_shared_noise(
+    open_target, north, policy
+) -> None:
+    """Not unless its policy says so, whatever the source allows."""
+    request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=side("north.example"))
+    request.source.shared_noise = True
+    with open_target(**policy).called_by(north) as stub:
+        contract = Contract(asking(stub.NegotiateContract, request).contract)
+    assert contract.shared_noise == bool(policy)
 
 
 def test_a_peer_can_push_out_only_its_own_contracts(target, north, institutions) -> None:
@@ -301,7 +313,7 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
         go.wait(20)
 
     with target.called_by(north) as stub:
-        call = stub.Decode(idle(), timeout=20)
+        call = stub.Decode(idle(), timeout=60)
         with pytest.raises(grpc.RpcError) as ended:
             list(call)
         go.set()

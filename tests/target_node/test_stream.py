@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -56,18 +55,17 @@ def translated(events) -> list[stream.DecodedFile]:
 
 def test_a_refusal_does_not_wait_for_the_peers_next_latent(engine) -> None:
     """The peer has sent what it may and waits for answers: neither side would move again."""
-    answered = threading.Event()
+    answered, in_time = threading.Event(), []
 
     def items():
         for number in range(12):
             points = np.full((3, 2), 30, np.float32) if number == 1 else gaussian(3, number)
             yield number, Latent.from_array(points)
-        answered.wait(10)
+        in_time.append(answered.wait(60))
 
-    began = time.monotonic()
     with pytest.raises(LatentNotGaussian) as refused:
         list(open_stream(engine, items(), end_input=answered.set).run())
-    assert time.monotonic() - began < 9
+    assert all(in_time), "the refusal waited for the next latent"
     assert refused.value.facts["item"] == "1"
 
 

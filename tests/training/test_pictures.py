@@ -116,15 +116,17 @@ def test_initial_weights_are_taken_and_classes_that_are_new_start_fresh(begun, s
 
 
 @pytest.mark.parametrize(
-    ("network", "said"),
+    ("network", "said", "hint"),
     [
-        ({"channel_mult": (1, 1, 1, 1), "patch": 2}, "divide"),
-        ({"in_channels": 1}, "in_channels follows from the pictures"),
+        ({"channel_mult": (1, 1, 1, 1), "patch": 2}, "divide", "a size that divides by 16"),
+        ({"in_channels": 1}, "in_channels follows from the pictures", "leave in_channels out"),
+        ({"channel_mult": (0,)}, "greater than 0", "leave out --set of the network's fields"),
     ],
 )
-def test_a_network_that_cannot_be_is_refused_with_the_reason(spots, network, said):
-    with pytest.raises(SettingsInvalid, match=said):
+def test_a_network_that_cannot_be_is_refused_with_the_reason_and_what_helps(spots, network, said, hint):
+    with pytest.raises(SettingsInvalid, match=said) as caught:
         open_start(tiny_pictures(network={**TINY_NETWORK, **network}), spots)
+    assert hint in caught.value.hint
 
 
 @pytest.mark.slow

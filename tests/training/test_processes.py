@@ -13,7 +13,7 @@ from tests.training.examples import tiny_pictures
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1_800),
 ]  # processes that start torch, on a machine that may be busy
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ def run_until(config, out, step):
 def launch(config, out, processes=2):
     """Train under torchrun; the steps that the processes said."""
     command = [*LAUNCHER, str(processes), "-m", SCRIPT, config.model_dump_json(), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=500)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=1_500)
     assert done.returncode == 0, done.stderr[-3000:]
     return [int(line) for line in done.stdout.split()]
 

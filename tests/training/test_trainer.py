@@ -61,7 +61,7 @@ print(one.microbatch, one.step, round(float(loss), 2), one.notes)
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="limits memory as Linux does")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)
 def test_when_memory_runs_out_the_microbatch_is_halved_and_the_step_still_taken():
     """In a process that may have 60 MiB more than it has."""
     command = [sys.executable, "-c", SHORT_OF_MEMORY]

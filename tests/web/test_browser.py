@@ -96,7 +96,7 @@ def serving(*words: object) -> Iterator[str]:
             yield next(line.strip() for line in process.stdout if "start?token=" in line)
         finally:
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=20) == 0
+            assert process.wait(timeout=60) == 0
 
 
 Opened = Callable[..., "Page"]

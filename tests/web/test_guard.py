@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 import threading
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -139,8 +141,7 @@ def test_the_link_is_given_to_the_browser_in_a_private_file(tmp_path: Path, monk
 
 @pytest.fixture
 def served(tmp_path: Path, capsys, monkeypatch) -> Iterator[str]:
-    """A server in a thread that waits for no request and takes three connections; the link that opens it."""
-    monkeypatch.setattr(guard, "REQUEST_S", 0.2)
+    """A server in a thread that takes three connections; the link that opens it."""
     monkeypatch.setattr(guard, "MOST_CONNECTIONS", 3)
     running: list[uvicorn.Server] = []
     run = uvicorn.Server.run
@@ -163,15 +164,37 @@ def served(tmp_path: Path, capsys, monkeypatch) -> Iterator[str]:
     thread.join(60)
 
 
+def connected(link: str, count: int, sent: bytes) -> list[socket.socket]:
+    address = "127.0.0.1", urllib.parse.urlsplit(link).port
+    made = [socket.create_connection(address, timeout=60) for _ in range(count)]
+    for each in made:
+        with suppress(ConnectionError):  # it may be ended already
+            each.sendall(sent)
+    return made
+
+
+def ended(connection: socket.socket) -> bool:
+    with suppress(ConnectionError):
+        return connection.recv(1) == b""
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [b"", b"GET / HT"])
-def test_a_connection_without_a_request_is_ended(served, sent) -> None:
+def test_a_connection_without_a_request_is_ended(served, sent, monkeypatch) -> None:
     """Otherwise any process of the machine could hold all that the server may open."""
-    address = "127.0.0.1", int(served.split(":")[2].split("/")[0])
-    held = [socket.create_connection(address, timeout=10) for _ in range(4)]
-    held[0].sendall(sent)
-    assert [each.recv(1) for each in (held[3], *held[:3])] == [b""] * 4
+    monkeypatch.setattr(guard, "REQUEST_S", 0.2)
+    with connected(served, 1, sent)[0] as held:
+        assert ended(held)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"])
+def test_connections_without_a_request_shut_nobody_out(served, sent, monkeypatch) -> None:
+    """The oldest of them end; the owner's browser is answered while the youngest are held."""
+    monkeypatch.setattr(guard, "REQUEST_S", 600.0)
+    held = connected(served, 20, sent)
     with urllib.request.urlopen(served, timeout=60) as answer:
         assert b"Continue" in answer.read()
+    assert all(ended(each) for each in held[:18])
     for each in held:
         each.close()

@@ -193,7 +193,7 @@ function show(item) {
     if (returned) picture("returned", item, `${result.label}: translated back`);
     offer();
     $("doubts").hidden = !result.doubts.length;
-    $("doubts").replaceChildren(...result.doubts.map((each) => element("p", {}, `Doubtful: ${each}.`)));
+    $("doubts").replaceChildren(...result.doubts.map((each) => element("p", {}, `Doubtful: ${each}`)));
     $("figures").replaceChildren(...result.figures.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]));
   }
   place();

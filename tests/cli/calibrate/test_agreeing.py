@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from ddib_fed.calibration import aggregate as aggregates
-from ddib_fed.calibration.record import Effect
+from ddib_fed.calibration.record import Dial, Effect
+from ddib_fed.cli.calibrate import show_dial
+from ddib_fed.client.dial import Measured
 from ddib_fed.errors import CalibrationIneffective, CalibrationUnknown, StateConflict, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.security import pki
-from tests.calibration.examples import figure
+from tests.calibration.examples import calibration, figure
 from tests.cli.calibrate.operators import TO, Operators, printed, run
 from tests.e2e.admission.test_promises import windows
 from tests.e2e.harness import raw_windows, weight_windows
@@ -85,6 +87,39 @@ def test_a_calibration_is_taken_out_of_use_for_good(both) -> None:
     run("remove", sha256[:12], "--config", both.north)
     assert "is deleted" in run("remove", sha256[:12], "--config", both.north)
     assert "no calibrations yet" in run("list", "--config", both.north)
+
+
+def test_a_setting_that_is_agreed_on_replaces_the_calibration_without_it(both) -> None:
+    """Both lists say which one jobs use, and its setting; without the newer one the older is used again."""
+    older = both.propose()
+    both.agree()
+    newer = both.propose(dial=Dial(temperature=0.9))
+    both.agree()
+    for config in (both.north, both.south):
+        listed = json.loads(run("list", "--format", "json", "--config", config))["calibrations"]
+        assert [(each["sha256"], each["state"], each["dial"]) for each in listed] == [
+            (newer, "active", "share 1, temperature 0.9, blend 0"),
+            (older, "replaced", "share 1, temperature 1, blend 0"),
+        ]
+        assert "share 1, temperature 0.9, blend 0" in run("list", "--config", config)
+        run("remove", newer[:12], "--config", config)
+        listed = json.loads(run("list", "--format", "json", "--config", config))["calibrations"]
+        assert [each["state"] for each in listed] == ["inactive", "active"]
+
+
+def test_the_dial_fits_a_terminal_of_100_characters(monkeypatch, capsys) -> None:
+    """All columns with whole words, also those that anchors give."""
+    monkeypatch.setattr("ddib_fed.terminal.PIPE_WIDTH", 100)
+    values = dict.fromkeys(("round_trip", "read", "surrogate", "psnr"), 22.5)
+    values |= dict.fromkeys(("whiteness", "ssim", "partner"), 0.5)
+    row = Measured(Dial(share=0.75, temperature=0.9, blend=0.3), 0.512, 0.4, 1.1, 24, pairs=24, **values)
+    show_dial([row], calibration())
+    table = capsys.readouterr().out.partition("proposed")[0]
+    assert max(map(len, table.splitlines())) <= 100
+    assert {"share", "temp", "blend", "sharp", "white", "trip", "leak", "PSNR", "partner"} <= set(
+        table.split()
+    )
+    assert {"0.75", "0.9", "0.3", "0.512", "22.5"} <= set(table.split())
 
 
 @pytest.mark.parametrize(

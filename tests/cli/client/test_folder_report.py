@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import html
+import re
 
-from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress, write_pages
+import numpy as np
+import pytest
+
+from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress, report_run, write_pages
 from ddib_fed.client.client import job_header
 from ddib_fed.client.files import LeftOut
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
@@ -16,14 +20,15 @@ from ddib_fed.record import Part, PictureFigures, Translation
 from ddib_fed.v1 import translation_pb2 as pb
 
 
-def run(out, names, *, left_out=()):
+def run(out, names, *, left_out=(), records=()):
     """Pictures of these names in a folder, as a command leaves them."""
     delivered = {}
     for number, name in enumerate(names):
         path = out / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(np.full((8, 8, 1), 20 * number, np.uint8)))
-        record = Translation(picture=PictureFigures(cycle_psnr=40.0 - number)).judged()
+        record = records[number] if records else Translation(picture=PictureFigures(cycle_psnr=40.0 - number))
+        record = record.judged()
         delivered[name] = Delivered(number, f"{name}.tif", {Part.TRANSLATION: path}, path, record)
     options = RunOptions(Profile.model_construct(), job_header("south.example/relief"), out, RunProgress())
     return FolderRun(options, total=len(names) + len(left_out), results=delivered, left_out=list(left_out))
@@ -52,6 +57,51 @@ def test_a_report_that_somebody_wrote_is_left_alone(tmp_path):
     for _ in range(2):
         assert write_pages(found) == tmp_path / "report-1.html"
     assert (tmp_path / "report.html").read_text() == "<html>mine</html>"
+
+
+EDGES = {"edge_correlation": 0.1, "least_edge_correlation": 0.2}
+MAP = {"edge_correlation": 0.8, "least_edge_correlation": 0.2, "most_differs": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("figures", "calibration", "seen", "repair"),
+    [
+        (
+            EDGES,
+            "",
+            "Edges agree with the original no better than in an unrelated picture",
+            "ddib calibrate (",
+        ),
+        (EDGES, "ab", "Edges agree with the original no better than in an unrelated picture", "dial"),
+        (MAP | {"differs": 0.4}, "ab", "As much differs from the calibration's map of the original", "dial"),
+        (MAP | {"differs": 0.1}, "ab", "Its calibration was used with --force", "More pictures"),
+    ],
+)
+def test_a_doubt_is_what_was_seen_and_what_repairs_it(figures, calibration, seen, repair, tmp_path, capsys):
+    """One sentence for each case, on the terminal and on the page; a picture without doubt is not named."""
+    bad = PictureFigures(structure_doubtful=True, **figures)
+    good = PictureFigures(structure_doubtful=False, edge_correlation=0.5)
+    records = [Translation(calibration_sha256=calibration, picture=each) for each in (good, bad)]
+    found = run(tmp_path, ["good", "bad"], records=records)
+    report_run(found, write_pages(found))
+    said = " ".join(capsys.readouterr().err.split())
+    page = html.unescape((tmp_path / "report.html").read_text())
+    for text in (said, page):
+        (line,) = re.findall(r"1 of 2 doubtful \(bad.tif\): (.*\.)", text)
+        assert line.startswith(seen)
+        assert repair in line
+        assert sum(other in line for other in ("Edges", "differs from", "--force")) == 1
+
+
+def test_results_of_two_models_are_said_to_be(tmp_path, capsys):
+    """Each picture has its record, so both stay: the command of today translates all by one."""
+    records = [
+        Translation(target_model_sha256=digest, picture=PictureFigures()) for digest in ("a", "a", "b")
+    ]
+    report_run(run(tmp_path, ["a", "b", "c"], records=records))
+    assert "results are by 2 sets of models and calibrations" in " ".join(capsys.readouterr().err.split())
+    report_run(run(tmp_path, ["a", "b"], records=records[:2]))
+    assert "sets of models" not in capsys.readouterr().err
 
 
 def event(done: int, state: int = pb.JOB_STATE_RUNNING) -> pb.WatchJobResponse:

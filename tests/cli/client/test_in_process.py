@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from ddib_fed.cli.main import cli
 from ddib_fed.client.in_process import InProcess
@@ -29,9 +30,11 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
+from ddib_fed.evaluation.samples import PictureSamples
 from ddib_fed.models.bundle import open_bundle, save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Part, Settings
+from tests.formats.dicom.files import write_series
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 FEW = ("--evaluations", "3", "--depth", "0.5")
@@ -142,6 +145,24 @@ def test_slices_of_a_volume_share_their_noise(models):
 
 
 @pytest.mark.slow
+def test_a_series_alone_has_a_page_and_says_at_what_size_it_was_computed(place):
+    """A row for each slice, with its picture and its own doubts."""
+    write_series(place / "mr", np.random.default_rng(0).integers(0, 2000, (3, 24, 20)))
+    lost = "was computed at 7 x 8 pixels, not at its own 20 x 24, and enlarged: 9 pixels became one"
+    assert f"  {lost}\n" in translate("mr", *PAIR, "--cycle")
+    assert (record("mr/series-1")["study"]["computed_at"], record("mr/series-1")["study"]["shrink"]) == (
+        [8, 7],
+        3,
+    )
+    page = (place / "out" / "report.html").read_text()
+    assert lost in page
+    for number in (1, 2, 3):
+        row = page.partition(f">series-1, slice {number}<")[2].partition("</tr>")[0]
+        assert "doubtful: round trip" in row
+        assert row.count("data:image/png") == 1
+
+
+@pytest.mark.slow
 def test_what_was_interrupted_goes_on_and_ends_the_same(place, monkeypatch):
     """As after Ctrl-C: the hint is the command, and what was written is not made again."""
     translate("in", *PAIR, "--batch", "1", out="whole")
@@ -183,9 +204,10 @@ def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_transl
     assert "train the source's model longer" in refused.value.hint
     assert "--skip-bad" in refused.value.hint
     assert (place / "out" / "map.png").exists()
-    with pytest.raises(FilesLeftOut, match=r"board\.png") as left:
-        translate(*pair, "--skip-bad")
-    assert left.value.exit_code == ExitCode.LEFT_OUT
+    for out in ("out", "new"):  # of one the refused picture is left, of the other both are
+        with pytest.raises(FilesLeftOut, match=r"board\.png") as left:
+            translate(*pair, "--skip-bad", out=out)
+        assert left.value.exit_code == ExitCode.LEFT_OUT
 
 
 @pytest.mark.slow
@@ -224,3 +246,43 @@ def test_what_cannot_be_is_refused_before_anything_is_translated(place, words, e
     with pytest.raises(error):
         translate(*words)
     assert not [path for path in Path("out").rglob("*") if path.name[0] != "."]
+
+
+def test_whatever_a_reader_or_a_writer_raises_ends_its_file_alone(place, monkeypatch):
+    """Two that the reader fails at, and one whose result cannot be made."""
+    for number in range(4):
+        put(place / "in" / f"{number}.png", 8, 8, seed=number + 1)
+    bad = [(place / "in" / f"{number}.png").read_bytes() for number in (0, 1)]
+    read, figures = PictureSamples.read, PictureSamples.returned
+
+    def broken(self, content, rule):
+        return {}[content] if content in bad else read(self, content, rule)
+
+    def unmade(self, given, back):
+        if given.picture.height == 12 and next(once, False):
+            raise IndexError
+        return figures(self, given, back)
+
+    once = iter([True])
+    monkeypatch.setattr(PictureSamples, "read", broken)
+    monkeypatch.setattr(PictureSamples, "returned", unmade)
+    with pytest.raises(FilesLeftOut, match=r"0\.png: unexpected KeyError  \[INTERNAL\]") as left:
+        translate("in", *PAIR, "--cycle", "--skip-bad")
+    assert "1.png: unexpected KeyError  [INTERNAL]" in left.value.detail
+    assert "left out: 3 of 7 files" in left.value.detail
+    assert "unexpected IndexError  [INTERNAL]" in left.value.detail
+    assert len([*Path("out").rglob("*.json")]) == 4
+
+
+@pytest.mark.parametrize("suffix", ["webp", "bmp", "jp2"])
+def test_a_picture_of_another_format_comes_back_too(place, suffix):
+    """Exactly as a PNG of the same pixels does, with its latent."""
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 1)).astype(np.uint8)[..., 0])
+    for name in (f"other.{suffix}", "plain.png"):
+        picture.save(place / name, **({"lossless": True} if suffix == "webp" else {}))
+        translate(name, *PAIR, "--cycle", "--keep-latents")
+    for part in (".png", ".returned.png", ".latent.npy"):
+        made, same = (Path("out", f"{name}{part}") for name in ("other", "plain"))
+        assert made.read_bytes() == same.read_bytes()
+    named, same = (record(name)["files"] for name in ("other", "plain"))
+    assert named.keys() == same.keys()

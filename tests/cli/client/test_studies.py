@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
+from ddib_fed.client import files as client_files
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode
+from ddib_fed.formats import opening
+from ddib_fed.formats.nifti import NiftiStudy
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options
+from ddib_fed.recognition import Format
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import NORTH, TARGET, npy, points
 from tests.formats.dicom.files import write_series
@@ -90,11 +94,8 @@ def test_all_jobs_of_a_volume_name_it_and_those_of_maps_and_pictures_name_none(t
     assert {*named[2], *named[3]} == {b""}
 
 
-@pytest.mark.parametrize(
-    ("state", "said"), [(pb.JOB_STATE_CANCELLED, "was cancelled"), (pb.JOB_STATE_FAILED, "failed")]
-)
-def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, north, tmp_path, capsys):
-    """The other series is translated, and the same command asks for what is missing alone."""
+def end_after_two(north, state: int) -> None:
+    """Let the first job end with two of its items."""
 
     def ended(answer):
         if len(north.service.jobs) == 1:
@@ -103,6 +104,14 @@ def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, n
                 item.state = pb.ITEM_STATE_RECEIVED
 
     north.script.pictures, north.script.forge = True, ended
+
+
+@pytest.mark.parametrize(
+    ("state", "said"), [(pb.JOB_STATE_CANCELLED, "was cancelled"), (pb.JOB_STATE_FAILED, "failed")]
+)
+def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, north, tmp_path, capsys):
+    """The other series is translated, and the same command asks for what is missing alone."""
+    end_after_two(north, state)
     folders = [tmp_path / "scans" / name for name in ("p1", "p2")]
     for folder in folders:
         write_series(folder, VALUES)
@@ -114,6 +123,33 @@ def test_a_job_that_did_not_finish_makes_no_background(state, said, translate, n
     assert len(list((found / "p2" / "series-1").iterdir())) == 4
     assert translate(tmp_path / "scans") == 0
     assert [len(job.inputs) for job in north.service.jobs.values()] == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"target_model_sha256": "4" * 64}, {"source_model_sha256": "4" * 64}, {"calibration_sha256": "5" * 64},
+     {"soften_sigma": 0.1}],
+    ids=lambda each: next(iter(each)),
+)  # fmt: skip
+def test_a_series_is_never_of_two_models_calibrations_or_settings(changed, translate, north, tmp_path):
+    """Those were replaced after the first half: its slices are translated again, once."""
+    end_after_two(north, pb.JOB_STATE_CANCELLED)
+    write_series(tmp_path / "mr", VALUES)
+    assert translate(tmp_path / "mr") == ExitCode.JOB_FAILED
+
+    def replaced(messages):
+        for message in messages:
+            if message.result.HasField("provenance"):
+                for name, value in changed.items():
+                    setattr(message.result.provenance, name, value)
+        return messages
+
+    north.script.tamper = replaced
+    assert translate(tmp_path / "mr") == ExitCode.OK
+    assert [len(job.inputs) for job in north.service.jobs.values()] == [4, 2, 4]
+    record = json.loads((tmp_path / "out" / "mr" / "series-1.json").read_text())
+    assert all(each.items() >= changed.items() for each in (record, *record["study"]["items"]))
+    assert len(record["study"]["items"]) == 4
 
 
 @pytest.fixture
@@ -239,3 +275,40 @@ def test_a_model_of_hounsfield_units_is_given_no_other_numbers(translate, north,
     assert translate(tmp_path / "ct", "--intensity", "percentile:1,99") == ExitCode.USAGE
     assert "trained in Hounsfield units" in capsys.readouterr().err
     assert not north.script.seen("SubmitJob")
+
+
+@pytest.mark.parametrize("stage", ["origin", "reader", "assemble", "payload"])
+def test_whatever_a_reader_raises_ends_its_file_alone(stage, translate, north, tmp_path, monkeypatch, capsys):
+    """By its name and the exception's type, without its words: they may hold what the file holds."""
+    north.script.pictures = True
+    for number in range(3):
+        content = np.random.default_rng(number).integers(0, 255, (8, 8, 4)).astype(np.uint8)
+        nibabel.save(nibabel.Nifti1Image(content, np.eye(4)), tmp_path / f"{number}.nii")
+        (tmp_path / f"{number}.png").write_bytes(encode_png(content[..., :1]))
+    bad = tmp_path / ("1.png" if stage == "payload" else "1.nii")
+
+    def broken(real):
+        def reader(given, *more, **how):
+            if getattr(getattr(given, "origin", given), "given", given) == bad:
+                raise IndexError("Doe^John")
+            return real(given, *more, **how)
+
+        return reader
+
+    origin, read = opening._FORMATS[Format.NIFTI]
+    if stage == "assemble":
+        monkeypatch.setattr(NiftiStudy, "assemble", broken(NiftiStudy.assemble))
+    elif stage == "payload":
+        monkeypatch.setattr(client_files, "payload", broken(client_files.payload))
+    else:
+        found = (broken(origin), read) if stage == "origin" else (origin, broken(read))
+        monkeypatch.setitem(opening._FORMATS, Format.NIFTI, found)
+    given = [tmp_path / f"{number}.{kind}" for number in range(3) for kind in ("nii", "png")]
+    assert translate(*given, "--skip-bad") == ExitCode.LEFT_OUT
+    said = capsys.readouterr().err
+    assert f"{bad}: unexpected IndexError  [INTERNAL]" in said
+    assert "Doe" not in said
+    assert "DDIB_DEBUG=1" in said
+    assert len(list((tmp_path / "out").glob("*.json"))) == 5
+    assert translate(*given) == ExitCode.INTERNAL
+    assert f"{bad}: unexpected IndexError" in capsys.readouterr().err

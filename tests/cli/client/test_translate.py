@@ -178,7 +178,7 @@ def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north,
     code = translate(scan)
     press.cancel()
     assert code == ExitCode.CANCELLED
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 60, "it waited for the next try"
     assert "continues at the source node" in capsys.readouterr().err
 
 

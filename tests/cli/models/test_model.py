@@ -280,16 +280,19 @@ UNKNOWN = {"least_edge_correlation": None, "structure_doubtful": None}
     ("changes", "doubts"),
     [
         ({}, ()),
-        (LOST, ("structure",)),
+        (LOST, ("edge_correlation",)),
+        (LOST | {"differs": 0.3, "most_differs": 0.2, "edge_correlation": 0.8}, ("differs",)),
+        (LOST | {"differs": 0.1, "most_differs": 0.2}, ("calibration",)),
+        (LOST | {"edge_correlation": 0.8}, ("calibration",)),
         ({"cycle_psnr": 12.0}, ("cycle_psnr",)),
-        (LOST | {"cycle_psnr": float("nan")}, ("cycle_psnr", "structure")),
-        (LOST | {"cycle_psnr": None}, ("structure",)),
+        (LOST | {"cycle_psnr": float("nan")}, ("cycle_psnr", "edge_correlation")),
+        (LOST | {"cycle_psnr": None}, ("edge_correlation",)),
         (UNKNOWN, ()),
         (UNKNOWN | {"cycle_psnr": None}, None),
     ],
 )
 def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(changes, doubts):
     """A round trip of 40 dB does not excuse lost structure; a node or model that says nothing marks nothing."""
-    judged = Translation(picture=FIGURES.model_copy(update=changes)).judged(30.0)
+    judged = Translation(picture=FIGURES.model_copy(update=changes)).judged()
     assert judged.doubts == doubts
     assert judged.doubtful is (None if doubts is None else bool(doubts))

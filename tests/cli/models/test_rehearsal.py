@@ -9,7 +9,7 @@ import pytest
 
 from ddib_fed.cli.rehearsal import Rehearsal, rehearse, sides_of
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import StateConflict, UsageError
+from ddib_fed.errors import DdibError, StateConflict, UsageError
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.config import TrainConfig
 from tests.training.examples import blobs
@@ -81,6 +81,32 @@ def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
     with pytest.raises(StoppedError):
         rehearse(other, force=True, on_progress=stop_at("training bright", 1))
     assert not (two / "out" / "a" / "manifest.json").exists()
+
+
+def mixed(folder):
+    """Two of its pictures have 16 bits."""
+    for name in ("03", "07"):
+        (folder / f"{name}.png").write_bytes(encode_png(np.full((8, 8, 1), 40_000, np.uint16)))
+
+
+def few(folder):
+    for path in sorted(folder.iterdir())[5:]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says", "hint"),
+    [
+        (mixed, r"03.png: uint16\n", "mogrify -depth 8"),
+        (few, "at least 8", "add pictures"),
+    ],
+)
+def test_a_second_folder_that_cannot_be_trained_on_is_refused_before_the_first_is(two, spoil, says, hint):
+    spoil(two / "dark")
+    with pytest.raises(DdibError, match=says) as caught:
+        rehearse(wanted(two))
+    assert hint in str(caught.value.hint)
+    assert not (two / "out" / "a").exists()
 
 
 def test_what_was_stopped_goes_on_and_what_is_finished_is_left(two):

@@ -19,7 +19,7 @@ from ddib_fed.formats.study import Options
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.sources import PictureSource, folder_source
-from tests.formats.dicom.files import words_of, write_series
+from tests.formats.dicom.files import words_of, write_contrasts, write_series
 from tests.formats.maps import write_map
 
 pytestmark = [
@@ -150,6 +150,22 @@ def test_series_of_one_patient_are_held_out_together(given):
     assert not train & held
     assert any("whole patients, of 3" in line for line in said)
     assert not any(CANARY in line for line in said)
+
+
+def test_how_series_are_shown_and_typed_changes_nothing_that_is_learned(given, tmp_path):
+    """Hounsfield units of MONOCHROME1 are those of MONOCHROME2, and a topogram among the slices is left out."""
+    for number, shown in enumerate(("MONOCHROME1", "MONOCHROME2")):
+        ct(given, number, PhotometricInterpretation=shown)
+        ct(tmp_path / "plain", number)
+    ct(given, 9, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    assert pictures(source(given)[0]) == pictures(source(tmp_path / "plain")[0])
+
+
+def test_one_echo_of_a_series_is_not_held_out_of_the_others(given):
+    """They show the same slices."""
+    write_contrasts(given, smooth(4, 16, 16), {"EchoTime": 12}, {"EchoTime": 90})
+    with pytest.raises(InputError, match="there is one DICOM series"):
+        source(given)
 
 
 def test_the_end_of_a_map_is_held_out_and_no_tile_overlaps_it(given):

@@ -114,7 +114,8 @@ def answer() -> pb.StatusResponse:
                      problem="nothing listens at localhost:7442 [nothing-listens]", failed=1e9)  # fmt: skip
     status.calibrations.add(
         sha256="ab" * 32, kind="rotation", source="north.example/photos", target="south.example/maps",
-        state="active", expires=1.9e9, warning="it ends at 2030-03-17, in 3 days",
+        state="active", expires=1.9e9, dial="share 0.75, temperature 1, blend 0",
+        warning="it ends at 2030-03-17, in 3 days",
     )  # fmt: skip
     status.workers.CopyFrom(
         pb.WorkersStatus(
@@ -155,7 +156,7 @@ def test_status_shows_the_node(admin, capsys):
         "397,000",
         "south.example",
         "2 running",
-        "abababababab rotation",
+        "abababababab rotation, north.example/photos to south.example/maps, share 0.75, temperature 1, blend 0",
         "in 3 days",
         "1 of 2 ready, 4 replaced",
         "0 on cpu, process 71",

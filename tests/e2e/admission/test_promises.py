@@ -91,7 +91,7 @@ def handshake(port: int, context: ssl.SSLContext) -> str | None:
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     with (
-        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
         context.wrap_socket(plain) as secure,
     ):
         return secure.version()
@@ -114,7 +114,7 @@ def test_tls_1_2_is_refused_and_1_3_is_spoken(pair: Pair) -> None:
 @pytest.mark.promise("identity")
 def test_plaintext_gets_no_answer(pair: Pair) -> None:
     """HTTP/2 without TLS is not answered with HTTP/2."""
-    with socket.create_connection(("127.0.0.1", pair.south.port), timeout=10) as plain:
+    with socket.create_connection(("127.0.0.1", pair.south.port), timeout=60) as plain:
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000"))
         try:
             answer = plain.recv(1024)
@@ -134,7 +134,7 @@ def described(pair: Pair, folder: Path) -> bool:
     ) as channel:
         request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         try:
-            decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10)
+            decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=60)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.UNAVAILABLE:
                 raise

@@ -24,7 +24,7 @@ from tests.models.importers.monai_files import (
     write,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e]
 
 PAGE = (ROOT / "docs" / "own-pictures.md").read_text()
 SECTION = PAGE.split("\n## Bring your own model\n")[1].split("\n## ")[0]

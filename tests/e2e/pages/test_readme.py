@@ -19,6 +19,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
@@ -31,7 +32,7 @@ from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.node.command import node_command
 from tests.e2e.harness import Node, find_any, free_port, raw_windows, wait_until, weight_windows
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e]
 
 ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
@@ -78,13 +79,11 @@ class Machines:
     codes: list[str] = field(default_factory=list)
 
     def machine(self, who: str) -> Path:
-        """The folder of a machine; that without a name is where the checkout is."""
+        """The folder of a machine, beside the checkout."""
         place = self.folder / (who or "local")
         place.mkdir(exist_ok=True)
         if not (self.folder / "ddib-fed").exists():
             (self.folder / "ddib-fed").symlink_to(ROOT)
-        if not who and not (place / "docs").exists():
-            (place / "docs").symlink_to(ROOT / "docs")
         return place
 
     def type(self, who: str, line: str) -> None:
@@ -341,6 +340,40 @@ def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
     assert (here / "model-a" / "model.safetensors").exists()
     assert len(list((here / "samples").glob("sample_*.png"))) == 2
     assert np.load(here / "points" / "samples.npy").shape == (500, 2)
+
+
+def test_a_copy_of_a_node_by_the_page_can_be_restored(tmp_path: Path) -> None:
+    """By the line of docs/operating.md, where the node was and in another folder; the model is in it."""
+    (line,) = re.findall(r"`(umask 077 && tar czf [^`]+)`", (ROOT / "docs/operating.md").read_text())
+    made, other = tmp_path / "west", tmp_path / "other"
+    made.mkdir()
+    other.mkdir()
+    with contextlib.chdir(made):
+        in_process(
+            [
+                "ddib",
+                "init",
+                "node",
+                "--role",
+                "target",
+                "--model",
+                "relief",
+                "--listen",
+                f"127.0.0.1:{free_port()}",
+            ]
+        )
+        subprocess.run(line, shell=True, check=True)
+    (archive,) = made.glob("*.tar.gz")
+    subprocess.run(["tar", "xpzf", archive], cwd=other, check=True)
+    with contextlib.chdir(other):
+        assert "relief: picture 3x32x32" in in_process(["ddib-target-node", "check"])
+
+
+def test_the_citation_is_of_this_release() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert cited["authors"] == project["authors"]
 
 
 def test_no_command_of_the_page_is_left_out() -> None:

@@ -25,6 +25,7 @@ from ddib_fed.client.profile import DicomSettings, Profile
 from ddib_fed.client.routing import Router
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.errors import PeerUnreachable, UsageError
+from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver
 from ddib_fed.models.bundle import open_bundle
 from ddib_fed.record import Settings
@@ -112,6 +113,7 @@ class Route:
         self.receiver = Receiver(
             OwnEntity("DDIB"), self.port, self.folder / "spool" / ".arriving", callers, self.router.keep,
             self.router.ended, routing.log.warning, self.settings.most_associations, busy=busy,
+            room=self.router.room,
         )  # fmt: skip
         self.receiver.start()
         return self
@@ -187,6 +189,23 @@ def test_a_study_comes_back_as_derived_series_of_the_same_study(profile, folder_
     assert any(b"SQLite" in path.read_bytes()[:16] for path in at_nodes)
     held = b"".join(path.read_bytes() for path in at_nodes)
     assert [word for word in words if word.encode() in held] == []
+
+
+def test_the_log_says_at_what_size_a_series_was_computed_and_what_was_left_out(profile, tmp_path, log):
+    """What is derived says the same of its resolution; the localizer of the series has no result."""
+    larger = PLANES[:2, 0].astype(np.uint16).repeat(2, axis=1).repeat(2, axis=2) * 4
+    uid = pydicom.uid.generate_uid()
+    paths = write_series(tmp_path / "in", larger, SeriesInstanceUID=uid)
+    looks = {"SeriesInstanceUID": uid, "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+    paths += write_series(tmp_path / "scout", larger[:1], **looks)
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
+        assert send(route.port, *paths) == [0] * 3
+        route.work(lambda: route.steps() == ["done"])
+    lost = "was computed at 48 x 48 pixels, not at its own 96 x 96, and enlarged: 4 pixels became one"
+    assert f": {lost}\n" in log.text
+    assert "1 DICOM localizer" in log.text
+    made = [pydicom.dcmread(path) for path in (tmp_path / "out").glob("*/*.dcm")]
+    assert [(lost in each.DerivationDescription, each.SpatialResolution) for each in made] == [(True, 3)] * 2
 
 
 @pytest.mark.parametrize("stow", ["pacs/dicom-web", "ftp://pacs/dicom-web"])
@@ -346,6 +365,23 @@ def test_a_full_spool_refuses_and_makes_room_of_what_is_done(profile, tmp_path, 
     assert "an instance is refused: the spool holds" in log.text
 
 
+def test_an_instance_that_a_spool_cannot_hold_is_broken_off(profile, tmp_path, log, monkeypatch):
+    """While it arrives; the next that fits is taken."""
+    monkeypatch.setattr(dicom_network, "RESERVE", 1 << 20)
+    monkeypatch.setattr(dicom_network, "LOOK_S", 0.0)
+    large, *small = series(tmp_path / "in", 3)
+    dataset = pydicom.dcmread(large)
+    dataset.PixelData = bytes(16 << 20)
+    dataset.save_as(large)
+    with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), most_gib=2 / 1024) as route:
+        assert send(route.port, large, small[0]) == [-1, -1]
+        assert not [*(tmp_path / "spool" / ".arriving").iterdir()]
+        assert send(route.port, *small) == [0, 0]
+    assert re.search(
+        r"SENDER@127.0.0.1: association aborted: \d+ MiB arrive, and the spool holds 0 MiB", log.text
+    )
+
+
 def test_a_series_has_a_bound_and_expires(profile, tmp_path, log):
     paths = series(tmp_path / "in", 4)
     with routing_to(
@@ -358,17 +394,16 @@ def test_a_series_has_a_bound_and_expires(profile, tmp_path, log):
 
 @pytest.mark.parametrize(
     ("aet", "called", "why"),
-    [("NOBODY", "DDIB", "its AE title is not among"), ("SENDER", "OTHER", "it calls OTHER, this is DDIB")],
+    [
+        ("NOBODY", "DDIB", "--from does not have its AE title with this address"),
+        ("SENDER", "OTHER", "it calls OTHER, this is DDIB"),
+    ],
 )
 def test_a_stranger_is_rejected(profile, tmp_path, log, aet, called, why):
     with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
         entity = pynetdicom.AE(aet)
         entity.add_requested_context(MR)
         assert entity.associate("127.0.0.1", route.port, ae_title=called).is_rejected
-        route.receiver.callers = [DicomPeer(aet, "192.0.2.7"), DicomPeer("OTHER", "127.0.0.1")]
-        if called == "DDIB":
-            assert entity.associate("127.0.0.1", route.port, ae_title=called).is_rejected
-            assert "--from has its AE title with another address" in log.text
     assert why in log.text
 
 

@@ -96,8 +96,8 @@ def test_a_fitted_picture_says_so_first_and_its_round_trip_is_that_of_its_own_si
         huge.save(tmp_path / name)
     assert translate(tmp_path / "one.png", tmp_path / "two.png", "--out", tmp_path / "out") == 0
     said = capsys.readouterr().out.splitlines()
-    first = "2 of 2 pictures were not translated at their own size; one.png was translated at 32x32 pixels"
-    assert said[0].startswith(f"{first}, not at its own 1200x900, and enlarged: 1,055 pixels became one")
+    first = "2 of 2 pictures were not translated at their own size; one.png was computed at 32 x 32 pixels"
+    assert said[0].startswith(f"{first}, not at its own 1200 x 900, and enlarged: 1,055 pixels became one")
     assert said[1] == "  at their own size, in 8,288 tiles: --tile 32"
     picture = record(tmp_path / "out" / "one.json")["picture"]
     assert (picture["fitted_height"], picture["fitted_width"]) == (32, 32)

@@ -55,6 +55,17 @@ def write_series(
     return paths
 
 
+def write_contrasts(folder: Path, values: np.ndarray, *contrasts: dict, **how) -> Path:
+    """One series in which each contrast has other values; a file is named by its contrast and its place."""
+    uid = pydicom.uid.generate_uid()
+    for number, changes in enumerate(contrasts, 1):
+        for path in write_series(
+            folder / "new", values * number * 7, SeriesInstanceUID=uid, **{**how, **changes}
+        ):
+            path.rename(folder / f"{number}-{path.name}")
+    return folder
+
+
 ENHANCED = {
     "MR": ("1.2.840.10008.5.1.4.1.1.4.1", "MRImageFrameTypeSequence"),
     "CT": ("1.2.840.10008.5.1.4.1.1.2.1", "CTImageFrameTypeSequence"),

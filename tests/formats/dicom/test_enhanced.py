@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from copy import deepcopy
 
 import numpy as np
 import pydicom
@@ -12,6 +13,8 @@ import pytest
 from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats import dicom
 from ddib_fed.formats.dicom import affine_of, readable_syntaxes
+from ddib_fed.formats.opening import open_paths
+from ddib_fed.formats.study import Options
 from tests.formats.dicom.files import write_enhanced, write_series
 from tests.formats.echoes import DICOM, echo, only, require_pixels_alone
 
@@ -73,6 +76,35 @@ def test_the_result_of_an_enhanced_file_is_one(header, tmp_path):
         assert values == theirs.FrameContentSequence[0].DimensionIndexValues[1]
     (index,) = made.DimensionIndexSequence
     assert index.DimensionIndexPointer == pydicom.tag.Tag("InStackPositionNumber")
+
+
+def test_the_echoes_of_an_enhanced_file_are_files_of_their_own(tmp_path):
+    """Each of its frames alone, with percentiles and identities of its own, and its echo time, which tells them apart;
+    frames of another kind are left out by name.
+    """
+    path = write_enhanced(tmp_path / "mr" / "enhanced.dcm", VALUES)
+    dataset = pydicom.dcmread(path)
+    del dataset.SharedFunctionalGroupsSequence[0].MREchoSequence
+    for at, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        frame.MREchoSequence = [pydicom.Dataset()]
+        frame.MREchoSequence[0].EffectiveEchoTime = 17.0 if at < 2 else 90.0
+    looks = dataset.SharedFunctionalGroupsSequence[0].MRImageFrameTypeSequence
+    del dataset.SharedFunctionalGroupsSequence[0].MRImageFrameTypeSequence
+    for at, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence):
+        frame.MRImageFrameTypeSequence = deepcopy(looks)
+        frame.MRImageFrameTypeSequence[0].ComplexImageComponent = "PHASE" if at == 4 else "MAGNITUDE"
+    dataset.save_as(path)
+    found = open_paths([path], Options(intensity="percentile:0,100"))
+    assert found.ignored == {"DICOM phase, real or imaginary picture": 1}
+    assert [origin.name for origin in found.studies.origins] == ["enhanced-echo1", "enhanced-echo2"]
+    made = [datasets(study.assemble(echo(study)))[0] for study in found.studies]
+    assert [each.NumberOfFrames for each in made] == [2, 2]
+    assert len({each.SOPInstanceUID for each in made}) == 2
+    assert [
+        {frame.MREchoSequence[0].EffectiveEchoTime for frame in each.PerFrameFunctionalGroupsSequence}
+        for each in made
+    ] == [{17.0}, {90.0}]
+    assert all((each.pixel_array.min(), each.pixel_array.max()) == (0, 255) for each in made)
 
 
 def test_a_result_in_colours_is_a_plain_series(tmp_path):

@@ -3,23 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import socket
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pynetdicom
 import pytest
 
-from benchmarks.pacs.setups import VERIFICATION, make_certificates, pynetdicom_peer, silent, tls_peer
 from ddib_fed.errors import ConfigError, DdibError, RefusedError, UsageError
 from ddib_fed.formats import dicom_network
-from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver, echo, fetch, parse_query, store
-from ddib_fed.formats.dicomweb import Web
-from tests.e2e.harness import free_port
+from ddib_fed.formats.dicom_network import (
+    VERIFICATION,
+    DicomPeer,
+    OwnEntity,
+    Receiver,
+    _contexts,
+    echo,
+    fetch,
+    parse_query,
+    store,
+)
+from ddib_fed.formats.dicom_network import (
+    associated as association,
+)
+from ddib_fed.formats.dicomweb import Web, parts
+from tests.e2e.harness import free_port, wait_until
+from tests.formats.dicom.peers import (
+    MULTIPART,
+    answers,
+    associated,
+    fragment,
+    make_certificates,
+    multipart,
+    pynetdicom_peer,
+    silent,
+    tls_peer,
+    web,
+)
 from tests.formats.echoes import DICOM
 
 # Which pynetdicom leaves open where an association is not made.
@@ -121,21 +146,109 @@ def test_tls_is_of_both_sides(certificates, ours, theirs, host, says):
         assert any(each in found for each in says.split("|"))
 
 
-def test_a_silent_caller_does_not_keep_others_out(certificates, tmp_path):
-    """Who connects and does not begin the TLS handshake; and who calls from no caller's address."""
+@contextlib.contextmanager
+def receiving(folder: Path, tls: Path | None = None, **how: Any) -> Iterator[tuple[int, list[str]]]:
+    """A receiver for SENDER and another of 127.0.0.3, of two associations each; its port, and what it says."""
     port, said = free_port(), list[str]()
-    own, callers = OwnEntity("DDIB", certificates / "theirs"), [DicomPeer("SENDER", "localhost")]
-    receiver = Receiver(own, port, tmp_path / "in", callers, lambda *_: 0, say=said.append)
+    callers = [DicomPeer("SENDER", "localhost"), DicomPeer("OTHER", "127.0.0.3")]
+    keep = how.pop("keep", lambda *_: 0)
+    receiver = Receiver(OwnEntity("DDIB", tls), port, folder, callers, keep, say=said.append, most=2, **how)
     receiver.start()
     try:
-        with socket.create_connection(("127.0.0.1", port)):
-            found = echo(OwnEntity("SENDER", certificates / "ours"), DicomPeer("DDIB", "localhost", port))
-            assert found == "answers SENDER, stores MR, CT, SecondaryCapture"
-        receiver.callers = [DicomPeer("SENDER", "192.0.2.7")]
-        cause(lambda: echo(OwnEntity("SENDER", certificates / "ours"), DicomPeer("DDIB", "localhost", port)))
-        assert "127.0.0.1: connection closed: no caller has this address" in said
+        yield port, said
     finally:
         receiver.stop()
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1", "2 connections without an association"),
+        ("127.0.0.2", "connection closed: no caller has this address"),
+        ("127.0.0.3", "2 connections without an association"),
+    ],
+)
+def test_connections_without_an_association_keep_nobody_out(certificates, tmp_path, address, says, tls):
+    """Of a stranger, of another caller, of a sender itself; with TLS no handshake is begun."""
+    peer, own = "DDIB@localhost:", OwnEntity("SENDER", certificates / "ours" if tls else None)
+    with (
+        receiving(tmp_path, certificates / "theirs" if tls else None) as (port, said),
+        contextlib.ExitStack() as stack,
+    ):
+        for _ in range(12):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), source_address=(address, 0)))
+        assert (
+            echo(own, DicomPeer.parse(f"{peer}{port}")) == "answers SENDER, stores MR, CT, SecondaryCapture"
+        )
+        assert len([line for line in said if f"{address}: " in line and says in line]) == 1
+
+
+def test_an_address_has_so_many_associations_and_takes_none_of_others(tmp_path):
+    with receiving(tmp_path) as (port, said), contextlib.ExitStack() as stack:
+        peer = DicomPeer("DDIB", "127.0.0.1", port)
+        for _ in range(2):
+            stack.enter_context(association(OwnEntity("SENDER"), peer, _contexts([VERIFICATION])))
+        assert "it has as many associations as it takes" in cause(lambda: echo(OwnEntity("SENDER"), peer))
+        assert any("its address has [dicom] most_associations, 2, already" in line for line in said)
+        other = pynetdicom.AE("OTHER")
+        other.add_requested_context(VERIFICATION)
+        found = other.associate("127.0.0.1", port, ae_title="DDIB", bind_address=("127.0.0.3", 0))
+        assert found.send_c_echo().Status == 0
+        found.release()
+
+
+def test_an_association_request_of_600_megabytes_is_not_received(tmp_path):
+    with receiving(tmp_path) as (port, said), socket.create_connection(("127.0.0.1", port)) as link:
+        link.sendall(b"\1\0" + (600_000_000).to_bytes(4, "big"))
+        assert link.recv(10)[:1] == b"\7"  # an A-ABORT
+        assert "?@127.0.0.1: association aborted: it sends a PDU of 600,000,000 bytes" in said[0]
+
+
+@pytest.mark.parametrize("control", [1, 0], ids=["a command", "a data set of no command"])
+def test_a_message_without_an_end_is_cut(tmp_path, control):
+    """Fragments of which none is the last."""
+    with receiving(tmp_path) as (port, said), associated(port, "SENDER") as link:
+        with contextlib.suppress(OSError):
+            for _ in range(64):
+                link.sendall(fragment(control, bytes(65_536)))
+        wait_until(lambda: said, what="the end of the association")
+        assert "SENDER@127.0.0.1: association aborted: it sends more than 1,048,576 bytes" in said[0]
+
+
+def test_an_instance_that_there_is_no_room_for_is_cut_while_it_arrives(tmp_path, monkeypatch):
+    """Not after all of it was written; nothing of it is left."""
+    monkeypatch.setattr(dicom_network, "RESERVE", 1 << 20)
+    monkeypatch.setattr(dicom_network, "LOOK_S", 0.0)
+    dataset = pydicom.dcmread(DICOM / "CT_small.dcm")
+    dataset.PixelData = bytes(16 << 20)
+    dataset.save_as(tmp_path / "large.dcm")
+    looked, folder = list[int](), tmp_path / "in"
+    room = lambda size: looked.append(size) or "the spool is full"  # noqa: E731
+    with receiving(folder, room=room) as (port, said):
+        peer = DicomPeer("DDIB", "127.0.0.1", port)
+        says = cause(lambda: store(OwnEntity("SENDER"), peer, [tmp_path / "large.dcm"], str))
+        assert "did not answer a C-STORE" in says
+        assert "association aborted: the spool is full" in said[0]
+        assert 1 << 20 <= looked[0] < 16 << 20
+        assert not [*folder.iterdir()]
+
+
+def test_an_answer_of_a_peer_is_bounded_too():
+    """A PACS that answers the request for an association with 4 GiB."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(2):  # the second asks why
+                link, _ = server.accept()
+                with link:
+                    link.recv(10)
+                    link.sendall(b"\2\0\xff\xff\xff\xff" + bytes(1 << 16))
+                    link.recv(1 << 20)
+
+        threading.Thread(target=answer, daemon=True).start()
+        peer = DicomPeer("PEER", "127.0.0.1", server.getsockname()[1])
+        assert "it sends a PDU of 4,294,967,295 bytes" in cause(lambda: echo(OwnEntity("DDIB"), peer))
 
 
 def test_a_folder_of_tls_without_its_files_is_named(tmp_path):
@@ -169,39 +282,6 @@ def test_a_query_is_of_keywords():
     for text in ("Patient=1", "PatientID", "PatientID="):
         with pytest.raises(UsageError, match="is no KEYWORD=VALUE of DICOM"):
             parse_query(text)
-
-
-@contextlib.contextmanager
-def web(
-    status: int, body: bytes, kind: str = "application/dicom+json"
-) -> Iterator[tuple[str, list[str | None]]]:
-    """A server of HTTP whose every answer is this; its address, and the logins that it was shown."""
-    logins: list[str | None] = []
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            logins.append(self.headers.get("Authorization"))
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Location", "/login")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers["Content-Length"]))
-            self.do_GET()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/dicom-web", logins
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize(
@@ -268,6 +348,73 @@ def test_an_instance_is_stored_where_the_answer_says_so(status, answer, kind, sa
     assert len(sent) == (not says)
 
 
+def instances(*studies: str) -> list[pydicom.Dataset]:
+    found = []
+    for each in studies:
+        dataset = pydicom.dcmread(DICOM / "MR_small.dcm")
+        dataset.StudyInstanceUID, dataset.SOPInstanceUID = each, pydicom.uid.generate_uid()
+        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+        found.append(dataset)
+    return found
+
+
+def contents(*studies: str) -> list[bytes]:
+    made = []
+    for each in instances(*studies):
+        each.save_as(file := io.BytesIO())
+        made.append(file.getvalue())
+    return made
+
+
+def test_a_study_of_dicomweb_is_kept_as_it_comes(tmp_path):
+    """Byte for byte; the one instance of a service that sends no multipart, too."""
+    sent = contents("1.2.3", "1.2.3", "1.2.3")
+    with web(200, answers("1.2.3"), study=(multipart(*sent), MULTIPART)) as (url, _):
+        assert Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path) == 3
+    assert [path.read_bytes() for path in sorted(tmp_path.iterdir())] == sent
+    with web(200, answers("1.2.3"), study=(sent[1], "application/dicom")) as (url, _):
+        assert Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path) == 1
+    assert (tmp_path / "000001.dcm").read_bytes() == sent[1]
+
+
+@pytest.mark.parametrize(
+    ("studies", "answer", "kind", "says"),
+    [
+        (["1.2.3"], multipart(*contents("1.2.3", "9.9")), MULTIPART, "it is of another study"),
+        (["9.9"], b"", MULTIPART, "has no study of StudyInstanceUID=1.2.3"),
+        (["1.2.3"] * 50_000, b"", MULTIPART, "answers with more than 1,048,576 bytes"),
+        (["1.2.3"], multipart(*contents("1.2.3"), end=b""), MULTIPART, "does not answer as DICOMweb does"),
+        (["1.2.3"], multipart(b"x" * 999), "multipart/related", "does not answer as DICOMweb does"),
+        (["1.2.3"], b"--XYZ\r\n" + b"x" * 99_999, MULTIPART, "does not answer as DICOMweb does"),
+        (["1.2.3"], multipart(b"no DICOM"), MULTIPART, "cannot be read as DICOM"),
+    ],
+    ids=["instance", "study", "long", "cut off", "no boundary", "long head", "no DICOM"],
+)
+def test_another_answer_than_was_asked_for_is_refused(tmp_path, studies, answer, kind, says):
+    with web(200, answers(*studies), study=(answer, kind)) as (url, _):
+        query = {"StudyInstanceUID": "1.2.3"}
+        assert says in cause(lambda: Web(OwnEntity("DDIB"), url).fetch(query, tmp_path))
+
+
+def test_a_study_for_which_the_disk_has_no_room_is_cut_while_it_arrives(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_network, "RESERVE", 1 << 62)
+    with web(200, answers("1.2.3"), study=(multipart(bytes(8 << 20)), MULTIPART)) as (url, _):
+        says = cause(lambda: Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path))
+    assert f"MiB of the disk are free (df -h {tmp_path})" in says
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 1 << 17
+
+
+def test_parts_are_found_wherever_an_answer_is_torn():
+    bodies = [b"a\r\n--XY\r\n", b"", b"\r\n\r\n--", b"b" * 99]
+    message = b"preamble\r\n" + multipart(*bodies)
+    for size in (1, 2, 3, 5, 7, len(message)):
+        torn = [message[at : at + size] for at in range(0, len(message), size)]
+        joined = dict.fromkeys(range(1, 5), b"")
+        for number, piece in parts(torn, MULTIPART):
+            joined[number] += piece
+        assert list(joined.values()) == bodies
+
+
 FIND_STUDY, MOVE_STUDY = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
 
 
@@ -307,16 +454,6 @@ def archive(
         server.shutdown()
 
 
-def instances(*studies: str) -> list[pydicom.Dataset]:
-    found = []
-    for each in studies:
-        dataset = pydicom.dcmread(DICOM / "MR_small.dcm")
-        dataset.StudyInstanceUID, dataset.SOPInstanceUID = each, pydicom.uid.generate_uid()
-        dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        found.append(dataset)
-    return found
-
-
 def test_a_query_takes_the_instances_of_its_study_alone(tmp_path):
     """A report among them is taken, and an instance of another study refused, which would be lost here."""
     port, said = free_port(), list[str]()
@@ -328,7 +465,17 @@ def test_a_query_takes_the_instances_of_its_study_alone(tmp_path):
     with archive(["1.2.3"], instances("1.2.3", "9.9"), own=port) as peer:
         says = cause(lambda: fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, said.append))
     assert "did not send the study to DDIB" in says
-    assert "PACS@127.0.0.1: an instance of another study is refused" in said
+    assert "PACS@127.0.0.1: an instance was not stored: it is of another study" in said
+
+
+def test_a_query_of_several_studies_names_them(tmp_path):
+    port = free_port()
+    with (
+        archive(["1.3", "1.2"], [], own=port) as peer,
+        pytest.raises(DdibError, match="several studies") as caught,
+    ):
+        fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, str)
+    assert caught.value.hint == "--query StudyInstanceUID=1.2, or --query StudyInstanceUID=1.3"
 
 
 @pytest.mark.parametrize(

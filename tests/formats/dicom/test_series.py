@@ -11,12 +11,12 @@ import pydicom
 import pytest
 
 from ddib_fed.data.pictures import decode_image
-from ddib_fed.errors import ImageUnreadable, InputError
+from ddib_fed.errors import ImageUnreadable, InputError, JobFailed
 from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options, StudyResults
 from ddib_fed.names import __version__
-from tests.formats.dicom.files import write_series
+from tests.formats.dicom.files import write_contrasts, write_series
 from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, require_pixels_alone, results
 
 THREE_SLICES = np.random.default_rng(0).integers(0, 2000, (3, 12, 10))
@@ -116,7 +116,9 @@ def test_two_series_of_one_number_are_told_apart(tmp_path):
 
 
 def test_a_dicomdir_is_refused_and_its_folder_is_read():
-    with pytest.raises(ImageUnreadable, match="DICOMDIR holds no DICOM pictures") as caught:
+    with pytest.raises(
+        ImageUnreadable, match="DICOMDIR holds no DICOM pictures of anatomy: 1 DICOMDIR"
+    ) as caught:
         open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options())
     assert "name its folder" in caught.value.hint
     assert len(open_paths([DICOM / "dicomdirtests" / "77654033"], Options()).studies) > 2
@@ -183,13 +185,62 @@ def test_what_is_called_hounsfield_has_its_rescale(changes, says, tmp_path):
             only(tmp_path / "ct", intensity=intensity)
 
 
-def test_monochrome1_is_turned_alike_in_all_slices(tmp_path):
-    """About the middle of all values, not of each slice's own: one that is darker stays so."""
-    values = VALUES.copy()
-    values[1] //= 2
-    write_series(tmp_path / "cr", values, PhotometricInterpretation="MONOCHROME1")
-    numbers = only(tmp_path / "cr", intensity="values").pixels.numbers[..., 0]
-    np.testing.assert_array_equal(numbers, values.max() + values.min() - values)
+@pytest.mark.parametrize(
+    ("modality", "changes", "turned"),
+    [
+        ("CT", {"intercept": -1024.0}, False),
+        ("PT", {"slope": 2.0}, False),
+        ("MR", {}, False),
+        ("CR", {"slope": 0.5, "intercept": 200.0, "RescaleType": "OD"}, False),
+        ("CR", {}, True),
+        ("DX", {"RescaleSlope": 1, "RescaleIntercept": 0, "RescaleType": "US"}, True),
+    ],
+)
+def test_how_a_value_is_displayed_does_not_change_it(modality, changes, turned, tmp_path):
+    """MONOCHROME1 says that the least is shown white; a film's grey levels alone have no other meaning, and are turned
+    alike in all slices and series, about what their bits hold.
+    """
+    how = {"Modality": modality, "PhotometricInterpretation": "MONOCHROME1"}
+    write_series(tmp_path / "series", VALUES, header="CT_small.dcm" if modality == "CT" else "MR_small.dcm",
+                 BitsStored=12, **how, **changes)  # fmt: skip
+    study = only(tmp_path / "series", intensity="hu" if modality == "CT" else "values")
+    slope, intercept = changes.get("slope", 1), changes.get("intercept", 0)
+    expected = 4095 - VALUES if turned else VALUES * slope + intercept
+    np.testing.assert_array_equal(study.pixels.numbers[..., 0], expected)
+    (made, *_) = datasets(study.assemble(echo(study, scale=HOUNSFIELD)))
+    assert made.PhotometricInterpretation == "MONOCHROME2"
+    assert (made.get("RescaleType") == "HU") == (modality == "CT")
+
+
+@pytest.mark.parametrize(("vr", "stored"), [("SS", -2000), ("US", 65536 - 2000)])
+def test_padding_of_signed_pixels_is_air(vr, stored, tmp_path):
+    """Round the field of a CT, whose scanner may write the padding's value as unsigned."""
+    values = VALUES - 1024
+    values[:, :3] = -2000
+    for path in write_series(tmp_path / "ct", values.astype("<i2").view("<u2"), header="CT_small.dcm"):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelRepresentation = 1
+        dataset.add_new("PixelPaddingValue", vr, stored)
+        dataset.save_as(path)
+    numbers = only(tmp_path / "ct", intensity="hu").pixels.numbers[..., 0]
+    np.testing.assert_array_equal(numbers[:, 3:], values[:, 3:])
+    assert (numbers[:, :3] == values[:, 3:].min()).all()
+
+
+def test_slices_that_are_not_parallel_are_no_stack(tmp_path):
+    """The person is warned, and they stay in the order of their numbers, not along a direction that is not theirs."""
+    turned = [[1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]]
+    paths = write_series(tmp_path / "mr", THREE_SLICES)
+    for path, direction in zip(paths, turned, strict=True):
+        dataset = pydicom.dcmread(path)
+        dataset.ImageOrientationPatient, dataset.ImagePositionPatient = (
+            direction,
+            [9, 9, -30 * dataset.InstanceNumber],
+        )
+        dataset.save_as(path)
+    study = only(tmp_path / "mr", intensity="values")
+    np.testing.assert_array_equal(study.pixels.numbers[..., 0], THREE_SLICES)
+    assert any("the slices are not parallel" in warning for warning in study.warnings)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +335,22 @@ def test_a_doubtful_result_says_so(ct):
         assert made.DerivationDescription.endswith("not for diagnosis; doubtful: structure")
 
 
+def test_the_size_at_which_it_was_computed_is_said(ct):
+    """In a PACS nobody reads the record: the words of a picture on the terminal, and the resolution in mm."""
+    found = results(ct, scale=HOUNSFIELD)
+    (made, *_) = datasets(ct.assemble(StudyResults.of(found)))
+    assert "computed" not in made.DerivationDescription
+    assert "SpatialResolution" not in made
+    sizes = {"fitted_height": 6, "fitted_width": 5, "clipped": 700}
+    found = [each._replace(record=each.record.with_(picture=sizes)) for each in found]
+    for made in datasets(ct.assemble(StudyResults.of(found))):
+        assert made.DerivationDescription.endswith(
+            "not for diagnosis; was computed at 5 x 6 pixels, not at its own 10 x 12, and enlarged: 4 pixels became "
+            "one; 2,800 values outside the range of the source's model were clipped"
+        )
+        assert (made.SpatialResolution, list(made.PixelSpacing)) == (3.0, [1.5, 1.5])
+
+
 def test_another_rule_of_intensity_makes_other_identities(ct):
     """What it makes is another picture, and a PACS keeps both."""
     other = only(ct.origin.given, intensity="window:40,400")
@@ -331,9 +398,34 @@ def test_hounsfield_units_come_back(ct):
         pydicom.pixels.apply_modality_lut(made.pixel_array, made), FOUR_SLICES[0] - 1024
     )
     assert made.RescaleType == "HU"
-    assert (made.WindowCenter, made.WindowWidth) == (1023.5, 4095)
+    assert (made.WindowCenter, made.WindowWidth) == (40, 400)
     (other, *_) = datasets(ct.assemble(echo(ct, change=lambda numbers: numbers / 10 + 110)))
     assert other.RescaleType == "US"
+
+
+def test_a_slice_without_a_result_is_air(tmp_path):
+    """The low end of the target's range in Hounsfield units, whatever number stands for it."""
+    values = FOUR_SLICES.copy()
+    values[0] = 0
+    write_series(tmp_path / "ct", values, header="CT_small.dcm", intercept=-1024)
+    study = only(tmp_path / "ct")
+    found = results(study, scale=(1.0, -2000.0, 16, -1000.0, 3000.0))
+    found[1] = None
+    assert study.sent == (1, 2, 3)
+    made = datasets(study.assemble(StudyResults.of(found)))
+    assert [pydicom.pixels.apply_modality_lut(each.pixel_array, each).max() > 0 for each in made] == [
+        False, True, False, True,
+    ]  # fmt: skip
+    for each in (made[0], made[2]):
+        assert (pydicom.pixels.apply_modality_lut(each.pixel_array, each) == -1000).all()
+
+
+def test_results_in_different_ranges_make_no_series(ct):
+    """One model was replaced in between: its numbers mean other Hounsfield units."""
+    found = results(ct, scale=HOUNSFIELD)
+    found[2] = found[2]._replace(record=found[2].record.with_(picture={"intercept": -2000.0}))
+    with pytest.raises(JobFailed, match="was replaced while its planes were translated"):
+        StudyResults.of(found)
 
 
 OF_THE_ACQUISITION = {
@@ -370,3 +462,92 @@ def test_how_the_source_was_acquired_is_not_said_of_the_result(header, tmp_path)
         "AcquisitionNumber",
     ):
         assert made[keyword].value == source[keyword].value
+
+
+@pytest.mark.parametrize(
+    ("element", "malformed"),
+    [
+        (b"\x20\x00\x13\x00IS", b"\x20\x00\x13\x00ZZ"),
+        (b"\x18\x00\x81\x00DS", b"\x18\x00\x81\x00ZZ"),
+        (b"\x28\x00\x00\x01US\x02\x00", b"\x28\x00\x00\x01US\x01\x00"),
+        (b"\x08\x00\x60\x00CS", b"\x08\x00\x60\x00SQ"),
+    ],
+)
+def test_a_slice_of_a_malformed_value_is_named_and_the_others_are_read(element, malformed, tmp_path):
+    """Whatever element it is in, and before anything is sent."""
+    (path, *_) = write_series(tmp_path / "mr", FOUR_SLICES)
+    content = path.read_bytes()
+    assert content.count(element) == 1
+    path.write_bytes(content.replace(element, malformed))
+    bad = []
+    (study,) = open_paths([tmp_path / "mr"], Options(), bad=bad).studies
+    assert [each.name for each, _ in bad] == [path.name]
+    assert len(study.sent) == 3
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "expected"),
+    [
+        ([{"EchoNumbers": 1, "EchoTime": 12}, {"EchoNumbers": 2, "EchoTime": 90}], ["echo1", "echo2"]),
+        ([{"EchoTime": 12}, {"EchoTime": 90}], ["echo1", "echo2"]),
+        ([{"TemporalPositionIdentifier": n} for n in (2, 10, 11)], ["time1", "time2", "time3"]),
+        ([{"TriggerTime": t, "InstanceNumber": 1} for t in (9.5, 120.0)], ["repeat1", "repeat2"]),
+        ([{"AcquisitionTime": t} for t in ("100000", "100130")], ["repeat1", "repeat2"]),
+        ([{"ImageType": ["ORIGINAL", "PRIMARY", kind]} for kind in ("M", "WATER")], ["type1", "type2"]),
+        ([{"DiffusionBValue": b} for b in (0.0, 1000.0)], ["b1", "b2"]),
+    ],
+)
+def test_each_contrast_of_a_series_is_a_study_of_its_own(contrasts, expected, tmp_path):
+    """With a name that is the same again, percentiles of its own values, and a series of its own in the PACS."""
+    found = open_paths([write_contrasts(tmp_path / "mr", FOUR_SLICES, *contrasts)], Options()).studies
+    assert [origin.name for origin in found.origins] == [f"mr/series-1-{name}" for name in expected]
+    assert [{path.name[0] for path in origin.inputs} for origin in found.origins] == [
+        {str(n)} for n in range(1, len(contrasts) + 1)
+    ]
+    numbers = [study.pixels.numbers for study in found]
+    assert all((each.min(), each.max()) == (0, 255) for each in numbers)
+    for each in numbers[1:]:
+        np.testing.assert_allclose(each, numbers[0], atol=1)
+    made = [datasets(study.assemble(echo(study)))[0] for study in found]
+    assert len({each.SeriesInstanceUID for each in made}) == len(contrasts)
+    assert [each.SeriesDescription for each in made] == [
+        f"SYNTHETIC {name} south.example/relief" for name in expected
+    ]
+    of_echoes = expected[0] == "echo1"
+    assert [each.EchoTime for each in made] == ([12, 90] if of_echoes else [None] * len(made))
+
+
+OF_NO_ANATOMY = [
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"], "header": "CT_small.dcm"}, "localizer"),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]}, "mosaic of slices"),
+    ({"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]}, "screen or protocol"),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "P", "ND"]}, "phase, real or imaginary picture"),
+    ({"ImageType": ["ORIGINAL", "PRIMARY", "PHASE MAP", "P", "FFE"]}, "phase, real or imaginary picture"),
+    ({"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}, "colour map"),
+]
+
+
+def test_an_image_type_of_one_word_is_no_other_kind(tmp_path):
+    """Its letters are no values."""
+    write_series(tmp_path / "mr", FOUR_SLICES, ImageType="ORIGINAL")
+    assert only(tmp_path / "mr").sent == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(("looks", "called"), OF_NO_ANATOMY)
+def test_what_is_no_slice_of_anatomy_is_named_and_left_out(looks, called, tmp_path):
+    """Also in the series of its slices; alone it is refused, by what it is."""
+    header = looks.get("header", "MR_small.dcm")
+    write_series(tmp_path / "other", FOUR_SLICES[:2], **looks)
+    with pytest.raises(ImageUnreadable, match=f"no DICOM pictures of anatomy: 2 DICOM {called}"):
+        open_paths([tmp_path / "other"], Options())
+    write_contrasts(tmp_path / "all", FOUR_SLICES, {}, looks, header=header)
+    found = open_paths([tmp_path / "all"], Options())
+    assert found.ignored == Counter({f"DICOM {called}": 4})
+    assert [origin.name for origin in found.studies.origins] == ["all/series-1"]
+    np.testing.assert_array_equal(
+        found.studies[0].pixels.numbers, only_the_slices(tmp_path / "plain", header)
+    )
+
+
+def only_the_slices(folder, header):
+    return only(write_contrasts(folder, FOUR_SLICES, {}, header=header)).pixels.numbers

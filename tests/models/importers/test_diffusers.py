@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddib_fed.diffusion.schedule import schedule_from_config
+from ddib_fed.diffusion.schedule import Level, LevelGrid, schedule_from_config
+from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
 from ddib_fed.models.import_diffusers import import_diffusers, read_schedule
@@ -141,13 +144,22 @@ BETAS = {
 }
 
 
-@pytest.mark.parametrize("changes", BETAS.values(), ids=BETAS)
-def test_levels_are_those_of_the_librarys_scheduler(changes, diffusers):
-    """alpha_bar of every step."""
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
-    theirs = DDPMScheduler(**{"num_train_timesteps": 1000, **changes})
-    config, _ = read_schedule({**SCHEDULER, **changes}, "it")
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        *(("DDPMScheduler", changes) for changes in BETAS.values()),
+        ("HeunDiscreteScheduler", {}),
+        ("HeunDiscreteScheduler", BETAS["squaredcos_cap_v2"]),
+        ("KDPM2DiscreteScheduler", {}),
+        ("KDPM2AncestralDiscreteScheduler", BETAS["scaled_linear"]),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # of the library's own code
+def test_levels_are_those_of_the_librarys_scheduler(kind, changes, diffusers):
+    """alpha_bar of every step, also where a file leaves the betas out."""
+    theirs = getattr(diffusers, kind)(**changes)
+    config = read_schedule({"_class_name": kind, **changes}, "it").schedule
     schedule = schedule_from_config(config)
     alphas = torch.tensor([level.alpha for level in schedule.at_steps(list(range(config.steps)))])
     assert torch.allclose(alphas.double() ** 2, theirs.alphas_cumprod.double(), atol=3e-6)
@@ -159,6 +171,8 @@ def test_levels_are_those_of_the_librarys_scheduler(changes, diffusers):
         ("_class_name", "UNet2DConditionModel"),
         ("sample_size", "32"),
         ("class_embed_type", "timestep"),
+        ("time_embedding_type", "learned"),
+        ("time_embedding_type", "fourier"),
         ("encoder_hid_dim", 64),
         ("in_channels", 4),
     ],
@@ -252,3 +266,53 @@ def test_adapters_shards_and_variants_are_refused_by_their_name_with_what_to_do(
     with pytest.raises(FileMissing) as caught:
         import_diffusers(pipeline(variant="fp16"), Told("cats"))
     assert "save_pretrained" in caught.value.hint
+
+
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_edm_computes_what_the_library_computes(kind, prediction, folder, diffusers):
+    """Euler's steps from noise to data with EDM's preconditioning, in which data deviate by .4."""
+    told = {"sigma_data": 0.4, "prediction_type": prediction, "sigma_max": 60.0}
+    place, theirs = folder(UNETS["google"], {"_class_name": kind, **told})
+    found = import_diffusers(place, Told("cats"))
+    scheduler, bundle = diffusers.EDMEulerScheduler(**told), make_bundle(found.manifest, found.state)
+    scheduler.set_timesteps(12)
+    x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    wanted = x * float(scheduler.sigmas[0] ** 2 + 0.4**2) ** 0.5
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            asked = scheduler.scale_model_input(wanted, t)
+            wanted = scheduler.step(theirs(asked, t).sample, t, wanted).prev_sample
+    lams = [math.log(0.4 / sigma) for sigma in scheduler.sigmas[:-1].tolist()][::-1]
+    assert (found.manifest.schedule.lambda_min, found.manifest.schedule.lambda_max) == pytest.approx(
+        (lams[-1], lams[0])
+    )
+    grid = LevelGrid((Level(1.0, 0.0, 0.0), *map(bundle.schedule.level, lams)))
+    ours = bundle.manifest.normalisation.undo(integrate(ddim(x, grid.reversed()), bundle.denoiser()).numpy())
+    assert np.abs(ours - wanted.numpy()).max() <= 1e-4 * wanted.abs().max()
+
+
+def test_names_that_compile_and_parallel_runs_put_before_tensors_are_taken_off(folder):
+    place, theirs = folder(TINY)
+    (place / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    state = {f"module._orig_mod.{key}": value for key, value in theirs.state_dict().items()}
+    torch.save(state, place / "unet" / "diffusion_pytorch_model.bin")
+    assert import_diffusers(place, Told("cats")).state.keys() == theirs.state_dict().keys()
+
+
+def test_a_check_of_a_model_of_pixels_is_a_warning(folder):
+    """There is no autoencoder that could be tried; a scale of latents is refused."""
+    place, _ = folder(TINY)
+    said = import_diffusers(place, Told("cats", samples=lambda _: [])).warnings
+    assert any("no autoencoder" in each for each in said)
+    with pytest.raises(SettingsInvalid, match="no autoencoder: --scale-factor says nothing"):
+        import_diffusers(place, Told("cats", scale_factor=2.0))
+
+
+def test_the_rule_of_intensity_is_kept_with_its_range(folder):
+    """Where the files of a library say none; Hounsfield units alone have no black and white."""
+    place, _ = folder(TINY)
+    picture = import_diffusers(place, Told("cats", intensity="window:40,400@0:65535")).manifest.picture
+    assert (picture.intensity, picture.high, picture.bits) == ("window:40,400@0:65535", 65535.0, 16)
+    with pytest.raises(SettingsInvalid, match="Hounsfield units are black and white"):
+        import_diffusers(place, Told("cats", intensity="hu"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.schedule import Level, LevelGrid
+from ddib_fed.diffusion.schedule import Level, LevelGrid, schedule_from_config
 from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle, save_bundle
-from ddib_fed.models.import_diffusers import import_diffusers
+from ddib_fed.models.import_diffusers import import_diffusers, read_schedule
 from ddib_fed.models.import_latents import Told
 from tests.models.importers.test_diffusers import TINY
 from tests.models.importers.test_monai import (
@@ -117,6 +118,25 @@ def test_a_latent_diffusion_pipeline_computes_what_the_library_computes(name, di
             back = inverse.step(theirs(back, t - 20).sample, t, back).prev_sample
         there = LevelGrid(levels)
         close(integrate(ddim(wanted, there), bundle.denoiser()), back, LEG_WITHIN)
+
+
+def test_latents_of_edm_are_in_its_units(diffusers, tmp_path):
+    """Divided by the deviation that its file says; the levels of Heun's flow matching are those of Euler's."""
+    encoder = made(diffusers.AutoencoderKL, ENCODERS["kl"][1], 0)
+    theirs, scheduler = made(diffusers.UNet2DModel, UNET, 1), diffusers.EDMEulerScheduler(sigma_data=0.4)
+    diffusers.LDMPipeline(encoder, theirs, scheduler).save_pretrained(tmp_path / "ldm")
+    bundle, x = imported(tmp_path / "ldm", tmp_path, Told("faces")), noise(2, 3, 16, 16).clamp(-1, 1)
+    with torch.no_grad():
+        close(encoded(bundle, x), library_latents("kl", encoder, x) / 0.4, WITHIN)
+    heun = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    schedule, prediction, _ = read_schedule(
+        {**heun.config, "_class_name": "FlowMatchHeunDiscreteScheduler"}, "it"
+    )
+    assert prediction == "flow"
+    for sigma, t in zip(heun.sigmas[::100].tolist(), heun.timesteps[::100].tolist(), strict=True):
+        if sigma < 1:
+            level = schedule_from_config(schedule).level(math.log((1 - sigma) / sigma))
+            assert level.t == pytest.approx(t, rel=1e-5)
 
 
 @pytest.mark.parametrize("flow", [False, True])

@@ -106,6 +106,17 @@ def test_names_the_first_tensor_that_differs(change, named, tmp_path):
         import_guided(saved(tmp_path, state), domain="cats", flags=FLAGS)
 
 
+@pytest.mark.parametrize("prefix", ["model.", "diffusion.module.", "_orig_mod.", "model._orig_mod."])
+def test_names_that_trainers_put_before_tensors_are_taken_off(prefix, tmp_path):
+    """Of Lightning, compiled and parallel runs."""
+    state = random_state(SMALL)
+    wrapped = {"state_dict": {f"{prefix}{key}": value for key, value in state.items()}, "epoch": 3}
+    rule = "percentile:1,99@0:255"
+    found = import_guided(saved(tmp_path, wrapped), domain="cats", flags=FLAGS, intensity=rule)
+    assert found.state.keys() == state.keys()
+    assert (found.manifest.picture.intensity, found.manifest.picture.bits) == (rule, 8)
+
+
 @pytest.mark.parametrize("name", ["opt500000.pt", "other.pt"])
 def test_an_optimisers_state_is_refused_with_a_hint_at_the_weights(name, tmp_path):
     parameter = torch.nn.Parameter(torch.zeros(1))

@@ -107,7 +107,7 @@ def probes() -> Iterator[tuple[admin.ProbeServer, State, admin.Metrics]]:
 def get(server: admin.ProbeServer, path: str) -> tuple[int, str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{server.address}{path}", timeout=5) as answer:
+        with opener.open(f"http://{server.address}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except HTTPError as error:
         with error:
@@ -131,7 +131,7 @@ def test_metrics_show_what_was_counted(probes: tuple[admin.ProbeServer, State, a
 
 def connected(server: admin.ProbeServer, said: bytes = b"") -> socket.socket:
     host, _, port = server.address.rpartition(":")
-    made = socket.create_connection((host, int(port)), timeout=10)
+    made = socket.create_connection((host, int(port)), timeout=60)
     made.sendall(said)
     return made
 

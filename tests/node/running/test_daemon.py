@@ -11,18 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed.client.client import Client
+from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError, InputError
+from ddib_fed.names import __version__
 from ddib_fed.node import daemon
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.daemon import Daemon
+from ddib_fed.record import Settings
 from ddib_fed.security import pki
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.security.identity import Identity
 from tests import audit_rows
 from tests.e2e.harness import free_port
-from tests.node.tiny_nodes import make_config, make_institution, save_model
+from tests.node.tiny_nodes import make_config, make_institution, npy, save_model
 from tests.small_disks import small_disk
 from tests.source_node.conftest import wait_until
 
@@ -164,13 +168,44 @@ def test_a_node_is_not_ready_while_its_disk_is_full(tmp_path) -> None:
             disk.fill()
             wait_until(lambda: client.status().state.startswith("degraded: the disk of "))
             with pytest.raises(urllib.error.HTTPError) as unready:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5)
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60)
             assert unready.value.code == 503
             assert str(disk.folder) in unready.value.read().decode()
             disk.free()
             wait_until(lambda: client.status().state == "serving")
         finally:
             assert running.end() == 0
+
+
+def test_metrics_say_what_waits_and_how_much_room_there_is(tmp_path) -> None:
+    """A job for a peer that is away waits, and its file is in the spool."""
+    folder, port, file = tmp_path / "north", free_port(), npy(40)
+    config = make_config(folder, "north.example", "source")
+    text = config.path.read_text().replace("[http]", f'[http]\nlisten = "127.0.0.1:{port}"', 1)
+    config.path.write_text(text)
+    save_model(config)
+    make_institution(folder, "north.example").admit(make_institution(tmp_path / "south", "south.example"))
+    pki.issue_client(config.paths.pki, tmp_path / "alice", "alice")
+    running = Running(NodeConfig.load(config.path)).serving()
+    try:
+        address = running.daemon.server.address
+        profile = Profile(
+            institution="north.example", source_address=address, source_identity="node-1.north.example",
+            name="alice", pki=str(tmp_path / "alice"),
+        )  # fmt: skip
+        with Client(profile) as client:
+            client.submit([file], "south.example/moons", Settings(evaluations=8))
+
+        def shown() -> str:
+            return str(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())
+
+        wait_until(lambda: 'ddib_jobs{state="queued"} 1.0\n' in shown())
+        metrics = dict(line.rsplit(" ", 1) for line in shown().splitlines() if line[0] != "#")
+        assert float(metrics["ddib_spool_bytes"]) == len(file)
+        assert float(metrics["ddib_disk_free_bytes"]) > 0
+        assert metrics[f'ddib_build_info{{version="{__version__}"}}'] == "1.0"
+    finally:
+        assert running.end() == 0
 
 
 # The audit log

@@ -36,7 +36,7 @@ class Raw:
         context.set_alpn_protocols(["h2"])
         if pki is not None:
             context.load_cert_chain(pki / "leaf.pem", pki / "leaf.key")
-        plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+        plain = socket.create_connection(("127.0.0.1", port), timeout=60)
         self._socket = context.wrap_socket(plain)
         self._socket.settimeout(10)
         self._encoder = Encoder()

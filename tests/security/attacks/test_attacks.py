@@ -41,10 +41,12 @@ from tests.node.picture_examples import noise, png_bytes, save_pictures_model
 from tests.security.attacks import raw_http2 as http2
 from tests.source_node.served import job_header
 
-pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(1_800)]
 
 MB = 1e6
 PAUSE_S, LONGEST_S = 0.05, 60.0
+USUALLY = 5
+"""Answers of Health before an attack, whose mean is the unit of time."""
 
 
 def _channel(node: Node) -> grpc.Channel:
@@ -71,13 +73,18 @@ class Watch:
     def __init__(self, node: Node) -> None:
         assert node.process is not None
         self._node, self._pid = node, node.process.pid
-        self.grown_mb, self.files, self.threads_more, self.worst_s, self.asked = 0.0, 0, 0, 0.0, 0
+        self.grown_mb, self.files, self.threads_more, self.worst_s = 0.0, 0, 0, 0.0
+        self.asked = self.failed = 0
         self._over = threading.Event()
         tasks = (self._ask, self._ask_again, self._look)
         self._threads = [threading.Thread(target=each, daemon=True) for each in tasks]
 
     def __enter__(self) -> Self:
         assert healthy(self._node)
+        started = time.monotonic()
+        for _ in range(USUALLY):
+            assert healthy(self._node)
+        self.usual_s = (time.monotonic() - started) / USUALLY
         self._before, self._threads_before = self._resident(), self._count("task")
         for thread in self._threads:
             thread.start()
@@ -88,10 +95,15 @@ class Watch:
         for thread in self._threads:
             thread.join()
 
+    def is_late(self, times: int) -> bool:
+        """Return True if Health once took so many times as long as on this machine without the attack."""
+        return self.worst_s > times * max(self.usual_s, PAUSE_S)
+
     def seen(self) -> str:
         return (
-            f"Health at most {self.worst_s:.2f} s, +{self.grown_mb:.0f} MB, {self.files} files, "
-            f"+{self.threads_more} threads"
+            f"Health at most {self.worst_s:.2f} s, usually {self.usual_s:.2f} s, "
+            f"of {self.asked} tries {self.failed} failed, "
+            f"+{self.grown_mb:.0f} MB, {self.files} files, +{self.threads_more} threads"
         )
 
     def _ask(self) -> None:
@@ -107,6 +119,7 @@ class Watch:
             while not well and time.monotonic() - started < LONGEST_S:
                 well = answers()
                 self.asked += 1
+                self.failed += not well
             self.worst_s = max(self.worst_s, time.monotonic() - started)
 
     def _resident(self) -> int:
@@ -123,11 +136,12 @@ class Watch:
 
 
 MOST_MB = 64.0
-WORST_S = 20, 1
-"""In `make test`, where other tests have the same cores, and in the long form.
+LATE = 400, 20
+"""Times the usual answer of Health: in `make test`, where other tests have the same cores, and in the long form.
 
 gRPC itself would give a silent connection two minutes.
 """
+LATE_ON_BUSY_CORES = 400, 40
 MIB = 1 << 20
 Amount = Callable[[int, int], int]
 
@@ -266,7 +280,7 @@ def of_one_institution(path: str, *, asked: bool = True, window: int = http2.WIN
                 roots_pem=(scene.south.config.paths.pki / "roots.pem").read_bytes(),
             ) as channel:
                 ask = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
-                decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ask, timeout=10)
+                decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ask, timeout=60)
 
     return run
 
@@ -323,7 +337,7 @@ def test_a_node_serves_under_attack(scene: Scene, name: str, amount: Amount, evi
     evidence.figure(f"{name}: +{max(watch.grown_mb, 0):.0f} MB, Health at most {watch.worst_s:.2f} s")
     assert watch.asked
     assert watch.grown_mb < MOST_MB, f"{watch.grown_mb:.0f} MB"
-    assert watch.worst_s < amount(*WORST_S)
+    assert not watch.is_late(amount(*LATE)), watch.seen()
     assert healthy(scene.south)
 
 
@@ -368,7 +382,7 @@ def test_connections_without_a_certificate_stop_neither_health_nor_status(
     evidence.figure(
         f"{count} that say {said}: +{watch.grown_mb:.0f} MB, Health at most {watch.worst_s:.2f} s"
     )
-    assert watch.worst_s < amount(*WORST_S)
+    assert not watch.is_late(amount(*LATE)), watch.seen()
     assert watch.grown_mb < MOST_MB
     assert healthy(node)
     assert "LimitNOFILE" in node.log()
@@ -378,6 +392,7 @@ def test_connections_without_a_certificate_stop_neither_health_nor_status(
 FLOOD = """
 import resource, socket, sys, time
 port, seconds, rate, hold = int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), sys.argv[4] == "held"
+here = (sys.argv[5], 0)
 resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
 held, made, started = [], 0, time.monotonic()
 while (passed := time.monotonic() - started) < seconds:
@@ -385,7 +400,7 @@ while (passed := time.monotonic() - started) < seconds:
         time.sleep(0.001)
         continue
     try:
-        held.append(socket.create_connection(("127.0.0.1", port), timeout=1))
+        held.append(socket.create_connection(("127.0.0.1", port), timeout=1, source_address=here))
     except OSError:
         continue
     made += 1
@@ -396,24 +411,32 @@ print(made)
 BUSY = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile time.monotonic() < end: pass"
 
 
-@pytest.mark.parametrize("held", ["held", pytest.param("closed at once", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    ("held", "rate", "address"),
+    [
+        ("held", 1_000, "127.0.0.1"),
+        pytest.param("held", 2_000, "127.0.0.2", marks=pytest.mark.long),
+        pytest.param("closed at once", 3_000, "127.0.0.1", marks=pytest.mark.long),
+    ],
+)
 def test_a_flood_of_connections_delays_no_caller(
-    tmp_path: Path, held: str, amount: Amount, evidence: Evidence
+    tmp_path: Path, held: str, rate: int, address: str, amount: Amount, evidence: Evidence
 ) -> None:
-    """A thousand a second that stay, or 3,000 that close at once, from the caller's own address, on busy cores."""
-    seconds, rate = amount(4, 14), 1_000 if held == "held" else 3_000
+    """From the caller's own address or another, on busy cores; whoever is not let in tries again."""
+    seconds = amount(4, 14)
     node = Node.create(tmp_path / "south", "target", "south.example", "checkerboards").start()
     try:
         with Watch(node) as watch:
-            programs = [[BUSY, seconds]] * 2 + [[FLOOD, node.port, seconds, rate, held]]
+            programs = [[BUSY, seconds]] * 2 + [[FLOOD, node.port, seconds, rate, held, address]]
             running = [
                 subprocess.Popen([sys.executable, "-c", *map(str, each)], stdout=subprocess.PIPE, text=True)
                 for each in programs
             ]
             made = [int(each.communicate(timeout=20 * seconds)[0] or 0) for each in running][-1]
-        evidence.figure(f"{made} connections in {seconds} s, {held}: {watch.seen()}, on two busy cores")
-        assert made > 100 * seconds
-        assert watch.worst_s < amount(20, 2)
+        flood = f"{made} connections in {seconds} s from {address}, {held}"
+        evidence.figure(f"{flood}: {watch.seen()}, on two busy cores")
+        assert made > 2 * MOST_CONNECTIONS
+        assert not watch.is_late(amount(*LATE_ON_BUSY_CORES)), watch.seen()
         assert watch.grown_mb < 300
         assert watch.files < MOST_CONNECTIONS + 64
         assert watch.threads_more < 32
@@ -512,4 +535,4 @@ def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
     starved = {"PEER_UNREACHABLE"} if amount(1, 0) else set()
     assert reasons <= {PictureMisfit.reason, ImageTooLarge.reason, "CANCELLED"} | starved
     assert watch.grown_mb < 300
-    assert watch.worst_s < amount(20, 2)
+    assert not watch.is_late(amount(*LATE_ON_BUSY_CORES)), watch.seen()

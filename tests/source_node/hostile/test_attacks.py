@@ -21,6 +21,9 @@ from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_j
 from tests.source_node.scripted_target import hang
 from tests.source_node.served import Served, job_header
 
+LONG_S = 120.0
+"""Of a call to a peer that is away; who does not wait for it needs a fraction."""
+
 
 def again_and_again(submit_one: Callable[[], object]) -> None:
     for _ in range(20):
@@ -40,14 +43,14 @@ def gone(tmp_path, institutions):
 
 def test_jobs_for_a_peer_that_is_away_keep_no_worker_from_others(open_source, gone, monkeypatch) -> None:
     """Thirty of Alice's wait for it; Bob's job for another, and one of hers, are done at once."""
-    monkeypatch.setattr("source_node.remote.UNARY_TIMEOUT_S", 60.0)
+    monkeypatch.setattr("source_node.remote.UNARY_TIMEOUT_S", LONG_S)
     source = open_source(running_jobs=4)
     absent = [source.submit(target_institution="gone.example") for _ in range(30)]
     source.start()
     started = time.monotonic()
     for owner in (BOB, ALICE):
-        assert source.ended(source.submit(owner=owner), 30).state == "FINISHED"
-    assert time.monotonic() - started < 30
+        assert source.ended(source.submit(owner=owner), LONG_S).state == "FINISHED"
+    assert time.monotonic() - started < LONG_S
     running = [job for job in absent if source.store.get(job).state == "RUNNING"]
     assert len(running) <= 1, "one tries whether it is back"
 
@@ -59,7 +62,7 @@ def test_one_client_cannot_have_all_workers(open_source, target) -> None:
     hers = [source.submit() for _ in range(12)]
     wait_until(lambda: not target.decodes)  # the calls that hang are hers
     assert sum(source.store.get(job).state == "RUNNING" for job in hers) == 4
-    assert source.ended(source.submit(owner=BOB), 20).state == "FINISHED"
+    assert source.ended(source.submit(owner=BOB)).state == "FINISHED"
     target.release.set()
     for job in hers:
         source.ended(job)
@@ -120,7 +123,7 @@ def test_a_client_without_quota_is_refused_before_its_bytes(served) -> None:
         answered.wait(20)
 
     with pytest.raises(QuotaSpent):
-        served.ask("SubmitJob", header_alone(), timeout=15)
+        served.ask("SubmitJob", header_alone(), timeout=60)
     answered.set()
 
 

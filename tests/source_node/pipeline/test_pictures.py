@@ -14,6 +14,7 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.protocol.contract import guidance_from_pb, guidance_to_pb
+from ddib_fed.protocol.messages import ItemState
 from ddib_fed.record import UNGUIDED, Guidance, Translation
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -24,8 +25,8 @@ from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes,
 from tests.node.tiny_nodes import make_institution
 from tests.protocol.examples import GuidanceTerms, PictureTerms, changed, limits_of, picture_side
 from tests.protocol.examples import offer as guided
-from tests.source_node.conftest import Source
-from tests.source_node.scripted_target import ScriptedTarget
+from tests.source_node.conftest import Source, wait_until
+from tests.source_node.scripted_target import ScriptedTarget, hang
 
 RETURNED = Latent.from_array(np.random.default_rng(3).standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
 
@@ -123,16 +124,17 @@ def test_a_picture_is_softened_by_other_noise_for_each_peer(source, targets) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("allowed", [False, True])
-def test_slices_of_a_volume_share_their_noise_where_the_policy_says_so(
-    allowed, tmp_path, north, targets, engine
+@pytest.mark.parametrize(("ours", "theirs"), [(False, True), (True, False), (True, True)])
+def test_slices_of_a_volume_share_their_noise_where_both_operators_allow_it(
+    ours, theirs, tmp_path, north, targets, engine
 ) -> None:
-    """Over all jobs of the volume, also of a node that was stopped; without the policy each slice has its own."""
-    first, second = b"1" * 32, b"2" * 32
+    """Over all jobs of the volume, also of a node that was stopped; otherwise each slice has its own."""
+    first, second, allowed = b"1" * 32, b"2" * 32, ours and theirs
+    targets["south"].own.shared_noise = theirs
     slices = scan(), scan_with_one_other_pixel()
     jobs: list[StoredJob] = []
     for asked in (zip(slices, (first, first), strict=True), zip(slices, (second, b""), strict=True)):
-        source = Scans(tmp_path / "north", north, engine, shared_noise="true" if allowed else "false").start()
+        source = Scans(tmp_path / "north", north, engine, shared_noise="true" if ours else "false").start()
         jobs += [
             source.translated(source_class="coast", picture=picture, volume_sha256=volume)
             for picture, volume in asked
@@ -146,6 +148,25 @@ def test_slices_of_a_volume_share_their_noise_where_the_policy_says_so(
     assert np.std(a - b) < 0.3 * sigma if allowed else np.std(a - b) == apart
     assert np.std(a - c) == apart if allowed else np.array_equal(a, c)
     assert np.std(b - d) == apart if allowed else np.array_equal(b, d)
+
+
+@pytest.mark.slow
+def test_a_latent_of_shared_noise_is_made_again_once_an_operator_no_longer_allows_it(
+    tmp_path, north, targets, engine
+) -> None:
+    """It was on the disk, and its peer did not answer until both nodes had negotiated anew."""
+    south = targets["south"]
+    south.own.shared_noise, south.decodes = True, [hang]
+    source = Scans(tmp_path / "north", north, engine, shared_noise="true").start()
+    job_id = source.submitted(source_class="coast", volume_sha256=b"1" * 32)
+    wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
+    source.stop()
+    south.own.shared_noise = False
+    source.open(engine)
+    job = source.start().ended(job_id)
+    source.stop()
+    assert job.state == "FINISHED"
+    assert not Translation.parse(job.items[0].provenance).shared_noise
 
 
 def scan_with_one_other_pixel() -> bytes:

@@ -1,0 +1,241 @@
+"""What becomes black and white in a MONAI bundle: read from its transforms, asked for, never dropped without a word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ddib_fed.cli.main import run
+from ddib_fed.errors import BundleInvalid, ExitCode, SettingsInvalid
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.models.import_latents import Told
+from ddib_fed.models.import_monai import import_monai
+from tests.models.importers.monai_files import DDIM, MAISI_KL, MAISI_UNET, RFLOW, UNET, made, write
+from tests.models.importers.test_monai import names
+
+pytestmark = pytest.mark.slow
+
+LOAD = {"_target_": "LoadImaged", "keys": ["image", "label"]}
+WINDOW = {
+    "_target_": "ScaleIntensityRanged",
+    "keys": "image",
+    "a_min": -500,
+    "a_max": 1500,
+    "b_min": 0,
+    "b_max": 1,
+}
+LABELS = {**WINDOW, "keys": ["label"], "a_min": 0, "a_max": 4}
+SHARES = {
+    "_target_": "ScaleIntensityRangePercentilesd",
+    "keys": ["image"],
+    "lower": 1,
+    "upper": 99,
+    "b_min": 0,
+    "b_max": 1,
+}
+SCORE = {"_target_": "monai.transforms.NormalizeIntensityd", "keys": ["image"]}
+FIXED = {**SCORE, "subtrahend": 0.5, "divisor": 0.5}
+KEEPS = [
+    {"_target_": "EnsureChannelFirstd", "keys": ["image"]},
+    {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x[@channel, :, :]"},
+    {"_target_": "RandGaussianNoised", "keys": ["image"]},
+    {"_target_": "RandSpatialCropD", "keys": ["image"], "roi_size": [8, 8]},
+]
+
+
+@pytest.fixture(scope="module")
+def weights() -> Any:
+    nets = pytest.importorskip("monai.networks.nets")
+    return made(nets.DiffusionModelUNet, UNET, names(2, 1)).state_dict()
+
+
+@pytest.fixture
+def folder(weights, tmp_path):
+    """Writes a bundle of pixels with these transforms, and further keys of its configuration."""
+
+    def write_with(*transforms: Any, **more: Any) -> Path:
+        config = {"spatial_dims": 2, "channels": 1, "image_size": 16, "network_def": UNET, "scheduler": DDIM}
+        return write(
+            tmp_path / "b", config | {"train": {"pre": list(transforms)}} | more, {"model.pt": weights}
+        )
+
+    return write_with
+
+
+@pytest.mark.parametrize(
+    ("transforms", "values", "rule", "black_and_white", "ends"),
+    [
+        ([LOAD, WINDOW, LABELS], None, "values", (-500, 1500), (0, 1)),
+        ([LOAD, *KEEPS, SHARES], None, "percentile:1,99@0:65535", (0, 65535), (0, 1)),
+        ([LOAD, WINDOW, FIXED], None, "values", (-500, 1500), (-1, 1)),
+        (
+            ["@scale", {**FIXED, "subtrahend": [0.25], "divisor": [0.25]}],
+            None,
+            "values",
+            (-500, 1500),
+            (-1, 3),
+        ),
+        ([{**SCORE, "subtrahend": 100.0, "divisor": 50.0}], (-2.0, 3.0), "values", (0, 250), (-2, 3)),
+        ([LOAD, SCORE | {"_disabled_": True}], None, None, (0, 255), (0, 1)),
+        ([LOAD, WINDOW, SCORE | {"_disabled_": "$not @scores"}], None, "values", (-500, 1500), (0, 1)),
+        ([{**WINDOW, "_target_": "ScaleIntensityRange", "keys": None}], None, "values", (-500, 1500), (0, 1)),
+    ],
+)
+def test_black_and_white_are_those_of_the_samples_transforms(
+    transforms, values, rule, black_and_white, ends, folder
+):
+    """The numbers that the network receives are those of MONAI's transforms, and other keys' are not looked at."""
+    more = {"scale": WINDOW} if "@scale" in transforms else {}
+    found = import_monai(folder(*transforms, scores=False, **more), Told("ct", values=values)).manifest
+    assert (found.picture.intensity, (found.picture.low, found.picture.high)) == (rule, black_and_white)
+    got = found.normalisation.apply(np.array([[[[-1.0, 1.0]]]]))
+    np.testing.assert_allclose(got.ravel(), ends, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("transforms", "said"),
+    [
+        (
+            [LOAD, SCORE],
+            r"train::pre::1 is monai\.transforms\.NormalizeIntensityd.* a deviation of its own",
+        ),
+        ([LOAD, {**FIXED, "nonzero": True}], "a deviation of its own"),
+        ([LOAD, FIXED], "no file says black and white .* --range"),
+        ([LOAD, {"_target_": "HistogramNormalized", "keys": "image"}], "HistogramNormalized"),
+        ([LOAD, {"_target_": "Lambdad", "keys": "image", "func": "$lambda x: x / 9"}], "Lambdad"),
+        ([LOAD, {"_target_": "scripts.Own", "keys": "image"}], r"scripts\.Own"),
+        ([LOAD, WINDOW, "$monai.transforms.ScaleIntensityd('image')"], r"pre::2 is \$monai"),
+        ([LOAD, WINDOW, SHARES], "after another transform"),
+        ([LOAD, {**WINDOW, "a_max": "$x"}], "NoneType"),
+        ([LOAD, {**WINDOW, "a_max": -500}], "black is not below white"),
+        ([LOAD, {**WINDOW, "_disabled_": "$len('x') > 1"}], "pre::1::_disabled_ is .* code"),
+        ([LOAD, {**WINDOW, "_target_": "scripts.ScaleIntensityRanged"}], r"scripts\.Scale.* not read"),
+    ],
+)
+def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transforms, said, folder):
+    """Unless the command says the rule."""
+    place = folder(*transforms)
+    with pytest.raises(SettingsInvalid, match=said) as caught:
+        import_monai(place, Told("ct"))
+    assert "--intensity RULE" in caught.value.hint or "write the value" in caught.value.hint
+    found = import_monai(
+        place, Told("ct", intensity="window:500,2000@-500:1500", values=(-1.0, 1.0))
+    ).manifest
+    assert (found.picture.low, found.picture.high, found.picture.bits) == (-500.0, 1500.0, 16)
+    assert (found.normalisation.mean, found.normalisation.std) == (0.0, 1.0)
+
+
+def test_two_lists_that_scale_differently_are_refused(folder):
+    with pytest.raises(SettingsInvalid, match=r"train::pre and .* validate::pre scale values differently"):
+        import_monai(folder(LOAD, WINDOW, validate={"pre": [LOAD, SHARES]}), Told("ct"))
+
+
+def test_the_command_says_the_rule(folder, tmp_path, capsys):
+    """In the words of `ddib translate`; of Hounsfield units only where something says black and white."""
+    line = ["model", "import", str(folder(LOAD)), "--out", str(tmp_path / "m")]
+    assert run([*line, "--intensity", "window:0"]) == ExitCode.USAGE
+    assert run([*line, "--intensity", "hu"]) == ExitCode.BAD_INPUT
+    assert "window:0,2000@-1000:1000" in capsys.readouterr().err
+    assert run([*line, "--intensity", "window:0,2000@-1000:1000"]) == 0
+    picture = load_bundle(tmp_path / "m").manifest.picture
+    assert (picture.low, picture.high, picture.intensity) == (-1000.0, 1000.0, "window:0,2000@-1000:1000")
+    line = ["model", "import", str(folder(LOAD, WINDOW)), "--out", str(tmp_path / "hu"), "--intensity", "hu"]
+    assert run(line) == 0
+    picture = load_bundle(tmp_path / "hu").manifest.picture
+    assert (picture.low, picture.high, picture.intensity) == (-500.0, 1500.0, "hu")
+
+
+def test_a_scheduler_that_is_disabled_is_none(folder):
+    place = folder(noise_scheduler={**RFLOW, "_disabled_": True})
+    assert import_monai(place, Told("ct")).manifest.schedule.name == "scaled-linear"
+    with pytest.raises(SettingsInvalid, match=r"noise_scheduler::_disabled_ is .*no such id"):
+        import_monai(folder(noise_scheduler={**RFLOW, "_disabled_": "$len(@x) > 1"}), Told("ct"))
+
+
+@pytest.fixture(scope="module")
+def maisi(tmp_path_factory):
+    """A folder as MAISI's are downloaded: models of CT and MR, the autoencoder, and the networks' definitions."""
+    nets = pytest.importorskip("monai.apps.generation.maisi.networks.diffusion_model_unet_maisi")
+    from monai.apps.generation.maisi.networks.autoencoderkl_maisi import AutoencoderKlMaisi
+
+    folder, told = tmp_path_factory.mktemp("maisi"), names(3, 3)
+    definitions = {"autoencoder_def": MAISI_KL, "diffusion_unet_def": MAISI_UNET, "noise_scheduler": RFLOW}
+    (folder / "config_network_rflow.json").write_text(json.dumps(told | definitions))
+    torch.save(made(AutoencoderKlMaisi, MAISI_KL, told).state_dict(), folder / "autoencoder_v1.pt")
+    state = made(nets.DiffusionModelUNetMaisi, MAISI_UNET, told, seed=1).state_dict()
+    for kind in ("ct", "mr"):
+        saved = {"unet_state_dict": state, "scale_factor": torch.tensor(0.8), "num_train_timesteps": 1000}
+        torch.save(saved, folder / f"diff_unet_3d_rflow-{kind}.pt")
+    return folder
+
+
+def told(modality: str | None) -> Told:
+    return Told("maisi", size=(16, 16, 16), spacing=(1.0, 1.0, 1.0), modality=modality)
+
+
+@pytest.mark.parametrize(
+    ("modality", "rule", "black_and_white"),
+    [("ct", "hu", (-1000, 1000)), ("mri_t1", "percentile:0,99.5@0:65535", (0, 65535))],
+)
+def test_maisis_model_is_that_of_the_modality_with_the_values_of_its_training(
+    modality, rule, black_and_white, maisi
+):
+    found = import_monai(maisi, told(modality))
+    assert (found.manifest.picture.intensity, found.manifest.picture.low) == (rule, black_and_white[0])
+    assert found.manifest.picture.high == black_and_white[1]
+    basis = next(fact.basis for fact in found.facts if fact.key == "network")
+    assert "diffusion_unet_def" in basis
+    kind = "ct" if modality == "ct" else "mr"
+    assert any(f"rflow-{kind}.pt" in fact.value for fact in found.facts)
+
+
+def test_several_models_of_maisi_in_a_folder_are_named_and_asked_for(maisi, tmp_path):
+    """A model that is told another modality than that of its name is refused, and so are two definitions."""
+    with pytest.raises(
+        BundleInvalid, match=r"rflow-ct\.pt and diff_unet_3d_rflow-mr\.pt each hold"
+    ) as caught:
+        import_monai(maisi, told("unknown"))
+    assert "--modality" in caught.value.hint
+    folder = tmp_path / "one"
+    folder.mkdir()
+    for path in maisi.iterdir():
+        if "-mr" not in path.name:
+            (folder / path.name).symlink_to(path)
+    with pytest.raises(SettingsInvalid, match="the modality, and no file") as caught:
+        import_monai(folder, told(None))
+    assert "ct_contrast" in caught.value.hint
+    assert "mri" not in caught.value.hint
+    with pytest.raises(SettingsInvalid, match=r"rflow-ct\.pt was trained on CT by its name"):
+        import_monai(folder, told("mri_t1"))
+    (folder / "config_network_ddpm.json").write_text(json.dumps({"noise_scheduler": DDIM}))
+    with pytest.raises(SettingsInvalid, match=r"ddpm\.json: noise_scheduler .*config_network_rflow\.json"):
+        import_monai(folder, told("ct"))
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "prefix"),
+    [
+        ("state_dict", "model."),
+        ("state_dict", "diffusion."),
+        ("diffusion", ""),
+        ("model", "module._orig_mod."),
+        ("state_dict", "ema_model.module."),
+    ],
+)
+def test_what_trainers_put_before_the_names_of_tensors_is_taken_off(wrapped, prefix, weights, folder):
+    """Of Lightning, compiled and parallel runs, beside tensors of losses; averaged weights before others."""
+    place = folder(LOAD)
+    state = {f"{prefix}{key}": value for key, value in weights.items()} | {"loss.weight": torch.zeros(2)}
+    if prefix.startswith("ema"):
+        state |= {f"model.{key}": value + 1 for key, value in weights.items()}
+    if not prefix or prefix.startswith("module"):
+        del state["loss.weight"]
+    torch.save({wrapped: state, "epoch": 3}, place / "models" / "model.pt")
+    found = import_monai(place, Told("ct")).state
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], weights[key]) for key in found)
