@@ -202,7 +202,7 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
         return f"is a {found} file", how
     if found:
         right = f"{path}.gz" if found == ".gz" else str(bare.with_suffix(found))
-        return f"is a {found} file", f"mv -n {given} {shlex.quote(right)}"
+        return f"is a {found} file", COPY if right == str(path) else f"mv -n {given} {shlex.quote(right)}"
     if content.startswith(_BARE_DICOM):
         whole = shlex.quote(str(path.with_name(f"{path.stem}-whole{DICOM_SUFFIX}")))
         return (
@@ -254,8 +254,7 @@ def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
         content = read_content(path, ImageLimits())
         if image_format(content) is None:
             return False
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what is over the limits the node says more
+        with warnings.catch_warnings(action="ignore"):  # of what is over the limits the node says more
             size = cost_of(content, ImageLimits()).geometry
     except DdibError:  # whoever reads it says what is wrong
         return False

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import io
+import math
 import re
 import struct
 import sys
@@ -72,11 +73,13 @@ INFLATED_PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Limits that are checked before a file is decoded."""
+    """Limits that are checked by headers before anything is decoded: of a node, the client, the receiver and pages."""
 
     max_bytes: int = 64 * 1024 * 1024
     max_pixels: int = 89_000_000
     formats: tuple[str, ...] = FORMATS
+    max_memory: int = 5 << 30
+    """Bytes that reading one picture, or a whole series, volume or map, may take at most."""
 
     def check_bytes(self, size: int) -> None:
         if size > self.max_bytes:
@@ -92,6 +95,15 @@ class ImageLimits:
             raise ImageTooLarge(
                 f"{height} x {width} pixels, {self.max_pixels} are the limit",
                 facts={"pixels": height * width, "limit_pixels": self.max_pixels},
+            )
+
+    def check_memory(self, size: int, hint: str = "cut it into parts", what: str = "it") -> None:
+        if size > self.max_memory:
+            size_mib, limit_mib = size >> 20, self.max_memory >> 20
+            raise ImageTooLarge(
+                f"{what} takes {size_mib} MiB of memory to decode, {limit_mib} are the limit",
+                hint=hint,
+                facts={"memory_mib": size_mib, "limit_mib": limit_mib},
             )
 
 
@@ -125,16 +137,10 @@ def decode_image(content: bytes, limits: ImageLimits | None = None) -> Picture:
     kind = image_format(content)
     if kind is None or kind not in limits.formats:
         raise _unaccepted(content, kind, limits)
+    decode = {"PNG": _png_pixels, "JPEG": _jpeg_pixels, "TIFF": _tiff_pixels, "NPY": _npy_pixels}[kind]
+    cost_of(content, limits)
     with faults_as_unreadable(kind):
-        if kind == "PNG":
-            pixels = _png_pixels(content, limits)
-        elif kind == "JPEG":
-            pixels = _jpeg_pixels(content, limits)
-        elif kind == "TIFF":
-            pixels = _tiff_pixels(content, limits)
-        else:
-            refuse_points(content)
-            pixels = _npy_pixels(content, limits)
+        pixels = decode(content)
     return Picture(pixels if pixels.flags.writeable else pixels.copy(), kind)
 
 
@@ -339,13 +345,12 @@ def _unpacked_as(image: Any, raw_mode: str) -> Any:
     return image
 
 
-def _png_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+def _png_pixels(content: bytes) -> Pixels:
     """(H, W, C) pixels of a PNG, 8 or 16 bit."""
     kept: list[bytes | memoryview] = [PNG_MAGIC]
     orientation: object = 1
     key, view, end = b"", memoryview(content), 0
     width, height, depth, colour = _png_header(content)
-    limits.check_size(height, width)
     for name, start, end in _chunks(content):
         if name == b"IHDR" and start > len(PNG_MAGIC):
             raise ImageUnreadable("the PNG has two headers")  # of which a decoder would use the last
@@ -426,10 +431,9 @@ def _png16(content: bytes, colour: int) -> Pixels:
     return pixels
 
 
-def _jpeg_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+def _jpeg_pixels(content: bytes) -> Pixels:
     """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB."""
     image = open_pillow(content, "JPEG")
-    limits.check_size(image.height, image.width)
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         raise too_many_frames("the JPEG (MPO)", frames)
@@ -454,10 +458,10 @@ def _jpeg_scan(content: bytes) -> int:
     return position
 
 
-def _npy_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+def _npy_pixels(content: bytes) -> Pixels:
     """(H, W, C) pixels of a .npy of real numbers; pickles are never read."""
+    refuse_points(content)
     header, planes_first = _npy_header(content)
-    limits.check_size(*(header.shape[1:] if planes_first else header.shape[:2]))
     array = header.numbers(content)
     return settle(np.moveaxis(array, 0, 2) if planes_first else array)
 
@@ -487,11 +491,12 @@ def volume_shape(header: Header) -> tuple[int, int, int, int]:
     return depth, height, width, channels
 
 
-def decode_volume(content: bytes) -> Pixels:
-    """The voxels (D, H, W, C) in the bytes of a .npy, of a type as a `Picture`; for limits see `volume_shape`."""
+def decode_volume(content: bytes, limits: ImageLimits | None = None) -> Pixels:
+    """The voxels (D, H, W, C) in the bytes of a .npy, of a type as a `Picture`."""
     with faults_as_unreadable("NPY"):
         header = read_header(content)
         shape = volume_shape(header)
+        (limits or ImageLimits()).check_memory(2 * math.prod(shape) * max(2, min(header.dtype.itemsize, 4)))
         return settle(header.numbers(content).reshape(-1, *shape[2:])).reshape(shape)
 
 
@@ -524,17 +529,16 @@ def holds_volume(content: bytes) -> bool:
 def shown_pixels(content: bytes, limits: ImageLimits | None = None) -> Pixels:
     """(H, W, C) of the picture in a file, of a volume its middle slices."""
     if holds_volume(content):
-        return middle_slices(decode_volume(content))
+        return middle_slices(decode_volume(content, limits))
     return decode_image(content, limits).pixels
 
 
-def _tiff_pixels(content: bytes, limits: ImageLimits) -> Pixels:
+def _tiff_pixels(content: bytes) -> Pixels:
     """(H, W, C) pixels of a TIFF of one page."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page: Any = file.pages[0]
-        limits.check_size(page.imagelength, page.imagewidth)
         # ImageJ writes a stack behind one page, and states it only in its own tag.
         planes = int((file.imagej_metadata or {}).get("images", 1)) if file.is_imagej else 1
         second = False
@@ -543,7 +547,6 @@ def _tiff_pixels(content: bytes, limits: ImageLimits) -> Pixels:
         if second or page.imagedepth != 1 or planes != 1:
             frames = max(page.imagedepth, planes)
             raise too_many_frames("the TIFF", frames if frames > 1 else None)
-        _check_segments(page)
         if page.dtype is None or page.samplesperpixel > MAX_SAMPLES:
             raise _refused(page)
         plain = page.photometric in {_WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOUR} and page.bitspersample >= 8
@@ -569,7 +572,6 @@ def _tiff_cost(content: bytes) -> tuple[int, int, int, int, int, int]:
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page: Any = file.pages[0]
-        _check_segments(page)
         samples, whole = max(1, int(page.samplesperpixel)), max(1, int(page.bitspersample) // 8)
         stored = samples * whole
         flat = (1 if samples < 3 else 3) * (whole if whole <= 2 else 4)
@@ -608,18 +610,6 @@ def _segment_bytes(page: Any) -> int:
     )
     width = page.tilewidth if page.is_tiled else page.imagewidth
     return int(height) * int(width) * int(page.samplesperpixel) * max(1, int(page.bitspersample) // 8)
-
-
-def _check_segments(page: Any) -> None:
-    """Raise if a tile is much larger than its picture: decoders allocate the whole tile."""
-    picture = page.imagelength * page.imagewidth * page.samplesperpixel * max(1, page.bitspersample // 8)
-    size = _segment_bytes(page)
-    if size > MOST_PADDING * picture + SMALL_SEGMENT:
-        raise ImageTooLarge(
-            f"the TIFF's tiles have {size} bytes, the whole picture {picture}",
-            hint="write it in strips, or in tiles no larger than the picture",
-            facts={"tile_bytes": size, "picture_bytes": picture},
-        )
 
 
 def _by_tifffile(page: Any) -> Pixels:
@@ -678,8 +668,8 @@ class PictureCost(NamedTuple):
 
 
 def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
-    """Memory needed for decoding, from the header: of Pillow's picture (4 bytes a pixel but for grey), of the pixels as
-    read, and of the copy in which they are flat or upright.
+    """Memory needed for decoding, from the header, if within the limits: of Pillow's picture (4 bytes a pixel but for
+    grey), of the pixels as read, and of the copy in which they are flat or upright.
     """
     kind, extra = image_format(content) or "", 0
     height, width, most, flat, itemsize = 1, 1, 0, 0, 1
@@ -715,4 +705,5 @@ def cost_of(content: bytes, limits: ImageLimits) -> PictureCost:
             most = 2 * flat
     limits.check_size(height, width)
     count = height * width
+    limits.check_memory(count * most + extra)
     return PictureCost(count * most + extra, count * flat, itemsize, Geometry(height, width))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import io
 import logging
 import os
 import shlex
@@ -19,19 +18,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.data.pictures import ImageLimits
+from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable, InputError
 from ddib_fed.formats.dicom_contrasts import Members, no_anatomy
-from ddib_fed.formats.study import safe_name
+from ddib_fed.formats.study import memory_of_values, parts_of, safe_name
 from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
-MAX_VALUES: Final = 1 << 29
-"""Values of a series at most, which then takes 2 GiB as float32."""
+DECODING: Final = 12
+"""Bytes of a value of one slice that decoding it takes at most, beside the values of all slices."""
+_FREE_RUNS: Final = 1 << 24
+"""Bytes that run lengths may become whatever the picture's size."""
 MAX_INFLATED: Final = 1 << 28
 """Bytes that a deflated file may become."""
 ODD_GAP: Final = 0.1
@@ -165,11 +168,16 @@ def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
     for path, found in _by_file(members).items():
         headers = [header for _, header in found]
         try:
-            for header in headers:
-                _check(path, header)
+            with _faults(path):
+                for header in headers:
+                    _check(path, header)
+                in_space(
+                    [(path, header) for header in headers]
+                )  # raises where a number of an instance is none
+                _require_memory(str(path), headers, [path])
             for _ in _planes(path, [frame_of(header) for header in headers]):
                 pass
-        except ImageUnreadable as error:
+        except (ImageUnreadable, ImageTooLarge) as error:
             bad.append((path, error.kept()))
         else:
             good += [(path, header) for header in headers]
@@ -196,10 +204,8 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
         why = f"{called}: its slices have {len(shapes)} sizes"
         raise _bad(why, "put the slices of each size into a folder of their own", InputError)
     ((rows, columns, samples),) = shapes
-    if len(ordered) * rows * columns * samples > MAX_VALUES:
-        why = f"{called} has {len(ordered)} slices of {rows} x {columns} pixels, more than {MAX_VALUES} values in all"
-        raise _bad(why, "translate a part of them: ddib translate FOLDER/0*.dcm", InputError)
     paths, sorted_by = zip(*ordered, strict=True)
+    _require_memory(called, sorted_by, paths)
     values: NDArray[Any] = np.empty(0)
     read: dict[int, Any] = {}
     for path, found in _by_file(ordered).items():
@@ -300,6 +306,18 @@ def _check(path: Path, header: Any) -> None:
     raise _bad(f"{path} {what}", how)
 
 
+def _require_memory(called: str, headers: Sequence[Any], paths: Iterable[Path]) -> None:
+    """Raise unless there is memory for slices of one size: their values, the largest file, and the decoding of one."""
+    rows, columns, samples = (
+        int(headers[0].get(name) or 1) for name in ("Rows", "Columns", "SamplesPerPixel")
+    )
+    values = rows * columns * samples
+    need = memory_of_values(len(headers) * values, 4 if samples == 1 else 1) + DECODING * values
+    need += max(path.stat().st_size for path in paths)
+    hint = "translate a part of it: ddib translate FOLDER/0*.dcm, or files of fewer frames"
+    ImageLimits().check_memory(need, hint, f"{called}, {len(headers)} x {rows} x {columns} pixels,")
+
+
 def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any]]]:
     """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding."""
     package = pydicom()
@@ -312,7 +330,11 @@ def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[An
             count = int(whole.get("NumberOfFrames", None) or 1)
             for frame in package.encaps.generate_frames(source.PixelData, number_of_frames=count):
                 _require_size(path, whole, frame)
-        for at, pixels in zip(frames, package.pixels.iter_pixels(source, indices=frames), strict=True):
+        decoders = package.pixels.get_decoder(syntax).available_plugins
+        # GDCM ends the whole process on some damaged frames, so it is left for what nothing else decodes.
+        plugin = next((each for each in ("pydicom", "pylibjpeg", "pillow") if each in decoders), "")
+        found = package.pixels.iter_pixels(source, indices=frames, decoding_plugin=plugin)
+        for at, pixels in zip(frames, found, strict=True):
             yield headers[at], _in_units(path, headers[at], pixels)
 
 
@@ -326,10 +348,12 @@ def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> NDArray[Any]:
         values: NDArray[Any] = pydicom().pixels.apply_modality_lut(pixels, header).astype(np.float32)
     else:
         slope, intercept = (header.get(f"Rescale{part}") for part in ("Slope", "Intercept"))
-        values = pixels * (1.0 if slope is None else float(slope)) + float(intercept or 0)
-        values = values.astype(np.float32)
+        values = np.empty(pixels.shape, np.float32)
+        for part in parts_of(pixels):
+            values[part] = pixels[part] * (1.0 if slope is None else float(slope)) + float(intercept or 0)
     if _is_negative(header):
-        values = np.float32((1 << int(header.BitsStored)) - 1 if pixels.dtype.kind == "u" else -1) - values
+        last = np.float32((1 << int(header.BitsStored)) - 1 if pixels.dtype.kind == "u" else -1)
+        np.subtract(last, values, out=values)
     if (first := header.get("PixelPaddingValue")) is not None:
         last = header.get("PixelPaddingRangeLimit")
         ends = np.array([int(first), int(first if last is None else last)])
@@ -352,27 +376,47 @@ def _is_negative(header: Any) -> bool:
 
 
 def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
-    """Return if a compressed picture has the size that the header says, before it is decoded."""
-    from PIL import Image, UnidentifiedImageError
+    """Raise unless a compressed picture has the size that the header says, before it is decoded."""
+    said = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel", 1))
+    if dataset.file_meta.TransferSyntaxUID == pydicom().uid.RLELossless:
+        _require_runs(path, frame, said[0] * said[1])
+        return
+    size = _jpeg_size(frame) or _jpeg_2000_size(frame) or said
+    if size != said:
+        differ = 2 if size[:2] != said[:2] else 3
+        found, stated = (" x ".join(map(str, each[:differ])) for each in (size, said))
+        raise _bad(f"{path} holds {found} pixels, its header says {stated}", COPY)
 
-    size = said = dataset.Rows, dataset.Columns
-    if found := _jpeg_size(frame):
-        size = found
-    else:
-        with suppress(UnidentifiedImageError), Image.open(io.BytesIO(frame)) as picture:  # JPEG 2000
-            size = picture.height, picture.width
-    if size != said:  # run lengths name no size
-        raise _bad(f"{path} holds {size[0]} x {size[1]} pixels, its header says {said[0]} x {said[1]}", COPY)
+
+def _require_runs(path: Path, frame: bytes, pixels: int) -> None:
+    """Raise if run lengths (PS3.5 G.3) become many more bytes than a picture has: its decoder has no bound."""
+    count, *starts = struct.unpack("<16L", frame[:64])
+    for start, end in pairwise([*starts[:count], len(frame)]):
+        at, size, most = start, 0, max(pixels, _FREE_RUNS)
+        while at < min(end, len(frame)) and size <= most and 64 * (end - start) > most:
+            run = frame[at]
+            at, size = (at + run + 2, size + run + 1) if run < 128 else (at + 2, size + 257 - run)
+        if size > most:
+            raise _bad(f"{path} holds run lengths of more than its {pixels} pixels", COPY)
 
 
-def _jpeg_size(frame: bytes) -> tuple[int, int] | None:
-    """Height and width by the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2, T.87 C.2.2)."""
+def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Height, width and samples by the first marker of a JPEG 2000 codestream, perhaps in boxes (ITU-T T.800 A.5.1)."""
+    at = 0 if frame[:1] == b"\xff" else frame.find(b"\xff\x4f\xff\x51")
+    if frame[at : at + 4] != b"\xff\x4f\xff\x51" or len(frame) < at + 42:
+        return None
+    right, bottom, left, top, samples = struct.unpack(">4L16xH", frame[at + 8 : at + 42])
+    return bottom - top, right - left, samples
+
+
+def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
+    """Height, width and samples by the frame header of a JPEG or JPEG-LS (ITU-T T.81 B.2.2, T.87 C.2.2)."""
     at = 2 if frame[:2] == b"\xff\xd8" else len(frame)
-    while at + 9 <= len(frame) and frame[at] == 0xFF:
+    while at + 10 <= len(frame) and frame[at] == 0xFF:
         kind = frame[at + 1]
         if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in {0xC4, 0xC8, 0xCC}):
-            height, width = struct.unpack(">HH", frame[at + 5 : at + 9])
-            return height, width
+            height, width, samples = struct.unpack(">HHB", frame[at + 5 : at + 10])
+            return height, width, samples
         at += 1 if kind == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     return None
 
@@ -469,7 +513,7 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     pictures: dict[str, Members] = {}
     unreadable: list[tuple[Path, DdibError]] = []
     others: Counter[str] = Counter()
-    with quiet():  # values are read when they are asked for
+    with quiet():
         for path in paths:
             try:
                 header = _sorted_header(path)
@@ -512,9 +556,7 @@ def checked_header(path: Path) -> Any:
     slices = slices_of(header)
     for each in slices:
         _check(path, each)
-    if len(slices) * int(header.Rows) * int(header.Columns) > MAX_VALUES:
-        why = f"{path} has {len(slices)} frames of {header.Rows} x {header.Columns}, more than {MAX_VALUES} values"
-        raise _bad(why, "cut it into several")
+    _require_memory(str(path), slices, [path])
     return header
 
 
@@ -525,12 +567,14 @@ def _sorted_header(path: Path) -> Any:
         raise _bad(f"{path} does not begin as DICOM files do: it {what}", how)
     header = read_header(path, SORTED_BY)
     why, needed = "", ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")
-    if "Rows" in header and not all(header.get(name) for name in needed):
-        why = "has no UID of its class, its series or its own, so nothing can be derived from it"
-    with _faults(path):
+    with _faults(path):  # what is no value raises when it is first asked for
+        for look in (slices_of, _class_without_pixels):
+            look(header)
+        if "Rows" in header and not all(header.get(name) for name in needed):
+            why = "has no UID of its class, its series or its own, so nothing can be derived from it"
         frames = int(header.get("NumberOfFrames", None) or 1)
-    if (groups := header.get("PerFrameFunctionalGroupsSequence")) and len(groups) != frames:
-        why = f"has {frames} frames, and functional groups of {len(groups)}"
+        if (groups := header.get("PerFrameFunctionalGroupsSequence")) and len(groups) != frames:
+            why = f"has {frames} frames, and functional groups of {len(groups)}"
     if why:
         raise _bad(f"{path} {why}", "export it again")
     return header

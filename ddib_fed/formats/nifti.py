@@ -7,9 +7,11 @@ output; nothing leaves.
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import shlex
-import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,10 +19,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import Pixels
-from ddib_fed.errors import ImageUnreadable
+from ddib_fed.data.pictures import ImageLimits, Pixels
+from ddib_fed.errors import DdibError, ImageUnreadable
 from ddib_fed.formats.study import (
-    MAX_BYTES,
     Assembled,
     Options,
     Origin,
@@ -28,11 +29,14 @@ from ddib_fed.formats.study import (
     Study,
     StudyResults,
     chosen_rule,
+    memory_of_values,
+    parts_of,
 )
 from ddib_fed.formats.volumes import Volumes, axial, spacing_of
 from ddib_fed.names import __version__
-from ddib_fed.recognition import COPY, beginning_of
+from ddib_fed.recognition import beginning_of
 
+_LONGEST_HEADER: Final = 540
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
 _PLACE: Final = (
     "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
@@ -76,15 +80,12 @@ class NiftiStudy(Study):
     def _volume(self, stack: Pixels) -> Pixels:
         """Slices (N, H, W, C) as the input lies in its file."""
         image, (through, across, up) = self.image, PLANES[self.plane]
-        orientation, four = _orientation(image), (*image.shape, 1, 1)[:4]
-        shape = [0, 0, 0]  # in canonical orientation
-        for axis, (to, _) in enumerate(orientation):
-            shape[int(to)] = int(four[axis])
-        ordered = stack.reshape(four[3], shape[through], *stack.shape[1:])[:, :, ::-1]
+        times = (*image.shape, 1, 1)[3]
+        ordered = stack.reshape(times, -1, *stack.shape[1:])[:, :, ::-1]
         axes = {through: 1, up: 2, across: 3}
         canonical = ordered.transpose(axes[0], axes[1], axes[2], 0, 4)
         orientations = _nibabel().orientations
-        back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), orientation)
+        back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), _orientation(image))
         volume: Pixels = orientations.apply_orientation(canonical, back)
         # Colours are one more axis, as the 5th of NIfTI for vectors.
         return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
@@ -120,26 +121,7 @@ def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
 def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     path = origin.given
     image = _opened(path)
-    kind = image.get_data_dtype()
-    if len(image.shape) not in {2, 3, 4} or kind.fields or kind.kind == "c":
-        raise ImageUnreadable(
-            f"it holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
-            "series of real numbers are translated",
-            hint="write its parts (channels, real and imaginary, times) as volumes, e.g. by nibabel; or leave it out",
-        )
-    stored = (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
-    wide = kind if stored else np.result_type(kind, np.float32)
-    size = math.prod(image.shape) * wide.itemsize
-    if size > MAX_BYTES:
-        raise ImageUnreadable(
-            f"its values take {size} bytes, {MAX_BYTES} are the limit",
-            hint=f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}",
-        )
-    try:
-        values = np.asanyarray(image.dataobj, dtype=wide)
-    except Exception as error:  # nibabel raises any exception on damaged files
-        raise ImageUnreadable(f"it cannot be read: {_one_line(error)}", hint=COPY) from error
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    values = _values(path, image)
     orientation, plane = _orientation(image), options.slices if options.volume is None else "axial"
     if len(image.shape) == 2:
         plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
@@ -158,25 +140,57 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     return NiftiStudy(origin, Slices.of(values, rule), image, plane)
 
 
+def _values(path: Path, image: Any) -> NDArray[Any]:
+    """Return the values of slices, volumes or a time series, if there is memory for them."""
+    proxy, kind = image.dataobj, image.get_data_dtype()
+    if len(image.shape) not in {2, 3, 4} or 0 in image.shape or kind.fields or kind.kind == "c":
+        raise ImageUnreadable(
+            f"it holds {'colours' if kind.fields else kind} of {len(image.shape)} axes; slices, volumes and time "
+            "series of real numbers are translated",
+            hint="write its parts (channels, real and imaginary, times) as volumes, e.g. by nibabel; or leave it out",
+        )
+    stored = (proxy.slope, proxy.inter) == (1.0, 0.0)
+    wide = (kind if stored else np.result_type(kind, np.float32)).newbyteorder("=")
+    need = memory_of_values(math.prod(image.shape), wide.itemsize)
+    ImageLimits().check_memory(need, f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}")
+    with _faults(path):
+        # Before nibabel makes room for them; deflated bytes become at most 1,032 times as many.
+        most = path.stat().st_size * (1 if path.suffix == ".nii" else 1_032)
+        if (stated := math.prod(image.shape) * kind.itemsize) > most:
+            raise ValueError(f"its header says {stated} bytes of values, the file holds fewer")
+        raw: NDArray[Any] = proxy.get_unscaled()
+    if stored:
+        return raw.astype(wide, copy=False)
+    values = np.empty(raw.shape, wide, order="F")
+    for part in parts_of(raw.T):
+        values.T[part] = raw.T[part] * proxy.slope + proxy.inter
+    return values
+
+
 def read_volume(path: Path) -> NDArray[Any]:
     """(D, H, W) float32 of the one volume in a NIfTI file, or in a .npy as it is."""
-    try:
+    with _faults(path):
         image = None if path.suffix == ".npy" else _opened(path)
-        found: NDArray[Any] = np.squeeze(np.load(path) if image is None else np.asarray(image.dataobj))
-        found = found.astype(np.float32)
-        if image is not None and found.ndim == 3:
-            found = axial(found, _orientation(image))
-    except (ValueError, OSError, EOFError, TypeError) as error:
-        raise ImageUnreadable(f"{path}: it cannot be read: {_one_line(error)}", hint=COPY) from error
+        found: NDArray[Any] = np.squeeze(np.load(path) if image is None else _values(path, image))
     if found.ndim != 3 or not np.isfinite(found).all():
         raise ImageUnreadable(
             f"{path}: it is no volume of three axes, or not finite", hint="one volume a file"
         )
-    return found
+    found = found.astype(np.float32)
+    return found if image is None else axial(found, _orientation(image))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+@contextmanager
+def _faults(path: Path) -> Iterator[None]:
+    """Maps what nibabel raises on damaged files, which is any exception, to `ImageUnreadable`."""
+    try:
+        yield
+    except DdibError:
+        raise
+    except Exception as error:
+        what, how = beginning_of(path)
+        why = " ".join(str(error).split())[:300]
+        raise ImageUnreadable(f"{path}: it cannot be read: it {what} ({why})", hint=how) from error
 
 
 def _nibabel() -> Any:
@@ -186,17 +200,16 @@ def _nibabel() -> Any:
 
 
 def _opened(path: Path) -> Any:
+    """Return the image whose header a file begins with, without its extensions, which can unpack to any size."""
     nibabel = _nibabel()
-    try:
-        image = nibabel.load(path)
-    except (nibabel.filebasedimages.ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
-        what, how = beginning_of(path)
-        raise ImageUnreadable(
-            f"it cannot be read as NIfTI: it {what} ({_one_line(error)})", hint=how
-        ) from error
-    if not isinstance(image, nibabel.Nifti1Image):
-        raise ImageUnreadable(f"it is {type(image).__name__}, no NIfTI")
-    return image
+    with _faults(path), nibabel.openers.ImageOpener(path) as file:
+        opening = file.read(_LONGEST_HEADER)
+        kind = nibabel.Nifti2Image if opening[4:7] == b"n+2" else nibabel.Nifti1Image
+        if not kind.header_class.may_contain_header(opening):
+            raise ValueError("its header is none of NIfTI")
+        header = kind.header_class.from_fileobj(io.BytesIO(opening[: kind.header_class.sizeof_hdr]))
+        header.get_xyzt_units()  # raises where the codes of units are none of the standard
+        return kind(kind.ImageArrayProxy(path, header.copy()), header.get_best_affine(), header)
 
 
 def _orientation(image: Any) -> NDArray[Any]:

@@ -21,7 +21,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import Pixels, decode_image, decode_volume, encode_png, image_format
+from ddib_fed.data.fitting import FIXED
+from ddib_fed.data.pictures import Pixels, bands, decode_image, decode_volume, encode_png, image_format
 from ddib_fed.errors import (
     DdibError,
     ExtraMissing,
@@ -36,10 +37,6 @@ from ddib_fed.record import PictureFigures, Translation
 
 Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""
-MAX_BYTES: Final = 3 << 29
-"""Of the values of a volume or a map as they are read; about three times as much is in memory at once."""
-
-
 AUTO: Final = "auto"
 LATENT: Final = ".latent.npy"
 """Of the file beside a picture in one part that holds its latent."""
@@ -136,17 +133,25 @@ class Intensity:
         if self.as_it_is:
             return _narrowed(values)
         wide = np.result_type(values.dtype, np.float32).type
-        share = (values.astype(wide) - wide(self.black)) / wide(self.white - self.black)
-        scaled = np.nan_to_num(share, nan=0.0).clip(0.0, 1.0) * wide(self.high - self.low) + wide(self.low)
         whole = self.low >= 0 and self.low.is_integer() and self.high.is_integer() and self.high <= 65535
-        made: Pixels = scaled.astype(np.float32)
-        return np.rint(scaled).astype(np.uint8 if self.high <= 255 else np.uint16) if whole else made
+        kind = np.float32 if not whole else np.uint8 if self.high <= 255 else np.uint16
+        numbers = np.empty(values.shape, kind)
+        for part in parts_of(values):
+            share = (values[part].astype(wide) - wide(self.black)) / wide(self.white - self.black)
+            share = np.where(np.isfinite(values[part]), share.clip(0.0, 1.0), wide(0))
+            scaled = share * wide(self.high - self.low) + wide(self.low)
+            numbers[part] = np.rint(scaled) if whole else scaled
+        return numbers
 
     def record(self, values: NDArray[Any]) -> dict[str, Any]:
         """What the provenance says: the rule, its numbers, how much was clipped, and the way back."""
         if self.as_it_is:
             return {"rule": self.name, "number": "value", "inverse": "value = number", "clipped": 0.0}
-        outside = np.count_nonzero((values < self.black) | (values > self.white)) / values.size
+        finite = outside = 0
+        for each in (values[part] for part in parts_of(values)):
+            is_finite = np.isfinite(each)
+            finite += int(is_finite.sum())
+            outside += int((is_finite & ((each < self.black) | (each > self.white))).sum())
         back = (self.white - self.black) / (self.high - self.low)
         return {
             "rule": self.name,
@@ -156,7 +161,8 @@ class Intensity:
             "high": self.high,
             "number": "low + (value - black) / (white - black) * (high - low), clipped to low..high",
             "inverse": f"value = {self.black:.9g} + (number - {self.low:.9g}) * {back:.9g}",
-            "clipped": round(float(outside), 6),
+            "clipped": round(outside / values.size, 6),
+            "not_finite": values.size - finite,
         }
 
 
@@ -192,8 +198,21 @@ def item_bytes(numbers: Pixels) -> bytes:
 
 
 def is_empty(numbers: Pixels, background: float, width: float) -> bool:
-    differs = np.abs(numbers.astype(np.float32) - np.float32(background)) > EMPTY * width
-    return bool(np.count_nonzero(differs) < LEAST_CONTENT * numbers.size)
+    low, high = background - EMPTY * width, background + EMPTY * width
+    differ = np.count_nonzero(numbers < low) + np.count_nonzero(numbers > high)
+    return bool(differ < LEAST_CONTENT * numbers.size)
+
+
+def memory_of_values(count: int, itemsize: int) -> int:
+    """Return the bytes that values take at most: with their copy for percentiles, or with the numbers made of them."""
+    return FIXED + count * max(2 * itemsize + 1, itemsize + 4)
+
+
+def parts_of(values: NDArray[Any]) -> Iterator[tuple[int | slice, ...]]:
+    """Yield the places of parts of some values: what is computed of all at once takes several times their memory."""
+    alone = (0,) if len(values) == 1 else ()
+    for start, stop in bands(len(values[alone]), values[alone][0].size):
+        yield *alone, slice(start, stop)
 
 
 def _narrowed(values: NDArray[Any]) -> Pixels:
@@ -205,18 +224,19 @@ def _narrowed(values: NDArray[Any]) -> Pixels:
             "some of its values are NaN or infinite, and --intensity values sends them as they are",
             hint=f"--intensity {PERCENTILES}",
         )
-    whole = values.dtype.kind in "iu" or bool(np.all(values == np.rint(values)))
+    parts = [values[part] for part in parts_of(values)]
+    whole = values.dtype.kind in "iu" or all(np.array_equal(part, np.rint(part)) for part in parts)
     low, high = float(values.min()), float(values.max())
     if whole and low >= -32768 and high <= 32767:
         return values.astype(np.int16)
     if whole and low >= 0 and high <= 65535:
         return values.astype(np.uint16)
-    made: Pixels = values.astype(np.float32)
-    if np.abs(made - values).max() > LEAST_STEP * (high - low):
+    if max(np.abs(part.astype(np.float32) - part).max() for part in parts) > LEAST_STEP * (high - low):
         raise ImageUnreadable(
             f"its values from {low:.9g} to {high:.9g} lie closer together than 32-bit floats do, which are sent",
             hint=f"--intensity {PERCENTILES}",
         )
+    made: Pixels = values.astype(np.float32)
     return made
 
 
@@ -431,7 +451,8 @@ class Planes(ABC):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        return ()
+        count = self.intensity.get("not_finite", 0)
+        return (f"{count} of its values are NaN or infinite; they are taken for background",) if count else ()
 
     @property
     def volume_sha256(self) -> bytes:
@@ -563,9 +584,7 @@ class Slices(Planes):
     @classmethod
     def of(cls, values: NDArray[Any], rule: IntensityRule) -> Slices:
         intensity = rule.on(values)
-        # What is sent as it is has one type for the whole volume; all else is made slice by slice, to save memory.
-        whole = intensity.as_it_is
-        numbers = intensity.numbers(values) if whole else np.stack([intensity.numbers(v) for v in values])
+        numbers = intensity.numbers(values)
         least, most = float(numbers.min()), float(numbers.max())
         sent = tuple(
             at for at, plane in enumerate(numbers) if not is_empty(plane, least, max(most - least, 1e-9))

@@ -7,10 +7,10 @@ is background, and a mask says so.
 
 from __future__ import annotations
 
+import math
 import shlex
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import (
-    MOST_PADDING,
     ORIENTATION,
     ImageLimits,
     Pixels,
@@ -34,11 +33,10 @@ from ddib_fed.data.pictures import (
     too_many_frames,
     upright,
 )
-from ddib_fed.errors import DdibError, ImageUnreadable, extra
+from ddib_fed.errors import ImageUnreadable, extra
 from ddib_fed.formats.study import (
     AUTO,
     LATENT,
-    MAX_BYTES,
     Assembled,
     IntensityRule,
     Options,
@@ -48,6 +46,7 @@ from ddib_fed.formats.study import (
     StudyResults,
     chosen_rule,
     is_empty,
+    memory_of_values,
     require_size,
 )
 from ddib_fed.names import __version__
@@ -233,8 +232,7 @@ def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
 def read_picture(origin: Origin, options: Options) -> PictureStudy:
     path, limits = origin.given, ImageLimits()
     kind = PICTURES.get(path.suffix.lower(), "PNG")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", category=UserWarning)
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
         content = read_content(path, limits)
         pixels = decode_image(content).pixels if kind == "PNG" else _pixels(content, kind, limits)
     rule = IntensityRule("values") if options.intensity == AUTO else IntensityRule.parse(options.intensity)
@@ -264,9 +262,10 @@ def _pixels(content: bytes, kind: str, limits: ImageLimits) -> Pixels:
         return upright(pillow_pixels(image), orientation)
 
 
-MAX_PIXELS: Final = 1 << 28
-MAX_TILE: Final = 1 << 26
-"""Bytes of a tile of a file that are let pass however small the map is."""
+_GDAL_CACHE: Final = 64 << 20
+"""Of decoded tiles, in bytes: GDAL would take a twentieth of the machine's memory."""
+_FILLING: Final = 24
+"""Bytes of a pixel that filling the holes of a band takes."""
 _BLOCK: Final = 512
 
 
@@ -318,7 +317,8 @@ class GeoTiffStudy(Study):
             "TIFFTAG_IMAGEDESCRIPTION": f"Synthetic: translated from {translated.source} to {translated.target}",
         }
         with (
-            _guarded(rasterio),
+            faults_as_unreadable("GeoTIFF"),
+            warnings.catch_warnings(action="ignore"),
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
             rasterio.io.MemoryFile() as memory,
         ):
@@ -369,46 +369,55 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
     """Values (H, W, C) with holes filled, where there are data (H, W), the georeference, and how values were stored."""
     rasterio, given = _rasterio(), shlex.quote(str(path))
     interp = rasterio.enums.ColorInterp
-    with _guarded(rasterio), rasterio.open(path, driver="GTiff") as file:
+    with (
+        faults_as_unreadable("GeoTIFF"),
+        warnings.catch_warnings(action="ignore"),
+        rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE),
+        rasterio.open(path, driver="GTiff") as file,
+    ):
         height, width, kind = file.height, file.width, np.dtype(file.dtypes[0])
         bands = [
             band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != interp.alpha
         ]
         scales, offsets = ([of_all[band - 1] for band in bands] for of_all in (file.scales, file.offsets))
         stored = set(scales) <= {1.0} and set(offsets) <= {0.0}
-        pixel = len(bands) * (kind.itemsize if stored else 8)
-        rows, columns = file.block_shapes[0]
         what = how = ""
         if file.subdatasets:
             what, how = f"it holds {len(file.subdatasets)} maps, one is expected", f"tiffsplit {given}"
         elif len(bands) not in {1, 3} or kind.kind == "c":
             what = f"it has {len(bands)} bands of {kind}; one band, or red, green and blue, are translated"
             how = f"rio stack {given} --bidx 1,2,3 -o rgb.tif"
-        elif height * width > MAX_PIXELS or height * width * pixel > MAX_BYTES:
-            limits = f"{MAX_PIXELS} pixels and {MAX_BYTES} bytes are the limit"
-            what = f"{height} x {width} pixels of {pixel} bytes; {limits}"
-            how = f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}"
-        elif rows * columns * pixel > MAX_TILE and rows * columns > MOST_PADDING * height * width:
-            # GDAL reads a tile whole.
-            what = f"its tiles have {rows} x {columns} pixels, the whole map {height} x {width}"
-            how = f"gdal_translate {given} {shlex.quote(f'{path.stem}-strips.tif')}"
         elif file.colorinterp[0] == interp.palette:
             what, how = "its colours are a palette", f"gdal_translate -expand rgb {given} rgb.tif"
         if what:
             raise ImageUnreadable(what, hint=how)
-        valid = file.dataset_mask() > 0
+        ImageLimits().check_memory(
+            _memory_of(file, len(bands), kind.itemsize if stored else 8),
+            f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}",
+        )
         values = file.read(bands)
-        if values.dtype.kind == "f":
-            valid &= np.isfinite(values).all(axis=0)
+        # The mask of the whole file would call a pixel valid where any band is.
+        valid = np.ones((height, width), np.bool_)
+        for band, plane in zip(bands, values, strict=True):
+            valid &= (file.read_masks(band) > 0) & np.isfinite(plane)
         if not valid.any():
             raise ImageUnreadable("none of its pixels has data")
-        if not valid.all():
-            values = np.stack([_filled(rasterio, band, valid) for band in values])
+        for plane in () if valid.all() else values:
+            plane[:] = _filled(rasterio, plane, valid)
         transform = None if file.transform.is_identity else file.transform
         where = Georeference(file.crs, transform, file.gcps, file.rpcs)
     values = np.ascontiguousarray(values.transpose(1, 2, 0))
     units = {"scales": scales, "offsets": offsets}
     return values if stored else values * scales + offsets, valid, where, units
+
+
+def _memory_of(file: Any, bands: int, itemsize: int) -> int:
+    """Return the bytes that reading a map takes: GDAL reads its tiles whole, and what has holes is copied twice."""
+    pixels, tile = int(file.height * file.width), int(math.prod(file.block_shapes[0]))
+    full = all(flags == [_rasterio().enums.MaskFlags.all_valid] for flags in file.mask_flag_enums)
+    holes = 0 if full and np.dtype(file.dtypes[0]).kind != "f" else _FILLING + bands * itemsize
+    of_values = memory_of_values(pixels * bands, itemsize)
+    return of_values + pixels * (2 + holes) + 2 * tile * bands * itemsize + _GDAL_CACHE
 
 
 def _filled(rasterio: Any, band: NDArray[Any], valid: Mask) -> NDArray[Any]:
@@ -418,16 +427,3 @@ def _filled(rasterio: Any, band: NDArray[Any], valid: Mask) -> NDArray[Any]:
     filled = mean + rasterio.fill.fillnodata(clean, mask=valid.astype(np.uint8), max_search_distance=64)
     made: NDArray[Any] = np.where(valid, band, filled.round() if band.dtype.kind in "iu" else filled)
     return made.astype(band.dtype)
-
-
-@contextmanager
-def _guarded(rasterio: Any) -> Iterator[None]:
-    """Inside, rasterio's warnings are silent, and its exceptions and GDAL's are ours."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except DdibError:
-        raise
-    except (rasterio.errors.RasterioError, rasterio.errors.RasterioIOError, ValueError, MemoryError) as error:
-        raise ImageUnreadable(f"it cannot be read: {error}"[:300], hint="gdalinfo -checksum FILE") from error

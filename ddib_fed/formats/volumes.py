@@ -53,9 +53,9 @@ class Axis:
 
     @property
     def inside(self) -> slice:
-        """The volume's voxels that the model sees."""
+        """The volume's voxels that the model sees; none where all of its thick slices lie beyond the model."""
         seen = np.flatnonzero(_within(self.places, self.model))
-        return slice(int(seen[0]), int(seen[-1]) + 1)
+        return slice(int(seen[0]), int(seen[-1]) + 1) if seen.size else slice(0)
 
     def there(self) -> Floats:
         return _weights(np.arange(self.model) * self.ratio + self.offset, self.own, self.ratio)
@@ -135,6 +135,8 @@ class Volumes(Planes):
                 "it is a single slice, and the source's model takes volumes",
                 hint="a source whose model takes slices (ddib domains)",
             )
+        if not all(1e-6 < mm < 1e6 for mm in spacing):
+            raise ImageUnreadable("its voxels have no size", hint="set its spacing in mm (pixdim)")
         ratios = [wanted / own for wanted, own in zip(grid.spacing or spacing, spacing, strict=True)]
         axes = tuple(
             Axis(own, model, 1.0 if abs(ratio - 1) < ALIKE else ratio)
@@ -146,7 +148,7 @@ class Volumes(Planes):
         sent = tuple(at for at, volume in enumerate(numbers) if not is_empty(volume, least, width))
         if not sent:
             raise ImageUnreadable("it shows nothing but background")
-        shown = numbers.astype(np.float32) - np.float32(least) > EMPTY * width
+        shown = numbers > least + EMPTY * width
         seen = shown[(slice(None), *(axis.inside for axis in axes))]
         outside = 1.0 - np.count_nonzero(seen) / np.count_nonzero(shown)
         if outside > MOST_OUTSIDE:
@@ -167,11 +169,8 @@ class Volumes(Planes):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        if not self.outside:
-            return ()
-        return (
-            f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated",
-        )
+        lost = f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated"
+        return (*super(Volumes, self).warnings, *((lost,) if self.outside else ()))
 
     def computed(self, translated: StudyResults) -> PictureFigures:
         del translated  # whose volumes have the model's size

@@ -31,7 +31,6 @@ from ddib_fed.errors import (
     ConfigError,
     DdibError,
     Draining,
-    ImageTooLarge,
     MemoryExhausted,
     NotReady,
     SettingsInvalid,
@@ -420,12 +419,8 @@ class DecodingMemory:
     def work(
         self, client: str, size_bytes: int, *, ended: Callable[[], bool] = lambda: False
     ) -> Iterator[None]:
-        if size_bytes > self._total:
-            raise ImageTooLarge(
-                f"it takes {size_bytes // MIB} MiB of memory to decode, {self._total // MIB} are the limit",
-                hint="make the picture smaller, or let the node's operator raise limits.decode_memory_mib",
-                facts={"memory_mib": size_bytes // MIB, "limit_mib": self._total // MIB},
-            )
+        hint = "make the picture smaller, or let the node's operator raise limits.decode_memory_mib"
+        ImageLimits(max_memory=self._total).check_memory(size_bytes, hint)
         file = _File(client, size_bytes, is_small=size_bytes <= self._small)
         with self._changed:
             self._waiting.append(file)

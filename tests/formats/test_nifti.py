@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.study import StudyResults
+from ddib_fed.formats.study import Grid, StudyResults
 from tests.formats.echoes import HOUNSFIELD, NIFTI, echo, only, require_pixels_alone, results
 
 
@@ -119,3 +119,20 @@ def test_a_volume_without_an_orientation_is_named(tmp_path):
     (tmp_path / "flat axis.nii").write_bytes(image.header.binaryblock + bytes(4) + bytes(64))
     with pytest.raises(ImageUnreadable, match=r"flat axis\.nii: its affine has no orientation"):
         only(tmp_path / "flat axis.nii")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("volume", [None, Grid((10, 9, 8))])
+def test_a_value_that_is_not_finite_is_no_data_and_said(value, volume, tmp_path):
+    """It becomes background, neither white nor the least value by which all others are scaled."""
+    values = np.arange(720, dtype=np.float32).reshape(8, 9, 10)
+    values[4, 4, 2:5] = value
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "scan.nii")
+    study = only(tmp_path / "scan.nii", volume=volume)
+    (warning,) = study.warnings
+    assert warning.startswith(f"{tmp_path / 'scan.nii'}: 3 of its values are NaN or infinite")
+    numbers = study.pixels.numbers.reshape(10, 9, 8)[:, ::-1].T
+    black, white = np.percentile(values[np.isfinite(values)], (0.5, 99.5))
+    expected = np.rint(((values - black) / (white - black)).clip(0, 1) * 255)
+    np.testing.assert_allclose(numbers, np.where(np.isfinite(values), expected, 0), atol=1)
+    assert study.pixels.intensity["not_finite"] == 3

@@ -180,3 +180,38 @@ def test_other_bands_are_refused_with_a_command(bands, tmp_path):
     with pytest.raises(ImageUnreadable, match="bands") as caught:
         only(path)
     assert "rio stack" in caught.value.hint
+
+
+def test_a_pixel_without_data_in_one_band_is_a_hole_in_all(tmp_path):
+    """No hole becomes black: where the holes of bands differ, values beside them keep their numbers."""
+    values = SMOOTH.astype(np.int16) * 10
+    holes = [(slice(0, 20), slice(0, 30)), (slice(30, 50), slice(40, 60)), (slice(70, 90), slice(90, 131))]
+    there = np.ones(values.shape[1:], np.bool_)
+    for band, hole in enumerate(holes):
+        values[band][hole], there[hole] = -9999, False
+    study = only(write_map(tmp_path / "map.tif", values, nodata=-9999), intensity="percentile:0,100")
+    low, high = values[:, there].min(), values[:, there].max()
+    expected = np.rint((values - low) / np.float32(high - low) * 255)
+    np.testing.assert_array_equal(study.pixels.numbers[there], expected.transpose(1, 2, 0)[there])
+    _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
+    np.testing.assert_array_equal(valid, there)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_in_one_band_is_a_hole(value, tmp_path):
+    values = SMOOTH.astype(np.float32)
+    values[1, 20:40, 50:70] = value
+    study = only(write_map(tmp_path / "map.tif", values))
+    _, _, valid, _ = opened(study.assemble(echo(study)).files["map.tif"])
+    np.testing.assert_array_equal(valid, np.isfinite(values[1]))
+    assert study.pixels.numbers[20:40, 50:70].min() > 0
+
+
+def test_percentiles_are_those_of_data_alone(tmp_path):
+    """Not of what a hole is filled with, which is bright here, and larger than the rest of the map."""
+    values = np.arange(90 * 131, dtype=np.float32).reshape(1, 90, 131)
+    values[0, :20, :] = 40_000
+    values[0, 20:80] = -1
+    study = only(write_map(tmp_path / "map.tif", values, nodata=-1), intensity="percentile:5,70")
+    black, white = np.percentile(values[values != -1], (5, 70))
+    assert (study.pixels.intensity["black"], study.pixels.intensity["white"]) == pytest.approx((black, white))

@@ -261,3 +261,22 @@ def test_a_result_of_another_size_is_not_taken(tmp_path: Path) -> None:
     study = only(tmp_path / "head.nii.gz", volume=GRID)
     with pytest.raises(InputError, match=r"\(27, 32, 24\) voxels came"):
         study.assemble(echo(study, change=lambda numbers: numbers[1:]))
+
+
+def test_thick_slices_beyond_the_field_of_view_are_refused_by_name(tmp_path: Path) -> None:
+    """Of an even number of them none has its middle in the model's volume."""
+    values = np.random.default_rng(0).integers(1, 2000, (16, 16, 2)).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 100.0, 1])), tmp_path / "thick.nii")
+    with pytest.raises(
+        ImageUnreadable, match=r"thick\.nii: 100% of what .* 200 x 16 x 16 mm.* 16 x 16 x 16 mm"
+    ):
+        only(tmp_path / "thick.nii", volume=Grid((16, 16, 16), (1.0, 1.0, 1.0)))
+
+
+def test_voxels_that_become_larger_are_means(tmp_path: Path) -> None:
+    """A pattern as fine as the model's voxels becomes grey, whatever it is where these voxels have their middle."""
+    fine = 300 * np.isin(np.indices((32, 32, 32)) % 4, (1, 2)).sum(0)
+    nibabel.save(nibabel.Nifti1Image(fine.astype(np.int16), np.eye(4)), tmp_path / "fine.nii")
+    study = only(tmp_path / "fine.nii", intensity="values", volume=Grid((8, 8, 8), (4.0, 4.0, 4.0)))
+    (item,) = study.items()
+    np.testing.assert_allclose(decode_volume(item)[1:-1, 1:-1, 1:-1], fine.mean(), atol=100)
