@@ -109,11 +109,6 @@ _KEPT_OF_FRAMES: Final = (
     "IrradiationEventIdentificationSequence",
 )  # fmt: skip
 """Functional groups that are true of a result: where, when and of what a frame is."""
-_OF_STUDY: Final = frozenset({
-    "SpecificCharacterSet", "TimezoneOffsetFromUTC", "StudyInstanceUID", "StudyID", "StudyDate", "StudyTime",
-    "StudyDescription", "AccessionNumber", "IssuerOfAccessionNumberSequence", "ReferringPhysicianName",
-})  # fmt: skip
-"""What a report says of its study."""
 _EQUIPMENT: Final = (
     "Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
 )  # fmt: skip
