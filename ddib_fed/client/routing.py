@@ -47,6 +47,7 @@ from ddib_fed.errors import (
     FilesLeftOut,
     ImageUnreadable,
     InputError,
+    InternalError,
     JobFailed,
     LatentNotGaussian,
     MessageInvalid,
@@ -96,6 +97,8 @@ _WORDS: Final = (
     "mosaic of slices", "screen or protocol", "phase, real or imaginary picture", "colour map", "its header says",
 )  # fmt: skip
 """Words of ours that the log repeats from a text which may also hold values of headers."""
+_WITHOUT_VALUES: Final = re.compile("warning: --|ignored |was computed at |[0-9,]+ values outside ")
+"""Lines of ours that have counts and sizes alone."""
 _REASON: Final = re.compile(r"[\[(]([A-Z_]{4,})[\])]")
 _SELECTED: Final = {name: name.title().replace("_", "") for name in DicomRoute.model_fields if name != "to"}
 """Attributes by which a `[[dicom.route]]` selects series."""
@@ -211,7 +214,7 @@ class _Progress(RunProgress):
             self._reason = event.reason
 
     def say(self, line: str) -> None:
-        if told := line if line.startswith("warning: --") else _words(line):  # of an option and a model
+        if told := line if _WITHOUT_VALUES.match(line) else _words(line):
             log.warning("series %s: %s", self._key, told)
 
     def study(self, number: int, origin: Origin, study: Study | None) -> None:
@@ -227,7 +230,7 @@ class _Progress(RunProgress):
 
     def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
         del number, study
-        for line in written.said:
+        for line in filter(_WITHOUT_VALUES.match, written.said):
             log.info("series %s: %s", self._key, line)
 
 
@@ -430,15 +433,13 @@ class Router:
             with progress.opened(own.profile) as client:
                 sides = client.domains(own_alone=True).sample_shape[1:]
             shrink = max(map(operator.truediv, progress.size, sides), default=1.0)
-            self._check_size(series, shrink, sides)
+            self._check_size(shrink, sides)
         run.translate()
         run.conclude()
         files = sorted(path for written in run.written for path in written.files if path.suffix == ".dcm")
         for written in run.written:
             if not progress.size:
-                self._check_size(
-                    series, written.report.get("shrink", 1.0), written.report.get("computed_at", ())
-                )
+                self._check_size(written.report.get("shrink", 1.0), written.report.get("computed_at", ()))
             if (record := written.provenance).doubtful:
                 log.warning("series %s: doubtful: %s", series.key, ", ".join(record.doubts or ()))
         if not series.tries:
@@ -457,14 +458,12 @@ class Router:
                 return header_to(route.to, self.options.header)
         raise InputError("no [[dicom.route]] takes it")
 
-    def _check_size(self, series: Routed, shrink: float, sides: Sequence[int]) -> None:
-        """Log that pictures pass through a smaller model; raise InputError if it is too small for them."""
-        if shrink > 1:
-            size, most = " x ".join(map(str, sides)), self.settings.most_shrink
-            log.warning("series %s: its pictures are computed at %s", series.key, size)
-            if shrink > most:
-                facts = {"computed_at": size, "shrink": f"{shrink:.3g}", "most_shrink": f"{most:g}"}
-                raise InputError("it is larger than [dicom] most_shrink allows", facts=facts)
+    def _check_size(self, shrink: float, sides: Sequence[int]) -> None:
+        """Raise InputError if the model is too small for the series."""
+        size, most = " x ".join(map(str, sides)), self.settings.most_shrink
+        if shrink > most:
+            facts = {"computed_at": size, "shrink": f"{shrink:.3g}", "most_shrink": f"{most:g}"}
+            raise InputError("it is larger than [dicom] most_shrink allows", facts=facts)
 
     def _report(self, series: Routed) -> Path:
         """Write the report that takes the place of a result."""
@@ -478,7 +477,8 @@ class Router:
     def _failed(self, series: Routed, error: Exception) -> None:
         """Give a series up after errors of its own; try it again after others, until it expires."""
         causes = {type(error), *_quoted(error)}
-        bounded = isinstance(error, JobFailed) or not isinstance(error, DdibError | OSError)
+        ours = isinstance(error, InternalError) and not error.incident  # a node's may pass
+        bounded = ours or isinstance(error, JobFailed) or not isinstance(error, DdibError | OSError)
         again = bounded and max(series.tries + 1, series.state.starts) <= MOST_STARTS
         again |= any(issubclass(each, (*_OF_THE_SETUP, UsageError)) for each in causes)
         again |= not bounded and not isinstance(error, _OF_THE_SERIES)
