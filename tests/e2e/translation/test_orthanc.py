@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pydicom
 import pytest
 
 from benchmarks.pacs.kills import measured as killed
 from benchmarks.pacs.site import Site, brain_series, storescu, until
 from benchmarks.pacs.study import measured
+from ddib_fed.data.shipped import shipped_bytes
+from tests.formats.dicom.files import write_series
 
 pytestmark = [
     pytest.mark.e2e,
@@ -56,6 +61,61 @@ def test_the_route_of_the_page_sends_series_of_a_scanner_alone(tmp_path: Path) -
         assert "is synthetic itself" not in site.receiver.text()
     finally:
         site.stop()
+
+
+def test_series_that_are_more_than_they_seem_come_back_as_what_they_are(tmp_path: Path) -> None:
+    """By a real PACS: MR that is displayed inverted, two echoes with a localizer, slices of twice and of ten times the
+    model's size. Values stay, echoes part, sizes are said, and what is too large is left with its reason.
+    """
+    site, study = Site.create(tmp_path, dicom='report = "sr"'), pydicom.uid.generate_uid()
+    (planes,) = shipped_bytes("brain-t1", ["test"])
+    flat = planes[:2, 0].astype(np.uint16) * 4
+    looks: dict[int, list[dict[str, Any]]] = {
+        1: [{"slope": 2.0}],
+        2: [{"slope": 2.0, "PhotometricInterpretation": "MONOCHROME1"}],
+        3: [{"EchoTime": 10, "EchoNumbers": 1}, {"EchoTime": 90, "EchoNumbers": 2},
+            {"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}],
+        4: [{}],
+        5: [{}],
+    }  # fmt: skip
+    larger = {4: 2, 5: 10}
+    for number, parts in looks.items():
+        uid = pydicom.uid.generate_uid()
+        for at, changes in enumerate(parts):
+            pixels = flat.repeat(larger.get(number, 1), 1).repeat(larger.get(number, 1), 2)
+            about = {"StudyInstanceUID": study, "SeriesInstanceUID": uid, "SeriesNumber": number}
+            write_series(tmp_path / "in" / f"{number}-{at}", pixels, **about, **changes)
+    try:
+        site.start()
+        assert storescu(site.pacs.port, "PACS", tmp_path / "in").returncode == 0
+        site.pacs.post("modalities/ddib/store", {"Resources": site.pacs.get("studies"), "Permissive": True})
+        until(lambda: site.receiver.text().count("handed on") == 5, 120, "four series and a report")
+        files = [
+            pydicom.dcmread(BytesIO(each)) for part in site.pacs.derived() for each in site.pacs.files(part)
+        ]
+    finally:
+        site.stop()
+        print(site.receiver.text())
+    assert {each.StudyInstanceUID for each in files} == {study}
+    (report,) = (each for each in files if each.Modality == "SR")
+    assert "most_shrink 2" in " ".join(each.get("TextValue", "") for each in report.ContentSequence)
+    made = {
+        number: sorted((each for each in files if each.get("SeriesNumber") == 1000 + number), key=place_of)
+        for number in looks
+    }
+    assert [len(made[number]) for number in looks] == [2, 2, 4, 2, 0]
+    for one, other in zip(made[1], made[2], strict=True):
+        np.testing.assert_array_equal(one.pixel_array, other.pixel_array)
+    assert len({each.SeriesInstanceUID for each in made[3]}) == 2
+    assert {int(each.EchoTime) for each in made[3]} == {10, 90}
+    said = "was computed at 48 x 48 pixels, not at its own 96 x 96"
+    assert all(said in each.DerivationDescription and each.SpatialResolution == 3 for each in made[4])
+    assert "2 DICOM localizer" in site.receiver.text()
+    assert said in site.receiver.text()
+
+
+def place_of(dataset: pydicom.Dataset) -> tuple[str, float]:
+    return str(dataset.SeriesInstanceUID), float(dataset.ImagePositionPatient[2])
 
 
 def test_each_series_comes_once_whatever_is_killed(tmp_path: Path) -> None:
