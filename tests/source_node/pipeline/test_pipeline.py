@@ -7,15 +7,18 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
 
 from ddib_fed.data.points import parse_npy, to_npy
+from ddib_fed.engine.stack import End
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.security import pki
+from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.spool import Spool, SpoolPart
 from tests import audit_rows
 from tests.node.institutions import Institution
@@ -139,6 +142,40 @@ def test_an_item_that_this_node_cannot_encode_fails_alone(source, target) -> Non
     assert source.states(job) == ["DECODED", "FAILED", "DECODED"]
     assert job.items[1].error.reason == "LATENT_NOT_GAUSSIAN"
     assert sorted(target.seen[0]) == [0, 2]
+
+
+class Hasty:
+    """An executor that says of every latent that it took ten evaluations."""
+
+    def __init__(self, executor) -> None:
+        self._executor = executor
+
+    def __getattr__(self, name: str):
+        return getattr(self._executor, name)
+
+    def submit(self, trajectory, **how):
+        made: Future[End] = Future()
+        real = self._executor.submit(trajectory, **how)
+        real.add_done_callback(lambda done: made.set_result(done.result()._replace(evaluations=10)))
+        return made
+
+
+@pytest.mark.parametrize(("own", "of_target"), [(12, 8), (8, 12)])
+def test_the_stricter_of_two_floors_holds_for_latents_as_they_were_made(
+    open_source, target, own: int, of_target: int
+) -> None:
+    """Sixteen were asked for and ten were made: no latent leaves, whichever node wants twelve."""
+    source = open_source(least_evaluations=own)
+    target.limits.min_evaluations = of_target
+    engine = source.node.running_engine
+    honest, engine.executor = engine.executor, Hasty(engine.executor)
+    try:
+        job = source.start().ended(source.submit(solver=SolverSettings(evaluations=16)))
+    finally:
+        engine.executor = honest
+        target.limits.min_evaluations = 0
+    assert (source.states(job), target.seen) == (["FAILED"], [])
+    assert job.items[0].error.facts["least"] == "12"
 
 
 LARGE = [npy(100_000)] * 3
