@@ -340,7 +340,8 @@ class Translation(_Section):
         """For each doubt what was seen, and what repairs it."""
         repair = "A calibration repairs many such pictures: ddib calibrate (docs/calibration.md)."
         if self.calibration_sha256:
-            repair = "A share below 1 repairs many such pictures: --share, or ddib calibrate dial."
+            share = "share below 1" if self.solver.share == 1 else "smaller share"
+            repair = f"A {share} repairs many such pictures: --share, or ddib calibrate dial."
         said = {
             "cycle_psnr": f"Translated back, it differs visibly from the original, at below {DOUBTFUL_BELOW:g} dB.",
             "edge_correlation": "Edges agree with the original no better than in an unrelated picture: parts may be "
