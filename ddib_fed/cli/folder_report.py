@@ -150,31 +150,31 @@ def write_pages(run: FolderRun) -> Path | None:
 
 
 def _write(run: FolderRun, pictures: list[Delivered], whole: Sequence[WrittenStudy], page: Path) -> None:
-    from ddib_fed.evaluation.pages import ShownFile, ShownFiles, write_results
+    from ddib_fed.evaluation.pages import write_results
+    from ddib_fed.evaluation.translations import FoundPicture
 
-    sources = {item.file: item.path for item in run.items}
+    sources = {item.file: {Part.SOURCE: item.path} for item in run.items}
     given = Counter(each.file for each in pictures)
     files = [
-        ShownFile(
+        FoundPicture(
             each.file if given[each.file] == 1 else each.files[Part.TRANSLATION].name,
-            each.provenance,
             each.files[Part.TRANSLATION],
-            each.files.get(Part.SOURCE, sources.get(each.file)),
-            each.files.get(Part.RETURNED),
+            each.provenance,
+            {**sources.get(each.file, {}), **each.files},
         )
         for each in pictures
     ]
     for study in whole:
-        back = study.provenance.files.get(Part.RETURNED)
-        returned = study.record.parent / back.file if back else None
-        files.append(ShownFile(study.given.name, study.provenance, study.shown, study.given, returned))
+        beside = {Part.SOURCE: study.given}
+        if back := study.provenance.files.get(Part.RETURNED):
+            beside[Part.RETURNED] = study.record.parent / back.file
+        files.append(FoundPicture(study.given.name, study.shown, study.provenance, beside))
     missing = [(str(each.path), each.why) for each in (*run.left_out, *run.failed)]
     missing += [(str(path), "was not submitted") for path in run.not_submitted]
     first = files[0].record
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
-    results = ShownFiles(target, run.total, files, tuple(missing))
     with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
-        write_results(page, results, on_drawn=show)
+        write_results(page, target, run.total, files, missing, on_drawn=show)
 
 
 def _place(run: FolderRun) -> Path:
