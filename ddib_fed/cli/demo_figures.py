@@ -21,6 +21,7 @@ from ddib_fed.data.shipped import shipped_bytes, shipped_domain
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import InternalError
 from ddib_fed.evaluation import metrics, sheets
+from ddib_fed.evaluation.judgement import judge
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
 from ddib_fed.evaluation.translations import read_translations
@@ -85,9 +86,9 @@ def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     record = Translation.read(folder / f"{sent.stem}.json")
     if record is None:
         raise InternalError(f"{folder / sent.stem}.json is no record of a translation")
-    cycle, count = metrics.cycle_error(source, returned), min(len(target), metrics.SLICED_POINTS)
-    floor = metrics.domain_sliced_w2_floor(record.target_domain, count)
-    distance = metrics.sliced_w2(target, metrics.reference_points(record.target_domain, count))
+    cycle = metrics.cycle_error(source, returned)
+    apart = metrics.distances_to_domain(target, record.target_domain)
+    distance, floor = apart["sliced_w2"], apart["sliced_w2_floor"]
     figures = {
         "count": len(source),
         "steps": record.solver.evaluations,
@@ -156,9 +157,11 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
     back = metrics.to_psnr(metrics.mse(returned, chosen.source))
     kept = np.array([record.picture and record.picture.autoencoder_psnr for record in records], float)
     lost = metrics.spread(kept - back)
-    ways = {"source": metrics.to_channels(chosen.source, truth.shape[1]), "map": mapped, "bridge": translated}
-    same = {name: metrics.compare(each, truth) for name, each in ways.items()}
-    sharp = float(metrics.sharpness(truth).mean())
+    ways = judge(translated, source=chosen.source, truth=truth, mapping=calibration.alone)["ways"]
+    keys = ("mse", "psnr", "ssim", "sharpness")
+    source, alone, bridge = (
+        {key: ways[name][key]["value"] for key in keys} for name in ("source", "map", "translated")
+    )
     white = metrics.whiteness(torch.from_numpy(latent))
     correlation, noise = white.latent.correlation, white.noise.correlation
     doubtful, first = [bool(record.doubtful) for record in records], records[0]
@@ -168,21 +171,12 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
         "soften_sigma": first.soften_sigma,
         "cycle_psnr": metrics.spread(back),
         "below_autoencoder": lost,
-        "ways": {
-            name: {
-                "mse": float(one.mse.mean()),
-                "psnr": float(one.psnr.mean()),
-                "ssim": float(one.ssim.mean()),
-                "sharpness": float(metrics.sharpness(ways[name]).mean()) / sharp,
-            }
-            for name, one in same.items()
-        },
+        "ways": {"source": source, "map": alone, "bridge": bridge},
         "latent": {"patch_correlation": correlation, "patch_correlation_noise": noise},
         "doubtful": sum(doubtful),
         "wire_bytes": sum(record.wire_bytes for record in records),
         "calibration": {"sha256": calibration.sha256.hex(), "dial": calibration.dial.model_dump()},
     }
-    bridge, alone = figures["ways"]["bridge"], figures["ways"]["map"]
     bounds = (
         Bound("pictures.below_autoencoder.median", lost["median"], LOST_MEDIAN),
         Bound("pictures.below_autoencoder.max", lost["max"], LOST_MOST),
