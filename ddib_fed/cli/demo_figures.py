@@ -23,7 +23,7 @@ from ddib_fed.errors import InternalError
 from ddib_fed.evaluation import metrics, sheets
 from ddib_fed.evaluation.judgement import judge
 from ddib_fed.evaluation.metrics import Pictures
-from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
+from ddib_fed.evaluation.sheets import save_sheet, to_pixels
 from ddib_fed.evaluation.translations import read_translations
 from ddib_fed.record import Translation
 from ddib_fed.terminal import number, print_table, say, size
@@ -184,12 +184,12 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
         Bound("pictures.ssim", bridge["ssim"], alone["ssim"] - SSIM_MARGIN, "at least"),
         Bound("pictures.latent.patch_correlation", correlation, MIXED_RATIO * noise),
     )
-    stages = (
-        Stage(f"source: {first.source_domain}", chosen.source),
-        Stage("the map alone", mapped),
-        Stage(f"{first.target_domain}, by the bridge", translated),
-        Stage("ground truth", truth),
-    )
+    stages = {
+        f"source: {first.source_domain}": chosen.source,
+        "the map alone": mapped,
+        f"{first.target_domain}, by the bridge": translated,
+        "ground truth": truth,
+    }
     domains = (shipped_domain(name) for name in (first.source_domain, first.target_domain))
     # A note common to both domains is written once.
     notes = dict.fromkeys(note for domain in domains for note in domain.note.split("; "))

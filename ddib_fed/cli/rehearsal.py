@@ -30,7 +30,7 @@ from ddib_fed.errors import AlreadyExists, DdibError, UsageError
 from ddib_fed.evaluation.judgement import Figures
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
-from ddib_fed.evaluation.sheets import Stage, contact_sheet
+from ddib_fed.evaluation.sheets import contact_sheet
 from ddib_fed.evaluation.translations import DOMAIN_PICTURES, Translations, evaluate_folder
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.names import names_apart
@@ -206,7 +206,7 @@ def _sheet(report: Figures, found: Translations) -> bytes:
         "returned": found.back,
     }
     return contact_sheet(
-        [Stage(kind, stack[rows]) for kind, stack in stacks.items() if stack is not None],
+        {kind: stack[rows] for kind, stack in stacks.items() if stack is not None},
         names=[Path(found.names[row]).name for row in rows],
         doubtful=[bool(report["pictures"][row].get("doubtful")) for row in rows],
     )

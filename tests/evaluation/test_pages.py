@@ -30,7 +30,7 @@ from ddib_fed.evaluation.pages import (
     write_report_page,
     write_results,
 )
-from ddib_fed.evaluation.sheets import DOUBT, Stage, clouds, contact_sheet, to_pixels
+from ddib_fed.evaluation.sheets import DOUBT, clouds, contact_sheet, to_pixels
 from ddib_fed.evaluation.translations import FoundPicture, evaluate_folder, find_pictures, read_translations
 from ddib_fed.models.manifest import Training
 from ddib_fed.pages import TEMPLATES
@@ -338,7 +338,7 @@ def places(sheet, colour):
 
 def test_a_picture_is_shown_pixel_by_pixel():
     x = pictures(1, channels=3, size=120)
-    sheet = opened(contact_sheet([Stage("", x)]))
+    sheet = opened(contact_sheet({"": x}))
     pixels = to_pixels(x)[0]
     row, column = np.argwhere((sheet == pixels[0, 0]).all(axis=2))[0]
     assert (sheet[row : row + 120, column : column + 120] == pixels).all()
@@ -349,7 +349,7 @@ def test_stages_stand_beneath_one_another_and_pictures_beside():
     red, green = (
         np.stack([flat(10, 1)[:, 0] * s for s in signs], axis=1) for signs in ((1, -1, -1), (-1, 1, -1))
     )
-    sheet = opened(contact_sheet([Stage("source", red), Stage("target", green)], across=4))
+    sheet = opened(contact_sheet({"source": red, "target": green}, across=4))
     count, top, _, left, right = places(sheet, (255, 0, 0))
     assert count == 10 * 96 * 96
     assert places(sheet, (0, 255, 0))[1] == top + 100
@@ -359,10 +359,8 @@ def test_stages_stand_beneath_one_another_and_pictures_beside():
 
 
 def test_a_doubtful_picture_is_framed():
-    plain = opened(contact_sheet([Stage("a", flat(3, 0))], names=["x", "y", "z"], doubtful=[False] * 3))
-    marked = opened(
-        contact_sheet([Stage("a", flat(3, 0))], names=["x", "y", "z"], doubtful=[False, True, False])
-    )
+    plain = opened(contact_sheet({"a": flat(3, 0)}, names=["x", "y", "z"], doubtful=[False] * 3))
+    marked = opened(contact_sheet({"a": flat(3, 0)}, names=["x", "y", "z"], doubtful=[False, True, False]))
     assert not (plain == np.array(DOUBT)).all(axis=2).any()
     _, _, _, left, right = places(marked, DOUBT)
     assert 96 < right - left < 104
