@@ -26,7 +26,6 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
-from ddib_fed.names import is_domain, is_institution
 from ddib_fed.terminal import console, emit, lines, listed, outcome, print_table, say, size
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     )
     from ddib_fed.client.client import Client
     from ddib_fed.client.dial import Measured
-    from ddib_fed.client.in_process import InProcess
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.protocol.contract import CalibrationKind
@@ -254,8 +252,11 @@ def _dialled(
 ) -> tuple[list[Measured], Calibration]:
     """A calibration in a file with the setting that is proposed, and what was measured."""
     from ddib_fed.calibration.record import write_calibration
+    from ddib_fed.client.in_process import InProcess, ProcessOptions
+    from ddib_fed.engine.local_party import open_party
 
-    client = in_process(*models, found)
+    source, target = (open_party(each, threads=usual_threads()) for each in models)
+    client = InProcess(source, target, ProcessOptions(calibration=found))
     try:
         rows, dial = measured(found, models[0], own, anchors, client, client.target)
     except Cancelled:
@@ -268,14 +269,6 @@ def _dialled(
     out.unlink()
     write_calibration(found, out)
     return rows, found
-
-
-def in_process(source: Bundle, target: Bundle, calibration: Calibration) -> InProcess:
-    from ddib_fed.client.in_process import InProcess, ProcessOptions
-    from ddib_fed.engine.local_party import open_party
-
-    parties = [open_party(each, threads=usual_threads()) for each in (source, target)]
-    return InProcess(parties[0], parties[1], ProcessOptions(calibration=calibration))
 
 
 def measured(
@@ -347,16 +340,12 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     from ddib_fed.calibration.record import read_calibration
+    from ddib_fed.client.client import split_target
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import make_calibration, of_latents, side
 
-    institution, _, domain = peer_name.partition("/")
-    if not is_institution(institution) or not is_domain(domain):
-        raise UsageError(
-            f"{peer_name!a} is not INSTITUTION/DOMAIN",
-            hint="e.g. --peer south.example/relief; ddib peer list",
-        )
+    institution, domain = split_target(peer_name)
     config = open_config(config_path)
     calibrations.require_role(config, "source", "ddib calibrate --peer")
     if existing is None and asked.kind not in config.policy.calibration:
