@@ -7,7 +7,7 @@ places that neither model was trained on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -124,40 +124,32 @@ def tell_what_crossed(records: Sequence[Translation], latent_bytes: int) -> None
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ChosenPictures:
-    """Test pictures of a pair; row i of each shows the same place."""
-
-    rows: tuple[int, ...]
-    source: Pictures = field(repr=False)
-    truth: Pictures = field(repr=False)
-
-    @classmethod
-    def evenly(cls, source: str, target: str, count: int) -> ChosenPictures:
-        (given,), (truth,) = (shipped_bytes(name, ["test"]) for name in (source, target))
-        rows = np.linspace(0, len(given) - 1, count).round().astype(int)
-        return cls(tuple(rows.tolist()), expand(given[rows]), expand(truth[rows]))
-
-    def write(self, folder: Path) -> None:
-        """The sources as PNGs, named by their rows."""
-        folder.mkdir(parents=True)
-        for row, pixels in zip(self.rows, to_pixels(self.source), strict=True):
-            (folder / f"{row:03}.png").write_bytes(encode_png(pixels))
+def draw_pictures(folder: Path, source: str, target: str, count: int) -> tuple[Pictures, Pictures]:
+    """Write test pictures of a domain as PNGs; return them, and those of the target that show the same places."""
+    (given,), (truth,) = (shipped_bytes(name, ["test"]) for name in (source, target))
+    rows = np.linspace(0, len(given) - 1, count).round().astype(int)
+    pictures = expand(given[rows])
+    folder.mkdir(parents=True)
+    for row, pixels in zip(rows, to_pixels(pictures), strict=True):
+        (folder / f"{row:03}.png").write_bytes(encode_png(pixels))
+    return pictures, expand(truth[rows])
 
 
-def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibration, sheet: Path) -> DemoPart:
+def measure_pictures(
+    sent: Pictures, truth: Pictures, folder: Path, calibration: Calibration, sheet: Path
+) -> DemoPart:
     """Compare what the client wrote to `folder` with what it sent, with the truth, and with the map alone."""
-    found, truth = read_translations(folder), chosen.truth
+    found = read_translations(folder)
     records, translated, returned = found.records, found.translated, found.back
     assert returned is not None  # a cycle was asked for
     latents = [np.load(folder / f"{name}.latent.npy") for name in found.names]
     latent = np.concatenate(latents).astype(np.float32)
     assert calibration.alone is not None  # it maps pictures
-    mapped = calibration.alone(chosen.source)
-    back = metrics.to_psnr(metrics.mse(returned, chosen.source))
+    mapped = calibration.alone(sent)
+    back = metrics.to_psnr(metrics.mse(returned, sent))
     kept = np.array([record.picture and record.picture.autoencoder_psnr for record in records], float)
     lost = metrics.spread(kept - back)
-    ways = judge(translated, source=chosen.source, truth=truth, mapping=calibration.alone)["ways"]
+    ways = judge(translated, source=sent, truth=truth, mapping=calibration.alone)["ways"]
     keys = ("mse", "psnr", "ssim", "sharpness")
     source, alone, bridge = (
         {key: ways[name][key]["value"] for key in keys} for name in ("source", "map", "translated")
@@ -185,7 +177,7 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
         Bound("pictures.latent.patch_correlation", correlation, MIXED_RATIO * noise),
     )
     stages = {
-        f"source: {first.source_domain}": chosen.source,
+        f"source: {first.source_domain}": sent,
         "the map alone": mapped,
         f"{first.target_domain}, by the bridge": translated,
         "ground truth": truth,
@@ -201,7 +193,7 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
         f"A {calibration.kind} of {calibration.map.matrix.size} numbers, which ships; {calibration.dial}. {said}. "
         f"Red frame: doubtful. {'; '.join(notes)}"
     )
-    save_sheet(sheet, stages, names=[str(row) for row in chosen.rows], doubtful=doubtful, caption=caption)
+    save_sheet(sheet, stages, names=found.names, doubtful=doubtful, caption=caption)
     tell_what_crossed(records, latent.nbytes)
     say(
         f"{said}.",
