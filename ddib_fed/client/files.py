@@ -210,6 +210,13 @@ class FileItem:
                 yield self.file_name(part, suffix), bool(self.source) and part is Part.SOURCE
 
 
+def items_below(root: Path, paths: Sequence[Path]) -> list[FileItem]:
+    """Items of files that are called by their paths below a folder."""
+    files = [path.relative_to(root).as_posix() for path in paths]
+    named = zip(names_apart(files), files, paths, strict=True)
+    return [FileItem(name, file, path=path) for name, file, path in named]
+
+
 def find_items(
     given: Sequence[Path], out: Path | None = None, *, taken: Iterable[str] = (), without: Iterable[Path] = ()
 ) -> tuple[list[FileItem], list[str]]:
