@@ -52,8 +52,7 @@ class ConsoleProgress(RunProgress):
     def __enter__(self) -> Self:
         self._waits = self._total = 0
         self._said = self._clock()
-        self._job_id = self._counts = self._reason = ""
-        self._names: Sequence[str] = ()
+        self._counts = self._reason = ""
         self._progress = drawing("{task.description:<32}", transient=True, disable=not self._draws)
         self._progress.start()
         self._items = self._progress.add_task("items", total=None)
@@ -82,9 +81,6 @@ class ConsoleProgress(RunProgress):
         self._total = total
         self._progress.update(self._items, total=total, completed=done)
 
-    def begin(self, job_id: str, names: Sequence[str]) -> None:
-        self._job_id, self._names = job_id, names
-
     def written(self, item: FileItem, result: Delivered) -> None:
         del item, result
         self._progress.update(self._items, completed=self.done)
@@ -100,15 +96,14 @@ class ConsoleProgress(RunProgress):
     def event(self, event: pb.WatchJobResponse) -> None:
         self._waits = 0
         if event.stage == "wait" and event.reason != self._reason:
-            self.say(f"job {self._job_id} waits at the node: {error_class(event.reason).sentence}")
+            self.say(f"job {self.job_id} waits at the node: {error_class(event.reason).sentence}")
             self._reason = event.reason
         if self._says:
             self._say_event(event)
         if not self._total:
             self._progress.update(self._items, completed=event.items_done, total=event.items or None)
         if event.stage:
-            name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
-            what = f"{name}: {STAGES.get(event.stage, event.stage)}"[:60]
+            what = f"{self.name_of(event.item)}: {STAGES.get(event.stage, event.stage)}"[:60]
             steps = event.steps or None
             self._progress.update(self._steps, description=what, completed=event.step, total=steps)
 
@@ -120,7 +115,7 @@ class ConsoleProgress(RunProgress):
         counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
         if self._total:
             counts += f"; {self.done:,} of {self._total:,} files written"
-        line = f"job {self._job_id}: {state_of(event).lower()}, {counts}"
+        line = f"job {self.job_id}: {state_of(event).lower()}, {counts}"
         if line != self._counts:
             self._counts = line
             say(line, err=True)

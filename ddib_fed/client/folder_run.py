@@ -110,6 +110,8 @@ class RunProgress:
     """Results that are on the disk."""
     stopped = False
     """Whether no further job is to be submitted."""
+    job_id = ""
+    names: Sequence[str] = ()
 
     def __init__(self, client: Client | None = None) -> None:
         self.client = client
@@ -143,6 +145,10 @@ class RunProgress:
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
         """From now on events are of this job, whose items have these names."""
+        self.job_id, self.names = job_id, names
+
+    def name_of(self, item: int) -> str:
+        return self.names[item] if item < len(self.names) else f"item {item}"
 
     def event(self, event: pb.WatchJobResponse) -> None:
         """Something happened in the job."""
