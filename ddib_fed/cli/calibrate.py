@@ -509,31 +509,23 @@ def dial(
     Own pictures are translated there and back by jobs of this node, at each share that its policy allows. The setting
     that is proposed becomes part of the calibration, which both operators sign again: jobs that name no share use it.
     """
-    from ddib_fed.calibration.record import misfit
     from ddib_fed.client.client import open_client, split_target
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
 
     config, store = _open(config_path)
     calibrations.require_role(config, "source", "ddib calibrate dial")
-    now = datetime.now(UTC)
-    active = [
-        each
-        for each in store.between(calibrations.own_place(config), split_target(target))
-        if each.state(now) == "active"
-    ]
-    if not active:
+    bundle, now = load_hosted(config), datetime.now(UTC)
+    places = calibrations.own_place(config), split_target(target)
+    stored = store.chosen(*places, bundle.manifest, now)
+    if stored is None or stored.state(now) != "active":
         raise InputError(
             f"no calibration for {target} is agreed on here",
             hint=f"ddib calibrate --peer {shlex.quote(target)}",
         )
-    bundle = load_hosted(config)
     if anchors is not None:
         options.refuse_idle(("pictures",), "is not for --anchors", hint="leave it out")
-    # As jobs choose it.
-    fitting = [each for each in active if not misfit(each.calibration, bundle.manifest)]
-    found = (*fitting, *active)[0].calibration
-    which = pictures or config.train.pictures(config.folder)
+    found, which = stored.calibration, pictures or config.train.pictures(config.folder)
     with open_client(profile_path) as client:
         rows, proposed = measured(
             found, bundle, which, anchors, client, target, limit=limit, least_share=config.policy.least_share
