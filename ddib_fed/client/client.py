@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from ddib_fed.protocol.streams import Announced
 
 CALL_S = 30.0
-"""For a call with one answer."""
 WATCH_CALL_S = 300.0
 FETCH_CALL_S = 3600.0
 FETCH_EVERY_S = 0.5

@@ -252,8 +252,6 @@ def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
 
 
 NOISE_SEED = 410_23530
-WHITE_RATIO = 1.3
-"""Patch correlation, in multiples of true noise's, up to which latents count as white."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,6 @@ SIDE, SIDE_OF_MANY = 384, 192
 SHOWN = 96
 RED = (220, 20, 60)
 MOST_ROWS = 200
-"""Of the page of an evaluation."""
 COLUMNS: Final[Mapping[str, str]] = {
     "cycle_psnr": "round trip dB",
     "psnr": "PSNR dB",

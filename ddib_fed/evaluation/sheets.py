@@ -33,7 +33,6 @@ CELL = 96
 MOST_SCALE = 4
 GAP, MARGIN, LINE = 4, 12, 18
 LEAST_WIDTH = 480
-"""Of a sheet with a caption."""
 FONT = 13
 INK, FAINT, DOUBT, PAPER = (60, 60, 70), (130, 130, 140), (200, 30, 60), (255, 255, 255)
 
