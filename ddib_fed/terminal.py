@@ -135,8 +135,8 @@ def moment(unix_s: float) -> str | None:
         return None
 
 
-def number(value: float) -> str:
-    return f"{value:.3g}"
+def number(value: Any, form: str = ".3g") -> str:
+    return "" if value is None else format(value, form)
 
 
 def size(count: float) -> str:

@@ -26,7 +26,7 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
-from ddib_fed.terminal import console, emit, lines, listed, outcome, print_table, say, size
+from ddib_fed.terminal import console, emit, lines, listed, number, outcome, print_table, say, size
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import (
@@ -314,15 +314,13 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
                ">round trip dB", ">read dB", ">leak dB"]  # fmt: skip
     columns += [">PSNR dB", ">SSIM", ">partner"] * of_truth
 
-    def shown(value: float | None, form: str = ".2f") -> str:
-        return "" if value is None else f"{value:{form}}"
-
     table = [
         [
-            f"{row.dial.share:g}", f"{row.dial.temperature:g}", f"{row.dial.blend:g}", shown(row.map_ssim, ".3f"),
-            shown(row.edges), shown(row.sharpness / (rows[0].sharpness or 1.0)), shown(row.whiteness),
-            *(shown(each, ".1f") for each in (row.round_trip, row.read, row.surrogate)),
-            *([shown(row.psnr, ".1f"), shown(row.ssim, ".3f"), shown(row.partner)] * of_truth),
+            *(number(each, "g") for each in (row.dial.share, row.dial.temperature, row.dial.blend)),
+            number(row.map_ssim, ".3f"), number(row.edges, ".2f"),
+            number(row.sharpness / (rows[0].sharpness or 1.0), ".2f"), number(row.whiteness, ".2f"),
+            *(number(each, ".1f") for each in (row.round_trip, row.read, row.surrogate)),
+            *([number(row.psnr, ".1f"), number(row.ssim, ".3f"), number(row.partner, ".2f")] * of_truth),
         ]
         for row in rows
     ]  # fmt: skip

@@ -20,7 +20,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered, not_written
 from ddib_fed.errors import DdibError, ExhaustedError, error_class
 from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, tiles_in
-from ddib_fed.terminal import bar, drawing, emit, print_table, say
+from ddib_fed.terminal import bar, drawing, emit, number, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -176,8 +176,8 @@ def _place(run: FolderRun) -> Path:
     """Where the page goes: in place of an earlier one of ours, and of nothing else."""
     from ddib_fed.pages import GENERATOR
 
-    for number in itertools.count():
-        page = run.options.out / (PAGE.replace(".", f"-{number}.") if number else PAGE)
+    for earlier in itertools.count():
+        page = run.options.out / (PAGE.replace(".", f"-{earlier}.") if earlier else PAGE)
         if not page.exists():
             break
         with page.open("rb") as file:
@@ -324,20 +324,16 @@ def _print_results(delivered: Sequence[Delivered]) -> None:
             {
                 "file": item.file,
                 ">pixels": f"{picture.size}{fitted}" if picture else "",
-                ">edges": _figure(picture and picture.edge_correlation),
-                ">cycle dB": _figure(picture and picture.cycle_psnr, ".1f"),
-                ">autoencoder dB": _figure(picture and picture.autoencoder_psnr, ".1f"),
+                ">edges": number(picture and picture.edge_correlation),
+                ">cycle dB": number(picture and picture.cycle_psnr, ".1f"),
+                ">autoencoder dB": number(picture and picture.autoencoder_psnr, ".1f"),
                 "": "doubtful" if record.doubtful else "",
                 ">samples": f"{record.samples:,}" if picture is None else "",
-                ">cycle median": _figure(cycle and cycle.median),
-                ">cycle p99": _figure(cycle and cycle.p99),
-                ">cycle max": _figure(cycle and cycle.max),
+                ">cycle median": number(cycle and cycle.median),
+                ">cycle p99": number(cycle and cycle.p99),
+                ">cycle max": number(cycle and cycle.max),
                 ">seconds": f"{sum(record.seconds.values()):.1f}",
             }
         )
     kept = [name for name in rows[0] if any(row[name] for row in rows)]
     print_table("", kept, [[row[name] for name in kept] for row in rows])
-
-
-def _figure(value: Any, form: str = ".3g") -> str:
-    return "" if value is None else format(value, form)
