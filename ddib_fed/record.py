@@ -204,7 +204,6 @@ class PictureFigures(_Section):
     """What was done with a picture, and what was measured of it; None where it was not measured or is not known."""
 
     depth: int | None = None
-    """Of a volume."""
     height: int = 0
     width: int = 0
     size_rule: str = ""

@@ -7,7 +7,6 @@ line and cannot control the terminal. Results go to stdout, everything else to s
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import io
 import json
 import os
@@ -19,9 +18,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
-from datetime import UTC, date, datetime, timedelta
-from enum import Enum
-from pathlib import Path
+from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from ddib_fed.errors import (
@@ -124,26 +121,10 @@ def print_json(value: object) -> None:
 
 
 def plain(value: object) -> Any:
-    """Dataclasses, pydantic models, enums, bytes (as hex), paths and tuples as JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "model_dump"):  # pydantic is not imported for commands that do not need it
-        return value.model_dump(mode="json")
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, datetime):
-        return moment(value.timestamp())
-    if isinstance(value, date):
-        return value.isoformat()
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value
+    """Dataclasses, pydantic models, enums, bytes (as hex), paths, times and tuples as JSON values."""
+    from pydantic_core import to_jsonable_python  # which commands without a document need not load
+
+    return to_jsonable_python(value, bytes_mode="hex", fallback=dict)
 
 
 def moment(unix_s: float) -> str | None:
@@ -154,8 +135,8 @@ def moment(unix_s: float) -> str | None:
         return None
 
 
-def number(value: float) -> str:
-    return f"{value:.3g}"
+def number(value: Any, form: str = ".3g") -> str:
+    return "" if value is None else format(value, form)
 
 
 def size(count: float) -> str:

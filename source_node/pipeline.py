@@ -579,7 +579,7 @@ class JobPipeline:
             )
         }
         if given.model_size:
-            made[SpoolPart.SOURCE] = lambda: samples.source(given)
+            made[SpoolPart.SOURCE] = lambda: SampleFile(samples.file(given.samples))
         if back is not None:
             made[SpoolPart.RETURNED] = lambda: samples.returned(given, back)
         for part, make in made.items():

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from opentelemetry.trace import Span
 
 from ddib_fed import errors
-from ddib_fed.calibration.record import Calibration, Dial, Place, check_blend, leg_map, misfit
+from ddib_fed.calibration.record import Calibration, Dial, Place, check_blend, leg_map
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.files import require
@@ -91,12 +91,7 @@ def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
 
 def _active(node: NodeContext, target: Place) -> Calibration | None:
     source, now = (node.config.node.institution, node.config.model.domain), datetime.now(UTC)
-    held = node.calibrations.between(source, target)
-    active = [stored for stored in held if stored.state(now) == "active"]
-    ended = [stored for stored in held if stored.state(now) == "expired"]
-    manifest = node.running_engine.model.manifest
-    fitting = [stored for stored in active if not misfit(stored.calibration, manifest)]
-    stored = next(iter((*fitting, *active, *ended)), None)
+    stored = node.calibrations.chosen(source, target, node.running_engine.model.manifest, now)
     if stored is None:
         for damaged in node.calibrations.problems():
             raise errors.CalibrationUnknown(

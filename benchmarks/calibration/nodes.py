@@ -30,9 +30,10 @@ from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
 from benchmarks.pictures.marks import wrong_of
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.cli.demo import Pair, run_command
-from ddib_fed.cli.demo_figures import ChosenPictures
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.evaluation.judgement import Resamples, histogram_match, resample
 from ddib_fed.evaluation.metrics import Pictures
+from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.translations import read_translations
 from ddib_fed.files import write_json
 
@@ -126,7 +127,9 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
     )
     domains = (directed.source_name, directed.target_name)
     pair = Pair(folder, INSTITUTIONS, domains)
-    chosen_of(directed).write(folder / "in")
+    (folder / "in").mkdir(parents=True)
+    for row, pixels in enumerate(to_pixels(directed.test[0])):
+        (folder / "in" / f"{row:03}.png").write_bytes(encode_png(pixels))
     crossed: dict[str, Any] = {}
     try:
         pair.start(settings)
@@ -142,10 +145,6 @@ def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> No
     finally:
         pair.stop()
     write_json(folder / CROSSED, crossed)
-
-
-def chosen_of(directed: Some) -> ChosenPictures:
-    return ChosenPictures(tuple(range(len(directed.test[0]))), *directed.test)
 
 
 def _translate(pair: Pair, run: Run) -> None:

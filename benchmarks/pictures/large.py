@@ -34,7 +34,7 @@ from ddib_fed.engine.party import Leg
 from ddib_fed.errors import LatentNotGaussian
 from ddib_fed.evaluation import features, judgement, metrics
 from ddib_fed.evaluation.metrics import Pictures, compare, psnr
-from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
+from ddib_fed.evaluation.sheets import save_sheet, to_pixels
 from ddib_fed.files import write_json
 from ddib_fed.formats.tiles import TileGrid, blend
 from ddib_fed.models.bundle import CALIBRATION_FILE, load_bundle, shipped_folder
@@ -88,7 +88,7 @@ def main() -> None:
     drawn, sea = judgement.resample(len(x)), water(truth)
     BUILD.mkdir(parents=True, exist_ok=True)
     models, rows = Models(given.models, given.evaluations), []
-    shown = [Stage("satellite", halved(x[:SHOWN]))]
+    shown = {"satellite": halved(x[:SHOWN])}
     for name in WAYS:
         row, pictures = BUILD / f"{name}.json", BUILD / f"{name}.npy"
         if name in (given.ways or WAYS):
@@ -117,9 +117,9 @@ def main() -> None:
             write_json(row, found)
         if row.exists():
             rows.append(json.loads(row.read_text()))
-            shown.append(Stage(name, halved(expand(np.load(pictures)[:SHOWN]))))
+            shown[name] = halved(expand(np.load(pictures)[:SHOWN]))
     write_json(OUT, rows)
-    save_sheet(SHEET, [*shown, Stage("relief (truth)", halved(truth[:SHOWN]))], across=SHOWN)
+    save_sheet(SHEET, {**shown, "relief (truth)": halved(truth[:SHOWN])}, across=SHOWN)
 
 
 def halved(pictures: Pictures) -> Pictures:

@@ -27,7 +27,7 @@ from benchmarks.pictures.large import OUT, SHEET
 from ddib_fed.cli.demo import Institution, Pair
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import shipped_bytes
-from ddib_fed.evaluation.sheets import Stage, as_pictures, save_sheet
+from ddib_fed.evaluation.sheets import as_pictures, save_sheet
 from ddib_fed.evaluation.translations import find_pictures
 from ddib_fed.files import write_json
 
@@ -121,12 +121,12 @@ def measured(case: Case, folder: Path, count: int) -> dict[str, Any]:
 
 def show(case: Case, *files: Path) -> None:
     """The middle slices of NIfTI volumes, each between its 0.5th and 99.5th percentile."""
-    stages = []
+    stages = {}
     for name, file in zip(("unseen", case.models[1]), files, strict=True):
         volume = nibabel.as_closest_canonical(nibabel.load(file)).get_fdata().T[None, None, :, ::-1]
         low, high = np.percentile(volume, (0.5, 99.5))
         slices = as_pictures(np.clip((volume - low) / (high - low) * 2 - 1, -1, 1))
-        stages.append(Stage(name, slices.repeat(4, 2).repeat(4, 3)))
+        stages[name] = slices.repeat(4, 2).repeat(4, 3)
     save_sheet(HEAD, stages)
 
 

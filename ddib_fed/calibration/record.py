@@ -628,6 +628,19 @@ class CalibrationStore:
             s for s in self.list() if (s.calibration.source.place, s.calibration.target.place) == places
         )
 
+    def chosen(
+        self, source: Place, target: Place, manifest: Manifest, now: datetime
+    ) -> SignedCalibration | None:
+        """The calibration that jobs take: the newest active one that fits the source's model, else that does not.
+
+        Where none is active the newest that has expired; None where there is neither.
+        """
+        held = self.between(source, target)
+        active = [each for each in held if each.state(now) == "active"]
+        fitting = [each for each in active if not misfit(each.calibration, manifest)]
+        ended = [each for each in held if each.state(now) == "expired"]
+        return next(iter((*fitting, *active, *ended)), None)
+
     def problems(self) -> tuple[str, ...]:
         """A line for each file that cannot be used."""
         return tuple(each.detail for each in self._all() if isinstance(each, DdibError))

@@ -26,8 +26,7 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
-from ddib_fed.names import is_domain, is_institution
-from ddib_fed.terminal import console, emit, lines, listed, outcome, print_table, say, size
+from ddib_fed.terminal import console, emit, lines, listed, number, outcome, print_table, say, size
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import (
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     )
     from ddib_fed.client.client import Client
     from ddib_fed.client.dial import Measured
-    from ddib_fed.client.in_process import InProcess
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.node.config import NodeConfig
     from ddib_fed.protocol.contract import CalibrationKind
@@ -254,8 +252,11 @@ def _dialled(
 ) -> tuple[list[Measured], Calibration]:
     """A calibration in a file with the setting that is proposed, and what was measured."""
     from ddib_fed.calibration.record import write_calibration
+    from ddib_fed.client.in_process import InProcess, ProcessOptions
+    from ddib_fed.engine.local_party import open_party
 
-    client = in_process(*models, found)
+    source, target = (open_party(each, threads=usual_threads()) for each in models)
+    client = InProcess(source, target, ProcessOptions(calibration=found))
     try:
         rows, dial = measured(found, models[0], own, anchors, client, client.target)
     except Cancelled:
@@ -268,14 +269,6 @@ def _dialled(
     out.unlink()
     write_calibration(found, out)
     return rows, found
-
-
-def in_process(source: Bundle, target: Bundle, calibration: Calibration) -> InProcess:
-    from ddib_fed.client.in_process import InProcess, ProcessOptions
-    from ddib_fed.engine.local_party import open_party
-
-    parties = [open_party(each, threads=usual_threads()) for each in (source, target)]
-    return InProcess(parties[0], parties[1], ProcessOptions(calibration=calibration))
 
 
 def measured(
@@ -321,15 +314,13 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
                ">round trip dB", ">read dB", ">leak dB"]  # fmt: skip
     columns += [">PSNR dB", ">SSIM", ">partner"] * of_truth
 
-    def shown(value: float | None, form: str = ".2f") -> str:
-        return "" if value is None else f"{value:{form}}"
-
     table = [
         [
-            f"{row.dial.share:g}", f"{row.dial.temperature:g}", f"{row.dial.blend:g}", shown(row.map_ssim, ".3f"),
-            shown(row.edges), shown(row.sharpness / (rows[0].sharpness or 1.0)), shown(row.whiteness),
-            *(shown(each, ".1f") for each in (row.round_trip, row.read, row.surrogate)),
-            *([shown(row.psnr, ".1f"), shown(row.ssim, ".3f"), shown(row.partner)] * of_truth),
+            *(number(each, "g") for each in (row.dial.share, row.dial.temperature, row.dial.blend)),
+            number(row.map_ssim, ".3f"), number(row.edges, ".2f"),
+            number(row.sharpness / (rows[0].sharpness or 1.0), ".2f"), number(row.whiteness, ".2f"),
+            *(number(each, ".1f") for each in (row.round_trip, row.read, row.surrogate)),
+            *([number(row.psnr, ".1f"), number(row.ssim, ".3f"), number(row.partner, ".2f")] * of_truth),
         ]
         for row in rows
     ]  # fmt: skip
@@ -347,16 +338,12 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     from ddib_fed.calibration.record import read_calibration
+    from ddib_fed.client.client import split_target
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import make_calibration, of_latents, side
 
-    institution, _, domain = peer_name.partition("/")
-    if not is_institution(institution) or not is_domain(domain):
-        raise UsageError(
-            f"{peer_name!a} is not INSTITUTION/DOMAIN",
-            hint="e.g. --peer south.example/relief; ddib peer list",
-        )
+    institution, domain = split_target(peer_name)
     config = open_config(config_path)
     calibrations.require_role(config, "source", "ddib calibrate --peer")
     if existing is None and asked.kind not in config.policy.calibration:
@@ -520,31 +507,23 @@ def dial(
     Own pictures are translated there and back by jobs of this node, at each share that its policy allows. The setting
     that is proposed becomes part of the calibration, which both operators sign again: jobs that name no share use it.
     """
-    from ddib_fed.calibration.record import misfit
     from ddib_fed.client.client import open_client, split_target
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
 
     config, store = _open(config_path)
     calibrations.require_role(config, "source", "ddib calibrate dial")
-    now = datetime.now(UTC)
-    active = [
-        each
-        for each in store.between(calibrations.own_place(config), split_target(target))
-        if each.state(now) == "active"
-    ]
-    if not active:
+    bundle, now = load_hosted(config), datetime.now(UTC)
+    places = calibrations.own_place(config), split_target(target)
+    stored = store.chosen(*places, bundle.manifest, now)
+    if stored is None or stored.state(now) != "active":
         raise InputError(
             f"no calibration for {target} is agreed on here",
             hint=f"ddib calibrate --peer {shlex.quote(target)}",
         )
-    bundle = load_hosted(config)
     if anchors is not None:
         options.refuse_idle(("pictures",), "is not for --anchors", hint="leave it out")
-    # As jobs choose it.
-    fitting = [each for each in active if not misfit(each.calibration, bundle.manifest)]
-    found = (*fitting, *active)[0].calibration
-    which = pictures or config.train.pictures(config.folder)
+    found, which = stored.calibration, pictures or config.train.pictures(config.folder)
     with open_client(profile_path) as client:
         rows, proposed = measured(
             found, bundle, which, anchors, client, target, limit=limit, least_share=config.policy.least_share

@@ -278,14 +278,12 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
         say("", "Pictures: satellite of east.example become relief of west.example, and return", "")
         with_pictures.start([("calibration", "[]", '["colour-map"]'), ("least_share", "1.0", "0.75")])
         folder = out / "pictures"
-        chosen = demo_figures.ChosenPictures.evenly(
-            with_pictures.source.domain, with_pictures.target.domain, PICTURES
-        )
-        chosen.write(folder / "in")
+        domains = with_pictures.source.domain, with_pictures.target.domain
+        pictures = demo_figures.draw_pictures(folder / "in", *domains, PICTURES)
         calibration = with_pictures.agree("--from", with_pictures.source.model)
         with_pictures.translate(folder / "in", folder / "translated", *cycle)
         measured = demo_figures.measure_pictures(
-            chosen, folder / "translated", calibration, out / "pictures.png"
+            *pictures, folder / "translated", calibration, out / "pictures.png"
         )
         parts.append(measured)
         parts[1].show()

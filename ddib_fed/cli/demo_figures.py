@@ -7,7 +7,7 @@ places that neither model was trained on.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,9 @@ from ddib_fed.data.shipped import shipped_bytes, shipped_domain
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import InternalError
 from ddib_fed.evaluation import metrics, sheets
+from ddib_fed.evaluation.judgement import judge
 from ddib_fed.evaluation.metrics import Pictures
-from ddib_fed.evaluation.sheets import Stage, save_sheet, to_pixels
+from ddib_fed.evaluation.sheets import save_sheet, to_pixels
 from ddib_fed.evaluation.translations import read_translations
 from ddib_fed.record import Translation
 from ddib_fed.terminal import number, print_table, say, size
@@ -85,9 +86,9 @@ def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     record = Translation.read(folder / f"{sent.stem}.json")
     if record is None:
         raise InternalError(f"{folder / sent.stem}.json is no record of a translation")
-    cycle, count = metrics.cycle_error(source, returned), min(len(target), metrics.SLICED_POINTS)
-    floor = metrics.domain_sliced_w2_floor(record.target_domain, count)
-    distance = metrics.sliced_w2(target, metrics.reference_points(record.target_domain, count))
+    cycle = metrics.cycle_error(source, returned)
+    apart = metrics.distances_to_domain(target, record.target_domain)
+    distance, floor = apart["sliced_w2"], apart["sliced_w2_floor"]
     figures = {
         "count": len(source),
         "steps": record.solver.evaluations,
@@ -123,42 +124,36 @@ def tell_what_crossed(records: Sequence[Translation], latent_bytes: int) -> None
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ChosenPictures:
-    """Test pictures of a pair; row i of each shows the same place."""
-
-    rows: tuple[int, ...]
-    source: Pictures = field(repr=False)
-    truth: Pictures = field(repr=False)
-
-    @classmethod
-    def evenly(cls, source: str, target: str, count: int) -> ChosenPictures:
-        (given,), (truth,) = (shipped_bytes(name, ["test"]) for name in (source, target))
-        rows = np.linspace(0, len(given) - 1, count).round().astype(int)
-        return cls(tuple(rows.tolist()), expand(given[rows]), expand(truth[rows]))
-
-    def write(self, folder: Path) -> None:
-        """The sources as PNGs, named by their rows."""
-        folder.mkdir(parents=True)
-        for row, pixels in zip(self.rows, to_pixels(self.source), strict=True):
-            (folder / f"{row:03}.png").write_bytes(encode_png(pixels))
+def draw_pictures(folder: Path, source: str, target: str, count: int) -> tuple[Pictures, Pictures]:
+    """Write test pictures of a domain as PNGs; return them, and those of the target that show the same places."""
+    (given,), (truth,) = (shipped_bytes(name, ["test"]) for name in (source, target))
+    rows = np.linspace(0, len(given) - 1, count).round().astype(int)
+    pictures = expand(given[rows])
+    folder.mkdir(parents=True)
+    for row, pixels in zip(rows, to_pixels(pictures), strict=True):
+        (folder / f"{row:03}.png").write_bytes(encode_png(pixels))
+    return pictures, expand(truth[rows])
 
 
-def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibration, sheet: Path) -> DemoPart:
+def measure_pictures(
+    sent: Pictures, truth: Pictures, folder: Path, calibration: Calibration, sheet: Path
+) -> DemoPart:
     """Compare what the client wrote to `folder` with what it sent, with the truth, and with the map alone."""
-    found, truth = read_translations(folder), chosen.truth
+    found = read_translations(folder)
     records, translated, returned = found.records, found.translated, found.back
     assert returned is not None  # a cycle was asked for
     latents = [np.load(folder / f"{name}.latent.npy") for name in found.names]
     latent = np.concatenate(latents).astype(np.float32)
     assert calibration.alone is not None  # it maps pictures
-    mapped = calibration.alone(chosen.source)
-    back = metrics.to_psnr(metrics.mse(returned, chosen.source))
+    mapped = calibration.alone(sent)
+    back = metrics.to_psnr(metrics.mse(returned, sent))
     kept = np.array([record.picture and record.picture.autoencoder_psnr for record in records], float)
     lost = metrics.spread(kept - back)
-    ways = {"source": metrics.to_channels(chosen.source, truth.shape[1]), "map": mapped, "bridge": translated}
-    same = {name: metrics.compare(each, truth) for name, each in ways.items()}
-    sharp = float(metrics.sharpness(truth).mean())
+    ways = judge(translated, source=sent, truth=truth, mapping=calibration.alone)["ways"]
+    keys = ("mse", "psnr", "ssim", "sharpness")
+    source, alone, bridge = (
+        {key: ways[name][key]["value"] for key in keys} for name in ("source", "map", "translated")
+    )
     white = metrics.whiteness(torch.from_numpy(latent))
     correlation, noise = white.latent.correlation, white.noise.correlation
     doubtful, first = [bool(record.doubtful) for record in records], records[0]
@@ -168,21 +163,12 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
         "soften_sigma": first.soften_sigma,
         "cycle_psnr": metrics.spread(back),
         "below_autoencoder": lost,
-        "ways": {
-            name: {
-                "mse": float(one.mse.mean()),
-                "psnr": float(one.psnr.mean()),
-                "ssim": float(one.ssim.mean()),
-                "sharpness": float(metrics.sharpness(ways[name]).mean()) / sharp,
-            }
-            for name, one in same.items()
-        },
+        "ways": {"source": source, "map": alone, "bridge": bridge},
         "latent": {"patch_correlation": correlation, "patch_correlation_noise": noise},
         "doubtful": sum(doubtful),
         "wire_bytes": sum(record.wire_bytes for record in records),
         "calibration": {"sha256": calibration.sha256.hex(), "dial": calibration.dial.model_dump()},
     }
-    bridge, alone = figures["ways"]["bridge"], figures["ways"]["map"]
     bounds = (
         Bound("pictures.below_autoencoder.median", lost["median"], LOST_MEDIAN),
         Bound("pictures.below_autoencoder.max", lost["max"], LOST_MOST),
@@ -190,12 +176,12 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
         Bound("pictures.ssim", bridge["ssim"], alone["ssim"] - SSIM_MARGIN, "at least"),
         Bound("pictures.latent.patch_correlation", correlation, MIXED_RATIO * noise),
     )
-    stages = (
-        Stage(f"source: {first.source_domain}", chosen.source),
-        Stage("the map alone", mapped),
-        Stage(f"{first.target_domain}, by the bridge", translated),
-        Stage("ground truth", truth),
-    )
+    stages = {
+        f"source: {first.source_domain}": sent,
+        "the map alone": mapped,
+        f"{first.target_domain}, by the bridge": translated,
+        "ground truth": truth,
+    }
     domains = (shipped_domain(name) for name in (first.source_domain, first.target_domain))
     # A note common to both domains is written once.
     notes = dict.fromkeys(note for domain in domains for note in domain.note.split("; "))
@@ -207,7 +193,7 @@ def measure_pictures(chosen: ChosenPictures, folder: Path, calibration: Calibrat
         f"A {calibration.kind} of {calibration.map.matrix.size} numbers, which ships; {calibration.dial}. {said}. "
         f"Red frame: doubtful. {'; '.join(notes)}"
     )
-    save_sheet(sheet, stages, names=[str(row) for row in chosen.rows], doubtful=doubtful, caption=caption)
+    save_sheet(sheet, stages, names=found.names, doubtful=doubtful, caption=caption)
     tell_what_crossed(records, latent.nbytes)
     say(
         f"{said}.",

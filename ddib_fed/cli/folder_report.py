@@ -20,7 +20,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered, not_written
 from ddib_fed.errors import DdibError, ExhaustedError, error_class
 from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, tiles_in
-from ddib_fed.terminal import bar, drawing, emit, print_table, say
+from ddib_fed.terminal import bar, drawing, emit, number, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -52,8 +52,7 @@ class ConsoleProgress(RunProgress):
     def __enter__(self) -> Self:
         self._waits = self._total = 0
         self._said = self._clock()
-        self._job_id = self._counts = self._reason = ""
-        self._names: Sequence[str] = ()
+        self._counts = self._reason = ""
         self._progress = drawing("{task.description:<32}", transient=True, disable=not self._draws)
         self._progress.start()
         self._items = self._progress.add_task("items", total=None)
@@ -82,9 +81,6 @@ class ConsoleProgress(RunProgress):
         self._total = total
         self._progress.update(self._items, total=total, completed=done)
 
-    def begin(self, job_id: str, names: Sequence[str]) -> None:
-        self._job_id, self._names = job_id, names
-
     def written(self, item: FileItem, result: Delivered) -> None:
         del item, result
         self._progress.update(self._items, completed=self.done)
@@ -100,15 +96,14 @@ class ConsoleProgress(RunProgress):
     def event(self, event: pb.WatchJobResponse) -> None:
         self._waits = 0
         if event.stage == "wait" and event.reason != self._reason:
-            self.say(f"job {self._job_id} waits at the node: {error_class(event.reason).sentence}")
+            self.say(f"job {self.job_id} waits at the node: {error_class(event.reason).sentence}")
             self._reason = event.reason
         if self._says:
             self._say_event(event)
         if not self._total:
             self._progress.update(self._items, completed=event.items_done, total=event.items or None)
         if event.stage:
-            name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
-            what = f"{name}: {STAGES.get(event.stage, event.stage)}"[:60]
+            what = f"{self.name_of(event.item)}: {STAGES.get(event.stage, event.stage)}"[:60]
             steps = event.steps or None
             self._progress.update(self._steps, description=what, completed=event.step, total=steps)
 
@@ -120,7 +115,7 @@ class ConsoleProgress(RunProgress):
         counts = f"{event.items_done:,} of {event.items:,} items done" if event.items else "begins"
         if self._total:
             counts += f"; {self.done:,} of {self._total:,} files written"
-        line = f"job {self._job_id}: {state_of(event).lower()}, {counts}"
+        line = f"job {self.job_id}: {state_of(event).lower()}, {counts}"
         if line != self._counts:
             self._counts = line
             say(line, err=True)
@@ -149,17 +144,17 @@ def write_pages(run: FolderRun) -> Path | None:
 
 
 def _write(run: FolderRun, pictures: list[Delivered], page: Path) -> None:
-    from ddib_fed.evaluation.pages import ShownFile, ShownFiles, write_results
+    from ddib_fed.evaluation.pages import write_results
+    from ddib_fed.evaluation.translations import FoundPicture
 
-    sources = {item.file: item.path for item in run.items}
+    sources = {item.file: {Part.SOURCE: item.path} for item in run.items}
     given = Counter(each.file for each in pictures)
     files = [
-        ShownFile(
+        FoundPicture(
             each.file if given[each.file] == 1 else each.files[Part.TRANSLATION].name,
-            each.provenance,
             each.files[Part.TRANSLATION],
-            each.files.get(Part.SOURCE, sources.get(each.file)),
-            each.files.get(Part.RETURNED),
+            each.provenance,
+            {**sources.get(each.file, {}), **each.files},
         )
         for each in pictures
     ]
@@ -168,10 +163,10 @@ def _write(run: FolderRun, pictures: list[Delivered], page: Path) -> None:
     total = run.total
     for study in run.written:
         if "slices" not in study.report:
-            back = study.provenance.files.get(Part.RETURNED)
-            returned = study.record.parent / back.file if back else None
-            source = study.given if study.shown.suffix == ".png" else None
-            files.append(ShownFile(study.given.name, study.provenance, study.shown, source, returned))
+            beside = {Part.SOURCE: study.given} if study.shown.suffix == ".png" else {}
+            if back := study.provenance.files.get(Part.RETURNED):
+                beside[Part.RETURNED] = study.record.parent / back.file
+            files.append(FoundPicture(study.given.name, study.shown, study.provenance, beside))
             continue
         total += study.items - 1
         for item in study.report["items"]:
@@ -179,22 +174,21 @@ def _write(run: FolderRun, pictures: list[Delivered], page: Path) -> None:
             if made.is_dir() and len(study.files) == study.report["planes"]:
                 made = study.files[item["plane"]]
             if record := Translation.parse(item):
-                files.append(ShownFile(name, record, made))
+                files.append(FoundPicture(name, made, record))
             else:
                 missing.append((name, item["why"]))
     first = files[0].record
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
-    results = ShownFiles(target, total, files, tuple(missing))
     with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
-        write_results(page, results, on_drawn=show)
+        write_results(page, target, total, files, missing, on_drawn=show)
 
 
 def _place(run: FolderRun) -> Path:
     """Where the page goes: in place of an earlier one of ours, and of nothing else."""
     from ddib_fed.pages import GENERATOR
 
-    for number in itertools.count():
-        page = run.options.out / (PAGE.replace(".", f"-{number}.") if number else PAGE)
+    for earlier in itertools.count():
+        page = run.options.out / (PAGE.replace(".", f"-{earlier}.") if earlier else PAGE)
         if not page.exists():
             break
         with page.open("rb") as file:
@@ -341,20 +335,16 @@ def _print_results(delivered: Sequence[Delivered]) -> None:
             {
                 "file": item.file,
                 ">pixels": f"{picture.size}{fitted}" if picture else "",
-                ">edges": _figure(picture and picture.edge_correlation),
-                ">cycle dB": _figure(picture and picture.cycle_psnr, ".1f"),
-                ">autoencoder dB": _figure(picture and picture.autoencoder_psnr, ".1f"),
+                ">edges": number(picture and picture.edge_correlation),
+                ">cycle dB": number(picture and picture.cycle_psnr, ".1f"),
+                ">autoencoder dB": number(picture and picture.autoencoder_psnr, ".1f"),
                 "": "doubtful" if record.doubtful else "",
                 ">samples": f"{record.samples:,}" if picture is None else "",
-                ">cycle median": _figure(cycle and cycle.median),
-                ">cycle p99": _figure(cycle and cycle.p99),
-                ">cycle max": _figure(cycle and cycle.max),
+                ">cycle median": number(cycle and cycle.median),
+                ">cycle p99": number(cycle and cycle.p99),
+                ">cycle max": number(cycle and cycle.max),
                 ">seconds": f"{sum(record.seconds.values()):.1f}",
             }
         )
     kept = [name for name in rows[0] if any(row[name] for row in rows)]
     print_table("", kept, [[row[name] for name in kept] for row in rows])
-
-
-def _figure(value: Any, form: str = ".3g") -> str:
-    return "" if value is None else format(value, form)

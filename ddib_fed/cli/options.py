@@ -47,7 +47,6 @@ class Group(click.Group):
         self.commands = {**self.commands, **{name: click.Command(name) for name in hooks}}
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Find the command."""
         if (place := self.hooks.get(cmd_name)) is None:
             return super().get_command(ctx, cmd_name)
         module, _, attribute = place.partition(":")

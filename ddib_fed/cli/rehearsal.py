@@ -20,7 +20,7 @@ import torch
 from ddib_fed.calibration.record import Calibration, map_beside
 from ddib_fed.cli.folder_report import write_pages
 from ddib_fed.client.client import job_header
-from ddib_fed.client.files import FileItem
+from ddib_fed.client.files import items_below
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.data import folder as folders
@@ -30,10 +30,9 @@ from ddib_fed.errors import AlreadyExists, DdibError, UsageError
 from ddib_fed.evaluation.judgement import Figures
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
-from ddib_fed.evaluation.sheets import Stage, contact_sheet
+from ddib_fed.evaluation.sheets import contact_sheet
 from ddib_fed.evaluation.translations import DOMAIN_PICTURES, Translations, evaluate_folder
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.names import names_apart
 from ddib_fed.record import DIAL, Settings, fitted_line
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
@@ -51,13 +50,10 @@ OnProgress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    a: Path
-    b: Path
+    sides: folders.Sides
     out: Path
     config: TrainConfig
     time_s: float | None = None
-    test_a: Path | None = None
-    test_b: Path | None = None
     pictures: int = 64
     evaluations: int = 48
     calibration: Calibration | None = None
@@ -85,11 +81,12 @@ def rehearse(
 ) -> Path:
     """Do what of a rehearsal is not done, and write its page."""
     require_alone("a rehearsal")
-    for folder in (wanted.a, wanted.b, wanted.test_a, wanted.test_b):
+    for folder in wanted.sides:
         if folder is not None:
             require_outside(wanted.out, folder)
-    a = _look("a", wanted.a, wanted.test_a, wanted, on_progress)
-    b = _look("b", wanted.b, wanted.test_b, wanted, on_progress)
+    pictures_a, pictures_b, test_a, test_b = wanted.sides
+    a = _look("a", pictures_a, test_a, wanted, on_progress)
+    b = _look("b", pictures_b, test_b, wanted, on_progress)
     shared = [f"{mine} and {theirs}" for mine, theirs in folders.shared(a.folder.entries, b.folder.entries)]
     if shared:
         say(f"{len(shared)} pictures are in both folders; the first: {shared[0]}")
@@ -161,11 +158,7 @@ def _translate(
     own, other = (open_party(each, "cuda:0" if on_gpu else "cpu", threads=config.threads) for each in models)
     client = InProcess(own, other, ProcessOptions(seed=config.seed, calibration=agreed))
     header = job_header(client.target, Settings(evaluations=wanted.evaluations), left=DIAL, cycle=True)
-    names = [entry.path.relative_to(source.held_root).as_posix() for entry in source.held_out]
-    items = [
-        FileItem(name, file, path=entry.path)
-        for name, file, entry in zip(names_apart(names), names, source.held_out, strict=True)
-    ]
+    items = items_below(source.held_root, [entry.path for entry in source.held_out])
     progress = _StepProgress(client, functools.partial(show, f"translating {title}"))
     options = RunOptions(client.profile, header, out, progress, skip_bad=True)
     for again in (False, True):
@@ -188,7 +181,7 @@ def _translate(
         return WayFound(title, out, {}, None, (why,))
     report, found, notes = _judge(out, source, target, *models)
     if refused:
-        count = f"{len(refused)} of {len(names)} pictures"
+        count = f"{len(refused)} of {len(items)} pictures"
         notes.append(f"Refused, as a node would refuse them: {count}{first}")
     if fitted := fitted_line([(each.file, each.provenance) for each in run.delivered]):
         notes.insert(0, f"{fitted}.")
@@ -206,7 +199,7 @@ def _sheet(report: Figures, found: Translations) -> bytes:
         "returned": found.back,
     }
     return contact_sheet(
-        [Stage(kind, stack[rows]) for kind, stack in stacks.items() if stack is not None],
+        {kind: stack[rows] for kind, stack in stacks.items() if stack is not None},
         names=[Path(found.names[row]).name for row in rows],
         doubtful=[bool(report["pictures"][row].get("doubtful")) for row in rows],
     )

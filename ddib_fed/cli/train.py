@@ -206,7 +206,7 @@ def try_(
         raise UsageError("--time and --steps both say how long", hint="omit one of them")
     if steps is None and time_s is None:
         time_s = 7200.0
-    first, second, test_a, test_b = sides_of(a, b)
+    sides = sides_of(a, b)
     # A range belongs to one folder, so it is filled in for each side.
     fields = {
         "images": Path(),
@@ -219,7 +219,7 @@ def try_(
         update={"command": f"ddib model train --images FOLDER --preset {config.preset}"}
     )
     agreed = read_given(calibration)
-    wanted = Rehearsal(first, second, out, config, time_s, test_a, test_b, pictures, evaluations, agreed)
+    wanted = Rehearsal(sides, out, config, time_s, pictures, evaluations, agreed)
     with bars() as on_progress:
         page = rehearse(wanted, force=force, say=partial(say, err=True), on_progress=on_progress)
     lines(

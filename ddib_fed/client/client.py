@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from ddib_fed.protocol.streams import Announced
 
 CALL_S = 30.0
-"""For a call with one answer."""
 WATCH_CALL_S = 300.0
 FETCH_CALL_S = 3600.0
 FETCH_EVERY_S = 0.5
@@ -550,7 +549,6 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     origin = items[int(number)].origin
     found = name_file(error, f"item {number}" if isinstance(origin, bytes) else str(origin))
     error.detail, error.hint = found.detail, found.hint
-    error.args = (error.detail,)
 
 
 def waiting_line(error: DdibError, delay_s: float) -> str:

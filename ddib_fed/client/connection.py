@@ -77,7 +77,6 @@ class Patience:
             if busy and asked:
                 if waited >= 1:
                     error.detail = f"{error.detail}, and was still after {waited:.0f} s of trying again"
-                    error.args = (error.detail,)
                 hint = "the same command again when there is less to do; `ddib job list` shows your jobs"
                 error.hint = error.hint or hint
             raise error

@@ -16,7 +16,7 @@ import numpy as np
 
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.client.client import Client, failure, job_header
-from ddib_fed.client.files import FileItem
+from ddib_fed.client.files import items_below
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.pictures import encode_png
@@ -25,7 +25,6 @@ from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.models.sidecars import PrivacyReport
-from ddib_fed.names import names_apart
 from ddib_fed.record import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -214,7 +213,6 @@ def translating(
     The returned function leaves out pictures that are refused. It raises any other error of a job or a picture, the
     first refusal where all pictures are refused, and JobFailed if they are of another calibration.
     """
-    names = [path.relative_to(root).as_posix() for path in pictures]
     if calibration.alone is None:
         raise UsageError(
             "a rotation of latents has no map of pictures, which the dial is measured against",
@@ -224,13 +222,9 @@ def translating(
     def translate(dial: Dial) -> tuple[Translations, Pictures]:
         settings = Settings(evaluations=EVALUATIONS, **dial.model_dump())
         header = job_header(target, settings, cycle=True, keep_latent=True)
-        items = [
-            FileItem(name, file, path=path)
-            for name, file, path in zip(names_apart(names), names, pictures, strict=True)
-        ]
         with tempfile.TemporaryDirectory() as folder:
             how = RunOptions(client.profile, header, Path(folder), RunProgress(client), skip_bad=True)
-            run = FolderRun(how, items)
+            run = FolderRun(how, items_below(root, pictures))
             run.read()
             run.translate()
             errors = [failure(job.error, client.hop) for job in run.jobs if job.state == pb.JOB_STATE_FAILED]

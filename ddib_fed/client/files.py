@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 MAX_ITEM_BYTES = 1 << 30
 """The client's limit on one item; the node's own limit is usually lower, and in its refusal."""
 MOST_LISTED = 1000
-"""Bad files that an error names."""
 MOST_NAME = 255 - 18
 """Bytes of a file's name, less those of the hidden name under which it is written."""
 LEAST_TILE = 8
@@ -64,7 +63,6 @@ SUFFIXES = {
     common_pb2.MEDIA_TYPE_JPEG: ".jpg",
     common_pb2.MEDIA_TYPE_TIFF: ".tif",
 }
-"""Of files by their media type."""
 _MEDIA = {suffix: media for media, suffix in SUFFIXES.items()}
 _NPY = (
     "numpy.save writes such a file: points (N, D), one picture (H, W) or (H, W, C), or one volume (D, H, W)"
@@ -208,6 +206,13 @@ class FileItem:
         for part in Part:
             for suffix in _MEDIA:
                 yield self.file_name(part, suffix), bool(self.source) and part is Part.SOURCE
+
+
+def items_below(root: Path, paths: Sequence[Path]) -> list[FileItem]:
+    """Items of files that are called by their paths below a folder."""
+    files = [path.relative_to(root).as_posix() for path in paths]
+    named = zip(names_apart(files), files, paths, strict=True)
+    return [FileItem(name, file, path=path) for name, file, path in named]
 
 
 def find_items(

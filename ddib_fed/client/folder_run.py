@@ -110,6 +110,8 @@ class RunProgress:
     """Results that are on the disk."""
     stopped = False
     """Whether no further job is to be submitted."""
+    job_id = ""
+    names: Sequence[str] = ()
 
     def __init__(self, client: Client | None = None) -> None:
         self.client = client
@@ -143,6 +145,10 @@ class RunProgress:
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
         """From now on events are of this job, whose items have these names."""
+        self.job_id, self.names = job_id, names
+
+    def name_of(self, item: int) -> str:
+        return self.names[item] if item < len(self.names) else f"item {item}"
 
     def event(self, event: pb.WatchJobResponse) -> None:
         """Something happened in the job."""
@@ -529,7 +535,6 @@ class FolderRun:
             if client.aborted:
                 done, total = self.options.progress.done, len(self.items)
                 error.detail += f"; {done:,} of {total:,} results are complete in {self.options.out}"
-                error.args = (error.detail,)
                 error.hint = f"{RESUMES}\n{error.hint}".rstrip()
             raise
 
@@ -568,7 +573,6 @@ class FolderRun:
                 require_finished(job, hop)
             except (JobFailed, Cancelled) as error:
                 error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
-                error.args = (error.detail,)
                 hints = [error.hint, "the rest: the same command again" if rest else ""]
                 if bad:
                     others = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"

@@ -28,7 +28,7 @@ from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted
 from ddib_fed.evaluation.metrics import file_rule, picture_rule
-from ddib_fed.evaluation.samples import Given, samples_of
+from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
 from ddib_fed.protocol.contract import REFUSE, guidance_from_pb
 from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
 from ddib_fed.terminal import explained
@@ -308,7 +308,7 @@ class InProcess(Client):
             )
         }
         if job.view.request.model_size:
-            made[Part.SOURCE] = samples.source(given)
+            made[Part.SOURCE] = SampleFile(samples.file(given.samples))
         if found.back is not None:
             made[Part.RETURNED] = samples.returned(given, found.back)
             record = record.with_(seconds={"return": found.back.seconds})

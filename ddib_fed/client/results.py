@@ -41,7 +41,6 @@ LOCK = ".ddib-translate.lock"
 STATE_PREFIX = ".ddib-job-"
 ACKNOWLEDGED_TOGETHER = 16
 """Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
-_PARTS = frozenset(Part)
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 """How `files.write_file` calls a file that it has not yet renamed."""
 _OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|{re.escape(CALIBRATION_FILE)}|report(-\d+)?\.html")
@@ -263,7 +262,7 @@ def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
             continue
         if (record.asked_sha256, record.input_sha256) != (item.asked, item.sha256):
             continue
-        written = {Part(kind): file for kind, file in record.files.items() if kind in _PARTS}
+        written = {part: record.files[part] for part in Part if part in record.files}
         files = {part: path.parent / file.file for part, file in written.items()}
         if all(has_sha256(files[part], file.sha256) for part, file in written.items()):
             yield Delivered(number, item.file, files, path, record)

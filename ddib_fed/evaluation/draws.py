@@ -28,7 +28,7 @@ from ddib_fed.engine.party import ToDecode
 from ddib_fed.evaluation import sheets
 from ddib_fed.evaluation.metrics import distances_to_domain, file_rule
 from ddib_fed.evaluation.samples import samples_of
-from ddib_fed.evaluation.sheets import Stage, save_sheet
+from ddib_fed.evaluation.sheets import save_sheet
 from ddib_fed.files import write_file, write_json
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import carried_domain
@@ -88,7 +88,7 @@ def draw_pictures(
         write_file(folder / name, writer.file(sample[None]))
     note = "" if manifest.data is None else manifest.data.note or manifest.data.source
     caption = ". ".join(filter(None, [manifest.domain, note]))
-    save_sheet(folder / "sheet.png", [Stage("samples", samples[:SHEET_PICTURES])], caption=caption)
+    save_sheet(folder / "sheet.png", {"samples": samples[:SHEET_PICTURES]}, caption=caption)
     report = _asked(party, asked) | {
         "class": asked.target_class,
         "count": count,

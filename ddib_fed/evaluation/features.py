@@ -52,6 +52,7 @@ FEATURE_SEED = 20230329
 def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
     """Features (N, D) of pictures (N, C, H, W) in [-1, 1], C being 1 or 3; of volumes the means over axial slices."""
     import torch
+    from torch.nn.functional import interpolate
 
     if pictures.ndim == 5:
         return np.stack([features(volume.swapaxes(0, 1), blocks).mean(axis=0) for volume in pictures])
@@ -59,7 +60,10 @@ def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
     with torch.no_grad():
         for start in range(0, len(pictures), BATCH):
             part = torch.from_numpy(to_channels(pictures[start : start + BATCH], 3).astype(np.float32))
-            found.append(_pooled(network, part, blocks))
+            square = interpolate(
+                part, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
+            )
+            found.append(_outputs(network, square, blocks)[-1].mean(dim=(2, 3)).double().numpy())
     return np.concatenate(found)
 
 
@@ -122,19 +126,8 @@ def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:
     return cubed
 
 
-def _pooled(network: nn.Module, pictures: Tensor, blocks: int) -> Matrix:
-    """Means over the picture of the output of so many blocks, for RGB (N, 3, H, W) in [-1, 1], the network's range."""
-    from torch.nn import functional
-
-    square = functional.interpolate(
-        pictures, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
-    )
-    pooled: Matrix = _outputs(network, square, blocks)[-1].mean(dim=(2, 3)).double().numpy()
-    return pooled
-
-
 def _outputs(network: Any, pictures: Tensor, blocks: int) -> list[Tensor]:
-    """What the stem and each of so many blocks give for RGB (N, 3, H, W) in [-1, 1]."""
+    """What the stem and each of so many blocks give for RGB (N, 3, H, W) in [-1, 1], the network's range."""
     found = [network._swish(network._bn0(network._conv_stem(pictures)))]  # noqa: SLF001 - it has no public interface
     for block in network._blocks[:blocks]:  # noqa: SLF001 - as above
         found.append(block(found[-1]))

@@ -218,7 +218,7 @@ def _add_similarity(
     """Add likeness to the truth to the ways; that of the translations, each, and sentences of the map alone."""
     same = {name: metrics.compare(stack, truth) for name, stack in stacks.items()}
     for name, each in same.items():
-        ways[name] |= {key: drawn.mean(getattr(each, key)) for key in SIMILARITY}
+        ways[name] |= {key: drawn.mean(values) for key, values in each._asdict().items()}
     if len(truth) >= FEWEST_PICTURES:
         for name, stack in stacks.items():
             ways[name]["partner_pixels"] = drawn.mean(metrics.hits_by_pixels(stack, truth))
@@ -226,7 +226,7 @@ def _add_similarity(
     notes: list[str] = []
     if "map" in same:
         notes = _beside_map("SSIM", drawn.mean(same["translated"].ssim - same["map"].ssim))
-    return {key: getattr(same["translated"], key) for key in SIMILARITY}, notes
+    return same["translated"]._asdict(), notes
 
 
 def _add_distances(
@@ -261,7 +261,6 @@ def _beside_map(what: str, gain: Interval) -> list[str]:
 
 
 Cell = str | float | None
-SIMILARITY: Final = ("psnr", "ssim", "mse")
 TITLES: Final = {
     "translated": "translated",
     "map": "calibration's map alone, no model",

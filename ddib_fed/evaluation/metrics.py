@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,18 +46,17 @@ WINDOW = 7
 """Side of SSIM's windows: pictures must be at least as large."""
 
 
-@dataclass(frozen=True, slots=True)
-class Similarity:
+class Similarity(NamedTuple):
     """Of corresponding pictures; each (N,) float64."""
 
-    mse: Figures
     psnr: Figures
     ssim: Figures
+    mse: Figures
 
 
 def compare(pictures: Pictures, truth: Pictures) -> Similarity:
     errors = mse(pictures, truth)
-    return Similarity(errors, to_psnr(errors), ssim(pictures, truth))
+    return Similarity(to_psnr(errors), ssim(pictures, truth), errors)
 
 
 def mse(pictures: Pictures, truth: Pictures) -> Figures:
@@ -253,8 +252,6 @@ def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
 
 
 NOISE_SEED = 410_23530
-WHITE_RATIO = 1.3
-"""Patch correlation, in multiples of true noise's, up to which latents count as white."""
 
 
 @dataclass(frozen=True, slots=True)

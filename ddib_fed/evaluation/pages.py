@@ -23,11 +23,11 @@ from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
 from ddib_fed.evaluation.sheets import as_pictures, to_pixels
+from ddib_fed.evaluation.translations import FoundPicture, Translations
 from ddib_fed.pages import beside, write_page
-from ddib_fed.record import PictureFigures, Translation, doubt_lines, fitted_line, undigits
+from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, undigits
 
 if TYPE_CHECKING:
-    from ddib_fed.evaluation.translations import Translations
     from ddib_fed.models.manifest import Manifest
 
 MOST_BYTES = 1 << 30
@@ -39,7 +39,6 @@ SIDE, SIDE_OF_MANY = 384, 192
 SHOWN = 96
 RED = (220, 20, 60)
 MOST_ROWS = 200
-"""Of the page of an evaluation."""
 COLUMNS: Final[Mapping[str, str]] = {
     "cycle_psnr": "round trip dB",
     "psnr": "PSNR dB",
@@ -54,67 +53,50 @@ Drawn = dict[str, Preview | None]
 """Pictures of one file, each under its kind: source, translated, returned."""
 
 
-@dataclass(frozen=True, slots=True)
-class ShownFile:
-    name: str
-    record: Translation
-    translated: Path
-    source: Path | None = None
-    returned: Path | None = None
-
-    @property
-    def figures(self) -> PictureFigures:
-        return self.record.picture or PictureFigures()
-
-    def doubt(self) -> tuple[bool, float, float, str]:
-        """For sorting: doubtful ones first, then the worst figures."""
-        figures = self.figures
-        values = [figures.cycle_psnr, figures.edge_correlation]
-        least = [float("inf") if value is None else value for value in values]
-        return (not self.record.doubtful, least[0], least[1], self.name)
-
-    def drawn(self, side: int) -> Drawn:
-        """Its pictures, each with the longer side at most `side` pixels."""
-        figures, back = self.figures, self.figures.back_scale
-        given, made = figures.source_range, figures.target_range
-        files = {
-            "source": (self.source, given, (1.0, 0.0)),
-            "translated": (self.translated, made, figures.output_scale),
-            "returned": (self.returned, given if back else None, back or (1.0, 0.0)),
-        }
-        drawn = {
-            kind: preview(path, side, span, scale) for kind, (path, span, scale) in files.items() if path
-        }
-        if figures.differs_at and (under := drawn["translated"]) is not None:
-            drawn["differs"] = reddened(under, figures.differs_at)
-        return drawn
+def _doubt(each: FoundPicture) -> tuple[bool, float, float, str]:
+    """For sorting: doubtful ones first, then the worst figures."""
+    values = [each.picture.cycle_psnr, each.picture.edge_correlation]
+    least = [float("inf") if value is None else value for value in values]
+    return (not each.record.doubtful, least[0], least[1], each.name)
 
 
-@dataclass(frozen=True, slots=True)
-class ShownFiles:
-    """What a command translated to `target`, of `total` files, and why others are missing."""
-
-    target: str
-    total: int
-    files: Sequence[ShownFile]
-    missing: Sequence[tuple[str, str]] = ()
+def _drawn(each: FoundPicture, side: int) -> Drawn:
+    """The pictures of one file, each with the longer side at most `side` pixels."""
+    figures, back = each.picture, each.picture.back_scale
+    given, made = figures.source_range, figures.target_range
+    files = {
+        "source": (each.files.get(Part.SOURCE), given, (1.0, 0.0)),
+        "translated": (each.translated, made, figures.output_scale),
+        "returned": (each.files.get(Part.RETURNED), given if back else None, back or (1.0, 0.0)),
+    }
+    drawn = {kind: preview(path, side, span, scale) for kind, (path, span, scale) in files.items() if path}
+    if figures.differs_at and (under := drawn["translated"]) is not None:
+        drawn["differs"] = reddened(under, figures.differs_at)
+    return drawn
 
 
 def write_results(
-    page: Path, results: ShownFiles, *, on_drawn: Callable[[int, int], None] | None = None
+    page: Path,
+    target: str,
+    total: int,
+    results: Sequence[FoundPicture],
+    missing: Sequence[tuple[str, str]] = (),
+    *,
+    on_drawn: Callable[[int, int], None] | None = None,
 ) -> None:
-    files = sorted(results.files, key=ShownFile.doubt)
+    """Write the page of what was translated to `target`, of `total` files, and why others are missing."""
+    files = sorted(results, key=_doubt)
     side = SIDE if len(files) <= MANY else SIDE_OF_MANY
     given = {
-        "source": any(each.source for each in files),
-        "differs": any(each.figures.differs_at for each in files),
-        "returned": any(each.returned for each in files),
+        "source": any(Part.SOURCE in each.files for each in files),
+        "differs": any(each.picture.differs_at for each in files),
+        "returned": any(Part.RETURNED in each.files for each in files),
     }
     kinds = [kind for kind in ("source", "translated", "differs", "returned") if given.get(kind, True)]
-    keys = [key for key in COLUMNS if any(getattr(each.figures, key, None) is not None for each in files)]
+    keys = [key for key in COLUMNS if any(getattr(each.picture, key, None) is not None for each in files)]
     rows = []
     for number, each in enumerate(files):
-        drawn, figures = each.drawn(side), each.figures
+        drawn, figures = _drawn(each, side), each.picture
         fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
         values = [f"{figures.size}{fitted}", *(getattr(figures, key) for key in keys)]
         address = beside(each.translated.relative_to(page.parent).as_posix())
@@ -125,18 +107,18 @@ def write_results(
         rows.append(_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
-    missing = FigureTable("Not translated", ("file", "why"), tuple(results.missing), kind="text")
+    left_out = FigureTable("Not translated", ("file", "why"), tuple(missing), kind="text")
     write_page(
         page,
         "pictures.html",
-        title=f"Translations to {results.target}",
-        verdict=verdict(results),
+        title=f"Translations to {target}",
+        verdict=verdict(total, results, len(missing)),
         notes=_remarks(results),
-        tables=[missing] if results.missing else [],
+        tables=[left_out] if missing else [],
         columns=["file", "mark", *kinds, "pixels", *(COLUMNS[key] for key in keys)],
         rows=rows,
         left_out=0,
-        provenance=provenance([each.record for each in results.files]),
+        provenance=provenance([each.record for each in results]),
     )
 
 
@@ -154,28 +136,28 @@ def _row(
     return {"name": name, "address": address, "mark": mark, "pictures": cells, "figures": figures}
 
 
-def verdict(results: ShownFiles) -> str:
+def verdict(total: int, results: Sequence[FoundPicture], missing: int) -> str:
     """How many are translated, doubtful and left out; before that, which were not translated at their own size."""
-    done, doubtful = len(results.files), sum(bool(each.record.doubtful) for each in results.files)
-    said = f"{done:,} of {results.total:,} files are translated"
-    if any(each.record.doubtful is not None for each in results.files):
+    done, doubtful = len(results), sum(bool(each.record.doubtful) for each in results)
+    said = f"{done:,} of {total:,} files are translated"
+    if any(each.record.doubtful is not None for each in results):
         said += f"; doubtful: {doubtful:,}" if doubtful else "; none is marked doubtful"
-    said += f"; left out or failed: {len(results.missing):,}." if results.missing else "."
-    fitted = fitted_line([(each.name, each.record) for each in results.files])
+    said += f"; left out or failed: {missing:,}." if missing else "."
+    fitted = fitted_line([(each.name, each.record) for each in results])
     return f"{fitted}. {said}" if fitted else said
 
 
-def _remarks(results: ShownFiles) -> list[str]:
-    values = [p for each in results.files if (p := each.figures.cycle_psnr) is not None]
-    said = doubt_lines([(each.name, each.record) for each in results.files])
+def _remarks(results: Sequence[FoundPicture]) -> list[str]:
+    values = [p for each in results if (p := each.picture.cycle_psnr) is not None]
+    said = doubt_lines([(each.name, each.record) for each in results])
     if values:
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         said.append(f"Round trip: median {middle:.1f} dB, nine in ten between {low:.1f} and {high:.1f} dB.")
-    elif all(each.record.doubtful is None for each in results.files):
+    elif all(each.record.doubtful is None for each in results):
         said.append(
             "Nothing was measured that could mark a picture as doubtful: translate with --cycle to have it."
         )
-    if clipped := sum(bool(each.figures.clipped) for each in results.files):
+    if clipped := sum(bool(each.picture.clipped) for each in results):
         said.append(
             f"{clipped:,} pictures have values outside the range of the source's model; these were clipped."
         )

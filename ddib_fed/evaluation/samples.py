@@ -138,9 +138,6 @@ class PointSamples:
         """Samples of the own model as a file."""
         return to_npy(samples)
 
-    def source(self, given: Given) -> SampleFile:
-        return SampleFile(self.file(given.samples))
-
     def returned(self, given: Given, back: Decoded) -> SampleFile:
         assert back.normalised is not None  # the own model decoded it
         error = CycleError(**cycle_error(self._model.normalise(given.samples), back.normalised))
@@ -258,9 +255,6 @@ class PictureSamples:
 
     def file(self, samples: Array) -> bytes:
         return self._file(samples, self._rule)
-
-    def source(self, given: Given) -> SampleFile:
-        return SampleFile(self.file(given.samples))
 
     def returned(self, given: Given, back: Decoded) -> SampleFile:
         """The picture that came back, with the error of the round trip at the model's size."""

@@ -9,8 +9,7 @@ hence no state between calls.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,30 +33,23 @@ CELL = 96
 MOST_SCALE = 4
 GAP, MARGIN, LINE = 4, 12, 18
 LEAST_WIDTH = 480
-"""Of a sheet with a caption."""
 FONT = 13
 INK, FAINT, DOUBT, PAPER = (60, 60, 70), (130, 130, 140), (200, 30, 60), (255, 255, 255)
 
 
-@dataclass(frozen=True, slots=True)
-class Stage:
-    title: str
-    pictures: Pictures = field(repr=False)
-
-
 def contact_sheet(
-    stages: Sequence[Stage],
+    stages: Mapping[str, Pictures],
     *,
     names: Sequence[str] = (),
     doubtful: Sequence[bool] = (),
     across: int = ACROSS,
     caption: str = "",
 ) -> bytes:
-    """A PNG of all stages of all pictures, `across` pictures per band."""
+    """A PNG of all stages, by their titles, of all pictures, `across` pictures per band."""
     from PIL import Image, ImageDraw
 
-    stages = [replace(stage, pictures=as_pictures(stage.pictures)) for stage in stages]
-    sizes = {(len(stage.pictures), *stage.pictures.shape[2:]) for stage in stages}
+    stages = {title: as_pictures(pictures) for title, pictures in stages.items()}
+    sizes = {(len(pictures), *pictures.shape[2:]) for pictures in stages.values()}
     if len(sizes) != 1:
         raise ShapeMismatch(
             f"the stages of a sheet must have one number and size of pictures, not {sorted(sizes)}"
@@ -67,7 +59,7 @@ def contact_sheet(
         raise ShapeMismatch(f"{count} pictures have {len(names)} names and {len(doubtful)} marks")
     scale = max(1, min(MOST_SCALE, -(-CELL // max(height, width))))
     cell = height * scale + GAP, width * scale + GAP
-    left = MARGIN + max(_text_width(stage.title) for stage in stages) + 8
+    left = MARGIN + max(map(_text_width, stages)) + 8
     head = LINE if len(names) else 0
     band = head + len(stages) * cell[0] + MARGIN
     bands = -(-count // across)
@@ -80,13 +72,13 @@ def contact_sheet(
         ink = DOUBT if len(doubtful) and doubtful[number] else FAINT
         if len(names):
             _write(draw, (x, top), _cut(names[number], cell[1] - GAP), ink)
-        for line, stage in enumerate(stages):
+        for line, (title, pictures) in enumerate(stages.items()):
             y = top + head + line * cell[0]
-            shown = to_pixels(to_channels(stage.pictures[number : number + 1], 3))[0]
+            shown = to_pixels(to_channels(pictures[number : number + 1], 3))[0]
             shown = shown.repeat(scale, axis=0).repeat(scale, axis=1)
             sheet.paste(Image.fromarray(np.ascontiguousarray(shown)), (x, y))
             if number % across == 0:
-                _write(draw, (MARGIN, y + (cell[0] - GAP - FONT) // 2), stage.title, INK)
+                _write(draw, (MARGIN, y + (cell[0] - GAP - FONT) // 2), title, INK)
         if ink == DOUBT:
             foot = top + head + len(stages) * cell[0] - GAP
             draw.rectangle((x - 2, top + head - 2, x + width * scale + 1, foot + 1), outline=DOUBT, width=2)
@@ -97,7 +89,7 @@ def contact_sheet(
     return buffer.getvalue()
 
 
-def save_sheet(path: Path, stages: Sequence[Stage], **how: Any) -> None:
+def save_sheet(path: Path, stages: Mapping[str, Pictures], **how: Any) -> None:
     """Write a sheet; arguments as of `contact_sheet`."""
     write_file(path, contact_sheet(stages, **how), private=True)
 

@@ -44,7 +44,7 @@ class FoundPicture:
     name: str
     translated: Path
     record: Translation = field(default_factory=Translation)
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[Part, Path] = field(default_factory=dict)
 
     @property
     def picture(self) -> PictureFigures:
@@ -60,9 +60,11 @@ def find_pictures(folder: Path) -> list[FoundPicture]:
         if record is None:
             continue
         files = {
-            kind: path.parent / written.file
-            for kind, written in record.files.items()
-            if _is_beside(written.file) and (path.parent / written.file).is_file()
+            part: path.parent / written.file
+            for part in Part
+            if (written := record.files.get(part))
+            and _is_beside(written.file)
+            and (path.parent / written.file).is_file()
         }
         if (translated := files.pop(Part.TRANSLATION, None)) is not None:
             found.append(FoundPicture(_name(translated, folder), translated, record, files))
@@ -261,7 +263,7 @@ def _matched(found: Sequence[FoundPicture], folder: Path) -> list[Path]:
     return [others[each.name] for each in found]
 
 
-def _recorded(found: Sequence[FoundPicture], kind: str, called: str, notes: list[str]) -> list[Path]:
+def _recorded(found: Sequence[FoundPicture], kind: Part, called: str, notes: list[str]) -> list[Path]:
     paths = [each.files[kind] for each in found if kind in each.files]
     if paths and len(paths) < len(found):
         notes.append(f"{called}: only {len(paths)} of {len(found)} pictures have it, so it was left out")

@@ -423,7 +423,6 @@ def _with_clock(error: errors.DdibError, difference_s: float | None) -> errors.D
         and abs(difference_s) >= TOLERATED_S
     ):
         error.detail = f"{error.detail}; that node's clock is {described(difference_s)}"
-        error.args = (error.detail,)
         error.hint = "compare both clocks: `timedatectl` shows whether this machine's is synchronised"
     return error
 

@@ -152,7 +152,6 @@ def explained(error: DdibError, look: Callable[[], Diagnosis]) -> DdibError:
     if not found.ok:
         return found.as_error(error.hop)
     error.detail = f"{error.detail}; a connection works now"
-    error.args = (error.detail,)
     return error
 
 

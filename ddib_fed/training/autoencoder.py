@@ -26,7 +26,7 @@ from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import perceptual_distance
-from ddib_fed.evaluation.sheets import Stage, as_pictures, save_sheet
+from ddib_fed.evaluation.sheets import save_sheet
 from ddib_fed.models.units import opponent_to_rgb
 from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.networks.principal import begin_linear
@@ -110,8 +110,7 @@ class AutoencoderTask(PictureTask):
         shown = slice(self.config.samples)
         pictures = self._held_out_pictures(MEASURED if last else self.config.samples)
         made = self.reconstructed(trainer.averaged(), pictures)
-        stages = [Stage("held out", as_pictures(pictures[shown])), Stage("decoded", as_pictures(made[shown]))]
-        save_sheet(folder / "samples.png", stages)
+        save_sheet(folder / "samples.png", {"held out": pictures[shown], "decoded": made[shown]})
         flat = (*pictures.shape[:2], -1, pictures.shape[-1])
         figures = {"reconstruction_psnr": metrics.psnr(made.reshape(flat), pictures.reshape(flat))}
         if pictures.ndim == 4 and min(pictures.shape[2:]) >= metrics.WINDOW:

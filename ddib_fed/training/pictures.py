@@ -33,7 +33,7 @@ from ddib_fed.errors import (
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
 from ddib_fed.evaluation.metrics import calibrate_by_chance
-from ddib_fed.evaluation.sheets import Stage, as_pictures, save_sheet
+from ddib_fed.evaluation.sheets import as_pictures, save_sheet
 from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle
 from ddib_fed.models.manifest import LatentSpace, Manifest
 from ddib_fed.models.units import Normalisation
@@ -416,10 +416,9 @@ class PictureTask(Task):
         count = max(config.samples, SAMPLES if judged else 0)
         drawn = self._draw(trainer.averaged(), count, trainer.microbatch, _FINE if last else _COARSE)
         shown = drawn[: config.samples]
-        save_sheet(folder / "samples.png", [Stage("samples", as_pictures(shown))])
+        save_sheet(folder / "samples.png", {"samples": shown})
         if last:
-            held_out = as_pictures(self._held_out_pictures(config.samples))
-            save_sheet(folder / "held-out.png", [Stage("held out", held_out)])
+            save_sheet(folder / "held-out.png", {"held out": self._held_out_pictures(config.samples)})
         own, fresh = nearness(self.pictures, shown, flip=config.flip)
         self.figures = {
             "nearest_training_picture": round(own, 5),

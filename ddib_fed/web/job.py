@@ -117,7 +117,6 @@ class PageJob(RunProgress):
         self.ended = False
         self._done = self._written = 0
         self._slices: _Slices | None = None
-        self._names: Sequence[str] = ()
 
     def translate(self, profile: Profile, dropped: Path, views: Path) -> None:
         """Translate everything below a folder; every error has a hint for somebody at the page."""
@@ -233,14 +232,10 @@ class PageJob(RunProgress):
         if self.stopped and self.client is not None:
             self.client.cancel(job_id)
 
-    def begin(self, job_id: str, names: Sequence[str]) -> None:
-        del job_id
-        self._names = names
-
     def event(self, event: pb.WatchJobResponse) -> None:
         self._done += event.stage in {"done", "failed"}
-        name = self._names[event.item] if event.item < len(self._names) else f"item {event.item}"
         if event.stage:
+            name = self.name_of(event.item)
             called = name if self._slices is None else self._slices.called(name)
             step = f", step {event.step} of {event.steps}" if event.steps else ""
             self.now = f"{called}: {STAGES.get(event.stage, event.stage)}{step}"

@@ -11,7 +11,6 @@ from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import (
     MOST_PSNR,
-    WHITE_RATIO,
     compare,
     doubtful,
     hits_by_pixels,
@@ -105,7 +104,7 @@ def test_noise_is_white_and_a_smoothed_latent_is_not():
     shape = (24, 1, 32, 32)
     z = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     assert whiteness(z).ratio == pytest.approx(1.0, abs=0.1)
-    assert whiteness((z + z.roll(1, dims=3)) / 2**0.5).ratio > WHITE_RATIO
+    assert whiteness((z + z.roll(1, dims=3)) / 2**0.5).ratio > 1.3
     assert noise_statistics((4, 1, 32, 32)).correlation > 1.5 * noise_statistics(shape).correlation
     assert whiteness(torch.zeros(1, 1, 8, 8)).ratio == 0.0
 

@@ -22,8 +22,6 @@ from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.draws import draw_pictures
 from ddib_fed.evaluation.pages import (
-    ShownFile,
-    ShownFiles,
     SideFound,
     WayFound,
     advice,
@@ -32,11 +30,11 @@ from ddib_fed.evaluation.pages import (
     write_report_page,
     write_results,
 )
-from ddib_fed.evaluation.sheets import DOUBT, Stage, clouds, contact_sheet, to_pixels
-from ddib_fed.evaluation.translations import evaluate_folder, find_pictures, read_translations
+from ddib_fed.evaluation.sheets import DOUBT, clouds, contact_sheet, to_pixels
+from ddib_fed.evaluation.translations import FoundPicture, evaluate_folder, find_pictures, read_translations
 from ddib_fed.models.manifest import Training
 from ddib_fed.pages import TEMPLATES
-from ddib_fed.record import PictureFigures, Translation, WrittenFile
+from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
 from tests.runs.picture_folders import blocks, record, write
 from tests.runs.tiny_models import pictures, tiny
 
@@ -210,24 +208,23 @@ def picture(path, level=128, *, shape=(40, 30, 3), dtype=np.uint8):
 
 def shown(folder, name, psnr, **figures):
     record = Translation(job_id="job-1", picture=PictureFigures(cycle_psnr=psnr, **figures)).judged()
-    return ShownFile(
-        f"{name}.png", record, picture(folder / f"{name}.png"), picture(folder / "in" / f"{name}.png")
-    )
+    source = picture(folder / "in" / f"{name}.png")
+    return FoundPicture(f"{name}.png", picture(folder / f"{name}.png"), record, {Part.SOURCE: source})
 
 
 @pytest.fixture
 def results(tmp_path):
-    files = [
+    return [
         shown(tmp_path, "good", 41.5),
         shown(tmp_path, "sub/<b>bad & worse", 12.25),
         shown(tmp_path, "fair", 33.0),
     ]
-    return ShownFiles(TARGET, 4, files, [("/scans/empty.png", "is empty")])
 
 
 @pytest.fixture
 def page(results, tmp_path):
-    write_results(tmp_path / "report.html", results)
+    missing = [("/scans/empty.png", "is empty")]
+    write_results(tmp_path / "report.html", TARGET, 4, results, missing)
     return (tmp_path / "report.html").read_text()
 
 
@@ -240,8 +237,8 @@ def test_the_worst_comes_first_with_its_mark(page):
 
 
 def test_the_verdict_counts_files_doubts_and_what_was_left_out(page, results):
-    assert verdict(results) == "3 of 4 files are translated; doubtful: 1; left out or failed: 1."
-    assert verdict(results) in page
+    assert verdict(4, results, 1) == "3 of 4 files are translated; doubtful: 1; left out or failed: 1."
+    assert verdict(4, results, 1) in page
     assert "<td>/scans/empty.png</td><td>is empty</td>" in page
 
 
@@ -341,7 +338,7 @@ def places(sheet, colour):
 
 def test_a_picture_is_shown_pixel_by_pixel():
     x = pictures(1, channels=3, size=120)
-    sheet = opened(contact_sheet([Stage("", x)]))
+    sheet = opened(contact_sheet({"": x}))
     pixels = to_pixels(x)[0]
     row, column = np.argwhere((sheet == pixels[0, 0]).all(axis=2))[0]
     assert (sheet[row : row + 120, column : column + 120] == pixels).all()
@@ -352,7 +349,7 @@ def test_stages_stand_beneath_one_another_and_pictures_beside():
     red, green = (
         np.stack([flat(10, 1)[:, 0] * s for s in signs], axis=1) for signs in ((1, -1, -1), (-1, 1, -1))
     )
-    sheet = opened(contact_sheet([Stage("source", red), Stage("target", green)], across=4))
+    sheet = opened(contact_sheet({"source": red, "target": green}, across=4))
     count, top, _, left, right = places(sheet, (255, 0, 0))
     assert count == 10 * 96 * 96
     assert places(sheet, (0, 255, 0))[1] == top + 100
@@ -362,10 +359,8 @@ def test_stages_stand_beneath_one_another_and_pictures_beside():
 
 
 def test_a_doubtful_picture_is_framed():
-    plain = opened(contact_sheet([Stage("a", flat(3, 0))], names=["x", "y", "z"], doubtful=[False] * 3))
-    marked = opened(
-        contact_sheet([Stage("a", flat(3, 0))], names=["x", "y", "z"], doubtful=[False, True, False])
-    )
+    plain = opened(contact_sheet({"a": flat(3, 0)}, names=["x", "y", "z"], doubtful=[False] * 3))
+    marked = opened(contact_sheet({"a": flat(3, 0)}, names=["x", "y", "z"], doubtful=[False, True, False]))
     assert not (plain == np.array(DOUBT)).all(axis=2).any()
     _, _, _, left, right = places(marked, DOUBT)
     assert 96 < right - left < 104

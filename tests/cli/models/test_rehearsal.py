@@ -48,7 +48,8 @@ def two(tmp_path):
 
 
 def wanted(two):
-    return Rehearsal(two / "bright", two / "dark", two / "out", CONFIG, pictures=5, evaluations=12)
+    sides = two / "bright", two / "dark", None, None
+    return Rehearsal(sides, two / "out", CONFIG, pictures=5, evaluations=12)
 
 
 def stop_at(part, step):
