@@ -274,7 +274,7 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
     schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
     schedule_from_config(schedule)
     try:
-        network = (_classifier if classifier else _unet)(told)
+        network = _network(told, classifier=classifier)
     except (ValidationError, ZeroDivisionError) as error:
         problem = str(error)
         if isinstance(error, ValidationError):
@@ -300,37 +300,22 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
     return Settled(network, "x0" if predicts_x0 else "eps", schedule, tuple(facts))
 
 
-def _unet(told: Mapping[str, Any]) -> UNetConfig:
-    same = (
-        "image_size", "in_channels", "channel_mult", "num_res_blocks", "num_heads", "num_heads_upsample",
-        "num_head_channels", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "dropout",
-    )  # fmt: skip
-    return UNetConfig.model_validate(
-        {
-            **{key: told[key] for key in same if key in told},
-            "model_channels": told["num_channels"],
-            "out_channels": told["in_channels"] * (2 if told["learn_sigma"] else 1),
-            "attention_resolutions": [told["image_size"] // at for at in told["attention_resolutions"]],
-            "num_classes": told["num_classes"] if told["class_cond"] else None,
-        }
-    )
+RENAMED = {
+    "num_channels": "model_channels", "classifier_width": "model_channels", "classifier_depth": "num_res_blocks",
+}  # fmt: skip
+"""Flags whose arguments of the networks have other names; those of a classifier drop their prefix."""
 
 
-def _classifier(told: Mapping[str, Any]) -> ClassifierConfig:
-    at = [told["image_size"] // each for each in told["classifier_attention_resolutions"]]
-    return ClassifierConfig(
-        image_size=told["image_size"],
-        in_channels=told["in_channels"],
-        model_channels=told["classifier_width"],
-        out_channels=told["out_channels"],
-        num_res_blocks=told["classifier_depth"],
-        channel_mult=told["channel_mult"],
-        attention_resolutions=tuple(at),
-        num_head_channels=CLASSIFIER_HEAD_CHANNELS,
-        use_scale_shift_norm=told["classifier_use_scale_shift_norm"],
-        resblock_updown=told["classifier_resblock_updown"],
-        pool=told["classifier_pool"],
-    )
+def _network(told: Mapping[str, Any], *, classifier: bool) -> UNetConfig | ClassifierConfig:
+    fields = {RENAMED.get(key, key.removeprefix("classifier_")): value for key, value in told.items()}
+    fields["attention_resolutions"] = [fields["image_size"] // at for at in fields["attention_resolutions"]]
+    kind: type[UNetConfig | ClassifierConfig] = ClassifierConfig if classifier else UNetConfig
+    if classifier:
+        fields["num_head_channels"] = CLASSIFIER_HEAD_CHANNELS
+    else:
+        fields["out_channels"] = told["in_channels"] * (2 if told["learn_sigma"] else 1)
+        fields["num_classes"] = told["num_classes"] if told["class_cond"] else None
+    return kind.model_validate({key: value for key, value in fields.items() if key in kind.model_fields})
 
 
 def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
