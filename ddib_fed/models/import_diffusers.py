@@ -24,14 +24,13 @@ from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import parse_json, read_small
-from ddib_fed.models.import_guided import Fact, Imported, read_tensors, renamed
+from ddib_fed.models.import_guided import Fact, Imported, read_tensors, renamed, require_fit
 from ddib_fed.models.import_latents import (
     PREDICTIONS,
     Foreign,
     Read,
     Told,
     negated,
-    require_fit,
     step_schedule,
 )
 from ddib_fed.models.units import Normalisation
@@ -169,9 +168,9 @@ def read_network(inside: Path, config: LibraryConfig) -> Read:
         key: tensor.flatten(2).squeeze(-1) if ".attentions." in key and tensor.ndim == 4 else tensor
         for key, tensor in renamed(read_tensors(weights).state, _new_name, weights).items()
     }
-    read = Read(config, state, str(weights))
-    require_fit(read, "config.json and the weights are not of one model: copy the whole folder again")
-    return read
+    hint = "config.json and the weights are not of one model: copy the whole folder again"
+    require_fit(config, state, str(weights), hint)
+    return Read(config, state, str(weights))
 
 
 def check_pipeline(folder: Path) -> Mapping[str, Any]:

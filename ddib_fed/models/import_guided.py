@@ -28,7 +28,7 @@ from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training, intensity_fields
-from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
+from ddib_fed.networks.config import AnyConfig, ClassifierConfig, SyntheticConfig, UNetConfig
 
 Value = str | int | float | bool | tuple[int | float, ...]
 Table = Mapping[str, Value]  # flags with the public code's defaults, whose types are those of the values
@@ -289,13 +289,10 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
             hint="say the size that it was trained for by --flags '--image_size N'",
             facts={"field": "image_size"},
         )
-    for key, problem in misfits(network, state):
-        raise BundleInvalid(
-            f"{source}: {key}: {problem}",
-            hint="the file does not hold the network of these flags: say by --flags what it was trained with, as in "
-            "the public README's MODEL_FLAGS",
-            facts={"field": key[:100]},
-        )
+    lead = (
+        "the file does not hold the network of these flags: say by --flags what it was trained with, as in "
+    )
+    require_fit(network, state, source, f"{lead}the public README's MODEL_FLAGS")
     predicts_x0 = not classifier and told["predict_xstart"]
     return Settled(network, "x0" if predicts_x0 else "eps", schedule, tuple(facts))
 
@@ -321,17 +318,16 @@ def _network(told: Mapping[str, Any], *, classifier: bool) -> UNetConfig | Class
 def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
     """Return if the tensors are those of a picture network of the public code; others are named."""
     if ENTER in state and state[ENTER].ndim == 2:
-        problem = f"{source}: it is the public code's network for points"
-        raise BundleInvalid(problem, hint="import it with --synthetic", facts={"field": ENTER})
+        problem = "it is the public code's network for points"
+        raise refused(source, ENTER, problem, "import it with --synthetic")
     for pattern, kind in OTHERS.items():
         key = next((key for key in state if re.search(pattern, key)), None)
         if key is not None:
-            raise BundleInvalid(
-                f"{source}: by {key[:100]} it is {kind}",
-                hint="UNets of pixels are read: guided-diffusion's, or the folder of diffusers that holds "
-                "config.json and the scheduler, a UNet2DModel of pixels",
-                facts={"field": key[:100]},
-            )
+            raise refused(
+                source, key, f"by this tensor it is {kind}",
+                "UNets of pixels are read: guided-diffusion's, or the folder of diffusers that holds config.json and "
+                "the scheduler, a UNet2DModel of pixels",
+            )  # fmt: skip
     if ENTER not in state or state[ENTER].ndim != 4:
         raise refused(source, ENTER, "the tensor is missing or has another number of dimensions")
     if (channels := state[ENTER].shape[1]) not in {1, 3}:
@@ -339,13 +335,20 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
         raise refused(source, ENTER, f"{problem}; upsamplers and latent models are others")
 
 
-def refused(source: str, key: str, problem: str) -> BundleInvalid:
+def refused(source: str, key: str, problem: str, hint: str = "") -> BundleInvalid:
+    """The error for a tensor of a file."""
+    usual = "this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that "
     return BundleInvalid(
-        f"{source}: {key}: {problem}",
-        hint="this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that "
-        "the file is one",
+        f"{source}: {key[:100]}: {problem}",
+        hint=hint or f"{usual}the file is one",
         facts={"field": key[:100]},
     )
+
+
+def require_fit(network: AnyConfig, state: Mapping[str, Tensor], source: str, hint: str = "") -> None:
+    """Raise BundleInvalid unless the tensors are those of the network."""
+    for key, problem in misfits(network, state):
+        raise refused(source, key, problem, hint)
 
 
 def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = "") -> Bundle:
@@ -367,8 +370,7 @@ def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = ""
         )
     except ValidationError as error:
         raise refused(source, ENTER, "no network of this kind has these sizes") from error
-    for key, problem in misfits(network, state):
-        raise refused(source, key, problem)
+    require_fit(network, state, source)
     manifest = Manifest(
         name=name or path.stem,
         domain=domain,
@@ -475,11 +477,8 @@ def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Pat
     state: dict[str, Tensor] = {}
     for key, tensor in found.items():
         if rename(key) in state:
-            raise BundleInvalid(
-                f"{path}: {rename(key)[:100]}: two tensors are this one, under two names",
-                hint="save the state dict of the model alone",
-                facts={"field": key[:100]},
-            )
+            problem = "two tensors are this one, under two names"
+            raise refused(str(path), rename(key), problem, "save the state dict of the model alone")
         state[rename(key)] = tensor
     return state
 

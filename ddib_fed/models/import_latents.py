@@ -23,7 +23,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.models.bundle import Bundle, make_bundle, misfits
+from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.import_guided import Fact, Imported, import_note
 from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training, intensity_fields
 from ddib_fed.models.units import Normalisation
@@ -69,12 +69,6 @@ class Read(NamedTuple):
     network: LibraryConfig
     state: Mapping[str, Tensor]
     source: str
-
-
-def require_fit(read: Read, hint: str) -> None:
-    """Return if the weights are those of the network."""
-    for key, problem in misfits(read.network, read.state):
-        raise BundleInvalid(f"{read.source}: {key}: {problem}", hint=hint, facts={"field": key[:100]})
 
 
 @dataclass(frozen=True, slots=True)

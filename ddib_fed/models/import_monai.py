@@ -26,6 +26,7 @@ from ddib_fed.models.import_guided import (
     Imported,
     loaded_checkpoint,
     read_tensors,
+    require_fit,
     states_in,
     unwrapped,
 )
@@ -35,7 +36,6 @@ from ddib_fed.models.import_latents import (
     Read,
     Told,
     negated,
-    require_fit,
     step_schedule,
 )
 from ddib_fed.models.manifest import PictureFormat
@@ -413,9 +413,8 @@ class Weights:
                 f"{self._folder}: no file holds the weights of the {network.name}",
                 hint=f"copy them into models/, as {' or '.join(WEIGHTS)}",
             )
-        require_fit(
-            nearest, f"no file of the folder has the tensors of the {network.name} of its configuration"
-        )
+        hint = f"no file of the folder has the tensors of the {network.name} of its configuration"
+        require_fit(network, nearest.state, nearest.source, hint)
         return nearest
 
 
