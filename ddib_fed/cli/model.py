@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from ddib_fed.diffusion.schedule import PublicLevels
     from ddib_fed.evaluation.judgement import Figures
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.models.import_guided import Imported
-    from ddib_fed.models.import_latents import Reader
+    from ddib_fed.models.import_guided import Imported, Reader
     from ddib_fed.models.manifest import Manifest
     from ddib_fed.models.sidecars import Allowances
 
@@ -152,8 +151,9 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @option("--name NAME", "Model name in the bundle; default: the file's name.", default="")
 @option(
     "--fit",
-    "Pictures: how those of another size are fitted.  [default: crop, as the public code]",
+    "Pictures: how those of another size are fitted; crop as the public code.",
     ("crop", "pad", "resize"),
+    default="crop",
 )
 @option(
     "--intensity RULE",
@@ -163,8 +163,9 @@ def get(*, name: str, out: Path, force: bool) -> None:
 )
 @option(
     "--soften-sigma SIGMA",
-    "Pictures: noise level of softening before encoding.  [default: 0]",
+    "Pictures: noise level of softening before encoding.",
     click.FloatRange(0, 1),
+    default=0.0,
 )
 @option(
     "--scale-factor NUMBER",
@@ -217,72 +218,59 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     from tempfile import TemporaryDirectory
 
     from ddib_fed.models.bundle import save_bundle
-    from ddib_fed.models.import_guided import Imported
 
     if out.exists() and not force:
         raise AlreadyExists(f"{out} exists", hint="choose another folder, or --force")
-    found = _read_checkpoint(checkpoint, given)
+    found = _read_checkpoint(checkpoint, **given)
     with TemporaryDirectory() as folder:
-        encoder = found.autoencoder
-        beside = None if encoder is None else Path(folder) / "autoencoder"
-        if encoder is not None and beside is not None:
+        beside = None
+        if (encoder := found.autoencoder) is not None:
+            beside = Path(folder) / "autoencoder"
             save_bundle(beside, encoder.manifest, encoder.state)
         saved = save_bundle(out, found.manifest, found.state, autoencoder=beside, overwrite=force)
-    values: dict[str, Any] = {"bundle": out, "digest": saved.digest, "parameters": saved.manifest.parameters}
-    if isinstance(found, Imported):
-        values |= {"settings": found.facts, "ignored": found.ignored, "remarks": found.remarks}
-        values["warnings"] = found.warnings
-    elif not given["flags"]:
-        steps = f"{saved.manifest.schedule.name}, {saved.manifest.schedule.steps} steps"
-        warning = f"without --flags these are the public defaults, which no tensor confirms: {steps}"
-        values["warnings"] = (warning,)
-    for warning in values.get("warnings", ()):
+    values = {
+        "bundle": out, "digest": saved.digest, "parameters": saved.manifest.parameters, "settings": found.facts,
+        "ignored": found.ignored, "remarks": found.remarks, "warnings": found.warnings,
+    }  # fmt: skip
+    for warning in found.warnings:
         say(f"warning: {warning}", err=True)
 
     def text() -> None:
-        if isinstance(found, Imported):
-            width = max((len(fact.value) for fact in found.facts), default=0)
-            if found.facts:
-                lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
-            say(*(f"--{key} is not used: {why}" for key, why in found.ignored.items()), *found.remarks)
-        say(f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}")
+        if found.facts:
+            width = max(len(fact.value) for fact in found.facts)
+            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
+        unused = [f"--{key} is not used: {why}" for key, why in found.ignored.items()]
+        made = f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}"
+        say(*unused, *found.remarks, made)
 
     emit(values, text)
 
 
-def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
-    """The model in a file or a pipeline's folder; options that say nothing of it are usage errors."""
-    names = {"domain": given["domain"], "name": given["name"]}
-    settings = {key: given[key] for key in ("fit", "intensity", "soften_sigma") if given[key] is not None}
+def _read_checkpoint(
+    path: Path, *, flags: str, classifier: bool, synthetic: bool, check: Path | None, **told: Any
+) -> Imported:
+    """The model in a file or a folder; options that say nothing of it are usage errors."""
+    from ddib_fed.models.import_guided import Told, import_guided, import_synthetic
+
+    given = Told(**told, samples=None if check is None else _own(check))
     if path.is_dir():
         from ddib_fed.models.import_diffusers import import_diffusers, is_diffusers
-        from ddib_fed.models.import_latents import Told
         from ddib_fed.models.import_monai import import_monai
 
-        options.refuse_idle(
-            ("flags", "classifier", "synthetic"), "is of a file, not of a folder", hint="leave it out"
-        )
-        theirs = is_diffusers(path)
-        if theirs:
-            options.refuse_idle(
-                _OF_MONAI, "is of MONAI's folders, and this is of diffusers", hint="leave it out"
-            )
-        told = {key: given[key] for key in ("scale_factor", "size", *_OF_MONAI)}
-        reader = None if given["check"] is None else _own(given["check"])
-        asked = Told(**names, **settings, **told, samples=reader)
-        return import_diffusers(path, asked) if theirs else import_monai(path, asked)
-    options.refuse_idle(
-        ("scale_factor", "check", "size", *_OF_MONAI), "is of a folder, not of a file", hint="leave it out"
-    )
-    if given["synthetic"]:
-        from ddib_fed.models.import_guided import import_synthetic
-
+        of_files = ("flags", "classifier", "synthetic")
+        options.refuse_idle(of_files, "is of a file, not of a folder", hint="leave it out")
+        if not is_diffusers(path):
+            return import_monai(path, given)
+        why = "is of MONAI's folders, and this is of diffusers"
+        options.refuse_idle(_OF_MONAI, why, hint="leave it out")
+        return import_diffusers(path, given)
+    of_folders = ("scale_factor", "check", "size", *_OF_MONAI)
+    options.refuse_idle(of_folders, "is of a folder, not of a file", hint="leave it out")
+    if synthetic:
         idle = ("classifier", "fit", "intensity", "soften_sigma")
         options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")
-        return import_synthetic(path, flags=given["flags"], **names)
-    from ddib_fed.models.import_guided import import_guided
-
-    return import_guided(path, flags=given["flags"], classifier=given["classifier"], **names, **settings)
+        return import_synthetic(path, given, flags)
+    return import_guided(path, given, flags, classifier=classifier)
 
 
 def _own(path: Path) -> Reader:

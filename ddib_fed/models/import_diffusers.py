@@ -24,12 +24,11 @@ from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import parse_json, read_small
-from ddib_fed.models.import_guided import Fact, Imported, read_tensors, renamed, require_fit
+from ddib_fed.models.import_guided import Fact, Imported, Told, read_tensors, renamed, require_fit
 from ddib_fed.models.import_latents import (
     PREDICTIONS,
     Foreign,
     Read,
-    Told,
     negated,
     step_schedule,
 )

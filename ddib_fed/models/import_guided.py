@@ -12,13 +12,15 @@ import io
 import re
 import shlex
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -26,7 +28,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.bundle import Bundle, make_bundle, misfits
+from ddib_fed.models.bundle import Bundle, misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training, intensity_fields
 from ddib_fed.networks.config import AnyConfig, ClassifierConfig, SyntheticConfig, UNetConfig
 
@@ -202,41 +204,62 @@ OTHERS = {
 """Other kinds of model, by a tensor that only they have."""
 
 
-def import_guided(
-    path: Path,
-    *,
-    flags: str = "",
-    classifier: bool = False,
-    domain: str,
-    name: str = "",
-    fit: Literal["pad", "crop", "resize"] = "crop",
-    intensity: str | None = None,
-    soften_sigma: float = 0.0,
-) -> Imported:
-    """Manifest and weights of a public UNet, or of a noisy classifier."""
-    given = parse_flags(flags, classifier=classifier)
+Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]
+"""Own samples (C, *sides) in [-1, 1] for a manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the command says of a model; None where the files are to say it."""
+
+    domain: str
+    name: str = ""
+    fit: Literal["pad", "crop", "resize"] = "crop"
+    soften_sigma: float = 0.0
+    scale_factor: float | None = None
+    size: tuple[int, ...] | None = None
+    intensity: str | None = None
+    values: tuple[float, float] | None = None
+    spacing: tuple[float, float, float] | None = None
+    modality: str | None = None
+    axes: str | None = None
+    samples: Reader | None = None
+
+    def picture(self) -> PictureFormat:
+        """How pictures become samples, where no file says it."""
+        return PictureFormat(fit=self.fit, **intensity_fields(self.intensity) if self.intensity else {})
+
+
+def import_guided(path: Path, given: Told, flags: str = "", *, classifier: bool = False) -> Imported:
+    """Import a public UNet, or a noisy classifier."""
+    parsed = parse_flags(flags, classifier=classifier)
     checkpoint = read_tensors(path)
-    settled = settle(checkpoint.state, given, classifier=classifier, source=str(path))
+    settled = settle(checkpoint.state, parsed, classifier=classifier, source=str(path))
+    network = settled.network
     taken = [f"{fact.key} {fact.value}" for fact in settled.facts if fact.basis == "public default"]
     trust = (
         f"without --flags these settings are public defaults, not confirmed by tensors: {', '.join(taken)}; where the "
         "model was trained with others, its results are wrong without an error"
     )
-    warnings = (trust,) if taken and not given.line else ()
-    said = f", flags {given.line}" if given.line else ""
-    manifest = picture_manifest(
-        settled.network,
-        name=name or path.stem,
-        domain=domain,
+    warnings = (trust,) if taken and not parsed.line else ()
+    said = f", flags {parsed.line}" if parsed.line else ""
+    manifest = Manifest(
+        name=(given.name or path.stem)[:100],
+        domain=given.domain,
         role="classifier" if classifier else "generator",
+        sample_kind="picture",
+        sample_shape=(network.in_channels, network.image_size, network.image_size),
+        network=network,
+        time_input="timestep",
+        value_range=(-1.0, 1.0),
         parameterisation=settled.parameterisation,
         schedule=settled.schedule,
-        soften_sigma=soften_sigma,
-        picture=PictureFormat(fit=fit, **intensity_fields(intensity) if intensity else {}),
+        soften_sigma=given.soften_sigma,
+        picture=given.picture(),
         data=import_note("the file", warnings),
         training=Training(command=f"imported from {path.name}{said}"[:2000], steps=checkpoint.steps),
     )
-    return Imported(manifest, checkpoint.state, settled.facts, given.ignored, checkpoint.remarks, warnings)
+    return Imported(manifest, checkpoint.state, settled.facts, parsed.ignored, checkpoint.remarks, warnings)
 
 
 class Settled(NamedTuple):
@@ -351,8 +374,8 @@ def require_fit(network: AnyConfig, state: Mapping[str, Tensor], source: str, hi
         raise refused(source, key, problem, hint)
 
 
-def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = "") -> Bundle:
-    """A bundle of the public code's 2-D checkpoint (`SyntheticModel`)."""
+def import_synthetic(path: Path, given: Told, flags: str = "") -> Imported:
+    """Import the public code's 2-D checkpoint (`SyntheticModel`)."""
     told: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(flags).given}
     schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
     schedule_from_config(schedule)
@@ -371,9 +394,11 @@ def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = ""
     except ValidationError as error:
         raise refused(source, ENTER, "no network of this kind has these sizes") from error
     require_fit(network, state, source)
+    steps = f"{schedule.name}, {schedule.steps} steps"
+    warning = f"without --flags these are the public defaults, which no tensor confirms: {steps}"
     manifest = Manifest(
-        name=name or path.stem,
-        domain=domain,
+        name=(given.name or path.stem)[:100],
+        domain=given.domain,
         sample_shape=(in_channels,),
         network=network,
         parameterisation="x0" if told["predict_xstart"] else "eps",
@@ -381,7 +406,7 @@ def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = ""
         schedule=schedule,
         training=Training(command=f"imported from a public checkpoint, {path.name}"[:2000]),
     )
-    return make_bundle(manifest, state, source=source)
+    return Imported(manifest, state, (), {}, (), () if flags else (warning,))
 
 
 # Reading weights of other code
@@ -505,19 +530,6 @@ class Imported:
 def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
     said = f"imported weights: {where} does not say what they were trained on"
     return DataNote(note="; ".join((said, *warnings))[:4000])
-
-
-def picture_manifest(network: UNetConfig | ClassifierConfig, *, name: str, **fields: Any) -> Manifest:
-    """The manifest of a public network of pictures in [-1, 1], told integer steps."""
-    return Manifest(
-        name=name[:100],
-        sample_kind="picture",
-        sample_shape=(network.in_channels, network.image_size, network.image_size),
-        network=network,
-        time_input="timestep",
-        value_range=(-1.0, 1.0),
-        **fields,
-    )
 
 
 # Writing the public code's 2-D network

@@ -8,11 +8,11 @@ no shape: both show on samples alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,13 +24,11 @@ from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, make_bundle
-from ddib_fed.models.import_guided import Fact, Imported, import_note
-from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training, intensity_fields
+from ddib_fed.models.import_guided import Fact, Imported, Told, import_note
+from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 
-Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]
-"""Own samples (C, *sides) in [-1, 1] for a manifest."""
 LEAST_PSNR = 20.0
 """Of an autoencoder on own samples, dB: trained ones reach 25 to 40, random ones about 0. Wrong groups alone may leave
 more than 20, so others are tried too (`better_groups`)."""
@@ -39,28 +37,6 @@ BETTER = 1.0  # dB
 SIDE = {2: 512, 3: 64}
 """Sides of what is tried at once."""
 PREDICTIONS: Mapping[str, Parameterisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the command says of a model; None where the files are to say it."""
-
-    domain: str
-    name: str = ""
-    fit: Literal["pad", "crop", "resize"] = "crop"
-    soften_sigma: float = 0.0
-    scale_factor: float | None = None
-    size: tuple[int, ...] | None = None
-    intensity: str | None = None
-    values: tuple[float, float] | None = None
-    spacing: tuple[float, float, float] | None = None
-    modality: str | None = None
-    axes: str | None = None
-    samples: Reader | None = None
-
-    def picture(self) -> PictureFormat:
-        """How pictures become samples, where no file says it."""
-        return PictureFormat(fit=self.fit, **intensity_fields(self.intensity) if self.intensity else {})
 
 
 class Read(NamedTuple):

@@ -24,6 +24,7 @@ from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.import_guided import (
     Fact,
     Imported,
+    Told,
     loaded_checkpoint,
     read_tensors,
     require_fit,
@@ -34,7 +35,6 @@ from ddib_fed.models.import_latents import (
     PREDICTIONS,
     Foreign,
     Read,
-    Told,
     negated,
     step_schedule,
 )

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.import_guided import Fact
-from ddib_fed.models.import_latents import Read, Told
+from ddib_fed.models.import_guided import Fact, Told
+from ddib_fed.models.import_latents import Read
 from ddib_fed.models.manifest import intensity_fields
 from ddib_fed.models.monai_configs import Configs, Found
 from ddib_fed.models.units import Normalisation
