@@ -30,7 +30,7 @@ import rfc8785
 from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, MessageInvalid
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, ValidationError
 
 M = TypeVar("M", bound="BaseModel")
 
@@ -358,6 +358,12 @@ def parse_toml(data: bytes, model: type[M], path: Path) -> M:
     except ValidationError as error:
         lines = [_explain(model, item) for item in error.errors()]
         raise ConfigError(f"{path} cannot be used:\n  " + "\n  ".join(lines), hint=f"edit {path}") from error
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return the field of the first problem that pydantic found, and the problem; its value is not quoted."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
 
 
 def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:

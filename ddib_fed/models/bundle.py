@@ -38,7 +38,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
     UsageError,
 )
-from ddib_fed.files import appearing, parse_json, sync_folder, write_file
+from ddib_fed.files import appearing, first_problem, parse_json, sync_folder, write_file
 from ddib_fed.models.catalogue import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
@@ -72,8 +72,7 @@ def parse_manifest(data: bytes, source: str, file: str = MANIFEST_FILE) -> Manif
         manifest = Manifest.model_validate(fields)
         schedule_from_config(manifest.schedule)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise invalid(source, file, ".".join(map(str, first["loc"])), first["msg"]) from error
+        raise invalid(source, file, *first_problem(error)) from error
     except SettingsInvalid as error:
         raise invalid(source, file, "schedule", error.detail) from error
     if digest != manifest.digest():

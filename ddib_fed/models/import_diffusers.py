@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
-from ddib_fed.files import parse_json, read_small
+from ddib_fed.files import first_problem, parse_json, read_small
 from ddib_fed.models.import_guided import Fact, Imported, Told, read_tensors, renamed, require_fit
 from ddib_fed.models.import_latents import (
     PREDICTIONS,
@@ -346,7 +346,7 @@ def read_schedule(source: Mapping[str, Any], where: str) -> Levels:
             )
         said = SchedulerFile.model_validate(OTHER_ENDS.get(kind, {}) | dict(source))
     except ValidationError as error:
-        raise _invalid_key(where, source, error) from error
+        raise _refused_key(where, source, *first_problem(error)) from error
     name = "zero-terminal-snr" if said.rescale_betas_zero_snr else SCHEDULES[said.beta_schedule]
     schedule = step_schedule(name, said.num_train_timesteps, (said.beta_start, said.beta_end))
     schedule_from_config(schedule)
@@ -361,12 +361,6 @@ def _refused_key(where: str, source: Mapping[str, Any], key: str, why: str) -> S
         hint="the model cannot be computed exactly here: import another, or train one",
         facts={"field": key[:100]},
     )
-
-
-def _invalid_key(where: str, source: Mapping[str, Any], error: ValidationError) -> SettingsInvalid:
-    first = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(map(str, first["loc"]))
-    return _refused_key(where, source, key, first["msg"].removeprefix("Value error, "))
 
 
 def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
@@ -408,7 +402,7 @@ def _config(name: str, arguments: dict[str, JsonValue], where: str) -> LibraryCo
     try:
         return LibraryConfig.model_validate({"target": f"diffusers.{name}", "arguments": arguments})
     except ValidationError as error:
-        raise _invalid_key(where, arguments, error) from error
+        raise _refused_key(where, arguments, *first_problem(error)) from error
 
 
 def _sides(source: Mapping[str, Any], where: str) -> tuple[int, ...]:

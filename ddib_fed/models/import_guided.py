@@ -28,6 +28,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.files import first_problem
 from ddib_fed.models.bundle import Bundle, misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training, intensity_fields
 from ddib_fed.networks.config import AnyConfig, ClassifierConfig, SyntheticConfig, UNetConfig
@@ -299,11 +300,9 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
     try:
         network = _network(told, classifier=classifier)
     except (ValidationError, ZeroDivisionError) as error:
-        problem = str(error)
-        if isinstance(error, ValidationError):
-            problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+        problem = first_problem(error)[1] if isinstance(error, ValidationError) else str(error)
         raise SettingsInvalid(
-            f"{source}: no network has these settings: {problem.removeprefix('Value error, ')}",
+            f"{source}: no network has these settings: {problem}",
             hint="say by --flags what the list of public defaults has wrong, e.g. --num_head_channels 64",
         ) from error
     if network.image_size % network.divisor:

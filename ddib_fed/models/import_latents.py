@@ -23,6 +23,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
+from ddib_fed.files import first_problem
 from ddib_fed.models.bundle import Bundle, make_bundle
 from ddib_fed.models.import_guided import Fact, Imported, Told, import_note
 from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training
@@ -126,9 +127,8 @@ class Foreign:
                 **fields,
             )
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise SettingsInvalid(
-                f"{read.source}: {first.removeprefix('Value error, ')}",
+                f"{read.source}: {first_problem(error)[1]}",
                 hint="--size says the sides that it was trained on, as 128x128 or 128x128x64",
                 facts={"field": "size"},
             ) from error

@@ -21,6 +21,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.files import first_problem
 from ddib_fed.models.import_guided import (
     Fact,
     Imported,
@@ -181,9 +182,8 @@ def _network(
             {"target": NETWORKS[name], "arguments": arguments, "fixed": fixed, "axes": axes}
         )
     except ValidationError as error:
-        why = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
         hint = "models that are told conditions beside their sample are not supported"
-        raise found.refused("", f"is no model of samples: {why}", hint) from error
+        raise found.refused("", f"is no model of samples: {first_problem(error)[1]}", hint) from error
 
 
 def _modality(configs: Configs, found: Found, given: Told) -> int:
