@@ -17,7 +17,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_model, option, refuse_overwriting, usual_threads
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
-from ddib_fed.names import check_domain
+from ddib_fed.names import check_domain, size_from
 from ddib_fed.record import Classes, Settings
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
@@ -57,13 +57,6 @@ def _span(text: str) -> tuple[float, float]:
     if not low < high < float("inf") or low == float("-inf"):
         raise ValueError(f"{text!r} is empty")
     return low, high
-
-
-def _sides(text: str) -> tuple[int, ...]:
-    sides = text.lower().split("x")
-    if not 2 <= len(sides) <= 3 or not all(side.isdecimal() and int(side) for side in sides):
-        raise ValueError(f"{text!r} is not 128x128, or 128x128x64 of volumes")
-    return tuple(map(int, sides))
 
 
 def _rule(text: str) -> str:
@@ -180,7 +173,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @option(
     "--size HxW",
     "Folders: sides of a sample, as 128x128 or 128x128x64; default: as the files say.",
-    callback=options.read_by(_sides),
+    callback=options.read_by(size_from),
 )
 @option(
     "values --range LOW:HIGH",
@@ -219,8 +212,7 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
 
     from ddib_fed.models.bundle import save_bundle
 
-    if out.exists() and not force:
-        raise AlreadyExists(f"{out} exists", hint="choose another folder, or --force")
+    _refuse_existing(out, "folder", force=force)
     found = _read_checkpoint(checkpoint, **given)
     with TemporaryDirectory() as folder:
         beside = None
@@ -244,6 +236,11 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
         say(*unused, *found.remarks, made)
 
     emit(values, text)
+
+
+def _refuse_existing(out: Path | None, kind: str, *, force: bool) -> None:
+    if out is not None and out.exists() and not force:
+        raise AlreadyExists(f"{out} exists", hint=f"choose another {kind}, or --force")
 
 
 def _read_checkpoint(
@@ -301,8 +298,7 @@ def export(*, which: str, out: Path, force: bool) -> None:
     from ddib_fed.files import write_file
     from ddib_fed.models.import_guided import public_checkpoint
 
-    if out.exists() and not force:
-        raise AlreadyExists(f"{out} exists", hint="choose another file, or --force")
+    _refuse_existing(out, "file", force=force)
     bundle = open_model(which)
     content, flags = public_checkpoint(bundle)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -388,9 +384,8 @@ def tune(
     further: tuple[int, ...],
     evaluations: tuple[int, ...],
     data: Path | None,
-    soften_sigma: float | None,
     seed: int,
-    device: str,
+    **given: Any,
 ) -> None:
     """Learn where the solver steps on a model, so that fewer evaluations are as exact.
 
@@ -404,18 +399,13 @@ def tune(
 
     counts = tuple(sorted({*evaluations, *further})) or NUMBERS
     words = f"tune MODEL --evaluations {' '.join(map(str, counts))}"
-    words += "" if soften_sigma is None else f" --soften-sigma {soften_sigma:g}"
+    softening = given["soften_sigma"]
+    words += "" if softening is None else f" --soften-sigma {softening:g}"
     with bar("tuning") as show, torch_threads(options.usual_threads()):
         tuned = tune_bundle(
-            folder,
-            counts,
-            data=data,
-            soften_sigma=soften_sigma,
-            seed=seed,
-            command=_noted(words, data, seed),
-            device=device,
-            say=lambda what, done, total: show(done, total, what),
-        )
+            folder, counts, data=data, seed=seed, command=_noted(words, data, seed),
+            say=lambda what, done, total: show(done, total, what), **given,
+        )  # fmt: skip
     emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **listed("", tuned.values())}))
 
 
@@ -452,14 +442,9 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
     why: InputError | None = None
     try:
         with bar("encoding") as show, torch_threads(options.usual_threads()):
+            command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed)
             found = put_allowances(
-                folder,
-                data,
-                command=_noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed),
-                device=device,
-                seed=seed,
-                skip_bad=skip_bad,
-                tell=show,
+                folder, data, command=command, device=device, seed=seed, skip_bad=skip_bad, tell=show
             )
     except InputError as error:
         why = error
@@ -586,6 +571,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     owner = bundle.manifest
     if owner.num_classes is None and classifier is not None:
         owner = classifier.manifest  # whose classes guide a model without
+    classes = Classes(owner.name, owner.num_classes or 0, owner.classes)
     party = open_party(
         bundle,
         given["device"],
@@ -596,7 +582,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     )
     asked = ArraySettings(
         settings,
-        target_class=_class(given["target_class"], owner),
+        target_class=classes.number(given["target_class"]) if given["target_class"] else None,
         guidance=Guidance(given["guidance"], weight, clip=(public and pictures) if clip is None else clip),
         seed=seed,
     )
@@ -611,10 +597,6 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     near = f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})" if cloud else ""
     lines({"points": str(out / "samples.npy"), **({"sliced-W2": near} if cloud else {})})
     emit({"out": out, "samples": report["points"], "digest": bundle.digest, "target_cloud": cloud})
-
-
-def _class(text: str, manifest: Manifest) -> int | None:
-    return Classes(manifest.name, manifest.num_classes or 0, manifest.classes).number(text) if text else None
 
 
 def measured(allowances: Allowances) -> str:
@@ -652,17 +634,7 @@ def measured(allowances: Allowances) -> str:
 @option("--out FILE", "Also write an HTML page, with the pictures, the worst first.")
 @options.OUTCOME
 @options.FORCE
-def evaluate(
-    folder: Path,
-    truth: Path | None,
-    source: Path | None,
-    domain: Path | None,
-    group_by: str | None,
-    size: int | None,
-    span: tuple[float, float] | None,
-    out: Path | None,
-    force: bool,
-) -> None:
+def evaluate(folder: Path, group_by: str | None, out: Path | None, *, force: bool, **given: Any) -> None:
     """Evaluate a folder of translated pictures against references.
 
     The folder is the output of `ddib translate`, or any folder of pictures. Everything else is optional; figures that
@@ -673,19 +645,10 @@ def evaluate(
     from ddib_fed.evaluation.pages import write_report_page
     from ddib_fed.evaluation.translations import evaluate_folder
 
-    if out is not None and out.exists() and not force:
-        raise AlreadyExists(f"{out} exists", hint="choose another file, or --force")
+    _refuse_existing(out, "file", force=force)
     with bar("reading") as show:
         report, found = evaluate_folder(
-            folder,
-            source=source,
-            truth=truth,
-            domain=domain,
-            size=size,
-            span=span,
-            by_folder=group_by is not None,
-            mapping=map_beside(folder),
-            on_read=show,
+            folder, by_folder=group_by is not None, mapping=map_beside(folder), on_read=show, **given
         )
     if out is not None:
         write_report_page(out, f"Translations in {folder.name}", report, found)
