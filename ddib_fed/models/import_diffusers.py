@@ -84,7 +84,7 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
         raise _refused_key(where, config, "in_channels", why)
     if encoder is not None:
         made = _read_json(encoder / "config.json")
-        autoencoder = read_network(encoder, autoencoder_config(made, str(encoder / "config.json")))
+        autoencoder = read_network(encoder, _config(made, str(encoder / "config.json")))
         sides = tuple(side * autoencoder.network.divisor for side in sides)
         scale, moved, warnings = _latent_units(made, str(encoder / "config.json"), index, spread)
         facts.append(Fact("autoencoder", autoencoder.network.name, f"{encoder.name}/config.json"))
@@ -111,7 +111,7 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
 
 def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: Told) -> Imported:
     """An autoencoder alone; the scale of its latents belongs to a model of them."""
-    read = read_network(inside, autoencoder_config(config, str(inside / "config.json")))
+    read = read_network(inside, _config(config, str(inside / "config.json")))
     sides, said = given.size, "--size"
     if sides is None:
         size = config.get("sample_size")
@@ -372,22 +372,23 @@ def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
         raise _refused_key(where, source, "class_embed_type", "classes are numbers here")
     if source.get("time_embedding_type", "positional") != "positional":
         raise _refused_key(where, source, "time_embedding_type", "times between the steps are asked for")
-    arguments = _arguments(source)
-    if kind in TRANSFORMERS:
-        if source.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
-            raise _refused_key(where, source, "norm_type", "it is no DiT, whose norm_type is ada_norm_zero")
-        arguments = _of_dit(arguments)
-    return _config("UNet2DModel" if kind == NETWORK else TRANSFORMERS[0], arguments, where)
+    if kind in TRANSFORMERS and source.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
+        raise _refused_key(where, source, "norm_type", "it is no DiT, whose norm_type is ada_norm_zero")
+    return _config(source, where)
 
 
-def autoencoder_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
-    return _config(str(source["_class_name"]), _arguments(source), where)
-
-
-def _arguments(source: Mapping[str, Any]) -> dict[str, JsonValue]:
+def _config(source: Mapping[str, Any], where: str) -> LibraryConfig:
+    """The network of a config.json, or its autoencoder."""
+    name = str(source["_class_name"])
     # The tiny autoencoder writes a key that its constructor does not take.
     apart = {"block_out_channels"} if "encoder_block_out_channels" in source else set[str]()
-    return {key: value for key, value in source.items() if not key.startswith("_") and key not in apart}
+    arguments = {key: value for key, value in source.items() if not key.startswith("_") and key not in apart}
+    if name in TRANSFORMERS:
+        name, arguments = TRANSFORMERS[0], _of_dit(arguments)
+    try:
+        return LibraryConfig.model_validate({"target": f"diffusers.{name}", "arguments": arguments})
+    except ValidationError as error:
+        raise _refused_key(where, arguments, *first_problem(error)) from error
 
 
 def _of_dit(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -396,13 +397,6 @@ def _of_dit(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     known = inspect.signature(DiTTransformer2DModel.__init__).parameters
     return {key: value for key, value in arguments.items() if key in known or value not in (None, False)}
-
-
-def _config(name: str, arguments: dict[str, JsonValue], where: str) -> LibraryConfig:
-    try:
-        return LibraryConfig.model_validate({"target": f"diffusers.{name}", "arguments": arguments})
-    except ValidationError as error:
-        raise _refused_key(where, arguments, *first_problem(error)) from error
 
 
 def _sides(source: Mapping[str, Any], where: str) -> tuple[int, ...]:

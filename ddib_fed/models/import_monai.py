@@ -87,25 +87,25 @@ def import_monai(folder: Path, given: Told) -> Imported:
             hint=f"{', '.join(NETWORKS)} of MONAI are read",
             facts={"field": "_target_"},
         )
-    weights, autoencoder, read = Weights(folder, configs.text), None, None
+    autoencoder, read = None, None
     dims = next(
         int(configs.arguments(found).get("spatial_dims", 2)) for found in (denoiser, encoder) if found
     )
     axes = _axes(configs, given, facts, dims)
     spacing = _spacing(configs, given, facts) if dims == 3 else None
     if encoder is not None:
-        autoencoder = weights.of(_network(configs, encoder, given, spacing, axes))
+        autoencoder, _ = _weights(configs, _network(configs, encoder, given, spacing, axes))
         facts.append(_fact("autoencoder", encoder, autoencoder))
     inner = None if autoencoder is None else autoencoder.network
     told: dict[str, Any] = {}
     if denoiser is not None:
         network = _network(configs, denoiser, given, spacing, axes)
         _require_latents(configs, denoiser, network, inner)
-        read = weights.of(network)
+        read, further = _weights(configs, network)
         facts.append(_fact("network", denoiser, read))
         facts += [Fact(key, str(value), "told at each call") for key, value in network.fixed.items()]
-        told["schedule"], told["parameterisation"] = _schedule(configs, weights.further, facts)
-        told["scale"] = _scale(configs, weights.further)
+        told["schedule"], told["parameterisation"] = _schedule(configs, further, facts)
+        told["scale"] = _scale(configs, further)
         if told["parameterisation"] == "flow":
             read = negated(read, "out.2.conv")
             facts.append(Fact("out.2.conv", "negated", "RFlowScheduler predicts x0 - eps"))
@@ -376,46 +376,38 @@ def _weight_files(folder: Path) -> list[Path]:
     return [path for path in places if path.suffix in WEIGHTS]
 
 
-class Weights:
-    """The checkpoints of a folder; `further` are the values beside the weights in the last that was taken."""
-
-    def __init__(self, folder: Path, text: str) -> None:
-        self._folder, self._text, self._files = folder, text, _weight_files(folder)
-        self.further: Mapping[str, Any] = {}
-
-    def of(self, network: LibraryConfig) -> Read:
-        """The weights of a network: of the file that has exactly its tensors."""
-        wanted = {key: tensor.shape for key, tensor in network_shapes(network).items()}
-        fitting, nearest = list[tuple[Path, Read, Mapping[str, Any]]](), Read(network, {}, str(self._folder))
-        for path in self._files:
-            for part, further in _parts(path, next(iter(wanted))):
-                read = Read(network, _renamed(wanted, part), str(path))
-                nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
-                if {key: tensor.shape for key, tensor in read.state.items()} == wanted:
-                    fitting.append((path, read, further))
-                    break
-        kind = kind_of(network.fixed.get("class_labels"))
-        for chosen in (
-            [each for each in fitting if each[0].name in self._text],
-            [each for each in fitting if kind and kind_of(each[0]) == kind],
-        ):
-            fitting = chosen if len(fitting) > 1 and chosen else fitting
-        if len(fitting) > 1:
-            raise BundleInvalid(
-                f"{self._folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
-                hint="--modality, of a network that is told one, or leave that of the model alone in the folder",
-                facts={"file": fitting[0][0].name[:100]},
-            )
-        for _, found, self.further in fitting:
-            nearest = found
-        if not wanted.keys() & nearest.state.keys():
-            raise FileMissing(
-                f"{self._folder}: no file holds the weights of the {network.name}",
-                hint=f"copy them into models/, as {' or '.join(WEIGHTS)}",
-            )
-        hint = f"no file of the folder has the tensors of the {network.name} of its configuration"
-        require_fit(network, nearest.state, nearest.source, hint)
-        return nearest
+def _weights(configs: Configs, network: LibraryConfig) -> tuple[Read, Mapping[str, Any]]:
+    """Return the weights of the file that has exactly the network's tensors, and the values beside them."""
+    wanted = {key: tensor.shape for key, tensor in network_shapes(network).items()}
+    fitting, nearest = list[tuple[Path, Read, Mapping[str, Any]]](), Read(network, {}, str(configs.folder))
+    for path in _weight_files(configs.folder):
+        for part, further in _parts(path, next(iter(wanted))):
+            read = Read(network, _renamed(wanted, part), str(path))
+            nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
+            if {key: tensor.shape for key, tensor in read.state.items()} == wanted:
+                fitting.append((path, read, further))
+                break
+    kind = kind_of(network.fixed.get("class_labels"))
+    for chosen in (
+        [each for each in fitting if each[0].name in configs.text],
+        [each for each in fitting if kind and kind_of(each[0]) == kind],
+    ):
+        fitting = chosen if len(fitting) > 1 and chosen else fitting
+    if len(fitting) > 1:
+        raise BundleInvalid(
+            f"{configs.folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
+            hint="--modality, of a network that is told one, or leave that of the model alone in the folder",
+            facts={"file": fitting[0][0].name[:100]},
+        )
+    found, further = fitting[0][1:] if fitting else (nearest, {})
+    if not wanted.keys() & found.state.keys():
+        raise FileMissing(
+            f"{configs.folder}: no file holds the weights of the {network.name}",
+            hint=f"copy them into models/, as {' or '.join(WEIGHTS)}",
+        )
+    hint = f"no file of the folder has the tensors of the {network.name} of its configuration"
+    require_fit(network, found.state, found.source, hint)
+    return found, further
 
 
 def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
