@@ -198,12 +198,8 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
         found = ".nii"
     given, bare = shlex.quote(str(path)), path.with_suffix("") if path.suffix == ".gz" else path
     if found in {".gz", ".zip"} and not is_nifti(path):
-        how = (
-            f"gzip -dk {given}"
-            if found == ".gz"
-            else f"unzip {given} -d {shlex.quote(str(path.with_suffix('')))}"
-        )
-        return f"is a {found} file", how
+        folder = shlex.quote(str(path.with_suffix("")))
+        return f"is a {found} file", f"gzip -dk {given}" if found == ".gz" else f"unzip {given} -d {folder}"
     if found:
         right = f"{path}.gz" if found == ".gz" else str(bare.with_suffix(found))
         return f"is a {found} file", f"mv -n {given} {shlex.quote(right)}"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
@@ -34,11 +33,13 @@ from ddib_fed.errors import (
     AlreadyExists,
     BundleInvalid,
     DomainNotFound,
+    FileMissing,
+    InputError,
     ModelNotFound,
     SettingsInvalid,
     UsageError,
 )
-from ddib_fed.files import appearing, first_problem, parse_json, sync_folder, write_file
+from ddib_fed.files import appearing, first_problem, parse_json, read_small, sync_folder, write_file
 from ddib_fed.models.catalogue import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
@@ -95,23 +96,13 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
 
 
 def read_file(folder: Path, name: str, max_bytes: int, source: str) -> bytes:
-    place = folder / name
     try:
-        if place.is_fifo() or place.is_char_device():  # without an end
-            raise invalid(source, name, "", "it is no regular file")
-        with place.open("rb") as file:
-            data: bytes = file.read(max_bytes + 1)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if name != MANIFEST_FILE:
-            raise invalid(source, name, "", "the file is missing") from error
-        problem = f"there is no model bundle in {source}"
-        raise ModelNotFound(problem, hint="train one: ddib model train") from error
-    except OSError as error:
-        look = f"namei -l {shlex.quote(str(place))} shows each folder of the path and who may read there"
-        raise invalid(source, name, "", f"it cannot be read: {error.strerror}", hint=look) from error
-    if len(data) > max_bytes:
-        raise invalid(source, name, "", f"it is larger than {max_bytes} bytes")
-    return data
+        return read_small(folder / name, hint=REMAKE, max_bytes=max_bytes)
+    except (FileMissing, InputError) as error:
+        if name == MANIFEST_FILE and isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            problem = f"there is no model bundle in {source}"
+            raise ModelNotFound(problem, hint="train one: ddib model train") from error
+        raise invalid(source, name, "", error.detail, hint=error.hint) from error
 
 
 def invalid(source: str, file: str, name: str, problem: str, *, hint: str = REMAKE) -> BundleInvalid:

@@ -21,11 +21,12 @@ from pydantic_core.core_schema import ValidationInfo
 from safetensors import SafetensorError, safe_open
 
 from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
+from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import first_problem, parse_json, read_small
 from ddib_fed.models.import_guided import Fact, Imported, Told, read_tensors, renamed, require_fit
 from ddib_fed.models.import_latents import (
+    BETAS,
     PREDICTIONS,
     Foreign,
     Read,
@@ -254,12 +255,6 @@ SCHEDULERS = tuple(f"{name}Scheduler" for name in (
 """Whose betas are those that the network was trained on."""
 OTHER_ENDS: Final = {name: {"beta_start": 0.00085, "beta_end": 0.012} for name in SCHEDULERS[-3:]}
 """Betas of a file that leaves them out, where they are not the usual ones."""
-SCHEDULES = {
-    "linear": "linear",
-    "scaled_linear": SCALED_LINEAR,
-    "squaredcos_cap_v2": "cosine",
-    "sigmoid": SIGMOID,
-}
 FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM: Final = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 LAST: Final = {NETWORK: "conv_out", TRANSFORMERS[0]: "proj_out_2"}
@@ -347,7 +342,8 @@ def read_schedule(source: Mapping[str, Any], where: str) -> Levels:
         said = SchedulerFile.model_validate(OTHER_ENDS.get(kind, {}) | dict(source))
     except ValidationError as error:
         raise _refused_key(where, source, *first_problem(error)) from error
-    name = "zero-terminal-snr" if said.rescale_betas_zero_snr else SCHEDULES[said.beta_schedule]
+    name = "cosine" if said.beta_schedule == "squaredcos_cap_v2" else BETAS[said.beta_schedule]
+    name = "zero-terminal-snr" if said.rescale_betas_zero_snr else name
     schedule = step_schedule(name, said.num_train_timesteps, (said.beta_start, said.beta_end))
     schedule_from_config(schedule)
     return Levels(schedule, PREDICTIONS[said.prediction_type])

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.files import first_problem
 from ddib_fed.models.bundle import Bundle, make_bundle
@@ -37,6 +37,11 @@ GROUPS_ON = 2  # samples
 BETTER = 1.0  # dB
 SIDE = {2: 512, 3: 64}
 """Sides of what is tried at once."""
+BETAS = {
+    "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": SCALED_LINEAR, "scaled_linear": SCALED_LINEAR,
+    "sigmoid_beta": SIGMOID, "sigmoid": SIGMOID, "cosine": "cosine",
+}  # fmt: skip
+"""Schedules by the names of diffusers (with a cosine that has another name there), MONAI, and `generative`."""
 PREDICTIONS: Mapping[str, Parameterisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 
 

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
+from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import first_problem
 from ddib_fed.models.import_guided import (
@@ -33,6 +33,7 @@ from ddib_fed.models.import_guided import (
     unwrapped,
 )
 from ddib_fed.models.import_latents import (
+    BETAS,
     PREDICTIONS,
     Foreign,
     Read,
@@ -56,11 +57,6 @@ USUAL: Final = {
 }  # fmt: skip
 """Ids of the definitions, where there are several of a kind (MAISI has those of its masks too)."""
 WEIGHTS: Final = (".pt", ".pth", ".ckpt", ".safetensors")
-BETAS: Final = {
-    "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": SCALED_LINEAR, "scaled_linear": SCALED_LINEAR,
-    "sigmoid_beta": SIGMOID, "sigmoid": SIGMOID, "cosine": "cosine",
-}  # fmt: skip
-"""By the names of now and of `generative`."""
 OF_SAMPLING: Final = frozenset({
     "clip_sample", "clip_sample_min", "clip_sample_max", "set_alpha_to_one", "steps_offset", "variance_type",
     "skip_prk_steps",
@@ -112,7 +108,7 @@ def import_monai(folder: Path, given: Told) -> Imported:
     whole = read or autoencoder
     assert whole is not None
     units, form = units_of(configs, given, facts, whole)
-    sides = _of_sample(_sides(configs, given, facts, read.network if read else None, inner), axes)
+    sides = _of_sample(_sides(configs, given, facts, whole.network, inner), axes)
     picture = PictureFormat(fit=given.fit, **form)
     if dims == 3:
         across = None if spacing is None else _of_sample(spacing, axes)
@@ -218,11 +214,8 @@ def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A configuration with the definitions that FLIP's models.py and trainer.py have in code, where it is of FLIP."""
     if not isinstance(net := config.get("net_config"), Mapping):
         return config
-    stage, diffusion, dims = (
-        net.get("stage_1", {}),
-        net.get("diffusion_model", {}),
-        net.get("spatial_dims", 3),
-    )
+    stage, diffusion = net.get("stage_1", {}), net.get("diffusion_model", {})
+    dims = net.get("spatial_dims", 3)
     plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
     cross = diffusion.get("cross_attention_dim") or None
     return {
@@ -324,15 +317,9 @@ def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, f
 
 
 def _sides(
-    configs: Configs,
-    given: Told,
-    facts: list[Fact],
-    network: LibraryConfig | None,
-    encoder: LibraryConfig | None,
+    configs: Configs, given: Told, facts: list[Fact], network: LibraryConfig, encoder: LibraryConfig | None
 ) -> tuple[int, ...]:
-    """Of a sample, and not of its latent."""
-    some = network or encoder
-    assert some is not None
+    """Of a sample, and not of its latent; `network` is the encoder itself where there is no other."""
     form = f"{'autoencoder' if encoder else 'network'}_data_format"
     inputs = (configs.metadata.get(form) or {}).get("inputs", {}).values()
     factor = 1 if encoder is None else encoder.divisor
@@ -342,17 +329,17 @@ def _sides(
         *((configs.get(key), key, 1) for key in SIZES),
         *((part.get("spatial_shape"), "metadata.json", 1) for part in inputs if part.get("type") == "image"),
     ]
-    if network is None:
-        candidates.append((256 if some.dims == 2 else 64, "assumed; an autoencoder takes any: --size", 1))
+    if network is encoder:
+        candidates.append((256 if network.dims == 2 else 64, "assumed; an autoencoder takes any: --size", 1))
     for value, basis, times in candidates:
-        sides = [value] * some.dims if isinstance(value, int) else list(value or ())[-some.dims :]
-        if len(sides) == some.dims and all(isinstance(side, int) and side > 0 for side in sides):
+        sides = [value] * network.dims if isinstance(value, int) else list(value or ())[-network.dims :]
+        if len(sides) == network.dims and all(isinstance(side, int) and side > 0 for side in sides):
             whole = tuple(times * side for side in sides)
             facts.append(Fact("size", "x".join(map(str, whole)), basis))
             return whole
     raise SettingsInvalid(
         f"{configs.folder}: no configuration says the size of the samples that the network was trained on",
-        hint=f"--size {'x'.join(['128'] * some.dims)}, as many sides",
+        hint=f"--size {'x'.join(['128'] * network.dims)}, as many sides",
         facts={"field": "size"},
     )
 

@@ -202,11 +202,8 @@ class Configs:
             raise self._refused(key, raw, why) from error
 
     def _refused(self, key: str, raw: str, why: str) -> SettingsInvalid:
-        return SettingsInvalid(
-            f"{self._file_of(key)}: {key} is {raw[:80]}: {why}",
-            hint=f"write the value of {key} there",
-            facts={"field": key[:100]},
-        )
+        found = Found(key, self._file_of(key), raw, {})
+        return found.refused("", f"is {raw[:80]}: {why}", f"write the value of {key} there")
 
 
 def _parsed(path: Path) -> tuple[Mapping[str, Any], str]:

@@ -85,10 +85,10 @@ def units_of(
     found = found if len(found) == 1 else {}
     if not found and read.network.name.endswith("Maisi") and (kind := _kind(read, given)):
         found = {MAISI[kind]: f"MAISI's training on {kind.upper()}"}
-    scaled, basis = next(iter(found.items()), (None, "assumed, as MONAI's; --range LOW:HIGH says another"))
-    form = {} if scaled is None else scaled.fields()
-    low, high = (0.0, 1.0) if scaled is None else (scaled.low, scaled.high)
-    low, high = given.values or (low, high)
+    usual = Scaled("values", 0.0, 255.0), "assumed, as MONAI's; --range LOW:HIGH says another"
+    scaled, basis = next(iter(found.items()), usual)
+    assert scaled is not None  # was taken out above
+    form, (low, high) = scaled.fields(), given.values or (scaled.low, scaled.high)
     facts.append(Fact("range", f"{low:g} to {high:g}", "--range" if given.values else basis))
     if given.intensity is not None:
         form, basis = intensity_fields(given.intensity, form), "--intensity"
