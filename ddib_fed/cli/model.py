@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from ddib_fed.diffusion.schedule import PublicLevels
     from ddib_fed.evaluation.judgement import Figures
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.models.import_guided import Imported, Reader
+    from ddib_fed.models.import_guided import Imported
     from ddib_fed.models.manifest import Manifest
     from ddib_fed.models.sidecars import Allowances
 
@@ -249,7 +250,7 @@ def _read_checkpoint(
     """The model in a file or a folder; options that say nothing of it are usage errors."""
     from ddib_fed.models.import_guided import Told, import_guided, import_synthetic
 
-    given = Told(**told, samples=None if check is None else _own(check))
+    given = Told(**told, samples=None if check is None else partial(_own_samples, check))
     if path.is_dir():
         from ddib_fed.models.import_diffusers import import_diffusers, is_diffusers
         from ddib_fed.models.import_monai import import_monai
@@ -270,15 +271,12 @@ def _read_checkpoint(
     return import_guided(path, given, flags, classifier=classifier)
 
 
-def _own(path: Path) -> Reader:
-    def read(manifest: Manifest) -> Iterable[NDArray[np.float32]]:
-        from ddib_fed.training.sources import own_samples, own_volumes
+def _own_samples(path: Path, manifest: Manifest) -> Iterable[NDArray[np.float32]]:
+    from ddib_fed.training.sources import own_samples, own_volumes
 
-        if manifest.sample_kind == "volume":
-            return own_volumes(manifest, path, CHECKED)
-        return own_samples(manifest, path, CHECKED, CHECKED).mixed()
-
-    return read
+    if manifest.sample_kind == "volume":
+        return own_volumes(manifest, path, CHECKED)
+    return own_samples(manifest, path, CHECKED, CHECKED).mixed()
 
 
 @model.command()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -85,15 +86,11 @@ def _entry(other: Peer) -> dict[str, object]:
 @REPLACE
 @UNCONSTRAINED
 @options.OUTCOME
-def add(
-    config_path: Path, file: Path, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
-) -> None:
+def add(config_path: Path, file: Path, **given: Any) -> None:
     """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
     from ddib_fed.node.admitting import admit
 
-    other = admit(
-        open_config(config_path), file, fingerprints, replace=replace, unconstrained_root=unconstrained_root
-    )
+    other = admit(open_config(config_path), file, **given)
     say(
         f"admitted {other.identity} at {other.address}",
         f"next: ddib peer test {other.institution}{with_config(config_path)}",
@@ -186,14 +183,11 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
     log, running = config.paths.store, None
     if undo:
         options.refuse_idle(("reason",), "is for a suspension", hint="leave it out")
-        changed = store.resume(institution, before=lambda: note(log, "peer_resumed", peer=institution))
+        changed = store.resume(institution, before=partial(note, log, "peer_resumed", peer=institution))
         said = "is resumed" if changed else "was not suspended: nothing is changed"
     else:
-        changed = store.suspend(
-            institution,
-            reason=reason,
-            before=lambda: note(log, "peer_suspended", peer=institution, reason=reason),
-        )
+        before = partial(note, log, "peer_suspended", peer=institution, reason=reason)
+        changed = store.suspend(institution, reason=reason, before=before)
         said = "is suspended" if changed else "was suspended already"
     say(f"{institution} {said}")
     if changed or not undo:
@@ -208,7 +202,7 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
 def remove(config_path: Path, institution: str) -> None:
     """Remove a peer: it is refused from now on, and running calls with it end within a second."""
     config, store = _open(config_path)
-    store.remove(institution, before=lambda: note(config.paths.store, "peer_removed", peer=institution))
+    store.remove(institution, before=partial(note, config.paths.store, "peer_removed", peer=institution))
     say(f"removed {institution}")
     outcome(removed=institution, node_running=_apply(config, store))
 
@@ -246,15 +240,7 @@ def _apply(config: NodeConfig, store: PeerStore) -> bool:
 @REPLACE
 @UNCONSTRAINED
 @options.OUTCOME
-def pair(
-    config_path: Path,
-    address: str | None,
-    code: str | None,
-    listens: bool,
-    fingerprints: tuple[str, ...],
-    replace: bool,
-    unconstrained_root: bool,
-) -> None:
+def pair(config_path: Path, address: str | None, code: str | None, *, listens: bool, **given: Any) -> None:
     """Admit another institution's node, and be admitted there, with a code read out by telephone.
 
     One side runs `ddib pair --listen`, which shows an address and a code; the other `ddib pair HOST:PORT CODE`. The two
@@ -273,14 +259,8 @@ def pair(
             hint=f"ddib pair {address or 'HOST:PORT'} CODE",
         )
     config = open_config(config_path)
-    paired = pair_nodes(
-        config,
-        None if address is None or code is None else (address, code),
-        at=address if listens else None,
-        fingerprints=fingerprints,
-        replace=replace,
-        unconstrained_root=unconstrained_root,
-    )
+    called = None if address is None or code is None else (address, code)
+    paired = pair_nodes(config, called, at=address if listens else None, **given)
     other, more = paired.other, with_config(config_path)
     say_next(
         [
@@ -440,14 +420,11 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     named, log = _of_institution(config, identity), config.paths.store
     if undo:
         options.refuse_idle(("reason",), "is for a withdrawal", hint="leave it out")
-        changed = store.reinstate(named, before=lambda: note(log, "identity_reinstated", identity=named.uri))
+        changed = store.reinstate(named, before=partial(note, log, "identity_reinstated", identity=named.uri))
         said = "is reinstated" if changed else "was not withdrawn"
     else:
-        changed = store.withdraw(
-            named,
-            comment=reason,
-            before=lambda: note(log, "identity_withdrawn", identity=named.uri, comment=reason),
-        )
+        before = partial(note, log, "identity_withdrawn", identity=named.uri, comment=reason)
+        changed = store.withdraw(named, comment=reason, before=before)
         said = "is withdrawn" if changed else "was withdrawn already"
     say(f"{named} {said}, in {store.file}")
     running = _apply(config, store)

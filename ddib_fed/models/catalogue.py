@@ -65,13 +65,12 @@ def look(folder: Path, source: str) -> Listed:
         raise BundleInvalid(problem, hint="install the package, or copy the model, again") from error
 
 
-def require_shipped(name: str) -> str:
+def require_shipped(name: str) -> None:
     known = shipped_names()
     if name not in known:
         close = f"did you mean {near}? " if (near := nearest(name, known)) else ""
         problem = f"no model of {name!r} ships with the package"
         raise ModelNotFound(problem, hint=f"{close}There are: {', '.join(known)}")
-    return name
 
 
 def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:

@@ -91,8 +91,8 @@ class Foreign:
         if encoder is not None:
             scale = self._scale(tried)
             facts.append(scale)
-            latents, deviation = self._latents(encoder, float(scale.value)), float(scale.value)
-            deviation *= 1.0 / deviation if tried is None else tried.deviation
+            latents = self._latents(encoder, float(scale.value))
+            deviation = 1.0 if tried is None else float(scale.value) * tried.deviation
             if not 0.5 < deviation < 2.0 and self.moved == (0.0, 1.0):
                 warnings.append(
                     f"with the scale factor {scale.value} latents of own samples deviate by {deviation:.2g}, and not 1"
