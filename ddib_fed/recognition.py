@@ -228,11 +228,9 @@ def is_nifti(path: Path) -> bool:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do (PS3.10 7.1)."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
+    return False
 
 
 def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:

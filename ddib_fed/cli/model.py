@@ -376,15 +376,7 @@ def _shown(bundle: Bundle) -> dict[str, str]:
 @options.SEED
 @DEVICE
 @options.OUTCOME
-def tune(
-    *,
-    folder: Path,
-    further: tuple[int, ...],
-    evaluations: tuple[int, ...],
-    data: Path | None,
-    seed: int,
-    **given: Any,
-) -> None:
+def tune(*, folder: Path, further: tuple[int, ...], evaluations: tuple[int, ...], **given: Any) -> None:
     """Learn where the solver steps on a model, so that fewer evaluations are as exact.
 
     The steps are learned for encoding and for decoding, from this model alone, and written into steps.json beside its
@@ -401,15 +393,16 @@ def tune(
     words += "" if softening is None else f" --soften-sigma {softening:g}"
     with bar("tuning") as show, torch_threads(options.usual_threads()):
         tuned = tune_bundle(
-            folder, counts, data=data, seed=seed, command=_noted(words, data, seed),
+            folder, counts, command=_noted(words, given),
             say=lambda what, done, total: show(done, total, what), **given,
         )  # fmt: skip
     emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **listed("", tuned.values())}))
 
 
-def _noted(words: str, data: Path | None, seed: int) -> str:
+def _noted(words: str, given: dict[str, Any]) -> str:
     """The command as it is kept beside the weights: without paths."""
-    return f"ddib model {words}{' --data PATH' if data else ''}{f' --seed {seed}' if seed else ''}"
+    seed = given["seed"]
+    return f"ddib model {words}{' --data PATH' if given['data'] else ''}{f' --seed {seed}' if seed else ''}"
 
 
 @model.command()
@@ -419,7 +412,7 @@ def _noted(words: str, data: Path | None, seed: int) -> str:
 @options.SEED
 @DEVICE
 @options.OUTCOME
-def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, device: str) -> None:
+def measure(*, folder: Path, **given: Any) -> None:
     """Measure what a model's own latents and pictures look like, for the gate and for the marks of doubt.
 
     Latents of held-out pictures set bounds, which are written into gate.json beside the weights: a latent beyond them
@@ -436,14 +429,13 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
     from ddib_fed.training.sources import shipped_name
     from ddib_fed.training.tune import put_allowances
 
+    data, skip_bad = given["data"], given["skip_bad"]
     found: Allowances | None = None
     why: InputError | None = None
     try:
         with bar("encoding") as show, torch_threads(options.usual_threads()):
-            command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed)
-            found = put_allowances(
-                folder, data, command=command, device=device, seed=seed, skip_bad=skip_bad, tell=show
-            )
+            command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", given)
+            found = put_allowances(folder, command=command, tell=show, **given)
     except InputError as error:
         why = error
     bundle = load_bundle(folder)

@@ -147,10 +147,8 @@ class Foreign:
             return None
         samples = list(self.given.samples(encoder.manifest))
         tried, better = try_autoencoder(encoder, samples), better_groups(encoder, samples)
-        if tried.psnr < LEAST_PSNR:
-            better = (
-                better or f"below {LEAST_PSNR:g} dB its settings are wrong, or the samples are not its own"
-            )
+        if tried.psnr < LEAST_PSNR and not better:
+            better = f"below {LEAST_PSNR:g} dB its settings are wrong, or the samples are not its own"
         if better:
             raise BundleInvalid(
                 f"{self.folder}: its autoencoder reconstructs own samples at {tried.psnr:.1f} dB; {better}",

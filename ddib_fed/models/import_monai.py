@@ -427,5 +427,4 @@ def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str
         if key not in found and old in found:
             found[key] = found.pop(old)
     # Of an attention without its last layer; weights of `generative` have it, and are never multiplied by it.
-    unused = [key for key in found if ".proj_attn." in key and key not in wanted]
-    return {key: value for key, value in found.items() if key not in unused}
+    return {key: value for key, value in found.items() if key in wanted or ".proj_attn." not in key}

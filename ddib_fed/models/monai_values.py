@@ -177,14 +177,13 @@ def _step(each: Found, told: Mapping[str, Any], was: Scaled | None, given: Told,
             )
         black, white = (end / slope - offset for end in given.values)
         return Scaled("values", black, white, *given.values)
-
-    def number(key: str, usual: float = math.nan) -> float:
-        return usual if (value := told.get(key)) is None else float(value)
-
     ends = ("minv", "maxv") if kind[1] == "ScaleIntensity" else ("b_min", "b_max")
-    low, high = number(ends[0], 0.0), number(ends[1], 1.0)
+    low, high = (float(value) if (value := told.get(key)) is not None else usual
+                 for key, usual in zip(ends, (0.0, 1.0), strict=True))  # fmt: skip
     if kind[1] == "ScaleIntensityRange":
-        span = Scaled("values", number("a_min"), number("a_max"), low, high)
+        span = Scaled(
+            "values", float(told.get("a_min", math.nan)), float(told.get("a_max", math.nan)), low, high
+        )
         if was is None:
             return span
         if told.get("clip") and not span.black <= was.low < was.high <= span.white:
@@ -194,7 +193,9 @@ def _step(each: Found, told: Mapping[str, Any], was: Scaled | None, given: Told,
     if was is not None or told.get("relative") or told.get("factor"):
         raise ValueError("it scales each image by itself after another transform, or by a factor")
     if kind[1] == "ScaleIntensityRangePercentiles":
-        return Scaled("percentile", number("lower"), number("upper"), low, high)
+        return Scaled(
+            "percentile", float(told.get("lower", math.nan)), float(told.get("upper", math.nan)), low, high
+        )
     # From the least to the most of each: of pictures, files of 8 bits in their own range.
     return (
         Scaled("values", 0.0, 255.0, low, high) if dims == 2 else Scaled("percentile", 0.0, 100.0, low, high)
