@@ -255,18 +255,15 @@ def _read_checkpoint(
         from ddib_fed.models.import_diffusers import import_diffusers, is_diffusers
         from ddib_fed.models.import_monai import import_monai
 
-        of_files = ("flags", "classifier", "synthetic")
-        options.refuse_idle(of_files, "is of a file, not of a folder", hint="leave it out")
+        options.refuse_idle(("flags", "classifier", "synthetic"), "is of a file, not of a folder")
         if not is_diffusers(path):
             return import_monai(path, given)
-        why = "is of MONAI's folders, and this is of diffusers"
-        options.refuse_idle(_OF_MONAI, why, hint="leave it out")
+        options.refuse_idle(_OF_MONAI, "is of MONAI's folders, and this is of diffusers")
         return import_diffusers(path, given)
-    of_folders = ("scale_factor", "check", "size", *_OF_MONAI)
-    options.refuse_idle(of_folders, "is of a folder, not of a file", hint="leave it out")
+    options.refuse_idle(("scale_factor", "check", "size", *_OF_MONAI), "is of a folder, not of a file")
     if synthetic:
         idle = ("classifier", "fit", "intensity", "soften_sigma")
-        options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")
+        options.refuse_idle(idle, "does not go with --synthetic")
         return import_synthetic(path, given, flags)
     return import_guided(path, given, flags, classifier=classifier)
 
@@ -555,8 +552,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     pictures = bundle.manifest.sample_kind != "point"
     settings, public, clip = take_settings(given, [bundle.manifest])
     if not pictures:
-        why = f"is for pictures, and {which} is a model of points"
-        options.refuse_idle(_OF_PICTURES, why, hint="leave it out")
+        options.refuse_idle(_OF_PICTURES, f"is for pictures, and {which} is a model of points")
     classifier, weight = options.take_classifier(given)
     owner = bundle.manifest
     if owner.num_classes is None and classifier is not None:

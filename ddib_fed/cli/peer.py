@@ -182,7 +182,7 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
     config, store = _open(config_path)
     log, running = config.paths.store, None
     if undo:
-        options.refuse_idle(("reason",), "is for a suspension", hint="leave it out")
+        options.refuse_idle(("reason",), "is for a suspension")
         changed = store.resume(institution, before=partial(note, log, "peer_resumed", peer=institution))
         said = "is resumed" if changed else "was not suspended: nothing is changed"
     else:
@@ -419,7 +419,7 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     config, store = _open(config_path)
     named, log = _of_institution(config, identity), config.paths.store
     if undo:
-        options.refuse_idle(("reason",), "is for a withdrawal", hint="leave it out")
+        options.refuse_idle(("reason",), "is for a withdrawal")
         changed = store.reinstate(named, before=partial(note, log, "identity_reinstated", identity=named.uri))
         said = "is reinstated" if changed else "was not withdrawn"
     else:

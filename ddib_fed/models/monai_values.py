@@ -68,7 +68,7 @@ def units_of(
     configs: Configs, given: Told, facts: list[Fact], read: Read
 ) -> tuple[Normalisation, dict[str, Any]]:
     """Units of the network's samples; fields of a `PictureFormat` that say how values in files become samples."""
-    found = dict[Scaled | None, str]()
+    found = dict[Scaled, str]()
     for transforms in _lists(configs):
         place = transforms[-1].key.rpartition("::")[0]
         try:
@@ -76,9 +76,9 @@ def units_of(
         except SettingsInvalid:
             if given.intensity is None:
                 raise
-        else:
+            scaled = None
+        if scaled is not None:
             found.setdefault(scaled, f"the transforms of {place}")
-    found.pop(None, None)
     if len(found) > 1 and given.intensity is None:
         places = " and ".join(found.values())
         raise SettingsInvalid(f"{configs.folder}: {places} scale values differently", hint=RULE_HINT)
@@ -87,7 +87,6 @@ def units_of(
         found = {MAISI[kind]: f"MAISI's training on {kind.upper()}"}
     usual = Scaled("values", 0.0, 255.0), "assumed, as MONAI's; --range LOW:HIGH says another"
     scaled, basis = next(iter(found.items()), usual)
-    assert scaled is not None  # was taken out above
     form, (low, high) = scaled.fields(), given.values or (scaled.low, scaled.high)
     facts.append(Fact("range", f"{low:g} to {high:g}", "--range" if given.values else basis))
     if given.intensity is not None:
