@@ -18,9 +18,9 @@ import shutil
 import stat
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -30,7 +30,7 @@ import rfc8785
 from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, MessageInvalid
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, ValidationError
 
 M = TypeVar("M", bound="BaseModel")
 
@@ -191,21 +191,31 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def move_into_place(staging: Path, path: Path) -> None:
-    """Rename the finished folder; a folder in its place is moved aside first and removed last."""
-    if path.exists():
-        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-        path.rename(aside / path.name)
-        staging.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        staging.rename(path)
-    sync_folder(path.parent)
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Give a private, empty folder, which is renamed to `path` at the end; after an error nothing is left of it.
+
+    A folder that is there already is moved aside first and removed last.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
+    try:
+        yield staging
+        if path.exists():
+            aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            path.rename(aside / path.name)
+            staging.rename(path)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            staging.rename(path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def copy_folder(source: Path, path: Path) -> None:
     """Copy the files of a folder, e.g. of weights that ship with the package; the copy is private."""
-    path.mkdir(mode=0o700, parents=True)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for file in sorted(entry for entry in source.iterdir() if entry.is_file()):
         write_file(path / file.name, file.read_bytes(), private=True)
 
@@ -348,6 +358,12 @@ def parse_toml(data: bytes, model: type[M], path: Path) -> M:
     except ValidationError as error:
         lines = [_explain(model, item) for item in error.errors()]
         raise ConfigError(f"{path} cannot be used:\n  " + "\n  ".join(lines), hint=f"edit {path}") from error
+
+
+def first_problem(error: ValidationError) -> tuple[str, str]:
+    """Return the field of the first problem that pydantic found, and the problem; its value is not quoted."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
 
 
 def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:

@@ -13,6 +13,7 @@ import struct
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -169,12 +170,15 @@ def _suffix(path: Path) -> str:
 
 def format_of(path: Path) -> Format | None:
     """The format of a file of which pixels alone leave; None for any other file, and for what cannot be opened."""
+    suffix = path.suffix.lower()
     if is_nifti(path):
         return Format.NIFTI
-    if path.suffix.lower() in PICTURES:
+    if suffix in PICTURES:
         return Format.PICTURE
-    if is_georeferenced(path):
-        return Format.MAP
+    if suffix in TIFF_SUFFIXES and path.is_file():
+        with suppress(OSError), path.open("rb") as file:
+            if GEOTAGS & _tags(file):
+                return Format.MAP
     return Format.DICOM if is_dicom(path) else None
 
 
@@ -194,12 +198,8 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
         found = ".nii"
     given, bare = shlex.quote(str(path)), path.with_suffix("") if path.suffix == ".gz" else path
     if found in {".gz", ".zip"} and not is_nifti(path):
-        how = (
-            f"gzip -dk {given}"
-            if found == ".gz"
-            else f"unzip {given} -d {shlex.quote(str(path.with_suffix('')))}"
-        )
-        return f"is a {found} file", how
+        folder = shlex.quote(str(path.with_suffix("")))
+        return f"is a {found} file", f"gzip -dk {given}" if found == ".gz" else f"unzip {given} -d {folder}"
     if found:
         right = f"{path}.gz" if found == ".gz" else str(bare.with_suffix(found))
         return f"is a {found} file", COPY if right == str(path) else f"mv -n {given} {shlex.quote(right)}"
@@ -228,22 +228,9 @@ def is_nifti(path: Path) -> bool:
 
 def is_dicom(path: Path) -> bool:
     """Whether a file begins as DICOM files do (PS3.10 7.1)."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
-
-
-def is_georeferenced(path: Path) -> bool:
-    """Whether a file is a TIFF that says where on the earth it lies, by its tags alone."""
-    if path.suffix.lower() not in TIFF_SUFFIXES or not path.is_file():
-        return False
-    try:
-        with path.open("rb") as file:
-            return bool(GEOTAGS & _tags(file))
-    except OSError:
-        return False
+    with suppress(OSError), path.open("rb") as file:
+        return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
+    return False
 
 
 def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:

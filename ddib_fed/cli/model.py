@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_model, option, refuse_overwriting, usual_threads
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
-from ddib_fed.names import check_domain
+from ddib_fed.names import check_domain, size_from
 from ddib_fed.record import Classes, Settings
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from ddib_fed.evaluation.judgement import Figures
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.import_guided import Imported
-    from ddib_fed.models.import_latents import Reader
     from ddib_fed.models.manifest import Manifest
     from ddib_fed.models.sidecars import Allowances
 
@@ -58,13 +58,6 @@ def _span(text: str) -> tuple[float, float]:
     if not low < high < float("inf") or low == float("-inf"):
         raise ValueError(f"{text!r} is empty")
     return low, high
-
-
-def _sides(text: str) -> tuple[int, ...]:
-    sides = text.lower().split("x")
-    if not 2 <= len(sides) <= 3 or not all(side.isdecimal() and int(side) for side in sides):
-        raise ValueError(f"{text!r} is not 128x128, or 128x128x64 of volumes")
-    return tuple(map(int, sides))
 
 
 def _rule(text: str) -> str:
@@ -152,8 +145,9 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @option("--name NAME", "Model name in the bundle; default: the file's name.", default="")
 @option(
     "--fit",
-    "Pictures: how those of another size are fitted.  [default: crop, as the public code]",
+    "Pictures: how those of another size are fitted; crop as the public code.",
     ("crop", "pad", "resize"),
+    default="crop",
 )
 @option(
     "--intensity RULE",
@@ -163,8 +157,9 @@ def get(*, name: str, out: Path, force: bool) -> None:
 )
 @option(
     "--soften-sigma SIGMA",
-    "Pictures: noise level of softening before encoding.  [default: 0]",
+    "Pictures: noise level of softening before encoding.",
     click.FloatRange(0, 1),
+    default=0.0,
 )
 @option(
     "--scale-factor NUMBER",
@@ -179,7 +174,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @option(
     "--size HxW",
     "Folders: sides of a sample, as 128x128 or 128x128x64; default: as the files say.",
-    callback=options.read_by(_sides),
+    callback=options.read_by(size_from),
 )
 @option(
     "values --range LOW:HIGH",
@@ -217,83 +212,68 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     from tempfile import TemporaryDirectory
 
     from ddib_fed.models.bundle import save_bundle
-    from ddib_fed.models.import_guided import Imported
 
-    if out.exists() and not force:
-        raise AlreadyExists(f"{out} exists", hint="choose another folder, or --force")
-    found = _read_checkpoint(checkpoint, given)
+    _refuse_existing(out, "folder", force=force)
+    found = _read_checkpoint(checkpoint, **given)
     with TemporaryDirectory() as folder:
-        encoder = found.autoencoder
-        beside = None if encoder is None else Path(folder) / "autoencoder"
-        if encoder is not None and beside is not None:
+        beside = None
+        if (encoder := found.autoencoder) is not None:
+            beside = Path(folder) / "autoencoder"
             save_bundle(beside, encoder.manifest, encoder.state)
         saved = save_bundle(out, found.manifest, found.state, autoencoder=beside, overwrite=force)
-    values: dict[str, Any] = {"bundle": out, "digest": saved.digest, "parameters": saved.manifest.parameters}
-    if isinstance(found, Imported):
-        values |= {"settings": found.facts, "ignored": found.ignored, "remarks": found.remarks}
-        values["warnings"] = found.warnings
-    elif not given["flags"]:
-        steps = f"{saved.manifest.schedule.name}, {saved.manifest.schedule.steps} steps"
-        warning = f"without --flags these are the public defaults, which no tensor confirms: {steps}"
-        values["warnings"] = (warning,)
-    for warning in values.get("warnings", ()):
+    values = {
+        "bundle": out, "digest": saved.digest, "parameters": saved.manifest.parameters, "settings": found.facts,
+        "ignored": found.ignored, "remarks": found.remarks, "warnings": found.warnings,
+    }  # fmt: skip
+    for warning in found.warnings:
         say(f"warning: {warning}", err=True)
 
     def text() -> None:
-        if isinstance(found, Imported):
-            width = max((len(fact.value) for fact in found.facts), default=0)
-            if found.facts:
-                lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
-            say(*(f"--{key} is not used: {why}" for key, why in found.ignored.items()), *found.remarks)
-        say(f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}")
+        if found.facts:
+            width = max(len(fact.value) for fact in found.facts)
+            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
+        unused = [f"--{key} is not used: {why}" for key, why in found.ignored.items()]
+        made = f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}"
+        say(*unused, *found.remarks, made)
 
     emit(values, text)
 
 
-def _read_checkpoint(path: Path, given: dict[str, Any]) -> Imported | Bundle:
-    """The model in a file or a pipeline's folder; options that say nothing of it are usage errors."""
-    names = {"domain": given["domain"], "name": given["name"]}
-    settings = {key: given[key] for key in ("fit", "intensity", "soften_sigma") if given[key] is not None}
+def _refuse_existing(out: Path | None, kind: str, *, force: bool) -> None:
+    if out is not None and out.exists() and not force:
+        raise AlreadyExists(f"{out} exists", hint=f"choose another {kind}, or --force")
+
+
+def _read_checkpoint(
+    path: Path, *, flags: str, classifier: bool, synthetic: bool, check: Path | None, **told: Any
+) -> Imported:
+    """The model in a file or a folder; options that say nothing of it are usage errors."""
+    from ddib_fed.models.import_guided import Told, import_guided, import_synthetic
+
+    given = Told(**told, samples=None if check is None else partial(_own_samples, check))
     if path.is_dir():
         from ddib_fed.models.import_diffusers import import_diffusers, is_diffusers
-        from ddib_fed.models.import_latents import Told
         from ddib_fed.models.import_monai import import_monai
 
-        options.refuse_idle(
-            ("flags", "classifier", "synthetic"), "is of a file, not of a folder", hint="leave it out"
-        )
-        theirs = is_diffusers(path)
-        if theirs:
-            options.refuse_idle(
-                _OF_MONAI, "is of MONAI's folders, and this is of diffusers", hint="leave it out"
-            )
-        told = {key: given[key] for key in ("scale_factor", "size", *_OF_MONAI)}
-        reader = None if given["check"] is None else _own(given["check"])
-        asked = Told(**names, **settings, **told, samples=reader)
-        return import_diffusers(path, asked) if theirs else import_monai(path, asked)
-    options.refuse_idle(
-        ("scale_factor", "check", "size", *_OF_MONAI), "is of a folder, not of a file", hint="leave it out"
-    )
-    if given["synthetic"]:
-        from ddib_fed.models.import_guided import import_synthetic
-
+        options.refuse_idle(("flags", "classifier", "synthetic"), "is of a file, not of a folder")
+        if not is_diffusers(path):
+            return import_monai(path, given)
+        options.refuse_idle(_OF_MONAI, "is of MONAI's folders, and this is of diffusers")
+        return import_diffusers(path, given)
+    options.refuse_idle(("scale_factor", "check", "size", *_OF_MONAI), "is of a folder, not of a file")
+    if synthetic:
         idle = ("classifier", "fit", "intensity", "soften_sigma")
-        options.refuse_idle(idle, "does not go with --synthetic", hint="leave it out")
-        return import_synthetic(path, flags=given["flags"], **names)
-    from ddib_fed.models.import_guided import import_guided
-
-    return import_guided(path, flags=given["flags"], classifier=given["classifier"], **names, **settings)
+        options.refuse_idle(idle, "does not go with --synthetic")
+        return import_synthetic(path, given, flags)
+    return import_guided(path, given, flags, classifier=classifier)
 
 
-def _own(path: Path) -> Reader:
-    def read(manifest: Manifest) -> Iterable[NDArray[np.float32]]:
-        from ddib_fed.training.sources import own_samples, own_volumes
+def _own_samples(path: Path, manifest: Manifest) -> Iterable[NDArray[np.float32]]:
+    from ddib_fed.training.sources import own_samples, own_volumes
 
-        if manifest.sample_kind == "volume":
-            return own_volumes(manifest, path, CHECKED)
-        return own_samples(manifest, path, CHECKED, CHECKED).mixed()
-
-    return read
+    if manifest.sample_kind == "volume":
+        return own_volumes(manifest, path, CHECKED)
+    return own_samples(manifest, path, CHECKED, CHECKED).mixed()
 
 
 @model.command()
@@ -313,8 +293,7 @@ def export(*, which: str, out: Path, force: bool) -> None:
     from ddib_fed.files import write_file
     from ddib_fed.models.import_guided import public_checkpoint
 
-    if out.exists() and not force:
-        raise AlreadyExists(f"{out} exists", hint="choose another file, or --force")
+    _refuse_existing(out, "file", force=force)
     bundle = open_model(which)
     content, flags = public_checkpoint(bundle)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -394,16 +373,7 @@ def _shown(bundle: Bundle) -> dict[str, str]:
 @options.SEED
 @DEVICE
 @options.OUTCOME
-def tune(
-    *,
-    folder: Path,
-    further: tuple[int, ...],
-    evaluations: tuple[int, ...],
-    data: Path | None,
-    soften_sigma: float | None,
-    seed: int,
-    device: str,
-) -> None:
+def tune(*, folder: Path, further: tuple[int, ...], evaluations: tuple[int, ...], **given: Any) -> None:
     """Learn where the solver steps on a model, so that fewer evaluations are as exact.
 
     The steps are learned for encoding and for decoding, from this model alone, and written into steps.json beside its
@@ -416,24 +386,20 @@ def tune(
 
     counts = tuple(sorted({*evaluations, *further})) or NUMBERS
     words = f"tune MODEL --evaluations {' '.join(map(str, counts))}"
-    words += "" if soften_sigma is None else f" --soften-sigma {soften_sigma:g}"
+    softening = given["soften_sigma"]
+    words += "" if softening is None else f" --soften-sigma {softening:g}"
     with bar("tuning") as show, torch_threads(options.usual_threads()):
         tuned = tune_bundle(
-            folder,
-            counts,
-            data=data,
-            soften_sigma=soften_sigma,
-            seed=seed,
-            command=_noted(words, data, seed),
-            device=device,
-            say=lambda what, done, total: show(done, total, what),
-        )
+            folder, counts, command=_noted(words, given),
+            say=lambda what, done, total: show(done, total, what), **given,
+        )  # fmt: skip
     emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **listed("", tuned.values())}))
 
 
-def _noted(words: str, data: Path | None, seed: int) -> str:
+def _noted(words: str, given: dict[str, Any]) -> str:
     """The command as it is kept beside the weights: without paths."""
-    return f"ddib model {words}{' --data PATH' if data else ''}{f' --seed {seed}' if seed else ''}"
+    seed = given["seed"]
+    return f"ddib model {words}{' --data PATH' if given['data'] else ''}{f' --seed {seed}' if seed else ''}"
 
 
 @model.command()
@@ -443,7 +409,7 @@ def _noted(words: str, data: Path | None, seed: int) -> str:
 @options.SEED
 @DEVICE
 @options.OUTCOME
-def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, device: str) -> None:
+def measure(*, folder: Path, **given: Any) -> None:
     """Measure what a model's own latents and pictures look like, for the gate and for the marks of doubt.
 
     Latents of held-out pictures set bounds, which are written into gate.json beside the weights: a latent beyond them
@@ -460,19 +426,13 @@ def measure(*, folder: Path, data: Path | None, skip_bad: bool, seed: int, devic
     from ddib_fed.training.sources import shipped_name
     from ddib_fed.training.tune import put_allowances
 
+    data, skip_bad = given["data"], given["skip_bad"]
     found: Allowances | None = None
     why: InputError | None = None
     try:
         with bar("encoding") as show, torch_threads(options.usual_threads()):
-            found = put_allowances(
-                folder,
-                data,
-                command=_noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed),
-                device=device,
-                seed=seed,
-                skip_bad=skip_bad,
-                tell=show,
-            )
+            command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", given)
+            found = put_allowances(folder, command=command, tell=show, **given)
     except InputError as error:
         why = error
     bundle = load_bundle(folder)
@@ -592,12 +552,12 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     pictures = bundle.manifest.sample_kind != "point"
     settings, public, clip = take_settings(given, [bundle.manifest])
     if not pictures:
-        why = f"is for pictures, and {which} is a model of points"
-        options.refuse_idle(_OF_PICTURES, why, hint="leave it out")
+        options.refuse_idle(_OF_PICTURES, f"is for pictures, and {which} is a model of points")
     classifier, weight = options.take_classifier(given)
     owner = bundle.manifest
     if owner.num_classes is None and classifier is not None:
         owner = classifier.manifest  # whose classes guide a model without
+    classes = Classes(owner.name, owner.num_classes or 0, owner.classes)
     party = open_party(
         bundle,
         given["device"],
@@ -608,7 +568,7 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     )
     asked = ArraySettings(
         settings,
-        target_class=_class(given["target_class"], owner),
+        target_class=classes.number(given["target_class"]) if given["target_class"] else None,
         guidance=Guidance(given["guidance"], weight, clip=(public and pictures) if clip is None else clip),
         seed=seed,
     )
@@ -623,10 +583,6 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     near = f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})" if cloud else ""
     lines({"points": str(out / "samples.npy"), **({"sliced-W2": near} if cloud else {})})
     emit({"out": out, "samples": report["points"], "digest": bundle.digest, "target_cloud": cloud})
-
-
-def _class(text: str, manifest: Manifest) -> int | None:
-    return Classes(manifest.name, manifest.num_classes or 0, manifest.classes).number(text) if text else None
 
 
 def measured(allowances: Allowances) -> str:
@@ -664,17 +620,7 @@ def measured(allowances: Allowances) -> str:
 @option("--out FILE", "Also write an HTML page, with the pictures, the worst first.")
 @options.OUTCOME
 @options.FORCE
-def evaluate(
-    folder: Path,
-    truth: Path | None,
-    source: Path | None,
-    domain: Path | None,
-    group_by: str | None,
-    size: int | None,
-    span: tuple[float, float] | None,
-    out: Path | None,
-    force: bool,
-) -> None:
+def evaluate(folder: Path, group_by: str | None, out: Path | None, *, force: bool, **given: Any) -> None:
     """Evaluate a folder of translated pictures against references.
 
     The folder is the output of `ddib translate`, or any folder of pictures. Everything else is optional; figures that
@@ -685,19 +631,10 @@ def evaluate(
     from ddib_fed.evaluation.pages import write_report_page
     from ddib_fed.evaluation.translations import evaluate_folder
 
-    if out is not None and out.exists() and not force:
-        raise AlreadyExists(f"{out} exists", hint="choose another file, or --force")
+    _refuse_existing(out, "file", force=force)
     with bar("reading") as show:
         report, found = evaluate_folder(
-            folder,
-            source=source,
-            truth=truth,
-            domain=domain,
-            size=size,
-            span=span,
-            by_folder=group_by is not None,
-            mapping=map_beside(folder),
-            on_read=show,
+            folder, by_folder=group_by is not None, mapping=map_beside(folder), on_read=show, **given
         )
     if out is not None:
         write_report_page(out, f"Translations in {folder.name}", report, found)

@@ -104,7 +104,7 @@ def read_by(parse: Callable[[str], Any]) -> Callable[..., Any]:
     return call
 
 
-def refuse_idle(names: Collection[str], why: str, *, hint: str) -> None:
+def refuse_idle(names: Collection[str], why: str, *, hint: str = "leave it out") -> None:
     """Refuse the first option of the running command that was given and would have no effect."""
     context = click.get_current_context(silent=True)
     if context is None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shlex
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,12 +14,14 @@ from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_config, option, say_next, with_config
 from ddib_fed.errors import Cancelled, InputError, PeerUnreachable, PolicyDenied, UsageError
 from ddib_fed.files import read_small, write_file
+from ddib_fed.security import pki as keys
+from ddib_fed.security.audit import note
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import Peer, PeerStore, begin_node
 from ddib_fed.terminal import emit, lines, listed, outcome, plain, print_table, say
 
 if TYPE_CHECKING:
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.identity import Identity
-    from ddib_fed.security.peers import Peer, PeerStore
 
 INSTITUTION = click.argument("institution")
 FINGERPRINT = option(
@@ -83,15 +86,11 @@ def _entry(other: Peer) -> dict[str, object]:
 @REPLACE
 @UNCONSTRAINED
 @options.OUTCOME
-def add(
-    config_path: Path, file: Path, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
-) -> None:
+def add(config_path: Path, file: Path, **given: Any) -> None:
     """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
     from ddib_fed.node.admitting import admit
 
-    other = admit(
-        open_config(config_path), file, fingerprints, replace=replace, unconstrained_root=unconstrained_root
-    )
+    other = admit(open_config(config_path), file, **given)
     say(
         f"admitted {other.identity} at {other.address}",
         f"next: ddib peer test {other.institution}{with_config(config_path)}",
@@ -180,20 +179,15 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
 
     It stays admitted, and stays suspended over restarts. Jobs for it that were accepted wait; new ones are refused.
     """
-    from ddib_fed.security.audit import note
-
     config, store = _open(config_path)
     log, running = config.paths.store, None
     if undo:
-        options.refuse_idle(("reason",), "is for a suspension", hint="leave it out")
-        changed = store.resume(institution, before=lambda: note(log, "peer_resumed", peer=institution))
+        options.refuse_idle(("reason",), "is for a suspension")
+        changed = store.resume(institution, before=partial(note, log, "peer_resumed", peer=institution))
         said = "is resumed" if changed else "was not suspended: nothing is changed"
     else:
-        changed = store.suspend(
-            institution,
-            reason=reason,
-            before=lambda: note(log, "peer_suspended", peer=institution, reason=reason),
-        )
+        before = partial(note, log, "peer_suspended", peer=institution, reason=reason)
+        changed = store.suspend(institution, reason=reason, before=before)
         said = "is suspended" if changed else "was suspended already"
     say(f"{institution} {said}")
     if changed or not undo:
@@ -207,10 +201,8 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
 @options.OUTCOME
 def remove(config_path: Path, institution: str) -> None:
     """Remove a peer: it is refused from now on, and running calls with it end within a second."""
-    from ddib_fed.security.audit import note
-
     config, store = _open(config_path)
-    store.remove(institution, before=lambda: note(config.paths.store, "peer_removed", peer=institution))
+    store.remove(institution, before=partial(note, config.paths.store, "peer_removed", peer=institution))
     say(f"removed {institution}")
     outcome(removed=institution, node_running=_apply(config, store))
 
@@ -248,15 +240,7 @@ def _apply(config: NodeConfig, store: PeerStore) -> bool:
 @REPLACE
 @UNCONSTRAINED
 @options.OUTCOME
-def pair(
-    config_path: Path,
-    address: str | None,
-    code: str | None,
-    listens: bool,
-    fingerprints: tuple[str, ...],
-    replace: bool,
-    unconstrained_root: bool,
-) -> None:
+def pair(config_path: Path, address: str | None, code: str | None, *, listens: bool, **given: Any) -> None:
     """Admit another institution's node, and be admitted there, with a code read out by telephone.
 
     One side runs `ddib pair --listen`, which shows an address and a code; the other `ddib pair HOST:PORT CODE`. The two
@@ -275,14 +259,8 @@ def pair(
             hint=f"ddib pair {address or 'HOST:PORT'} CODE",
         )
     config = open_config(config_path)
-    paired = pair_nodes(
-        config,
-        None if address is None or code is None else (address, code),
-        at=address if listens else None,
-        fingerprints=fingerprints,
-        replace=replace,
-        unconstrained_root=unconstrained_root,
-    )
+    called = None if address is None or code is None else (address, code)
+    paired = pair_nodes(config, called, at=address if listens else None, **given)
     other, more = paired.other, with_config(config_path)
     say_next(
         [
@@ -299,8 +277,6 @@ OUT = option("--out FILE", "What to write.")
 
 def _place(config_path: Path, profile_path: Path | None) -> tuple[Path, Identity]:
     """The folder of certificates of the node, or of a client, and whose they are."""
-    from ddib_fed.security.identity import Identity
-
     if profile_path is not None:
         from ddib_fed.client.profile import Profile
 
@@ -323,9 +299,6 @@ def init(config_path: Path) -> None:
 
     The root's key is in the node's state folder: anyone who has it can pose as any identity of this institution.
     """
-    from ddib_fed.security import pki as keys
-    from ddib_fed.security.peers import begin_node
-
     config = open_config(config_path)
     authority = begin_node(config.paths.state, config.node.institution, config.node.name)
     root = keys.fingerprint(authority.certificate)
@@ -343,11 +316,9 @@ def init(config_path: Path) -> None:
 @options.OUTCOME
 def request(config_path: Path, profile_path: Path | None, out: Path | None) -> None:
     """Write a certificate request for the institution's issuer; its key stays here."""
-    from ddib_fed.security.pki import make_request
-
     place, owner = _place(config_path, profile_path)
     path = out or Path(f"{owner.name}.csr")
-    write_file(path, make_request(place, owner), overwrite=False)
+    write_file(path, keys.make_request(place, owner), overwrite=False)
     say(f"wrote {path}, a request for {owner}")
     client = f" --profile {shlex.quote(str(profile_path))}"
     more = with_config(config_path) if profile_path is None else client
@@ -369,8 +340,6 @@ def request(config_path: Path, profile_path: Path | None, out: Path | None) -> N
 def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) -> None:
     """Sign the request of a node or client on another machine; run it on the node with the root's key."""
     from ddib_fed.node.admitting import confirm, peer_store
-    from ddib_fed.security import pki as keys
-    from ddib_fed.security.audit import note
 
     config = open_config(config_path)
     authority = keys.load_authority(config.paths.pki)
@@ -399,9 +368,6 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
 @click.argument("certificate", type=click.Path(dir_okay=False, path_type=Path))
 def install(config_path: Path, profile_path: Path | None, certificate: Path) -> None:
     """Install a signed certificate after checking its key, name and root."""
-    from ddib_fed.security import pki as keys
-    from ddib_fed.security.audit import note
-
     place, owner = _place(config_path, profile_path)
     signed = read_small(certificate, pipe=True)
     if profile_path is None:
@@ -418,8 +384,6 @@ def install(config_path: Path, profile_path: Path | None, certificate: Path) -> 
 @options.OUTCOME
 def show(config_path: Path, profile_path: Path | None) -> None:
     """Show the certificate's identity and expiry, the trusted roots of its institution, and who is withdrawn."""
-    from ddib_fed.security import pki as keys
-
     place, _owner = _place(config_path, profile_path)
     own, issuer = keys.load_identity(place), keys.has_authority(place)
     withdrawn = {} if profile_path is not None else _open(config_path)[1].snapshot().withdrawn
@@ -452,20 +416,15 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
     own list: run this on each.
     """
-    from ddib_fed.security.audit import note
-
     config, store = _open(config_path)
     named, log = _of_institution(config, identity), config.paths.store
     if undo:
-        options.refuse_idle(("reason",), "is for a withdrawal", hint="leave it out")
-        changed = store.reinstate(named, before=lambda: note(log, "identity_reinstated", identity=named.uri))
+        options.refuse_idle(("reason",), "is for a withdrawal")
+        changed = store.reinstate(named, before=partial(note, log, "identity_reinstated", identity=named.uri))
         said = "is reinstated" if changed else "was not withdrawn"
     else:
-        changed = store.withdraw(
-            named,
-            comment=reason,
-            before=lambda: note(log, "identity_withdrawn", identity=named.uri, comment=reason),
-        )
+        before = partial(note, log, "identity_withdrawn", identity=named.uri, comment=reason)
+        changed = store.withdraw(named, comment=reason, before=before)
         said = "is withdrawn" if changed else "was withdrawn already"
     say(f"{named} {said}, in {store.file}")
     running = _apply(config, store)
@@ -478,8 +437,6 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
 
 def _of_institution(config: NodeConfig, text: str) -> Identity:
     """The identity, if this node's list can refuse it."""
-    from ddib_fed.security.identity import Identity
-
     institution = config.node.institution
     try:
         named = Identity.parse(text)

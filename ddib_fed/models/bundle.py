@@ -12,13 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shlex
 import shutil
-import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -36,11 +33,13 @@ from ddib_fed.errors import (
     AlreadyExists,
     BundleInvalid,
     DomainNotFound,
+    FileMissing,
+    InputError,
     ModelNotFound,
     SettingsInvalid,
     UsageError,
 )
-from ddib_fed.files import move_into_place, parse_json, sync_folder, write_file
+from ddib_fed.files import appearing, first_problem, parse_json, read_small, sync_folder, write_file
 from ddib_fed.models.catalogue import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
@@ -74,8 +73,7 @@ def parse_manifest(data: bytes, source: str, file: str = MANIFEST_FILE) -> Manif
         manifest = Manifest.model_validate(fields)
         schedule_from_config(manifest.schedule)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise invalid(source, file, ".".join(map(str, first["loc"])), first["msg"]) from error
+        raise invalid(source, file, *first_problem(error)) from error
     except SettingsInvalid as error:
         raise invalid(source, file, "schedule", error.detail) from error
     if digest != manifest.digest():
@@ -97,24 +95,14 @@ def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[s
             yield key, "it holds NaN or infinity"
 
 
-def read_file(folder: Path | Traversable, name: str, max_bytes: int, source: str) -> bytes:
-    place = folder / name
+def read_file(folder: Path, name: str, max_bytes: int, source: str) -> bytes:
     try:
-        if isinstance(place, Path) and (place.is_fifo() or place.is_char_device()):  # without an end
-            raise invalid(source, name, "", "it is no regular file")
-        with place.open("rb") as file:
-            data: bytes = file.read(max_bytes + 1)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        if name != MANIFEST_FILE:
-            raise invalid(source, name, "", "the file is missing") from error
-        problem = f"there is no model bundle in {source}"
-        raise ModelNotFound(problem, hint="train one: ddib model train") from error
-    except OSError as error:
-        look = f"namei -l {shlex.quote(str(place))} shows each folder of the path and who may read there"
-        raise invalid(source, name, "", f"it cannot be read: {error.strerror}", hint=look) from error
-    if len(data) > max_bytes:
-        raise invalid(source, name, "", f"it is larger than {max_bytes} bytes")
-    return data
+        return read_small(folder / name, hint=REMAKE, max_bytes=max_bytes)
+    except (FileMissing, InputError) as error:
+        if name == MANIFEST_FILE and isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            problem = f"there is no model bundle in {source}"
+            raise ModelNotFound(problem, hint="train one: ddib model train") from error
+        raise invalid(source, name, "", error.detail, hint=error.hint) from error
 
 
 def invalid(source: str, file: str, name: str, problem: str, *, hint: str = REMAKE) -> BundleInvalid:
@@ -244,7 +232,7 @@ def save_bundle(
     manifest: Manifest,
     state: Mapping[str, Tensor],
     *,
-    autoencoder: Path | Traversable | None = None,
+    autoencoder: Path | None = None,
     overwrite: bool = False,
 ) -> Bundle:
     """Write a bundle into a folder, which appears whole or not at all, and return it as `load_bundle` reads it.
@@ -261,9 +249,7 @@ def save_bundle(
     tensors = _checked(manifest, state, str(path))
     encoder = None if autoencoder is None else load_autoencoder(autoencoder)
     _check_autoencoder(manifest, encoder, str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
+    with appearing(path) as staging:
         safetensors.torch.save_file(tensors, staging / WEIGHTS_FILE)
         (staging / WEIGHTS_FILE).chmod(0o600)
         with (staging / WEIGHTS_FILE).open("r+b") as file:
@@ -274,9 +260,6 @@ def save_bundle(
             for name, own in zip(AUTOENCODER, autoencoder_files(autoencoder), strict=True):
                 write_file(staging / name, (autoencoder / own).read_bytes(), private=True)
         write_file(staging / MANIFEST_FILE, manifest_text(bundle.manifest), private=True)
-        move_into_place(staging, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return bundle
 
 
@@ -284,7 +267,7 @@ AUTOENCODER: Final = ("autoencoder.json", "autoencoder.safetensors")
 """Manifest and weights of the autoencoder beside a model."""
 
 
-def autoencoder_files(folder: Path | Traversable) -> tuple[str, str]:
+def autoencoder_files(folder: Path) -> tuple[str, str]:
     """The files of the autoencoder in a folder: of that beside a model, else those of the bundle itself."""
     beside = (folder / AUTOENCODER[0]).is_file()
     return AUTOENCODER if beside else (MANIFEST_FILE, WEIGHTS_FILE)
@@ -349,14 +332,14 @@ def _replace(folder: Path, name: str, content: bytes) -> None:
     sync_folder(folder)
 
 
-def autoencoder_folder(which: str, *, required: bool = True) -> Path | Traversable | None:
+def autoencoder_folder(which: str, *, required: bool = True) -> Path | None:
     """The folder with the autoencoder of a model that ships, or of a bundle; None where there is none, nor needed."""
     name = shipped_name(which)
-    folder: Path | Traversable = Path(which) if name is None else shipped_folder() / name
+    folder = Path(which) if name is None else shipped_folder() / name
     return folder if required or (folder / AUTOENCODER[0]).is_file() else None
 
 
-def load_autoencoder(folder: Path | Traversable, source: str = "") -> Bundle:
+def load_autoencoder(folder: Path, source: str = "") -> Bundle:
     """The autoencoder in a folder: a bundle of its own, or the one beside a model."""
     source, files = source or str(folder), autoencoder_files(folder)
     found = Bundle(*_read_model(folder, source, files))
@@ -367,8 +350,8 @@ def load_autoencoder(folder: Path | Traversable, source: str = "") -> Bundle:
     return found
 
 
-def load_bundle(folder: Path | Traversable, source: str = "", *, without: Collection[str] = ()) -> Bundle:
-    """Read and verify the bundle in a folder, which may be inside a package.
+def load_bundle(folder: Path, source: str = "", *, without: Collection[str] = ()) -> Bundle:
+    """Read and verify the bundle in a folder.
 
     `source` names it in errors; files of `BESIDE` that are named in `without` are not read.
 
@@ -389,9 +372,7 @@ def load_bundle(folder: Path | Traversable, source: str = "", *, without: Collec
     return Bundle(manifest, state, digest, None, *own, autoencoder)
 
 
-def _read_model(
-    folder: Path | Traversable, source: str, files: tuple[str, str]
-) -> tuple[Manifest, dict[str, Tensor], str]:
+def _read_model(folder: Path, source: str, files: tuple[str, str]) -> tuple[Manifest, dict[str, Tensor], str]:
     """The manifest, the weights and the digest of a bundle, all verified."""
     manifest_file, weights_file = files
     content = read_file(folder, manifest_file, MAX_MANIFEST_BYTES, source)
@@ -412,9 +393,7 @@ def _read_model(
     return manifest, state, manifest.digest()
 
 
-def read_beside(
-    kind: type[Beside], folder: Path | Traversable, manifest: Manifest, source: str
-) -> Beside | None:
+def read_beside(kind: type[Beside], folder: Path, manifest: Manifest, source: str) -> Beside | None:
     """A file beside the weights, checked; None where there is none."""
     if not (folder / kind.file).is_file():
         return None

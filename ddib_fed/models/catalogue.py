@@ -7,19 +7,14 @@ compares the weights with the digest that the manifest names.
 from __future__ import annotations
 
 import hashlib
-import json
 import shlex
-import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
-from ddib_fed.files import copy_folder, model_folder, move_into_place
+from ddib_fed.files import appearing, copy_folder, model_folder, read_json
 from ddib_fed.names import nearest
 
 MANIFEST_FILE = "manifest.json"
@@ -39,8 +34,8 @@ class Listed:
     digest: str
 
 
-def shipped_folder() -> Traversable:
-    return resources.files("ddib_fed.models") / "pretrained"
+def shipped_folder() -> Path:
+    return Path(__file__).parent / "pretrained"
 
 
 def shipped_names() -> tuple[str, ...]:
@@ -52,8 +47,8 @@ def shipped_models() -> tuple[Listed, ...]:
     return tuple(look(shipped_folder() / name, name) for name in shipped_names())
 
 
-def look(folder: Path | Traversable, source: str) -> Listed:
-    manifest = _object(folder / MANIFEST_FILE)
+def look(folder: Path, source: str) -> Listed:
+    manifest = read_json(folder / MANIFEST_FILE) or {}
     try:
         return Listed(
             name=str(manifest["name"]),
@@ -61,8 +56,8 @@ def look(folder: Path | Traversable, source: str) -> Listed:
             kind=str(manifest["sample_kind"]),
             shape=tuple(int(size) for size in manifest["sample_shape"]),
             parameters=int(manifest["parameters"]),
-            size_bytes=sum(_size(entry) for entry in folder.iterdir() if entry.is_file()),
-            evaluations=_learned(_object(folder / STEPS_FILE)),
+            size_bytes=sum(entry.stat().st_size for entry in folder.iterdir() if entry.is_file()),
+            evaluations=_learned(read_json(folder / STEPS_FILE) or {}),
             digest=str(manifest["digest"]),
         )
     except (KeyError, TypeError, ValueError, OSError) as error:
@@ -70,13 +65,12 @@ def look(folder: Path | Traversable, source: str) -> Listed:
         raise BundleInvalid(problem, hint="install the package, or copy the model, again") from error
 
 
-def require_shipped(name: str) -> str:
+def require_shipped(name: str) -> None:
     known = shipped_names()
     if name not in known:
         close = f"did you mean {near}? " if (near := nearest(name, known)) else ""
         problem = f"no model of {name!r} ships with the package"
         raise ModelNotFound(problem, hint=f"{close}There are: {', '.join(known)}")
-    return name
 
 
 def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
@@ -90,20 +84,14 @@ def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
                 f"{path} has no {MANIFEST_FILE}: it is no model, and is not replaced",
                 hint=f"choose another folder, or a new one in it: --out {shlex.quote(str(path / 'model'))}",
             )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
-    try:
-        with resources.as_file(shipped_folder() / name) as folder:
-            copy_folder(folder, staging / name)
-        with (staging / name / WEIGHTS_FILE).open("rb") as file:
+    with appearing(path) as staging:
+        copy_folder(shipped_folder() / name, staging)
+        with (staging / WEIGHTS_FILE).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != _object(staging / name / MANIFEST_FILE).get("weights_sha256"):
+        if digest != (read_json(staging / MANIFEST_FILE) or {}).get("weights_sha256"):
             problem = f"{name}: {WEIGHTS_FILE} was changed after it was written"
             raise BundleInvalid(problem, hint="install the package again")
-        found = look(staging / name, name)
-        move_into_place(staging / name, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        found = look(staging, name)
     model_folder(path)
     return found
 
@@ -114,15 +102,3 @@ def _learned(steps: Mapping[str, Any]) -> tuple[int, ...]:
         for stage in ("encode", "decode")
     ]
     return tuple(sorted(both[0] & both[1]))
-
-
-def _object(file: Path | Traversable) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _size(file: Path | Traversable) -> int:
-    return file.stat().st_size if isinstance(file, Path) else len(file.read_bytes())

@@ -21,17 +21,16 @@ from pydantic_core.core_schema import ValidationInfo
 from safetensors import SafetensorError, safe_open
 
 from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
+from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
-from ddib_fed.files import parse_json, read_small
-from ddib_fed.models.import_guided import Fact, Imported, read_tensors, renamed
+from ddib_fed.files import first_problem, parse_json, read_small
+from ddib_fed.models.import_guided import Fact, Imported, Told, read_tensors, renamed, require_fit
 from ddib_fed.models.import_latents import (
+    BETAS,
     PREDICTIONS,
     Foreign,
     Read,
-    Told,
     negated,
-    require_fit,
     step_schedule,
 )
 from ddib_fed.models.units import Normalisation
@@ -86,7 +85,7 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
         raise _refused_key(where, config, "in_channels", why)
     if encoder is not None:
         made = _read_json(encoder / "config.json")
-        autoencoder = read_network(encoder, autoencoder_config(made, str(encoder / "config.json")))
+        autoencoder = read_network(encoder, _config(made, str(encoder / "config.json")))
         sides = tuple(side * autoencoder.network.divisor for side in sides)
         scale, moved, warnings = _latent_units(made, str(encoder / "config.json"), index, spread)
         facts.append(Fact("autoencoder", autoencoder.network.name, f"{encoder.name}/config.json"))
@@ -113,7 +112,7 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
 
 def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: Told) -> Imported:
     """An autoencoder alone; the scale of its latents belongs to a model of them."""
-    read = read_network(inside, autoencoder_config(config, str(inside / "config.json")))
+    read = read_network(inside, _config(config, str(inside / "config.json")))
     sides, said = given.size, "--size"
     if sides is None:
         size = config.get("sample_size")
@@ -169,9 +168,9 @@ def read_network(inside: Path, config: LibraryConfig) -> Read:
         key: tensor.flatten(2).squeeze(-1) if ".attentions." in key and tensor.ndim == 4 else tensor
         for key, tensor in renamed(read_tensors(weights).state, _new_name, weights).items()
     }
-    read = Read(config, state, str(weights))
-    require_fit(read, "config.json and the weights are not of one model: copy the whole folder again")
-    return read
+    hint = "config.json and the weights are not of one model: copy the whole folder again"
+    require_fit(config, state, str(weights), hint)
+    return Read(config, state, str(weights))
 
 
 def check_pipeline(folder: Path) -> Mapping[str, Any]:
@@ -256,12 +255,6 @@ SCHEDULERS = tuple(f"{name}Scheduler" for name in (
 """Whose betas are those that the network was trained on."""
 OTHER_ENDS: Final = {name: {"beta_start": 0.00085, "beta_end": 0.012} for name in SCHEDULERS[-3:]}
 """Betas of a file that leaves them out, where they are not the usual ones."""
-SCHEDULES = {
-    "linear": "linear",
-    "scaled_linear": SCALED_LINEAR,
-    "squaredcos_cap_v2": "cosine",
-    "sigmoid": SIGMOID,
-}
 FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM: Final = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 LAST: Final = {NETWORK: "conv_out", TRANSFORMERS[0]: "proj_out_2"}
@@ -348,8 +341,9 @@ def read_schedule(source: Mapping[str, Any], where: str) -> Levels:
             )
         said = SchedulerFile.model_validate(OTHER_ENDS.get(kind, {}) | dict(source))
     except ValidationError as error:
-        raise _invalid_key(where, source, error) from error
-    name = "zero-terminal-snr" if said.rescale_betas_zero_snr else SCHEDULES[said.beta_schedule]
+        raise _refused_key(where, source, *first_problem(error)) from error
+    name = "cosine" if said.beta_schedule == "squaredcos_cap_v2" else BETAS[said.beta_schedule]
+    name = "zero-terminal-snr" if said.rescale_betas_zero_snr else name
     schedule = step_schedule(name, said.num_train_timesteps, (said.beta_start, said.beta_end))
     schedule_from_config(schedule)
     return Levels(schedule, PREDICTIONS[said.prediction_type])
@@ -365,12 +359,6 @@ def _refused_key(where: str, source: Mapping[str, Any], key: str, why: str) -> S
     )
 
 
-def _invalid_key(where: str, source: Mapping[str, Any], error: ValidationError) -> SettingsInvalid:
-    first = error.errors(include_url=False, include_input=False)[0]
-    key = ".".join(map(str, first["loc"]))
-    return _refused_key(where, source, key, first["msg"].removeprefix("Value error, "))
-
-
 def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
     """The denoiser of a config.json."""
     kind = source.get("_class_name")
@@ -380,22 +368,23 @@ def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
         raise _refused_key(where, source, "class_embed_type", "classes are numbers here")
     if source.get("time_embedding_type", "positional") != "positional":
         raise _refused_key(where, source, "time_embedding_type", "times between the steps are asked for")
-    arguments = _arguments(source)
-    if kind in TRANSFORMERS:
-        if source.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
-            raise _refused_key(where, source, "norm_type", "it is no DiT, whose norm_type is ada_norm_zero")
-        arguments = _of_dit(arguments)
-    return _config("UNet2DModel" if kind == NETWORK else TRANSFORMERS[0], arguments, where)
+    if kind in TRANSFORMERS and source.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
+        raise _refused_key(where, source, "norm_type", "it is no DiT, whose norm_type is ada_norm_zero")
+    return _config(source, where)
 
 
-def autoencoder_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
-    return _config(str(source["_class_name"]), _arguments(source), where)
-
-
-def _arguments(source: Mapping[str, Any]) -> dict[str, JsonValue]:
+def _config(source: Mapping[str, Any], where: str) -> LibraryConfig:
+    """The network of a config.json, or its autoencoder."""
+    name = str(source["_class_name"])
     # The tiny autoencoder writes a key that its constructor does not take.
     apart = {"block_out_channels"} if "encoder_block_out_channels" in source else set[str]()
-    return {key: value for key, value in source.items() if not key.startswith("_") and key not in apart}
+    arguments = {key: value for key, value in source.items() if not key.startswith("_") and key not in apart}
+    if name in TRANSFORMERS:
+        name, arguments = TRANSFORMERS[0], _of_dit(arguments)
+    try:
+        return LibraryConfig.model_validate({"target": f"diffusers.{name}", "arguments": arguments})
+    except ValidationError as error:
+        raise _refused_key(where, arguments, *first_problem(error)) from error
 
 
 def _of_dit(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -404,13 +393,6 @@ def _of_dit(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     known = inspect.signature(DiTTransformer2DModel.__init__).parameters
     return {key: value for key, value in arguments.items() if key in known or value not in (None, False)}
-
-
-def _config(name: str, arguments: dict[str, JsonValue], where: str) -> LibraryConfig:
-    try:
-        return LibraryConfig.model_validate({"target": f"diffusers.{name}", "arguments": arguments})
-    except ValidationError as error:
-        raise _invalid_key(where, arguments, error) from error
 
 
 def _sides(source: Mapping[str, Any], where: str) -> tuple[int, ...]:

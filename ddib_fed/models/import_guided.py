@@ -12,13 +12,15 @@ import io
 import re
 import shlex
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
@@ -26,9 +28,10 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
-from ddib_fed.models.bundle import Bundle, make_bundle, misfits
+from ddib_fed.files import first_problem
+from ddib_fed.models.bundle import Bundle, misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training, intensity_fields
-from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
+from ddib_fed.networks.config import AnyConfig, ClassifierConfig, SyntheticConfig, UNetConfig
 
 Value = str | int | float | bool | tuple[int | float, ...]
 Table = Mapping[str, Value]  # flags with the public code's defaults, whose types are those of the values
@@ -202,41 +205,62 @@ OTHERS = {
 """Other kinds of model, by a tensor that only they have."""
 
 
-def import_guided(
-    path: Path,
-    *,
-    flags: str = "",
-    classifier: bool = False,
-    domain: str,
-    name: str = "",
-    fit: Literal["pad", "crop", "resize"] = "crop",
-    intensity: str | None = None,
-    soften_sigma: float = 0.0,
-) -> Imported:
-    """Manifest and weights of a public UNet, or of a noisy classifier."""
-    given = parse_flags(flags, classifier=classifier)
+Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]
+"""Own samples (C, *sides) in [-1, 1] for a manifest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the command says of a model; None where the files are to say it."""
+
+    domain: str
+    name: str = ""
+    fit: Literal["pad", "crop", "resize"] = "crop"
+    soften_sigma: float = 0.0
+    scale_factor: float | None = None
+    size: tuple[int, ...] | None = None
+    intensity: str | None = None
+    values: tuple[float, float] | None = None
+    spacing: tuple[float, float, float] | None = None
+    modality: str | None = None
+    axes: str | None = None
+    samples: Reader | None = None
+
+    def picture(self) -> PictureFormat:
+        """How pictures become samples, where no file says it."""
+        return PictureFormat(fit=self.fit, **intensity_fields(self.intensity) if self.intensity else {})
+
+
+def import_guided(path: Path, given: Told, flags: str = "", *, classifier: bool = False) -> Imported:
+    """Import a public UNet, or a noisy classifier."""
+    parsed = parse_flags(flags, classifier=classifier)
     checkpoint = read_tensors(path)
-    settled = settle(checkpoint.state, given, classifier=classifier, source=str(path))
+    settled = settle(checkpoint.state, parsed, classifier=classifier, source=str(path))
+    network = settled.network
     taken = [f"{fact.key} {fact.value}" for fact in settled.facts if fact.basis == "public default"]
     trust = (
         f"without --flags these settings are public defaults, not confirmed by tensors: {', '.join(taken)}; where the "
         "model was trained with others, its results are wrong without an error"
     )
-    warnings = (trust,) if taken and not given.line else ()
-    said = f", flags {given.line}" if given.line else ""
-    manifest = picture_manifest(
-        settled.network,
-        name=name or path.stem,
-        domain=domain,
+    warnings = (trust,) if taken and not parsed.line else ()
+    said = f", flags {parsed.line}" if parsed.line else ""
+    manifest = Manifest(
+        name=(given.name or path.stem)[:100],
+        domain=given.domain,
         role="classifier" if classifier else "generator",
+        sample_kind="picture",
+        sample_shape=(network.in_channels, network.image_size, network.image_size),
+        network=network,
+        time_input="timestep",
+        value_range=(-1.0, 1.0),
         parameterisation=settled.parameterisation,
         schedule=settled.schedule,
-        soften_sigma=soften_sigma,
-        picture=PictureFormat(fit=fit, **intensity_fields(intensity) if intensity else {}),
+        soften_sigma=given.soften_sigma,
+        picture=given.picture(),
         data=import_note("the file", warnings),
         training=Training(command=f"imported from {path.name}{said}"[:2000], steps=checkpoint.steps),
     )
-    return Imported(manifest, checkpoint.state, settled.facts, given.ignored, checkpoint.remarks, warnings)
+    return Imported(manifest, checkpoint.state, settled.facts, parsed.ignored, checkpoint.remarks, warnings)
 
 
 class Settled(NamedTuple):
@@ -274,13 +298,11 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
     schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
     schedule_from_config(schedule)
     try:
-        network = (_classifier if classifier else _unet)(told)
+        network = _network(told, classifier=classifier)
     except (ValidationError, ZeroDivisionError) as error:
-        problem = str(error)
-        if isinstance(error, ValidationError):
-            problem = error.errors(include_url=False, include_input=False)[0]["msg"]
+        problem = first_problem(error)[1] if isinstance(error, ValidationError) else str(error)
         raise SettingsInvalid(
-            f"{source}: no network has these settings: {problem.removeprefix('Value error, ')}",
+            f"{source}: no network has these settings: {problem}",
             hint="say by --flags what the list of public defaults has wrong, e.g. --num_head_channels 64",
         ) from error
     if network.image_size % network.divisor:
@@ -289,64 +311,45 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
             hint="say the size that it was trained for by --flags '--image_size N'",
             facts={"field": "image_size"},
         )
-    for key, problem in misfits(network, state):
-        raise BundleInvalid(
-            f"{source}: {key}: {problem}",
-            hint="the file does not hold the network of these flags: say by --flags what it was trained with, as in "
-            "the public README's MODEL_FLAGS",
-            facts={"field": key[:100]},
-        )
+    lead = (
+        "the file does not hold the network of these flags: say by --flags what it was trained with, as in "
+    )
+    require_fit(network, state, source, f"{lead}the public README's MODEL_FLAGS")
     predicts_x0 = not classifier and told["predict_xstart"]
     return Settled(network, "x0" if predicts_x0 else "eps", schedule, tuple(facts))
 
 
-def _unet(told: Mapping[str, Any]) -> UNetConfig:
-    same = (
-        "image_size", "in_channels", "channel_mult", "num_res_blocks", "num_heads", "num_heads_upsample",
-        "num_head_channels", "use_scale_shift_norm", "resblock_updown", "use_new_attention_order", "dropout",
-    )  # fmt: skip
-    return UNetConfig.model_validate(
-        {
-            **{key: told[key] for key in same if key in told},
-            "model_channels": told["num_channels"],
-            "out_channels": told["in_channels"] * (2 if told["learn_sigma"] else 1),
-            "attention_resolutions": [told["image_size"] // at for at in told["attention_resolutions"]],
-            "num_classes": told["num_classes"] if told["class_cond"] else None,
-        }
-    )
+RENAMED = {
+    "num_channels": "model_channels", "classifier_width": "model_channels", "classifier_depth": "num_res_blocks",
+}  # fmt: skip
+"""Flags whose arguments of the networks have other names; those of a classifier drop their prefix."""
 
 
-def _classifier(told: Mapping[str, Any]) -> ClassifierConfig:
-    at = [told["image_size"] // each for each in told["classifier_attention_resolutions"]]
-    return ClassifierConfig(
-        image_size=told["image_size"],
-        in_channels=told["in_channels"],
-        model_channels=told["classifier_width"],
-        out_channels=told["out_channels"],
-        num_res_blocks=told["classifier_depth"],
-        channel_mult=told["channel_mult"],
-        attention_resolutions=tuple(at),
-        num_head_channels=CLASSIFIER_HEAD_CHANNELS,
-        use_scale_shift_norm=told["classifier_use_scale_shift_norm"],
-        resblock_updown=told["classifier_resblock_updown"],
-        pool=told["classifier_pool"],
-    )
+def _network(told: Mapping[str, Any], *, classifier: bool) -> UNetConfig | ClassifierConfig:
+    fields = {RENAMED.get(key, key.removeprefix("classifier_")): value for key, value in told.items()}
+    fields["attention_resolutions"] = [fields["image_size"] // at for at in fields["attention_resolutions"]]
+    kind: type[UNetConfig | ClassifierConfig] = ClassifierConfig if classifier else UNetConfig
+    if classifier:
+        fields["num_head_channels"] = CLASSIFIER_HEAD_CHANNELS
+    else:
+        fields["out_channels"] = told["in_channels"] * (2 if told["learn_sigma"] else 1)
+        fields["num_classes"] = told["num_classes"] if told["class_cond"] else None
+    return kind.model_validate({key: value for key, value in fields.items() if key in kind.model_fields})
 
 
 def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
     """Return if the tensors are those of a picture network of the public code; others are named."""
     if ENTER in state and state[ENTER].ndim == 2:
-        problem = f"{source}: it is the public code's network for points"
-        raise BundleInvalid(problem, hint="import it with --synthetic", facts={"field": ENTER})
+        problem = "it is the public code's network for points"
+        raise refused(source, ENTER, problem, "import it with --synthetic")
     for pattern, kind in OTHERS.items():
         key = next((key for key in state if re.search(pattern, key)), None)
         if key is not None:
-            raise BundleInvalid(
-                f"{source}: by {key[:100]} it is {kind}",
-                hint="UNets of pixels are read: guided-diffusion's, or the folder of diffusers that holds "
-                "config.json and the scheduler, a UNet2DModel of pixels",
-                facts={"field": key[:100]},
-            )
+            raise refused(
+                source, key, f"by this tensor it is {kind}",
+                "UNets of pixels are read: guided-diffusion's, or the folder of diffusers that holds config.json and "
+                "the scheduler, a UNet2DModel of pixels",
+            )  # fmt: skip
     if ENTER not in state or state[ENTER].ndim != 4:
         raise refused(source, ENTER, "the tensor is missing or has another number of dimensions")
     if (channels := state[ENTER].shape[1]) not in {1, 3}:
@@ -354,17 +357,24 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
         raise refused(source, ENTER, f"{problem}; upsamplers and latent models are others")
 
 
-def refused(source: str, key: str, problem: str) -> BundleInvalid:
+def refused(source: str, key: str, problem: str, hint: str = "") -> BundleInvalid:
+    """The error for a tensor of a file."""
+    usual = "this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that "
     return BundleInvalid(
-        f"{source}: {key}: {problem}",
-        hint="this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that "
-        "the file is one",
+        f"{source}: {key[:100]}: {problem}",
+        hint=hint or f"{usual}the file is one",
         facts={"field": key[:100]},
     )
 
 
-def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = "") -> Bundle:
-    """A bundle of the public code's 2-D checkpoint (`SyntheticModel`)."""
+def require_fit(network: AnyConfig, state: Mapping[str, Tensor], source: str, hint: str = "") -> None:
+    """Raise BundleInvalid unless the tensors are those of the network."""
+    for key, problem in misfits(network, state):
+        raise refused(source, key, problem, hint)
+
+
+def import_synthetic(path: Path, given: Told, flags: str = "") -> Imported:
+    """Import the public code's 2-D checkpoint (`SyntheticModel`)."""
     told: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(flags).given}
     schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
     schedule_from_config(schedule)
@@ -382,11 +392,12 @@ def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = ""
         )
     except ValidationError as error:
         raise refused(source, ENTER, "no network of this kind has these sizes") from error
-    for key, problem in misfits(network, state):
-        raise refused(source, key, problem)
+    require_fit(network, state, source)
+    steps = f"{schedule.name}, {schedule.steps} steps"
+    warning = f"without --flags these are the public defaults, which no tensor confirms: {steps}"
     manifest = Manifest(
-        name=name or path.stem,
-        domain=domain,
+        name=(given.name or path.stem)[:100],
+        domain=given.domain,
         sample_shape=(in_channels,),
         network=network,
         parameterisation="x0" if told["predict_xstart"] else "eps",
@@ -394,7 +405,7 @@ def import_synthetic(path: Path, *, flags: str = "", domain: str, name: str = ""
         schedule=schedule,
         training=Training(command=f"imported from a public checkpoint, {path.name}"[:2000]),
     )
-    return make_bundle(manifest, state, source=source)
+    return Imported(manifest, state, (), {}, (), () if flags else (warning,))
 
 
 # Reading weights of other code
@@ -490,11 +501,8 @@ def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Pat
     state: dict[str, Tensor] = {}
     for key, tensor in found.items():
         if rename(key) in state:
-            raise BundleInvalid(
-                f"{path}: {rename(key)[:100]}: two tensors are this one, under two names",
-                hint="save the state dict of the model alone",
-                facts={"field": key[:100]},
-            )
+            problem = "two tensors are this one, under two names"
+            raise refused(str(path), rename(key), problem, "save the state dict of the model alone")
         state[rename(key)] = tensor
     return state
 
@@ -521,19 +529,6 @@ class Imported:
 def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
     said = f"imported weights: {where} does not say what they were trained on"
     return DataNote(note="; ".join((said, *warnings))[:4000])
-
-
-def picture_manifest(network: UNetConfig | ClassifierConfig, *, name: str, **fields: Any) -> Manifest:
-    """The manifest of a public network of pictures in [-1, 1], told integer steps."""
-    return Manifest(
-        name=name[:100],
-        sample_kind="picture",
-        sample_shape=(network.in_channels, network.image_size, network.image_size),
-        network=network,
-        time_input="timestep",
-        value_range=(-1.0, 1.0),
-        **fields,
-    )
 
 
 # Writing the public code's 2-D network

@@ -8,11 +8,11 @@ no shape: both show on samples alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,16 +21,15 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import ScheduleConfig
+from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
-from ddib_fed.models.bundle import Bundle, make_bundle, misfits
-from ddib_fed.models.import_guided import Fact, Imported, import_note
-from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training, intensity_fields
+from ddib_fed.files import first_problem
+from ddib_fed.models.bundle import Bundle, make_bundle
+from ddib_fed.models.import_guided import Fact, Imported, Told, import_note
+from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 
-Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]
-"""Own samples (C, *sides) in [-1, 1] for a manifest."""
 LEAST_PSNR = 20.0
 """Of an autoencoder on own samples, dB: trained ones reach 25 to 40, random ones about 0. Wrong groups alone may leave
 more than 20, so others are tried too (`better_groups`)."""
@@ -38,29 +37,12 @@ GROUPS_ON = 2  # samples
 BETTER = 1.0  # dB
 SIDE = {2: 512, 3: 64}
 """Sides of what is tried at once."""
+BETAS = {
+    "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": SCALED_LINEAR, "scaled_linear": SCALED_LINEAR,
+    "sigmoid_beta": SIGMOID, "sigmoid": SIGMOID, "cosine": "cosine",
+}  # fmt: skip
+"""Schedules by the names of diffusers (with a cosine that has another name there), MONAI, and `generative`."""
 PREDICTIONS: Mapping[str, Parameterisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What the command says of a model; None where the files are to say it."""
-
-    domain: str
-    name: str = ""
-    fit: Literal["pad", "crop", "resize"] = "crop"
-    soften_sigma: float = 0.0
-    scale_factor: float | None = None
-    size: tuple[int, ...] | None = None
-    intensity: str | None = None
-    values: tuple[float, float] | None = None
-    spacing: tuple[float, float, float] | None = None
-    modality: str | None = None
-    axes: str | None = None
-    samples: Reader | None = None
-
-    def picture(self) -> PictureFormat:
-        """How pictures become samples, where no file says it."""
-        return PictureFormat(fit=self.fit, **intensity_fields(self.intensity) if self.intensity else {})
 
 
 class Read(NamedTuple):
@@ -69,12 +51,6 @@ class Read(NamedTuple):
     network: LibraryConfig
     state: Mapping[str, Tensor]
     source: str
-
-
-def require_fit(read: Read, hint: str) -> None:
-    """Return if the weights are those of the network."""
-    for key, problem in misfits(read.network, read.state):
-        raise BundleInvalid(f"{read.source}: {key}: {problem}", hint=hint, facts={"field": key[:100]})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +91,8 @@ class Foreign:
         if encoder is not None:
             scale = self._scale(tried)
             facts.append(scale)
-            latents, deviation = self._latents(encoder, float(scale.value)), float(scale.value)
-            deviation *= 1.0 / deviation if tried is None else tried.deviation
+            latents = self._latents(encoder, float(scale.value))
+            deviation = 1.0 if tried is None else float(scale.value) * tried.deviation
             if not 0.5 < deviation < 2.0 and self.moved == (0.0, 1.0):
                 warnings.append(
                     f"with the scale factor {scale.value} latents of own samples deviate by {deviation:.2g}, and not 1"
@@ -156,9 +132,8 @@ class Foreign:
                 **fields,
             )
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]["msg"]
             raise SettingsInvalid(
-                f"{read.source}: {first.removeprefix('Value error, ')}",
+                f"{read.source}: {first_problem(error)[1]}",
                 hint="--size says the sides that it was trained on, as 128x128 or 128x128x64",
                 facts={"field": "size"},
             ) from error
@@ -172,10 +147,8 @@ class Foreign:
             return None
         samples = list(self.given.samples(encoder.manifest))
         tried, better = try_autoencoder(encoder, samples), better_groups(encoder, samples)
-        if tried.psnr < LEAST_PSNR:
-            better = (
-                better or f"below {LEAST_PSNR:g} dB its settings are wrong, or the samples are not its own"
-            )
+        if tried.psnr < LEAST_PSNR and not better:
+            better = f"below {LEAST_PSNR:g} dB its settings are wrong, or the samples are not its own"
         if better:
             raise BundleInvalid(
                 f"{self.folder}: its autoencoder reconstructs own samples at {tried.psnr:.1f} dB; {better}",

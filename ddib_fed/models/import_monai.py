@@ -19,23 +19,25 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig, schedule_from_config
+from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.files import first_problem
 from ddib_fed.models.import_guided import (
     Fact,
     Imported,
+    Told,
     loaded_checkpoint,
     read_tensors,
+    require_fit,
     states_in,
     unwrapped,
 )
 from ddib_fed.models.import_latents import (
+    BETAS,
     PREDICTIONS,
     Foreign,
     Read,
-    Told,
     negated,
-    require_fit,
     step_schedule,
 )
 from ddib_fed.models.manifest import PictureFormat
@@ -55,11 +57,6 @@ USUAL: Final = {
 }  # fmt: skip
 """Ids of the definitions, where there are several of a kind (MAISI has those of its masks too)."""
 WEIGHTS: Final = (".pt", ".pth", ".ckpt", ".safetensors")
-BETAS: Final = {
-    "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": SCALED_LINEAR, "scaled_linear": SCALED_LINEAR,
-    "sigmoid_beta": SIGMOID, "sigmoid": SIGMOID, "cosine": "cosine",
-}  # fmt: skip
-"""By the names of now and of `generative`."""
 OF_SAMPLING: Final = frozenset({
     "clip_sample", "clip_sample_min", "clip_sample_max", "set_alpha_to_one", "steps_offset", "variance_type",
     "skip_prk_steps",
@@ -86,32 +83,32 @@ def import_monai(folder: Path, given: Told) -> Imported:
             hint=f"{', '.join(NETWORKS)} of MONAI are read",
             facts={"field": "_target_"},
         )
-    weights, autoencoder, read = Weights(folder, configs.text), None, None
+    autoencoder, read = None, None
     dims = next(
         int(configs.arguments(found).get("spatial_dims", 2)) for found in (denoiser, encoder) if found
     )
     axes = _axes(configs, given, facts, dims)
     spacing = _spacing(configs, given, facts) if dims == 3 else None
     if encoder is not None:
-        autoencoder = weights.of(_network(configs, encoder, given, spacing, axes))
+        autoencoder, _ = _weights(configs, _network(configs, encoder, given, spacing, axes))
         facts.append(_fact("autoencoder", encoder, autoencoder))
     inner = None if autoencoder is None else autoencoder.network
     told: dict[str, Any] = {}
     if denoiser is not None:
         network = _network(configs, denoiser, given, spacing, axes)
         _require_latents(configs, denoiser, network, inner)
-        read = weights.of(network)
+        read, further = _weights(configs, network)
         facts.append(_fact("network", denoiser, read))
         facts += [Fact(key, str(value), "told at each call") for key, value in network.fixed.items()]
-        told["schedule"], told["parameterisation"] = _schedule(configs, weights.further, facts)
-        told["scale"] = _scale(configs, weights.further)
+        told["schedule"], told["parameterisation"] = _schedule(configs, further, facts)
+        told["scale"] = _scale(configs, further)
         if told["parameterisation"] == "flow":
             read = negated(read, "out.2.conv")
             facts.append(Fact("out.2.conv", "negated", "RFlowScheduler predicts x0 - eps"))
     whole = read or autoencoder
     assert whole is not None
     units, form = units_of(configs, given, facts, whole)
-    sides = _of_sample(_sides(configs, given, facts, read.network if read else None, inner), axes)
+    sides = _of_sample(_sides(configs, given, facts, whole.network, inner), axes)
     picture = PictureFormat(fit=given.fit, **form)
     if dims == 3:
         across = None if spacing is None else _of_sample(spacing, axes)
@@ -181,9 +178,8 @@ def _network(
             {"target": NETWORKS[name], "arguments": arguments, "fixed": fixed, "axes": axes}
         )
     except ValidationError as error:
-        why = error.errors(include_url=False, include_input=False)[0]["msg"].removeprefix("Value error, ")
         hint = "models that are told conditions beside their sample are not supported"
-        raise found.refused("", f"is no model of samples: {why}", hint) from error
+        raise found.refused("", f"is no model of samples: {first_problem(error)[1]}", hint) from error
 
 
 def _modality(configs: Configs, found: Found, given: Told) -> int:
@@ -218,11 +214,8 @@ def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """A configuration with the definitions that FLIP's models.py and trainer.py have in code, where it is of FLIP."""
     if not isinstance(net := config.get("net_config"), Mapping):
         return config
-    stage, diffusion, dims = (
-        net.get("stage_1", {}),
-        net.get("diffusion_model", {}),
-        net.get("spatial_dims", 3),
-    )
+    stage, diffusion = net.get("stage_1", {}), net.get("diffusion_model", {})
+    dims = net.get("spatial_dims", 3)
     plain = {"with_encoder_nonlocal_attn": False, "with_decoder_nonlocal_attn": False}
     cross = diffusion.get("cross_attention_dim") or None
     return {
@@ -324,15 +317,9 @@ def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, f
 
 
 def _sides(
-    configs: Configs,
-    given: Told,
-    facts: list[Fact],
-    network: LibraryConfig | None,
-    encoder: LibraryConfig | None,
+    configs: Configs, given: Told, facts: list[Fact], network: LibraryConfig, encoder: LibraryConfig | None
 ) -> tuple[int, ...]:
-    """Of a sample, and not of its latent."""
-    some = network or encoder
-    assert some is not None
+    """Of a sample, and not of its latent; `network` is the encoder itself where there is no other."""
     form = f"{'autoencoder' if encoder else 'network'}_data_format"
     inputs = (configs.metadata.get(form) or {}).get("inputs", {}).values()
     factor = 1 if encoder is None else encoder.divisor
@@ -342,17 +329,17 @@ def _sides(
         *((configs.get(key), key, 1) for key in SIZES),
         *((part.get("spatial_shape"), "metadata.json", 1) for part in inputs if part.get("type") == "image"),
     ]
-    if network is None:
-        candidates.append((256 if some.dims == 2 else 64, "assumed; an autoencoder takes any: --size", 1))
+    if network is encoder:
+        candidates.append((256 if network.dims == 2 else 64, "assumed; an autoencoder takes any: --size", 1))
     for value, basis, times in candidates:
-        sides = [value] * some.dims if isinstance(value, int) else list(value or ())[-some.dims :]
-        if len(sides) == some.dims and all(isinstance(side, int) and side > 0 for side in sides):
+        sides = [value] * network.dims if isinstance(value, int) else list(value or ())[-network.dims :]
+        if len(sides) == network.dims and all(isinstance(side, int) and side > 0 for side in sides):
             whole = tuple(times * side for side in sides)
             facts.append(Fact("size", "x".join(map(str, whole)), basis))
             return whole
     raise SettingsInvalid(
         f"{configs.folder}: no configuration says the size of the samples that the network was trained on",
-        hint=f"--size {'x'.join(['128'] * some.dims)}, as many sides",
+        hint=f"--size {'x'.join(['128'] * network.dims)}, as many sides",
         facts={"field": "size"},
     )
 
@@ -376,47 +363,38 @@ def _weight_files(folder: Path) -> list[Path]:
     return [path for path in places if path.suffix in WEIGHTS]
 
 
-class Weights:
-    """The checkpoints of a folder; `further` are the values beside the weights in the last that was taken."""
-
-    def __init__(self, folder: Path, text: str) -> None:
-        self._folder, self._text, self._files = folder, text, _weight_files(folder)
-        self.further: Mapping[str, Any] = {}
-
-    def of(self, network: LibraryConfig) -> Read:
-        """The weights of a network: of the file that has exactly its tensors."""
-        wanted = {key: tensor.shape for key, tensor in network_shapes(network).items()}
-        fitting, nearest = list[tuple[Path, Read, Mapping[str, Any]]](), Read(network, {}, str(self._folder))
-        for path in self._files:
-            for part, further in _parts(path, next(iter(wanted))):
-                read = Read(network, _renamed(wanted, part), str(path))
-                nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
-                if {key: tensor.shape for key, tensor in read.state.items()} == wanted:
-                    fitting.append((path, read, further))
-                    break
-        kind = kind_of(network.fixed.get("class_labels"))
-        for chosen in (
-            [each for each in fitting if each[0].name in self._text],
-            [each for each in fitting if kind and kind_of(each[0]) == kind],
-        ):
-            fitting = chosen if len(fitting) > 1 and chosen else fitting
-        if len(fitting) > 1:
-            raise BundleInvalid(
-                f"{self._folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
-                hint="--modality, of a network that is told one, or leave that of the model alone in the folder",
-                facts={"file": fitting[0][0].name[:100]},
-            )
-        for _, found, self.further in fitting:
-            nearest = found
-        if not wanted.keys() & nearest.state.keys():
-            raise FileMissing(
-                f"{self._folder}: no file holds the weights of the {network.name}",
-                hint=f"copy them into models/, as {' or '.join(WEIGHTS)}",
-            )
-        require_fit(
-            nearest, f"no file of the folder has the tensors of the {network.name} of its configuration"
+def _weights(configs: Configs, network: LibraryConfig) -> tuple[Read, Mapping[str, Any]]:
+    """Return the weights of the file that has exactly the network's tensors, and the values beside them."""
+    wanted = {key: tensor.shape for key, tensor in network_shapes(network).items()}
+    fitting, nearest = list[tuple[Path, Read, Mapping[str, Any]]](), Read(network, {}, str(configs.folder))
+    for path in _weight_files(configs.folder):
+        for part, further in _parts(path, next(iter(wanted))):
+            read = Read(network, _renamed(wanted, part), str(path))
+            nearest = max(nearest, read, key=lambda each: len(wanted.keys() & each.state.keys()))
+            if {key: tensor.shape for key, tensor in read.state.items()} == wanted:
+                fitting.append((path, read, further))
+                break
+    kind = kind_of(network.fixed.get("class_labels"))
+    for chosen in (
+        [each for each in fitting if each[0].name in configs.text],
+        [each for each in fitting if kind and kind_of(each[0]) == kind],
+    ):
+        fitting = chosen if len(fitting) > 1 and chosen else fitting
+    if len(fitting) > 1:
+        raise BundleInvalid(
+            f"{configs.folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
+            hint="--modality, of a network that is told one, or leave that of the model alone in the folder",
+            facts={"file": fitting[0][0].name[:100]},
         )
-        return nearest
+    found, further = fitting[0][1:] if fitting else (nearest, {})
+    if not wanted.keys() & found.state.keys():
+        raise FileMissing(
+            f"{configs.folder}: no file holds the weights of the {network.name}",
+            hint=f"copy them into models/, as {' or '.join(WEIGHTS)}",
+        )
+    hint = f"no file of the folder has the tensors of the {network.name} of its configuration"
+    require_fit(network, found.state, found.source, hint)
+    return found, further
 
 
 def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
@@ -449,5 +427,4 @@ def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str
         if key not in found and old in found:
             found[key] = found.pop(old)
     # Of an attention without its last layer; weights of `generative` have it, and are never multiplied by it.
-    unused = [key for key in found if ".proj_attn." in key and key not in wanted]
-    return {key: value for key, value in found.items() if key not in unused}
+    return {key: value for key, value in found.items() if key in wanted or ".proj_attn." not in key}

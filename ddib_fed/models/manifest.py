@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
 from ddib_fed.data.shipped import SHIPPED, ShippedDomain
 from ddib_fed.data.synthetic import DOMAINS
@@ -23,6 +23,7 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.names import check_domain
 from ddib_fed.networks.config import (
     ClassifierConfig,
+    Frozen,
     LibraryConfig,
     MlpConfig,
     NetworkConfig,
@@ -38,11 +39,7 @@ RANKS = {"point": 1, "picture": 3, "volume": 4}
 """Numbers in the shape of a sample."""
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DifferentialPrivacy(_Frozen):
+class DifferentialPrivacy(Frozen):
     unit: Literal["sample"] = "sample"
     epsilon: float = Field(gt=0, le=1e6)
     delta: float = Field(gt=0, lt=1)
@@ -58,7 +55,7 @@ class DifferentialPrivacy(_Frozen):
 Spacing = Annotated[float, Field(gt=0.0, le=1000.0)]
 
 
-class PictureFormat(_Frozen):
+class PictureFormat(Frozen):
     """How files of pictures or volumes become the network's, and back."""
 
     fit: Literal["pad", "crop", "resize"] = "resize"
@@ -93,13 +90,13 @@ def intensity_fields(rule: str, form: Mapping[str, Any] | None = None) -> dict[s
     return {"low": low, "high": high, "bits": 8 if low >= 0.0 and high <= 255.0 else 16, "intensity": rule}
 
 
-class DataNote(_Frozen):
+class DataNote(Frozen):
     source: str = Field(default="", max_length=2000)
     licence: str = Field(default="", max_length=2000)
     note: str = Field(default="", max_length=4000)
 
 
-class StructureThresholds(_Frozen):
+class StructureThresholds(Frozen):
     """The structure that a translation must keep of its source; with less it is doubtful.
 
     Attributes:
@@ -115,7 +112,7 @@ class StructureThresholds(_Frozen):
     differs: float = Field(default=1.0, ge=0.0, le=1.0)
 
 
-class LatentSpace(_Frozen):
+class LatentSpace(Frozen):
     """Where the ODE runs behind an autoencoder.
 
     Attributes:
@@ -129,14 +126,14 @@ class LatentSpace(_Frozen):
     normalisation: Normalisation = Normalisation()
 
 
-class Training(_Frozen):
+class Training(Frozen):
     command: str = Field(default="", max_length=2000)
     seed: int = 0
     steps: int = Field(default=0, ge=0)
     figures: dict[str, FiniteFloat] = Field(default_factory=dict)
 
 
-class DistilledError(_Frozen):
+class DistilledError(Frozen):
     """How far a distilled model is from its teacher at a number of evaluations, on held-out samples."""
 
     evaluations: int = Field(ge=1, le=10_000)
@@ -147,7 +144,7 @@ class DistilledError(_Frozen):
     round_trip: float = Field(ge=0.0)
 
 
-class Distilled(_Frozen):
+class Distilled(Frozen):
     """What a distilled model was made from, and how well it follows that."""
 
     teacher: str = Field(pattern=r"^[0-9a-f]{64}$")
@@ -159,7 +156,7 @@ class Distilled(_Frozen):
     errors: tuple[DistilledError, ...] = Field(min_length=1, max_length=16)
 
 
-class Manifest(_Frozen):
+class Manifest(Frozen):
     """The fields of manifest.json but its digest."""
 
     format_version: Literal[1] = 1
@@ -221,28 +218,22 @@ class Manifest(_Frozen):
         if latents is not None and latents.normalisation.channels - {shape[0]}:
             yield f"the latents' normalisation has another number of channels than {shape[0]}"
         encodes = isinstance(network, LibraryConfig) and network.is_autoencoder
-        role = (
-            "classifier"
-            if isinstance(network, ClassifierConfig)
-            else "autoencoder"
-            if encodes
-            else "generator"
-        )
+        role = "autoencoder" if encodes else "generator"
+        role = "classifier" if isinstance(network, ClassifierConfig) else role
         miscounted = self.classes and len(self.classes) != self.num_classes
         unexplained = self.is_flow_map != (self.distilled is not None)
         pictured = (self.picture, self.structure, self.normalisation.calibrated) != (None, None, None)
+        rank, colours = len(self.sample_shape), self.sample_shape[0]
+        misplaced = role != "generator" or points or len(shape) != rank
         wrong = {
             f"the role {self.role} is not that of a network of kind {network.kind}": role != self.role,
             f"there are {len(self.classes)} names for {self.num_classes or 'no'} classes": miscounted,
             "points have no picture format, structure or calibration": points and pictured,
-            f"the normalisation has another number of channels than {self.sample_shape[0]}": channels
-            - {self.sample_shape[0]},
-            f"a {self.sample_kind} has {RANKS[self.sample_kind]} numbers in sample_shape": len(
-                self.sample_shape
-            )
-            != RANKS[self.sample_kind],
+            f"the normalisation has another number of channels than {colours}": channels - {colours},
+            f"a {self.sample_kind} has {(ranks := RANKS[self.sample_kind])} numbers in sample_shape": rank
+            != ranks,
             "only a generator has latents, with as many axes as its samples": latents is not None
-            and (role != "generator" or points or len(shape) != len(self.sample_shape)),
+            and misplaced,
             "a flow map, and no other network, says what it was distilled from": unexplained,
             "a flow map predicts means of v": self.is_flow_map and self.parameterisation != "v",
         }
@@ -283,9 +274,7 @@ class Manifest(_Frozen):
     def learns_variance(self) -> bool:
         """Whether the network also predicts a variance."""
         network = self.network
-        if isinstance(network, MlpConfig | ClassifierConfig):
-            return False
-        if isinstance(network, LibraryConfig) and network.is_autoencoder:
+        if isinstance(network, MlpConfig) or self.role != "generator":
             return False
         return network.out_channels != network.in_channels
 

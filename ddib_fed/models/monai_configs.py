@@ -24,6 +24,7 @@ MAX_YAML_BYTES: Final = 128 << 10  # of a file; the parser reads so much in half
 DEEPEST: Final = 32  # values in values, and references to references; the model zoo's bundles have up to 8
 MOST_VALUES: Final = 100_000
 """Of a folder, with what aliases and references stand for; MAISI's, with its tables of anatomy, has 40,000."""
+REFERENCE: Final = re.compile(r"@\w+(?:(?:::|#)\w+)*")
 LARGEST, LONGEST = 1e18, 4096  # number that arithmetic gives; expression, or list that one gives
 
 
@@ -103,7 +104,7 @@ class Configs:
 
     def _element(self, key: str, value: Any) -> Found | None:
         for _ in range(DEEPEST):
-            if not isinstance(value, str) or not re.fullmatch(r"\$?@\w+(?:(?:::|#)\w+)*", value.strip()):
+            if not isinstance(value, str) or not REFERENCE.fullmatch(value.strip().removeprefix("$")):
                 break
             key = value.strip().lstrip("$@").replace("#", "::")
             value = self._raw(key)
@@ -188,14 +189,11 @@ class Configs:
             return self.value(found, raw[1:], depth + 1)
         if len(raw) > LONGEST:
             raise self._refused(key, raw, f"it is longer than {LONGEST} characters")
-        references = re.findall(r"@\w+(?:(?:::|#)\w+)*", raw)
-        text, told = raw[1:].strip(), dict[str, Any]()
-        for number, reference in enumerate(sorted(references, key=len, reverse=True)):
-            text = text.replace(reference, f"_{number}")
+        names = {each: f"_{number}" for number, each in enumerate(REFERENCE.findall(raw))}
+        text = REFERENCE.sub(lambda found: names[found[0]], raw[1:].strip())
         try:
             tree = ast.parse(text, mode="eval").body
-            for number, reference in enumerate(sorted(references, key=len, reverse=True)):
-                told[f"_{number}"] = self.value(reference, key, depth + 1)
+            told = {name: self.value(each, key, depth + 1) for each, name in names.items()}
             return computed(tree, told)
         except (
             ValueError, SyntaxError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError,
@@ -204,11 +202,8 @@ class Configs:
             raise self._refused(key, raw, why) from error
 
     def _refused(self, key: str, raw: str, why: str) -> SettingsInvalid:
-        return SettingsInvalid(
-            f"{self._file_of(key)}: {key} is {raw[:80]}: {why}",
-            hint=f"write the value of {key} there",
-            facts={"field": key[:100]},
-        )
+        found = Found(key, self._file_of(key), raw, {})
+        return found.refused("", f"is {raw[:80]}: {why}", f"write the value of {key} there")
 
 
 def _parsed(path: Path) -> tuple[Mapping[str, Any], str]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.import_guided import Fact
-from ddib_fed.models.import_latents import Read, Told
+from ddib_fed.models.import_guided import Fact, Told
+from ddib_fed.models.import_latents import Read
 from ddib_fed.models.manifest import intensity_fields
 from ddib_fed.models.monai_configs import Configs, Found
 from ddib_fed.models.units import Normalisation
@@ -68,7 +68,7 @@ def units_of(
     configs: Configs, given: Told, facts: list[Fact], read: Read
 ) -> tuple[Normalisation, dict[str, Any]]:
     """Units of the network's samples; fields of a `PictureFormat` that say how values in files become samples."""
-    found = dict[Scaled | None, str]()
+    found = dict[Scaled, str]()
     for transforms in _lists(configs):
         place = transforms[-1].key.rpartition("::")[0]
         try:
@@ -76,19 +76,18 @@ def units_of(
         except SettingsInvalid:
             if given.intensity is None:
                 raise
-        else:
+            scaled = None
+        if scaled is not None:
             found.setdefault(scaled, f"the transforms of {place}")
-    found.pop(None, None)
     if len(found) > 1 and given.intensity is None:
         places = " and ".join(found.values())
         raise SettingsInvalid(f"{configs.folder}: {places} scale values differently", hint=RULE_HINT)
     found = found if len(found) == 1 else {}
     if not found and read.network.name.endswith("Maisi") and (kind := _kind(read, given)):
         found = {MAISI[kind]: f"MAISI's training on {kind.upper()}"}
-    scaled, basis = next(iter(found.items()), (None, "assumed, as MONAI's; --range LOW:HIGH says another"))
-    form = {} if scaled is None else scaled.fields()
-    low, high = (0.0, 1.0) if scaled is None else (scaled.low, scaled.high)
-    low, high = given.values or (low, high)
+    usual = Scaled("values", 0.0, 255.0), "assumed, as MONAI's; --range LOW:HIGH says another"
+    scaled, basis = next(iter(found.items()), usual)
+    form, (low, high) = scaled.fields(), given.values or (scaled.low, scaled.high)
     facts.append(Fact("range", f"{low:g} to {high:g}", "--range" if given.values else basis))
     if given.intensity is not None:
         form, basis = intensity_fields(given.intensity, form), "--intensity"

@@ -12,21 +12,19 @@ import json
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from ddib_fed.diffusion.schedule import Coordinates, LearnedLegs, LearnedSteps, Stage
 from ddib_fed.errors import BundleInvalid
+from ddib_fed.files import first_problem
 from ddib_fed.models.catalogue import STEPS_FILE
+from ddib_fed.networks.config import Frozen
 
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Sidecar(_Frozen):
+class Sidecar(Frozen):
     file: ClassVar[str]
     max_bytes: ClassVar[int] = 1 << 18
     again: ClassVar[str]
@@ -43,9 +41,10 @@ class Sidecar(_Frozen):
         try:
             found = cls.model_validate_json(data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "content"
-            raise BundleInvalid(f"{source}: {cls.file}: {where}: {first['msg']}", hint=hint) from error
+            where, problem = first_problem(error)
+            raise BundleInvalid(
+                f"{source}: {cls.file}: {where or 'content'}: {problem}", hint=hint
+            ) from error
         if found.weights_sha256 != weights_sha256:
             raise BundleInvalid(f"{source}: {cls.file} belongs to other weights", hint=hint)
         return found
@@ -61,7 +60,7 @@ class Sidecar(_Frozen):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-class PictureAllowances(_Frozen):
+class PictureAllowances(Frozen):
     """Between which numbers the figures of one picture's latent may lie."""
 
     names: tuple[Annotated[str, Field(max_length=40)], ...] = Field(min_length=1, max_length=64)
@@ -77,7 +76,7 @@ class PictureAllowances(_Frozen):
         return self
 
 
-class SetAllowances(_Frozen):
+class SetAllowances(Frozen):
     """How far the figures of a set of points may be from those of N(0, I), for sets of one size."""
 
     count: int = Field(ge=2, le=1 << 20)
@@ -108,7 +107,7 @@ class Allowances(Sidecar):
 Short = Annotated[str, Field(max_length=64)]
 
 
-class Figure(_Frozen):
+class Figure(Frozen):
     """A figure with its 95 % interval over samples."""
 
     value: Finite
@@ -120,7 +119,7 @@ class Figure(_Frozen):
         return f"{self.value:.3g}{interval}"
 
 
-class Reading(_Frozen):
+class Reading(Frozen):
     soften_sigma: Finite
     depth: Finite
     share: Finite
@@ -131,7 +130,7 @@ class Reading(_Frozen):
     found_by_reading: Figure
 
 
-class Membership(_Frozen):
+class Membership(Frozen):
     """How well training samples are distinguished from others: areas under the curve, 0.5 for a guess."""
 
     soften_sigma: Finite
@@ -141,7 +140,7 @@ class Membership(_Frozen):
     loss: Figure
 
 
-class Copies(_Frozen):
+class Copies(Frozen):
     """How near what a model draws is to its training pictures, over their distance from the mean picture."""
 
     drawn: int = Field(ge=1)
@@ -170,7 +169,7 @@ LEAST_STEP = 1e-4  # in lambda, between two levels: below, the weights of an ord
 Small = Annotated[float, Field(ge=0.0, le=1e6, allow_inf_nan=False)]
 
 
-class Errors(_Frozen):
+class Errors(Frozen):
     """Distances of end points from the converged reference, over held-out samples, in units of the state."""
 
     mean: Small
@@ -180,7 +179,7 @@ class Errors(_Frozen):
     p99: Small
 
 
-class TunedLeg(_Frozen):
+class TunedLeg(Frozen):
     """Steps of one direction, with what they were measured to do."""
 
     stage: Stage

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import Field, FiniteFloat, model_validator
+
+from ddib_fed.networks.config import Frozen
 
 Doubles = npt.NDArray[np.float64]
 FARTHEST = 12.0  # no channel of a solution is farther from zero, in deviations
@@ -143,9 +145,7 @@ MOST_CHANNELS = 16
 """Of a rotation, which latents have too; other maps are of pictures."""
 
 
-class ChannelMap(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class ChannelMap(Frozen):
     rotation: tuple[Row, ...] | None = Field(default=None, max_length=MOST_CHANNELS)
     quadratic: tuple[Row, ...] | None = Field(default=None, max_length=3)
     curve: tuple[Row, ...] | None = Field(default=None, max_length=MOST_KNOTS)
@@ -222,13 +222,11 @@ Colours = Literal["rgb", "opponent"]
 BLACK = 0.02  # added to red, green and blue in [0, 1], so that black has a hue, which is grey
 
 
-class Normalisation(BaseModel):
+class Normalisation(Frozen):
     """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`.
 
     With `autoencoder`, what that computes (`Manifest.autoencoder_sha256`), the data are its latents.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: FiniteFloat | tuple[FiniteFloat, ...] = 0.0
     std: Positive | tuple[Positive, ...] = 1.0

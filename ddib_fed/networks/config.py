@@ -10,11 +10,11 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class MlpConfig(_Frozen):
+class MlpConfig(Frozen):
     kind: Literal["mlp"] = "mlp"
     dim: int = Field(default=2, ge=1, le=4096)
     width: int = Field(default=160, ge=1, le=4096)
@@ -24,7 +24,7 @@ class MlpConfig(_Frozen):
     flow_map: bool = False
 
 
-class SyntheticConfig(_Frozen):
+class SyntheticConfig(Frozen):
     """Arguments of `SyntheticModel`, the public code's network for points."""
 
     kind: Literal["synthetic"] = "synthetic"
@@ -35,7 +35,7 @@ class SyntheticConfig(_Frozen):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
-class PictureNetwork(_Frozen):
+class PictureNetwork(Frozen):
     """What the UNet and the classifier share, under the names of the public constructors."""
 
     image_size: int = Field(ge=1, le=4096)
@@ -185,7 +185,7 @@ MOST_LAYERS, MOST_DIVISOR = 64, 4096
 """Of layers of a level, and by how much a side may shrink: a network without an end is not begun."""
 
 
-class LibraryConfig(_Frozen):
+class LibraryConfig(Frozen):
     """A network of another library: a class of a fixed list, with the arguments of its constructor.
 
     `fixed` are inputs of a denoiser that are the same at every call, such as MAISI's modality (`class_labels`) and

@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from ddib_fed.errors import SettingsInvalid, UsageError
+from ddib_fed.files import first_problem
 from ddib_fed.models.units import Colours
 from ddib_fed.names import check_domain, domain_from
 
@@ -324,8 +325,7 @@ class TrainConfig(BaseModel):
         try:
             SyntheticConfig.model_validate(fields)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            yield True, f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            yield True, ": ".join(first_problem(error))
 
     @property
     def public(self) -> bool:
@@ -440,9 +440,8 @@ def checked(config: type[Config], fields: Mapping[str, Any], hint: str, sets: Se
     try:
         return config.model_validate(_with_sets(config, fields, sets))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"][:1]))
-        message = first["msg"].removeprefix("Value error, ")
+        where, message = first_problem(error)
+        where = where.partition(".")[0]
         raise UsageError(f"{called(config, where)}: {message}" if where else message, hint=hint) from error
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +29,7 @@ TOGETHER = 16
 class Behind(NamedTuple):
     """The autoencoder that a run learns the latents of, and its folder."""
 
-    folder: Path | Traversable
+    folder: Path
     bundle: Bundle
 
     @property
@@ -134,7 +133,7 @@ class LatentTask(PictureTask):
         self._decoder: Codec | None = None
 
     @property
-    def autoencoder(self) -> Path | Traversable:
+    def autoencoder(self) -> Path:
         return self._behind.folder
 
     @property

@@ -34,6 +34,7 @@ from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
 from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.evaluation.sheets import as_pictures, save_sheet
+from ddib_fed.files import first_problem
 from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle
 from ddib_fed.models.manifest import LatentSpace, Manifest
 from ddib_fed.models.units import Normalisation
@@ -139,11 +140,9 @@ def _network(
     try:
         network = kind.model_validate({**fields, **config.network, **follows, "kind": default})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "the network"
-        problem = f"{where}: {first['msg'].removeprefix('Value error, ')}"
+        where, problem = first_problem(error)
         hint = f"leave out --set of the network's fields: those of the preset {config.preset} fit together"
-        raise SettingsInvalid(problem, hint=hint) from error
+        raise SettingsInvalid(f"{where or 'the network'}: {problem}", hint=hint) from error
     if network.image_size % network.divisor:
         raise SettingsInvalid(
             f"pictures of {network.image_size} pixels do not divide by {network.divisor}, as the network needs",

@@ -21,7 +21,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -465,9 +464,7 @@ class _Run:
             if self.state.identity != self.identity:
                 raise self._other_run()
 
-    def _put_bundle(
-        self, manifest: Manifest, state: Mapping[str, Tensor], encoder: Path | Traversable | None
-    ) -> None:
+    def _put_bundle(self, manifest: Manifest, state: Mapping[str, Tensor], encoder: Path | None) -> None:
         model_folder(self.out)
         staged = self.folder / "bundle"
         saved = save_bundle(staged, manifest, state, autoencoder=encoder, overwrite=True)

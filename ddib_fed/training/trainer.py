@@ -14,7 +14,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.resources.abc import Traversable
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -215,7 +214,7 @@ class Task(ABC):
         """The fields of the bundle's manifest that follow from the task."""
 
     @property
-    def autoencoder(self) -> Path | Traversable | None:
+    def autoencoder(self) -> Path | None:
         """The folder with that of a model of latents, which goes into its bundle."""
         return None
 

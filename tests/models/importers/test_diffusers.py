@@ -15,7 +15,7 @@ from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
 from ddib_fed.models.import_diffusers import import_diffusers, read_schedule
-from ddib_fed.models.import_latents import Told
+from ddib_fed.models.import_guided import Told
 
 pytestmark = pytest.mark.slow
 

@@ -17,7 +17,7 @@ from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle, save_bundle
 from ddib_fed.models.import_diffusers import import_diffusers, read_schedule
-from ddib_fed.models.import_latents import Told
+from ddib_fed.models.import_guided import Told
 from tests.models.importers.test_diffusers import TINY
 from tests.models.importers.test_monai import (
     LEG_WITHIN,

@@ -18,8 +18,8 @@ from ddib_fed.diffusion.schedule import Level, LevelGrid, schedule_from_config
 from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import BundleInvalid, DdibError, ExitCode, FileMissing, SettingsInvalid
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle, save_bundle
-from ddib_fed.models.import_guided import Imported
-from ddib_fed.models.import_latents import LEAST_PSNR, Told, try_autoencoder
+from ddib_fed.models.import_guided import Imported, Told
+from ddib_fed.models.import_latents import LEAST_PSNR, try_autoencoder
 from ddib_fed.models.import_monai import import_monai
 from ddib_fed.training.sources import own_volumes
 from tests.models.importers.monai_files import (

@@ -13,7 +13,7 @@ import torch
 from ddib_fed.cli.main import run
 from ddib_fed.errors import BundleInvalid, ExitCode, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.import_latents import Told
+from ddib_fed.models.import_guided import Told
 from ddib_fed.models.import_monai import import_monai
 from tests.models.importers.monai_files import DDIM, MAISI_KL, MAISI_UNET, RFLOW, UNET, made, write
 from tests.models.importers.test_monai import names
