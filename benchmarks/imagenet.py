@@ -9,7 +9,6 @@ to compute with. What comes out is noise.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import options
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import ClassifierConfig, UNetConfig
@@ -201,9 +201,7 @@ def run(plan: Plan, folder: Path, *, dtype: str, steps: int = 3) -> list[Step]:
 
 def main() -> int:
     """Run it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("ddib-imagenet"), help="a folder that is not there yet"
     )

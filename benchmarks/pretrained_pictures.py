@@ -15,12 +15,12 @@ folder; train elsewhere (--out build/pretrained) and copy the two.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import sys
 import time
 from pathlib import Path
 
+from benchmarks import options
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import amend_bundle, load_bundle
@@ -111,9 +111,7 @@ def config(domain: str, out: Path) -> TrainConfig:
 
 def main() -> int:
     """Train what was asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument(
         "--domain", nargs="+", default=list(STEPS), choices=[*STEPS, *AUTOENCODERS, RETRAINED]
     )

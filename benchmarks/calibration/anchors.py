@@ -14,7 +14,6 @@ contrast that the curve leads to (`cycle_psnr_mapped`).
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from datetime import UTC, datetime, timedelta
@@ -24,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import OUT, ROOT, Directed
+from benchmarks import options
+from benchmarks.calibration.directed import NAMED, OUT, ROOT, Directed
 from ddib_fed.calibration.fit import fit
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, write_calibration
 from ddib_fed.diffusion.plans import SolverSettings
@@ -37,7 +37,7 @@ from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
 from tests.engine.stages import translate_array
 
-HEADS = (("brain-t1", "brain-t2"), ("brain-t2", "brain-t1"))
+HEADS = ("brain-t1-brain-t2", "brain-t2-brain-t1")
 ANCHORS = 8
 STEPS, BATCH = 500, 16
 """Of the retraining: about 140 s of one core."""
@@ -50,20 +50,17 @@ DAYS = 365
 
 def main() -> int:
     """Do what was asked, for each direction and seed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = {f"{source}-{target}": (source, target) for source, target in HEADS}
+    parser = options(__doc__)
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--measure", action="store_true")
-    parser.add_argument("--pairs", nargs="+", choices=list(names), default=list(names))
+    parser.add_argument("--pairs", nargs="+", choices=HEADS, default=HEADS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "calibrated")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     for pair in asked.pairs:
-        directed = Directed(*names[pair])
+        directed = Directed(*NAMED[pair])
         for seed in asked.seeds:
             where = asked.out / f"{pair}-{seed}"
             file = asked.out / f"{pair}-{seed}.json"

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import OUT, ROOT, Directed
-from benchmarks.pictures.marks import BAD, halves, states, wrong_of
+from benchmarks.calibration.directed import NAMED, OUT, ROOT, Directed
+from benchmarks.pictures.marks import BAD, states, wrong_of
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.cli.calibrate import measured as measured_dial
 from ddib_fed.client.dial import BLEND, COOL
@@ -45,7 +45,7 @@ def main() -> int:
     for name in BAD if "--plot" not in sys.argv else ():
         if (FOLDER / f"{name}.json").exists():
             continue
-        directed = Directed(*halves(name))
+        directed = Directed(*NAMED[name])
         kind, calibration, party, turned = list(states(directed))[-1]
         found = measured(directed, calibration, party, turned)
         FOLDER.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,8 @@ DIRECTIONS = (
     ("brain-t1", "brain-t2"),
     ("brain-t2", "brain-t1"),
 )
+NAMED = {"-".join(pair): pair for pair in DIRECTIONS}
+COLOURS = [name for name in NAMED if not name.startswith("brain")]
 DOMAIN_PICTURES = 500
 """Of the target's training part, for feature distances."""
 UNPAIRED_PICTURES = 4_000

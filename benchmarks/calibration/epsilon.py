@@ -9,13 +9,13 @@ JSON a directed pair below docs/benchmarks/calibration/epsilon.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Any
 
 import numpy as np
 
-from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
+from benchmarks import options
+from benchmarks.calibration.directed import COLOURS, NAMED, OUT, Directed
 from ddib_fed.calibration.aggregate import (
     Cells,
     Floats,
@@ -43,18 +43,15 @@ EPSILONS: tuple[float | None, ...] = (0.1, 0.3, 1.0, 3.0, None)
 PICTURES = (500, 1500, 4000)
 DRAWS = 3
 FOLDER = OUT / "epsilon"
-COLOURS = [f"{source}-{target}" for source, target in DIRECTIONS if not source.startswith("brain")]
 
 
 def main() -> int:
     """Measure the curve of each pair that is asked for."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--pairs", nargs="+", choices=COLOURS, default=COLOURS[:1], metavar="SOURCE-TARGET")
     given = parser.parse_args()
     for name in given.pairs:
-        directed = Directed(*next(pair for pair in DIRECTIONS if "-".join(pair) == name))
+        directed = Directed(*NAMED[name])
         points = [
             point(directed, pictures, epsilon, draw)
             for pictures in PICTURES

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from benchmarks import options
 from benchmarks.calibration.directed import BUILD, OUT, Directed
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.engine.model import DomainModel
@@ -44,9 +45,7 @@ PAIRS, RADIUS, BRIGHTER, BLUR = 24, 2.5, 0.4, 1.5
 
 def main() -> int:
     """Measure all modes that have no file for these models and numbers."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--pair", nargs=2, default=("satellite", "relief"), metavar=("SOURCE", "TARGET"))
     parser.add_argument("--known", type=int, default=512, help="latents that the surrogates are fitted to")
     parser.add_argument("--evaluations", type=int, default=24, help="of encoding")

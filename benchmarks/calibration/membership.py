@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import options
 from benchmarks.calibration.directed import OUT
 from ddib_fed.calibration.aggregate import default_cells, histogram, noise_sigma
 from ddib_fed.data.shipped import load_shipped
@@ -33,9 +34,7 @@ REFERENCE = 2_000
 
 def main() -> int:
     """Measure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--domain", default="relief")
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--trials", type=int, default=3_000, help="over all repetitions")

@@ -11,7 +11,6 @@ FOLDER nothing runs but the figures of an earlier --out FOLDER.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -26,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
+from benchmarks import options
+from benchmarks.calibration.directed import COLOURS, NAMED, OUT, Directed
 from benchmarks.pictures.marks import wrong_of
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.cli.demo import Pair, run_command
@@ -88,11 +88,8 @@ class Some(Directed):
 
 def main() -> int:
     """Run, measure, write JSON."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = [f"{source}-{target}" for source, target in DIRECTIONS if not source.startswith("brain")]
-    parser.add_argument("--pair", choices=names, default=names[0], metavar="SOURCE-TARGET")
+    parser = options(__doc__)
+    parser.add_argument("--pair", choices=COLOURS, default=COLOURS[0], metavar="SOURCE-TARGET")
     parser.add_argument("--kind", choices=["rotation", "colour-map"], default="colour-map")
     parser.add_argument("--steps", type=int, default=400, help="of the source's training")
     parser.add_argument(
@@ -102,7 +99,7 @@ def main() -> int:
     parser.add_argument("--measure", type=Path, metavar="FOLDER", help="only the figures of such a folder")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    directed = Some(*given.pair.split("-"), count=given.count)
+    directed = Some(*NAMED[given.pair], count=given.count)
     with ExitStack() as kept:
         folder = given.measure or given.out or Path(kept.enter_context(tempfile.TemporaryDirectory()))
         if given.measure is None:

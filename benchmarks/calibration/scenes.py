@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.calibration.directed import OUT, Directed
 from benchmarks.calibration.variants import agreed
+from benchmarks.pictures.large import tiled
 from benchmarks.pictures.marks import water
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.data.shipped import cut_scene
@@ -25,11 +26,10 @@ from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.metrics import Pictures, compare, structure
 from ddib_fed.files import write_json
-from ddib_fed.formats.tiles import TileGrid, blend
 from ddib_fed.models.bundle import open_bundle
 from tests.engine.stages import translate_array
 
-STRIPES, ROWS, HEIGHT, WIDTH, SIDE = range(7), (112, 368, 624, 832), 256, 75, 32
+STRIPES, ROWS, HEIGHT, WIDTH = range(7), (112, 368, 624, 832), 256, 75
 SEA = (0.25, 0.8)
 DIALS = {"share 1": Dial(), "proposed": Dial(share=0.75, temperature=0.9, blend=0.3)}
 Scene = tuple[Pictures, Pictures]
@@ -56,13 +56,8 @@ def settings(dial: Dial, calibration: Calibration) -> ArraySettings:
 
 
 def averaged(x: Pictures, dial: Dial, calibration: Calibration) -> Pictures:
-    """Tiles that overlap by half, each translated by itself."""
-    parties = [open_party(open_bundle(name), together=64) for name in ("satellite", "relief")]
-    grid = TileGrid.of(*x.shape[2:], (SIDE, SIDE))
-    tiles = np.stack([x[0][:, down, across] for down, across in grid.windows()])
-    found = translate_array(np.ascontiguousarray(tiles), *parties, settings(dial, calibration)).translated
-    whole, _ = blend([tile.clip(-1, 1).transpose(1, 2, 0) for tile in found], grid, 3)
-    return whole.transpose(2, 0, 1)[None].astype(np.float32)
+    source, target = (open_party(open_bundle(name), together=64) for name in ("satellite", "relief"))
+    return tiled(x[0], (source, target), settings(dial, calibration))[None]
 
 
 def one_ode(x: Pictures, dial: Dial, calibration: Calibration) -> Pictures:

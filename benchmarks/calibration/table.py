@@ -11,7 +11,6 @@ clusters of overlapping pictures. `python -m benchmarks.tables` makes the table 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -20,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.calibration.directed import DIRECTIONS, OUT, Directed
+from benchmarks import options
+from benchmarks.calibration.directed import NAMED, OUT, Directed
 from benchmarks.calibration.variants import VARIANTS, Variant
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.files import write_json
@@ -30,11 +30,8 @@ TABLE = OUT / "table"
 
 def main() -> int:
     """Measure what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names = [f"{source}-{target}" for source, target in DIRECTIONS]
-    parser.add_argument("--pairs", nargs="+", choices=names, default=names, metavar="SOURCE-TARGET")
+    parser = options(__doc__)
+    parser.add_argument("--pairs", nargs="+", choices=NAMED, default=[*NAMED], metavar="SOURCE-TARGET")
     parser.add_argument("--variants", nargs="+", default=[each.name for each in VARIANTS], metavar="NAME")
     parser.add_argument("--evaluations", type=int, default=24, help="of one leg")
     parser.add_argument(
@@ -49,12 +46,11 @@ def main() -> int:
         print("\n".join(f"{each.name:28}{each.title}" for each in chosen))
         return 0
     settings = SolverSettings(evaluations=given.evaluations)
-    for source, target in DIRECTIONS:
-        if f"{source}-{target}" in given.pairs:
-            directed = Directed(source, target, given.models)
-            for variant in chosen:
-                if variant.when(directed):
-                    measured(directed, variant, settings, fresh=given.fresh)
+    for name in given.pairs:
+        directed = Directed(*NAMED[name], given.models)
+        for variant in chosen:
+            if variant.when(directed):
+                measured(directed, variant, settings, fresh=given.fresh)
     return 0
 
 

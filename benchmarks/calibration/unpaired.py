@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import DIRECTIONS, OUT, ROOT, Directed
+from benchmarks import options
+from benchmarks.calibration.directed import NAMED, OUT, ROOT, Directed
 from benchmarks.pictures.marks import wrong_of
 from ddib_fed.calibration.aggregate import Aggregate, count_array
 from ddib_fed.calibration.record import Calibration, Dial, read_calibration, write_calibration
@@ -51,11 +52,10 @@ DAYS = 3650
 
 def main() -> int:
     """Make and measure what is missing."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = options(__doc__)
+    parser.add_argument(
+        "--pairs", nargs="+", choices=NAMED, default=["satellite-relief"], metavar="SOURCE-TARGET"
     )
-    names = [f"{source}-{target}" for source, target in DIRECTIONS]
-    parser.add_argument("--pairs", nargs="+", choices=names, default=names[:1], metavar="SOURCE-TARGET")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epsilon", type=float, default=1.0)
     parser.add_argument("--force", action="store_true", help="go on where the calibration is refused")
@@ -64,12 +64,11 @@ def main() -> int:
     torch.set_num_threads(1)
     if given.ship is not None:
         for name in given.pairs:
-            ship(MADE / f"{name}-{given.ship}", *next(pair for pair in DIRECTIONS if "-".join(pair) == name))
+            ship(MADE / f"{name}-{given.ship}", *NAMED[name])
         return 0
-    for source, target in DIRECTIONS:
-        if f"{source}-{target}" in given.pairs:
-            for seed in given.seeds:
-                one(Directed(source, target), seed, given)
+    for name in given.pairs:
+        for seed in given.seeds:
+            one(Directed(*NAMED[name]), seed, given)
     return 0
 
 

@@ -10,7 +10,6 @@ the jobs that the node had, the deliveries of the receiver, and the kills.
 
 from __future__ import annotations
 
-import argparse
 import random
 import re
 import tempfile
@@ -23,6 +22,7 @@ from typing import Any
 import pydicom
 import requests
 
+from benchmarks import options
 from benchmarks.pacs.site import Site, brain_series, storescu, until, write
 from ddib_fed.errors import DdibError
 
@@ -30,9 +30,7 @@ SLICES = 4
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--series", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()

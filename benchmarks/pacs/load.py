@@ -8,7 +8,6 @@ mounts a file system of 24 MiB in memory, for which it must be root.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import re
@@ -27,6 +26,7 @@ import numpy as np
 import pydicom
 import pynetdicom
 
+from benchmarks import options
 from benchmarks.pacs.site import RESULTS, Site, brain_series, memory, storescu, until, write
 from ddib_fed.data.shipped import shipped_bytes
 from tests.formats.dicom.files import write_enhanced
@@ -35,9 +35,7 @@ MR = pydicom.uid.MRImageStorage
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--only", default=",".join(CASES))
     chosen = parser.parse_args().only.split(",")
     file = RESULTS / "load.json"

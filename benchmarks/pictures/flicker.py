@@ -26,7 +26,6 @@ The known slice is the seventh of each slab (`guess`: it is taken for the others
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -37,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import options
 from benchmarks.calibration.directed import OUT, Directed
 from ddib_fed.data.folder import expand
 from ddib_fed.data.shipped import shipped_bytes, slabs_of
@@ -89,9 +89,7 @@ class Side:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="the others' rows stay")
     only = parser.parse_args().only
     torch.set_num_threads(1)

@@ -9,7 +9,6 @@ a leg, to brain-t2 and back, as a node does it.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import options
 from benchmarks.calibration.directed import OUT
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.data import shipped
@@ -43,9 +43,7 @@ def framed(picture: np.ndarray, largest: float = LARGEST) -> np.ndarray:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=MODEL")
     parser.add_argument("--slice", type=Path)
     given = parser.parse_args()

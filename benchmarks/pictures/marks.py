@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.calibration.directed import OUT, Directed
+from benchmarks.calibration.directed import NAMED, OUT, Directed
 from benchmarks.calibration.variants import agreed
 from ddib_fed.calibration.record import Calibration, read_calibration
 from ddib_fed.data.shipped import WATER
@@ -43,15 +43,9 @@ Wrong = Callable[[Pictures], np.ndarray]
 
 def main() -> int:
     torch.set_num_threads(1)
-    rows = [row for name in BAD for row in measured(Directed(*halves(name)))]
+    rows = [row for name in BAD for row in measured(Directed(*NAMED[name]))]
     write_json(FILE, rows)
     return 0
-
-
-def halves(name: str) -> tuple[str, str]:
-    parts = name.split("-")
-    middle = len(parts) // 2
-    return "-".join(parts[:middle]), "-".join(parts[middle:])
 
 
 def water(pictures: Pictures) -> np.ndarray:

@@ -11,7 +11,6 @@ slices and those of its translation go to docs/images/pictures/unseen-head.png.
 
 from __future__ import annotations
 
-import argparse
 import re
 import shutil
 import tempfile
@@ -23,6 +22,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import options
 from benchmarks.pictures.large import OUT, SHEET
 from ddib_fed.cli.demo import Institution, Pair
 from ddib_fed.data.pictures import encode_png
@@ -60,9 +60,7 @@ CASES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--pictures", type=int, default=100)
     count = parser.parse_args().pictures
     rows = []

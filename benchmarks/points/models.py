@@ -27,13 +27,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = [row(domain) for domain in DOMAINS]
     write_json(OUT, {"points": POINTS, "rows": rows})
-    for r in rows:
-        latent = r["latent"]
-        print(
-            f"| {r['domain']} | {r['cpu_seconds']:.0f} | {r['sliced_w2_mean']:.4f} | {max(r['sliced_w2']):.4f} "
-            f"| {r['sliced_w2_floor']:.4f} | {latent['mean']:+.3f} | {latent['std']:.3f} "
-            f"| {latent['kurtosis']:+.3f} | {latent['correlation']:.3f} |"
-        )
+    print(*rows, sep="\n")
 
 
 def row(domain: str) -> dict[str, Any]:

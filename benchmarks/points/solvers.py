@@ -10,7 +10,6 @@ reference is rk4 in float64 with 800 evaluations a leg, held against 400.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import options
 from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import make_grid
@@ -53,13 +53,11 @@ REFERENCES = 800, 400
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("--pair", type=int, choices=range(len(PAIRS)), help="Only this pair.")
-    options = parser.parse_args()
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    measure_all(PAIRS if options.pair is None else (PAIRS[options.pair],))
+    measure_all(PAIRS if given.pair is None else (PAIRS[given.pair],))
 
 
 class Legs:

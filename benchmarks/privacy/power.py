@@ -9,7 +9,6 @@ points. One thread.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -21,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks import options
 from benchmarks.privacy.usual import PARTS, encoded, honest_rows
 from ddib_fed.data.shipped import load_shipped
-from ddib_fed.data.synthetic import draw
+from ddib_fed.data.synthetic import DOMAINS, draw
 from ddib_fed.diffusion.plans import soften
 from ddib_fed.engine.gate import Made, pass_latent
 from ddib_fed.engine.model import DomainModel
@@ -35,14 +35,6 @@ from ddib_fed.models.bundle import pretrained
 ROOT = Path(__file__).resolve().parents[2]
 OUT = ROOT / "docs" / "benchmarks" / "privacy" / "gate"
 PICTURES = ("satellite", "relief", "brain-t1", "brain-t2")
-POINTS = (
-    "moons",
-    "checkerboards",
-    "concentric-rings",
-    "parallel-squares",
-    "concentric-squares",
-    "parallel-rings",
-)
 FLOOR = 8
 """Evaluations that a node demands by default."""
 SIZES, SETS = (1, 8, 16, 64, 128, 256, 1024), 40
@@ -64,10 +56,8 @@ class Case:
 
 def main() -> int:
     """Measure what was asked."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--domain", nargs="+", default=[*POINTS, *PICTURES], choices=[*POINTS, *PICTURES])
+    parser = options(__doc__)
+    parser.add_argument("--domain", nargs="+", default=[*DOMAINS, *PICTURES], choices=[*DOMAINS, *PICTURES])
     given = parser.parse_args()
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)

@@ -9,18 +9,15 @@ import statistics
 from contextlib import ExitStack, closing
 from functools import partial
 
-import numpy as np
-
 from benchmarks.speed.shared.harness import Form, Report, Times, interleaved, main, ratio
 from benchmarks.speed.shared.two_nodes import (
     InProcess,
-    Pair,
     arrived,
-    npy_file,
+    of_both,
     png_files,
-    processor_seconds,
     two_nodes,
 )
+from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
 from source_node.pipeline import RANGE_ROWS
 
@@ -68,9 +65,9 @@ def _pictures(form: Form, report: Report) -> None:
             },
             repeats=form.pick(1, 3),
         )
-        before = _processor_seconds(pair)
+        before = of_both(pair)
         arrived(pair, files, "relief")
-        used = [after - at for after, at in zip(_processor_seconds(pair), before, strict=True)]
+        used = [after - at for after, at in zip(of_both(pair), before, strict=True)]
     report.add_times(times)
     for name, seconds in zip(("source", "target"), used, strict=True):
         report.add(f"CPU of the {name}'s node for each picture", [1000 * seconds / count], "ms")
@@ -109,14 +106,14 @@ def _in_process(count: int, batch: int) -> str:
 
 def _points(form: Form, report: Report) -> None:
     count = form.pick(20_000, 100_000)
-    points = sample("moons", count, 0).astype(np.float32)
-    file = npy_file(points)
+    points = sample("moons", count, 0)
+    file = to_npy(points)
     with (
         closing(InProcess("moons", "checkerboards", POINTS_TOGETHER)) as alone,
         two_nodes("moons", "checkerboards") as pair,
     ):
         # Points of the whole domain: the first rows of `points` lie on one moon, whose latents are no N(0, I).
-        arrived(pair, [npy_file(sample("moons", 2_000, 1).astype(np.float32))], "checkerboards")
+        arrived(pair, [to_npy(sample("moons", 2_000, 1))], "checkerboards")
         times = interleaved(
             {
                 f"{count:,} points in one file, two processes": lambda: alone.translate(points),
@@ -132,12 +129,6 @@ def _points(form: Form, report: Report) -> None:
         ratio(times, names[1], names[0]),
         at_most=1.10 * form.pick((ranges + 1) / ranges, 1.0),
     )
-
-
-def _processor_seconds(pair: Pair) -> list[float]:
-    return [
-        processor_seconds(node.process.pid) for node in (pair.north, pair.south) if node.process is not None
-    ]
 
 
 if __name__ == "__main__":

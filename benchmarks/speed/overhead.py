@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 
@@ -18,8 +18,8 @@ from benchmarks.speed.shared.two_nodes import (
     InProcess,
     Pair,
     arrived,
+    of_both,
     png_files,
-    processor_seconds,
     two_nodes,
 )
 
@@ -70,9 +70,9 @@ def measure(form: Form) -> Report:
 
 def through(pair: Pair, files: Sequence[bytes], evaluations: int, spent: list[list[float]]) -> float:
     """Seconds through the nodes; `spent` gets the CPU seconds of both."""
-    before = list(of_nodes(pair))
+    before = of_both(pair)
     seconds = arrived(pair, files, "relief", evaluations)
-    spent.append([after - at for after, at in zip(of_nodes(pair), before, strict=True)])
+    spent.append([after - at for after, at in zip(of_both(pair), before, strict=True)])
     return seconds
 
 
@@ -81,12 +81,6 @@ def calls_alone(alone: InProcess, samples: Array, evaluations: int, calls: list[
     started = time.perf_counter()
     calls.append(alone.calls(samples, evaluations))
     return time.perf_counter() - started
-
-
-def of_nodes(pair: Pair) -> Iterator[float]:
-    for node in (pair.north, pair.south):
-        if node.process is not None:
-            yield processor_seconds(node.process.pid)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.speed.shared.harness import Form, Report, main
-from benchmarks.speed.shared.two_nodes import Held, held, npy_file, processor_seconds, two_nodes
+from benchmarks.speed.shared.two_nodes import Held, held, processor_seconds, two_nodes
 from ddib_fed.client.client import Client
+from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
 from ddib_fed.record import Settings
 
@@ -59,7 +60,7 @@ class Soak:
     def __init__(self, client: Client, pids: Sequence[int]) -> None:
         self._client = client
         self._pids = pids
-        self._files = [npy_file(sample("moons", POINTS, seed).astype(np.float32)) for seed in range(TOGETHER)]
+        self._files = [to_npy(sample("moons", POINTS, seed)) for seed in range(TOGETHER)]
         self._done = 0
         self._samples: list[tuple[int, tuple[Held, ...]]] = []
 

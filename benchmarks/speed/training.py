@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from benchmarks.speed.shared.harness import ROOT, Form, Report, Times, interleaved, main, ratio
+from tests.e2e.harness import free_port
 
 STEPS: Final = {"points": 20, "pictures": 3}
 """Steps of a turn: about a second of a core."""
@@ -32,7 +32,7 @@ class Trainee:
         self._steps = STEPS[kind]
         asked = json.dumps({"kind": kind, "who": who, "precision": precision})
         command = [sys.executable, "-m", "benchmarks.speed.shared.training_worker", asked]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         self._processes = []
         for rank, core in enumerate(cores):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -134,12 +134,6 @@ def _together(report: Report, kind: str, cores: Sequence[int], repeats: int) -> 
     report.add_times(times, "s of wall")
     one, two = asked
     report.add(f"{kind}: one process / two", ratio(times, one, two), "x")
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ A test names its promise by `@pytest.mark.promise("latents")` (`benchmarks.trust
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import subprocess
@@ -24,6 +23,7 @@ from typing import Any, Final
 
 import pytest
 
+from benchmarks import options
 from ddib_fed.files import write_file
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -95,9 +95,7 @@ def write(which: str, found: dict[str, Any]) -> None:
 
 def main() -> int:
     """Run and write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options(__doc__)
     parser.add_argument("which", choices=[*SELECTED])
     parser.add_argument("--short", action="store_true", help="the numbers of `make test`")
     words = sys.argv[1:]

@@ -5,7 +5,6 @@ What `federated`, `clients` and `soak` measure with: no benchmark by itself.
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import tempfile
@@ -95,6 +94,13 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def of_both(pair: Pair) -> list[float]:
+    """Processor seconds of the source's and the target's node."""
+    return [
+        processor_seconds(node.process.pid) for node in (pair.north, pair.south) if node.process is not None
+    ]
+
+
 def png_files(count: int) -> tuple[list[bytes], Array]:
     """Test pictures of the shipped satellite domain, as files and as (N, 3, 32, 32) in [-1, 1]; repeated as needed."""
     from ddib_fed.data.pictures import encode_png
@@ -104,12 +110,6 @@ def png_files(count: int) -> tuple[list[bytes], Array]:
     chosen = pictures[np.arange(count) % len(pictures)]
     pixels = np.rint((chosen.transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
     return [encode_png(each) for each in pixels], chosen
-
-
-def npy_file(points: Array) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, points)
-    return buffer.getvalue()
 
 
 # The same work without nodes
