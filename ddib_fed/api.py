@@ -393,5 +393,4 @@ def _naming(numbers: Sequence[int]) -> Iterator[None]:
         if "item" in error.facts or len(numbers) == 1:
             error.detail = f"sample {numbers[item]}: {error.detail.removeprefix(f'item {item}: ')}"
             error.facts = {**error.facts, "item": str(numbers[item])}
-            error.args = (error.detail,)
         raise

@@ -82,6 +82,9 @@ class DdibError(Exception):
         """The reasons of the items of a job that cannot be used, by their numbers."""
         self.says = ""
 
+    def __str__(self) -> str:
+        return self.detail
+
     def kept(self) -> Self:
         self.__traceback__ = self.__cause__ = self.__context__ = None
         return self

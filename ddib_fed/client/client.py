@@ -550,7 +550,6 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     origin = items[int(number)].origin
     found = name_file(error, f"item {number}" if isinstance(origin, bytes) else str(origin))
     error.detail, error.hint = found.detail, found.hint
-    error.args = (error.detail,)
 
 
 def waiting_line(error: DdibError, delay_s: float) -> str:

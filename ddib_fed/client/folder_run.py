@@ -529,7 +529,6 @@ class FolderRun:
             if client.aborted:
                 done, total = self.options.progress.done, len(self.items)
                 error.detail += f"; {done:,} of {total:,} results are complete in {self.options.out}"
-                error.args = (error.detail,)
                 error.hint = f"{RESUMES}\n{error.hint}".rstrip()
             raise
 
@@ -568,7 +567,6 @@ class FolderRun:
                 require_finished(job, hop)
             except (JobFailed, Cancelled) as error:
                 error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
-                error.args = (error.detail,)
                 hints = [error.hint, "the rest: the same command again" if rest else ""]
                 if bad:
                     others = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"

@@ -241,5 +241,4 @@ def name_file(error: DdibError, name: str) -> DdibError:
         )
     if name not in error.detail:
         error.detail = f"{name}: {error.detail}"
-        error.args = (error.detail,)
     return error

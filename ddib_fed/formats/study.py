@@ -285,7 +285,6 @@ def naming(origin: Origin) -> Iterator[None]:
     except (InputError, ItemNotFound, JobFailed) as error:
         if origin.called not in error.detail and not isinstance(error, UsageError | ExtraMissing):
             error.detail, error.hop = f"{origin.called}: {error.detail}", error.hop or "client"
-            error.args = (error.detail,)
         raise
 
 

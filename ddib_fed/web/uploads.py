@@ -188,7 +188,6 @@ def renamed(error: DdibError, folder: Path) -> DdibError:
         error.detail = error.detail.replace(private, "")
     error.detail = error.detail.replace(str(folder), "the DICOM files")
     error.hint = error.hint.replace(f"{folder}/", "")
-    error.args = (error.detail,)
     return error
 
 
