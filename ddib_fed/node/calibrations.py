@@ -41,7 +41,6 @@ from ddib_fed.node.role import NodeContext, load_hosted, rule_of_side
 from ddib_fed.protocol.calls import at_fault, checking_answers, failure_of_peer, status_of
 from ddib_fed.protocol.contract import PROTOCOL, CalibrationKind, calibration_text, check_side
 from ddib_fed.security.audit import lines_of, note, parsed
-from ddib_fed.security.diagnosis import TIMEOUT_S
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
 from ddib_fed.security.pki import TlsCredentials
@@ -529,7 +528,7 @@ class CalibrationPeer:
                     hop=self.hop,
                     hint=f"ddib peer test {self._institution}",
                 ) from error
-            found = self._channels.explained(self._institution, failure_of_peer(error, self.hop), TIMEOUT_S)
+            found = self._channels.explained(self._institution, failure_of_peer(error, self.hop))
             ask = f"ask the operator of {self._institution}"
             if isinstance(found, errors.AggregateNotFound):
                 found.hint = f"{ask} to run: ddib calibrate publish --config node.toml"

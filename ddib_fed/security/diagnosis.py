@@ -101,7 +101,7 @@ CAUSES: Final[dict[str, tuple[str, str]]] = {
         f"{_ADMIT} (a client whose root is new: {_REQUEST}); if that was done, compare the clocks: {_CLOCKS}",
     ),
 }
-_PASSING: Final = frozenset(
+PASSING: Final = frozenset(
     {"ok", "nothing-listens", "timeout", "no-connection", "closed", "proxy-unreachable"}
 )
 """Causes that a node which is being started, or a network, may have for a while; the others stay."""
@@ -136,10 +136,6 @@ class Diagnosis:
         return error
 
 
-def may_pass(cause: str) -> bool:
-    return cause in _PASSING
-
-
 def explained(error: DdibError, look: Callable[[], Diagnosis]) -> DdibError:
     """The cause of a failed call in place of gRPC's word for it, where a connection fails now too.
 
@@ -152,7 +148,6 @@ def explained(error: DdibError, look: Callable[[], Diagnosis]) -> DdibError:
     if not found.ok:
         return found.as_error(error.hop)
     error.detail = f"{error.detail}; a connection works now"
-    error.args = (error.detail,)
     return error
 
 
