@@ -109,9 +109,8 @@ class Guard:
             await refusal(scope, receive, sending)
             return
         inner = {**scope, "root_path": scope.get("root_path", "") + f"/{self._session.folder}"}
-        with suppress(
-            Exception
-        ):  # raised again after the answer; uvicorn would print the names of files in it
+        with suppress(Exception):
+            # Raised again after the answer: uvicorn would print the names of files in it.
             await self._app(inner, receive, sending)
 
     def _refusal(self, scope: Scope) -> Response | None:

@@ -188,16 +188,14 @@ class PageJob(RunProgress):
         yield lambda done, total: self.say(f"{what}: {done:,} of {total:,}")
 
     @contextmanager
-    def opened(self, profile: Profile) -> Iterator[Client]:
-        del profile
+    def opened(self, _profile: Profile) -> Iterator[Client]:
         with self._opener(lambda *wait: self.say(waiting_line(*wait))) as self.client:
             yield self.client
 
     def say(self, line: str) -> None:
         self.now = line
 
-    def study(self, number: int, origin: Origin, study: Study | None) -> None:
-        del number
+    def study(self, _number: int, origin: Origin, study: Study | None) -> None:
         self._check_stopped()
         if study is not None:
             label = self._called(origin)
@@ -224,8 +222,7 @@ class PageJob(RunProgress):
         said = [line for line in (written.refused, *written.said) if line]
         on_page |= {"said": said, "files": len(written.files)}
 
-    def submitted(self, job_id: str, items: int) -> None:
-        del items
+    def submitted(self, job_id: str, _items: int) -> None:
         self.jobs[job_id] = self.out if self._slices is None else self._slices.results
         self.running.append(job_id)
         if len(self.running) == 1:
@@ -233,8 +230,7 @@ class PageJob(RunProgress):
         if self.stopped and self.client is not None:
             self.client.cancel(job_id)
 
-    def begin(self, job_id: str, names: Sequence[str]) -> None:
-        del job_id
+    def begin(self, _job_id: str, names: Sequence[str]) -> None:
         self._names = names
 
     def event(self, event: pb.WatchJobResponse) -> None:
@@ -253,8 +249,7 @@ class PageJob(RunProgress):
         elif (on_page := self._slices.shown(item, result)) is not None:
             self.results.append(on_page)
 
-    def job_ended(self, job_id: str, state: str) -> None:
-        del state
+    def job_ended(self, job_id: str, _state: str) -> None:
         if job_id in self.running:
             self.running.remove(job_id)
 
