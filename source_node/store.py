@@ -194,11 +194,7 @@ class JobStore:
         self, job_id: str, item: int
     ) -> tuple[StoredItem, Mapping[tuple[SpoolPart, int], SpoolFile]]:
         with self._store.snapshot() as read:
-            rows = read("SELECT * FROM items WHERE job_id = ? AND item = ?", (job_id, item))
-            parts = _files(read, job_id, item)
-        if not rows:
-            raise ItemNotFound(f"job {job_id} has no item {item}", facts={"item": item})
-        return _item(rows[0]), parts
+            return _item(_item_row(read, job_id, item)), _files(read, job_id, item)
 
     def progress(self, job_id: str) -> ItemCounts:
         return self.progress_of([job_id]).get(job_id, ItemCounts())
@@ -413,7 +409,7 @@ class JobStore:
     def _change(self, db: Transaction, job_id: str, change: Change) -> None:
         item, state = change.item, change.state
         _require_running(db, job_id)
-        before = _state_of(db, job_id, item)
+        before = ItemState(_item_row(db.read, job_id, item)["state"])
         needed, dropped = None, frozenset[SpoolPart]()
         if state is not None:
             needed, dropped = _transition(job_id, item, before, state)
@@ -477,7 +473,7 @@ class JobStore:
             _own_row(db.read, job_id, owner)
             delivered: list[str] = []
             for item, sha256 in digests.items():
-                state = _state_of(db, job_id, item)
+                state = ItemState(_item_row(db.read, job_id, item)["state"])
                 if state == ItemState.DELIVERED:
                     continue
                 _transition(job_id, item, state, ItemState.DELIVERED)
@@ -581,11 +577,11 @@ def _require_running(db: Transaction, job_id: str) -> None:
         raise StateConflict(f"job {job_id} is {state}", facts={"state": state})
 
 
-def _state_of(db: Transaction, job_id: str, item: int) -> ItemState:
-    rows = db.read("SELECT state FROM items WHERE job_id = ? AND item = ?", (job_id, item))
+def _item_row(read: Read, job_id: str, item: int) -> sqlite3.Row:
+    rows = read("SELECT * FROM items WHERE job_id = ? AND item = ?", (job_id, item))
     if not rows:
         raise ItemNotFound(f"job {job_id} has no item {item}", facts={"item": item})
-    return ItemState(rows[0]["state"])
+    return rows[0]
 
 
 def _transition(
