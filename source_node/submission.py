@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 from opentelemetry.trace import Span
 
@@ -19,7 +20,7 @@ from ddib_fed.calibration.record import Calibration, Dial, Place, check_blend, l
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
 from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.files import require
-from ddib_fed.node.calibrations import usable_calibration
+from ddib_fed.node.calibrations import own_place, usable_calibration
 from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
 from ddib_fed.node.policy import (
     Charge,
@@ -59,8 +60,7 @@ def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
     """That of an accepted job, if it may be used now."""
     if not request.calibration_sha256:
         return None
-    target = request.target_institution, request.target_domain
-    return _usable(node, request.calibration_sha256, target, datetime.now(UTC))
+    return _usable(node, request.calibration_sha256, (request.target_institution, request.target_domain))
 
 
 def choose_calibration(
@@ -90,8 +90,8 @@ def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
 
 
 def _active(node: NodeContext, target: Place) -> Calibration | None:
-    source, now = (node.config.node.institution, node.config.model.domain), datetime.now(UTC)
-    held = node.calibrations.between(source, target)
+    now = datetime.now(UTC)
+    held = node.calibrations.between(own_place(node.config), target)
     active = [stored for stored in held if stored.state(now) == "active"]
     ended = [stored for stored in held if stored.state(now) == "expired"]
     manifest = node.running_engine.model.manifest
@@ -104,13 +104,12 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
                 hint="ddib calibrate list; ddib translate --no-calibration leaves it out",
             )
         return None
-    return _usable(node, stored.sha256, target, now)
+    return _usable(node, stored.sha256, target)
 
 
-def _usable(node: NodeContext, sha256: bytes, target: Place, now: datetime) -> Calibration:
-    source = node.config.node.institution, node.config.model.domain
+def _usable(node: NodeContext, sha256: bytes, target: Place) -> Calibration:
     try:
-        return usable_calibration(node, sha256, source=source, target=target, side="source", now=now)
+        return usable_calibration(node, sha256, source=own_place(node.config), target=target, side="source")
     except errors.CalibrationRefused as error:
         error.hint = f"{error.hint}; ddib translate --no-calibration leaves it out"
         raise
@@ -303,7 +302,9 @@ class Staging:
 
     def write(self, data: bytes | memoryview, /) -> None:
         assert self._incoming is not None
-        self._take(len(data))
+        self._require_room(len(data))
+        self._staged += len(data)
+        self._receiving.count(self.owner, len(data))
         self._incoming.write(data)
 
     def keep(self, media_type: int, sha256: bytes) -> StoredItem:
@@ -318,11 +319,6 @@ class Staging:
 
     def read(self, item: int) -> bytes:
         return self._spool.read(self._job_id, self._files[item].file)
-
-    def _take(self, size_bytes: int) -> None:
-        self._require_room(size_bytes)
-        self._staged += size_bytes
-        self._receiving.count(self.owner, size_bytes)
 
     def _require_room(self, size_bytes: int) -> None:
         most, used = self._store.limits.max_spool_bytes, self._spool.used_bytes
@@ -503,10 +499,7 @@ class Submissions:
     def _check_item(self, staging: Staging, item: StoredItem, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
         samples, size_rule = self._samples(), self._node.size_rule
-
-        def load() -> bytes:
-            return staging.read(item.index)
-
+        load = partial(staging.read, item.index)
         try:
             with self._node.decoding.file(
                 staging.owner, item.size_bytes, load, samples.memory, ended=ended
