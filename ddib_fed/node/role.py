@@ -111,7 +111,7 @@ class NodeContext:
         self.quotas = Quotas(audit.store)
         self._engine: ServingParty | None = None
         self._softener: Softener | None = None
-        self._draining = threading.Event()
+        self.draining = False
 
     @property
     def engine(self) -> ServingParty:
@@ -141,13 +141,6 @@ class NodeContext:
         if self._softener is None:
             raise NotReady(retry_after_s=5)
         return self._softener
-
-    @property
-    def draining(self) -> bool:
-        return self._draining.is_set()
-
-    def drain(self) -> None:
-        self._draining.set()
 
     def write_audit(self, act: str, lines: Sequence[Mapping[str, Value]]) -> None:
         """Write lines of the audit log, without which the act is refused."""
