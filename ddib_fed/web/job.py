@@ -143,10 +143,8 @@ class PageJob(RunProgress):
         run = open_run([self._dropped], reading, options, self.say)
         try:
             run.read()
-        except UsageError:
-            raise
-        except InputError:
-            if run.total < 2 or not run.left_out:
+        except InputError as error:
+            if isinstance(error, UsageError) or run.total < 2 or not run.left_out:
                 raise
         else:
             self.items = len(run.items) + sum(each["items"] for each in self.studies)
