@@ -69,13 +69,10 @@ LOOK_S: Final = 0.5
 """How often a waiting file looks whether its call has ended."""
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
 """Sizes of calls where nobody looks which are best."""
-MEDIA_FORMATS: Final = {
-    common_pb2.MEDIA_TYPE_NPY: "NPY",
-    common_pb2.MEDIA_TYPE_PNG: "PNG",
-    common_pb2.MEDIA_TYPE_JPEG: "JPEG",
-    common_pb2.MEDIA_TYPE_TIFF: "TIFF",
+MEDIA_TYPES: Final = {
+    name: common_pb2.MediaType.Value(f"MEDIA_TYPE_{name}") for name in ("NPY", "PNG", "JPEG", "TIFF")
 }
-MEDIA_TYPES: Final = {name: media for media, name in MEDIA_FORMATS.items()}
+MEDIA_FORMATS: Final = {media: name for name, media in MEDIA_TYPES.items()}
 
 
 class PeerProblems:
