@@ -269,7 +269,6 @@ class JobStore:
         job_id: str,
         owner: str,
         request: JobHeader,
-        items: Sequence[StoredItem],
         files: Sequence[SpoolFile],
         *,
         new: bool,
@@ -280,7 +279,7 @@ class JobStore:
         `new` is False for a request that is accepted only as the repetition that it was when it began. `mark` is
         called with whether the files are kept: their rows are on the disk, or may be.
         """
-        content, now = _content_digest(request, items), self.now()
+        content, now = _content_digest(request, files), self.now()
         request = JobHeader.FromString(request.SerializeToString())
         request.deadline_s = request.deadline_s or round(JOB_DEADLINE_S)
         deadline = now + request.deadline_s
@@ -317,7 +316,10 @@ class JobStore:
             )
             db.executemany(
                 "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256) VALUES (?, ?, ?, ?, ?, ?)",
-                [(job_id, i.index, i.state, i.media_type, i.size_bytes, i.sha256) for i in items],
+                [
+                    (job_id, item, ItemState.RECEIVED, file.media_type, file.size_bytes, file.sha256)
+                    for item, file in enumerate(files)
+                ],
             )
             _insert_parts(db, job_id, enumerate(files))
             self._audit.append(
@@ -326,7 +328,7 @@ class JobStore:
                 job=job_id,
                 client=owner,
                 target=request.target_institution,
-                items=len(items),
+                items=len(files),
             )
             return job_id, False
 
@@ -551,13 +553,13 @@ class JobStore:
         db.afterwards.append(lambda: self.spool.remove(job_id, [each.file for each in files]))
 
 
-def _content_digest(request: JobHeader, items: Iterable[StoredItem]) -> bytes:
+def _content_digest(request: JobHeader, files: Iterable[SpoolFile]) -> bytes:
     """What decides whether the same request id has the same content: all of the request but its id, and the files."""
     settings = JobHeader.FromString(request.SerializeToString())
     settings.ClearField("request_id")
     digest = hashlib.sha256(settings.SerializeToString(deterministic=True))
-    for item in items:
-        digest.update(f" {item.media_type} {item.sha256.hex()}".encode())
+    for file in files:
+        digest.update(f" {file.media_type} {file.sha256.hex()}".encode())
     return digest.digest()
 
 
