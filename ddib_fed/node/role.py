@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, cast, get_args
 
@@ -456,10 +456,8 @@ class DecodingMemory:
 # The settings of a leg
 
 
-def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:
+def solver_settings(like: common_pb2.SolverSettings) -> SolverSettings:
     """Settings for the engine; what is absent, an empty name and a zero that cannot be meant are the default."""
-    if isinstance(like, Settings):
-        return SolverSettings(**asdict(like))
     set_ = {field.name for field, value in like.ListFields() if field.has_presence or value}
     return SolverSettings(**{name: getattr(like, name) for name in set_})
 

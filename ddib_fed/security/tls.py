@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import grpc
 from cryptography import x509
@@ -30,6 +30,7 @@ from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.protocol.calls import MAX_MESSAGE_BYTES, CheckedChannel, from_rpc_error
 from ddib_fed.security.diagnosis import TIMEOUT_S, Diagnosis, diagnose, explained
 from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import Peer, PeerStore
 from ddib_fed.security.pki import (
     CLOCK_SKEW,
     RECOVERY,
@@ -43,9 +44,6 @@ from ddib_fed.security.pki import (
     parse_certificates,
     write_identity,
 )
-
-if TYPE_CHECKING:
-    from ddib_fed.security.peers import Peer, PeerStore
 
 log = logging.getLogger(__name__)
 
