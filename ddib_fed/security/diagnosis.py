@@ -349,10 +349,7 @@ def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None
 
 
 def _names(shown: x509.Certificate | None) -> list[str]:
-    try:
-        extensions = () if shown is None else tuple(shown.extensions)
-    except ValueError:
-        return []
+    extensions = () if shown is None else shown.extensions  # which `presented_certificate` has read
     found = [each.value for each in extensions if isinstance(each.value, x509.SubjectAlternativeName)]
     return [str(name.value) for names in found for name in names]
 
