@@ -17,13 +17,7 @@ import grpc
 from grpc import ServicerContext
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    ItemNotFound,
-    MessageInvalid,
-    TooManyStreams,
-)
+from ddib_fed.errors import Cancelled, DdibError, ItemNotFound, MessageInvalid, TooManyStreams
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import Repeated

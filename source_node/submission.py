@@ -18,10 +18,9 @@ from opentelemetry.trace import Span
 from ddib_fed import errors
 from ddib_fed.calibration.record import Calibration, Dial, Place, check_blend, leg_map, misfit
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
-from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.files import require
 from ddib_fed.node.calibrations import own_place, usable_calibration
-from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
+from ddib_fed.node.config import LimitsSection, NodeConfig
 from ddib_fed.node.policy import (
     Charge,
     check_most_evaluations,
@@ -30,7 +29,7 @@ from ddib_fed.node.policy import (
     client_charges,
     evaluations_of,
 )
-from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, limits_of, settings_message, solver_settings
+from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, settings_message, solver_settings
 from ddib_fed.node.server import READ_AHEAD, Pace, Slots, caller, within_share
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
@@ -468,7 +467,7 @@ class Submissions:
         self, max_items: int, staging: Staging, pace: Pace
     ) -> Callable[[common_pb2.FileHeader], Announced]:
         """Checks the header of each item; its bytes go to the disk as they come."""
-        limits, samples = self._node.config.limits, self._samples()
+        limits, samples = self._node.config.limits, self._node.samples()
         accepted = {media for media, name in MEDIA_FORMATS.items() if name in samples.formats}
 
         def opener(header: common_pb2.FileHeader) -> Announced:
@@ -488,7 +487,7 @@ class Submissions:
 
     def _check_item(self, staging: Staging, number: int, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
-        samples, size_rule = self._samples(), self._node.size_rule
+        samples, size_rule = self._node.samples(), self._node.size_rule
         size_bytes, load = staging.files[number].size_bytes, partial(staging.read, number)
         try:
             with self._node.decoding.file(
@@ -500,10 +499,6 @@ class Submissions:
         except errors.InputError as error:
             self._of_item(number, error)
             raise
-
-    def _samples(self) -> Samples:
-        limits = self._node.config.limits
-        return samples_of(self._node.engine.model, limits_of(limits), MAX_POINTS_PER_ITEM)
 
     def _of_item(self, number: int, error: errors.DdibError) -> errors.DdibError:
         error.facts["item"] = str(number)

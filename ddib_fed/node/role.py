@@ -37,11 +37,12 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import PictureFormat, check_guide
 from ddib_fed.names import size_from
 from ddib_fed.node.admin import Metrics
-from ddib_fed.node.config import LimitsSection, NodeConfig
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
 from ddib_fed.node.policy import Quotas, offered_guidance, policy_digest
 from ddib_fed.protocol.contract import (
     HIGHEST_TERMINAL_LAMBDA,
@@ -182,6 +183,12 @@ class NodeContext:
             spacing_mm=form.spacing or (),
             shared_noise=self.config.policy.shared_noise,
         )
+
+    def samples(self) -> Samples:
+        """How files of the model's kind are read and written, within the node's limits."""
+        limits = self.config.limits
+        pictures = ImageLimits(max_bytes=limits.max_item_bytes, max_pixels=limits.max_pixels)
+        return samples_of(self.running_engine.model, pictures, MAX_POINTS_PER_ITEM)
 
     def guidance(self) -> GuidanceTerms:
         return offered_guidance(self.running_engine.model, self.config.policy)
@@ -331,10 +338,6 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
             f"engine.dtype = {section.dtype!a}: {str(error).partition(chr(10))[0]}",
             hint='engine.dtype = "float32", or another engine.device',
         ) from error
-
-
-def limits_of(section: LimitsSection) -> ImageLimits:
-    return ImageLimits(max_bytes=section.max_item_bytes, max_pixels=section.max_pixels)
 
 
 def rule_of_side(side: ContractSide) -> PictureRule | None:
