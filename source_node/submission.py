@@ -7,7 +7,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -403,7 +403,7 @@ class Submissions:
             for number, whole in enumerate(assemble(requests, {"item": self._opener(items, staging, pace)})):
                 pace.end()
                 if time.monotonic() > decode_until:
-                    raise _first_of(refused)
+                    raise errors.first_of(refused)
                 staging.keep(whole.header.media_type, whole.header.sha256)
                 try:
                     samples += self._check_item(staging, number, ended)
@@ -414,14 +414,14 @@ class Submissions:
             if "item" not in error.facts:
                 raise
             refused[int(error.facts["item"])] = error.kept()
-            raise _first_of(refused) from None
+            raise errors.first_of(refused) from None
         if (received := len(staging.files)) != items:
             raise errors.MessageInvalid(
                 f"{received} items came where {items} were announced",
                 facts={"announced": items, "received": received},
             )
         if refused:
-            raise _first_of(refused)
+            raise errors.first_of(refused)
         return samples
 
     def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[StoredJob, bool]:
@@ -505,12 +505,6 @@ class Submissions:
         if isinstance(error, errors.PictureMisfit | errors.KindMismatch):
             error.facts["model"] = place_of(self._node.side())
         return error
-
-
-def _first_of(refused: Mapping[int, errors.DdibError]) -> errors.DdibError:
-    first = refused[min(refused)]
-    first.refused = {number: error.reason for number, error in refused.items()}
-    return first
 
 
 def trace_key(owner: str, request: JobHeader) -> str:

@@ -167,13 +167,11 @@ class InboundGuard:
         self._said = -SAY_EVERY_S
         self._unsaid: Counter[str] = Counter()
         self._looking = Repeated("inbound", self.look, self._pause_s)
+        self.stop = self._looking.stop
 
     def start(self, port: int) -> None:
         self._port = port
         self._looking.start()
-
-    def stop(self) -> None:
-        self._looking.stop()
 
     def _pause_s(self) -> float:
         return max(LOOK_EVERY_S, self._next_look - time.monotonic())
