@@ -235,6 +235,13 @@ def error_class(reason: str) -> type[DdibError]:
     return next((c for c in all_errors() if c.reason == reason and c is not DdibError), InternalError)
 
 
+def first_of(refused: Mapping[int, DdibError]) -> DdibError:
+    """The error of the first item, which names the items that were refused with it."""
+    first = refused[min(refused)]
+    first.refused = {number: error.reason for number, error in refused.items()}
+    return first
+
+
 @contextmanager
 def extra(name: str, package: str, what: str, *, otherwise: str = "") -> Iterator[None]:
     try:

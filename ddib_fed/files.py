@@ -334,23 +334,15 @@ MAX_CONFIG_BYTES = 1 << 20
 
 
 def load_toml(path: Path, model: type[M], *, hint: str) -> M:
-    data = read_small(path, hint=hint, pipe=True, max_bytes=MAX_CONFIG_BYTES)
-    return parse_toml(data, model, path)
-
-
-def parse_toml(data: bytes, model: type[M], path: Path) -> M:
-    """As `load_toml`, of the content of a file."""
     from pydantic import ValidationError
 
-    edit = f"correct {path}"
-    if len(data) > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} is over {MAX_CONFIG_BYTES} bytes: it is no configuration", hint=edit)
+    data = read_small(path, hint=hint, pipe=True, max_bytes=MAX_CONFIG_BYTES)
     try:
         values = tomllib.loads(data.decode("utf-8-sig"))  # some editors put a BOM first
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8: {error.reason}", hint="save it as UTF-8 text") from error
     except RecursionError as error:
-        raise ConfigError(f"{path} is nested too deeply", hint=edit) from error
+        raise ConfigError(f"{path} is nested too deeply", hint=f"correct {path}") from error
     except tomllib.TOMLDecodeError as error:
         raise _not_toml(path, data.decode("utf-8-sig"), error) from error
     try:

@@ -123,7 +123,6 @@ class Transaction:
 class _Write(Generic[T]):
     function: Callable[[Transaction], T]
     size_bytes: int
-    patient: bool
     future: Future[T] = field(default_factory=Future)
     result: T | None = None
     error: BaseException | None = None
@@ -246,7 +245,7 @@ class NodeStore:
         future's errors, beside the function's own: DiskFull; OSError for a disk that fails or a database that was
         replaced.
         """
-        write: _Write[T] = _Write(function, size_bytes, patient)
+        write: _Write[T] = _Write(function, size_bytes)
         with self._changed:
             if self._closed:
                 raise Draining("the store is closed")

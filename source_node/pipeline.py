@@ -48,12 +48,11 @@ from ddib_fed.errors import (
     LatentNotGaussian,
     PointsTooMany,
 )
-from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
+from ddib_fed.evaluation.samples import Given, SampleFile
 from ddib_fed.latent import Latent
 from ddib_fed.node.admin import Metrics
-from ddib_fed.node.config import MAX_POINTS_PER_ITEM
 from ddib_fed.node.policy import check_evaluations, check_softening, policy_digest
-from ddib_fed.node.role import MEDIA_TYPES, NodeContext, limits_of, rule_of_side, solver_settings
+from ddib_fed.node.role import MEDIA_TYPES, NodeContext, rule_of_side, solver_settings
 from ddib_fed.protocol.calls import to_detail
 from ddib_fed.protocol.contract import calibration_text, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, approve
@@ -264,7 +263,7 @@ class JobPipeline:
         self._node, self._trace, self._control = node, trace, control
         self._engine = node.running_engine
         self._store, self._remotes, self._job = store, remotes, job
-        self._samples = samples_of(self._engine.model, limits_of(node.config.limits), MAX_POINTS_PER_ITEM)
+        self._samples = node.samples()
         self._numbers = Numbers(job.items, self._engine.model.sample_shape)
         done = sum(item.state not in PENDING_ITEMS for item in job.items)
         self._progress = StepEvents(

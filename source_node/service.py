@@ -5,25 +5,19 @@ A client sees its own jobs and nobody else's; what it may not see does not exist
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Any
 
 import grpc
 from grpc import ServicerContext
 from opentelemetry.trace import Span, SpanKind
 
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    ItemNotFound,
-    MessageInvalid,
-    TooManyStreams,
-)
+from ddib_fed.errors import Cancelled, DdibError, ItemNotFound, MessageInvalid, TooManyStreams
 from ddib_fed.files import check_private_folder
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.connections import Repeated
@@ -36,6 +30,7 @@ from ddib_fed.security import tls
 from ddib_fed.telemetry import named, trace_of
 from ddib_fed.v1 import common_pb2, translation_pb2_grpc
 from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.v1.decoding_pb2 import ContractSide
 from source_node.remote import Remotes
 from source_node.runner import DIAGNOSE_TIMEOUT_S, EventHub, JobRunner
 from source_node.store import PENDING_ITEMS, RESULTS, ItemCounts, JobStore, StoredJob
@@ -70,7 +65,10 @@ def job_message(job: StoredJob, progress: ItemCounts | None = None, *, expires: 
     return message
 
 
-log = logging.getLogger(__name__)
+def described(side: ContractSide) -> dict[str, Any]:
+    """What a client reads of a domain, the own one or a peer's."""
+    names = ("institution", "domain", "sample_kind", "sample_shape", "classes", "class_names")
+    return {name: getattr(side, name) for name in names}
 
 
 # ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
@@ -96,16 +94,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
     def ListDomains(self, request: pb.ListDomainsRequest, context: ServicerContext) -> pb.ListDomainsResponse:
         own, read = self.node.side(), self.node.running_engine.model.bundle.manifest.picture
         answer = pb.ListDomainsResponse(
-            institution=own.institution,
-            domain=own.domain,
-            sample_kind=own.sample_kind,
-            sample_shape=own.sample_shape,
-            classes=own.classes,
-            class_names=own.class_names,
             intensity=(read and read.intensity) or "",
             slices=(read and read.slices) or "",
             spacing_mm=own.spacing_mm,
             tiles=self.node.translates_in_tiles,
+            **described(own),
         )
         if request.own_alone:
             return answer
@@ -230,16 +223,11 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         else:
             self.node.peer_problems.answered(institution)
             answer = pb.Domain(
-                institution=institution,
                 status="ready",
-                domain=side.domain,
-                sample_kind=side.sample_kind,
-                sample_shape=side.sample_shape,
-                classes=side.classes,
-                class_names=side.class_names,
                 size_rule=side.size_rule,
                 calibration=active_terms(self.node, (side.institution, side.domain)),
                 guidance=guidance,
+                **described(side),
             )
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer

@@ -194,11 +194,7 @@ class JobStore:
         self, job_id: str, item: int
     ) -> tuple[StoredItem, Mapping[tuple[SpoolPart, int], SpoolFile]]:
         with self._store.snapshot() as read:
-            rows = read("SELECT * FROM items WHERE job_id = ? AND item = ?", (job_id, item))
-            parts = _files(read, job_id, item)
-        if not rows:
-            raise ItemNotFound(f"job {job_id} has no item {item}", facts={"item": item})
-        return _item(rows[0]), parts
+            return _item(_item_row(read, job_id, item)), _files(read, job_id, item)
 
     def progress(self, job_id: str) -> ItemCounts:
         return self.progress_of([job_id]).get(job_id, ItemCounts())
@@ -273,7 +269,6 @@ class JobStore:
         job_id: str,
         owner: str,
         request: JobHeader,
-        items: Sequence[StoredItem],
         files: Sequence[SpoolFile],
         *,
         new: bool,
@@ -284,7 +279,7 @@ class JobStore:
         `new` is False for a request that is accepted only as the repetition that it was when it began. `mark` is
         called with whether the files are kept: their rows are on the disk, or may be.
         """
-        content, now = _content_digest(request, items), self.now()
+        content, now = _content_digest(request, files), self.now()
         request = JobHeader.FromString(request.SerializeToString())
         request.deadline_s = request.deadline_s or round(JOB_DEADLINE_S)
         deadline = now + request.deadline_s
@@ -321,7 +316,10 @@ class JobStore:
             )
             db.executemany(
                 "INSERT INTO items (job_id, item, state, media_type, size_bytes, sha256) VALUES (?, ?, ?, ?, ?, ?)",
-                [(job_id, i.index, i.state, i.media_type, i.size_bytes, i.sha256) for i in items],
+                [
+                    (job_id, item, ItemState.RECEIVED, file.media_type, file.size_bytes, file.sha256)
+                    for item, file in enumerate(files)
+                ],
             )
             _insert_parts(db, job_id, enumerate(files))
             self._audit.append(
@@ -330,7 +328,7 @@ class JobStore:
                 job=job_id,
                 client=owner,
                 target=request.target_institution,
-                items=len(items),
+                items=len(files),
             )
             return job_id, False
 
@@ -413,7 +411,7 @@ class JobStore:
     def _change(self, db: Transaction, job_id: str, change: Change) -> None:
         item, state = change.item, change.state
         _require_running(db, job_id)
-        before = _state_of(db, job_id, item)
+        before = ItemState(_item_row(db.read, job_id, item)["state"])
         needed, dropped = None, frozenset[SpoolPart]()
         if state is not None:
             needed, dropped = _transition(job_id, item, before, state)
@@ -477,7 +475,7 @@ class JobStore:
             _own_row(db.read, job_id, owner)
             delivered: list[str] = []
             for item, sha256 in digests.items():
-                state = _state_of(db, job_id, item)
+                state = ItemState(_item_row(db.read, job_id, item)["state"])
                 if state == ItemState.DELIVERED:
                     continue
                 _transition(job_id, item, state, ItemState.DELIVERED)
@@ -555,13 +553,13 @@ class JobStore:
         db.afterwards.append(lambda: self.spool.remove(job_id, [each.file for each in files]))
 
 
-def _content_digest(request: JobHeader, items: Iterable[StoredItem]) -> bytes:
+def _content_digest(request: JobHeader, files: Iterable[SpoolFile]) -> bytes:
     """What decides whether the same request id has the same content: all of the request but its id, and the files."""
     settings = JobHeader.FromString(request.SerializeToString())
     settings.ClearField("request_id")
     digest = hashlib.sha256(settings.SerializeToString(deterministic=True))
-    for item in items:
-        digest.update(f" {item.media_type} {item.sha256.hex()}".encode())
+    for file in files:
+        digest.update(f" {file.media_type} {file.sha256.hex()}".encode())
     return digest.digest()
 
 
@@ -581,11 +579,11 @@ def _require_running(db: Transaction, job_id: str) -> None:
         raise StateConflict(f"job {job_id} is {state}", facts={"state": state})
 
 
-def _state_of(db: Transaction, job_id: str, item: int) -> ItemState:
-    rows = db.read("SELECT state FROM items WHERE job_id = ? AND item = ?", (job_id, item))
+def _item_row(read: Read, job_id: str, item: int) -> sqlite3.Row:
+    rows = read("SELECT * FROM items WHERE job_id = ? AND item = ?", (job_id, item))
     if not rows:
         raise ItemNotFound(f"job {job_id} has no item {item}", facts={"item": item})
-    return ItemState(rows[0]["state"])
+    return rows[0]
 
 
 def _transition(

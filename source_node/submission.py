@@ -7,20 +7,20 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 
 from opentelemetry.trace import Span
 
 from ddib_fed import errors
 from ddib_fed.calibration.record import Calibration, Dial, Place, check_blend, leg_map
 from ddib_fed.engine.model import check_decoding, check_encoding, check_given
-from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.files import require
-from ddib_fed.node.calibrations import usable_calibration
-from ddib_fed.node.config import MAX_POINTS_PER_ITEM, LimitsSection, NodeConfig
+from ddib_fed.node.calibrations import own_place, usable_calibration
+from ddib_fed.node.config import LimitsSection, NodeConfig
 from ddib_fed.node.policy import (
     Charge,
     check_most_evaluations,
@@ -29,7 +29,7 @@ from ddib_fed.node.policy import (
     client_charges,
     evaluations_of,
 )
-from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, limits_of, settings_message, solver_settings
+from ddib_fed.node.role import MEDIA_FORMATS, NodeContext, settings_message, solver_settings
 from ddib_fed.node.server import READ_AHEAD, Pace, Slots, caller, within_share
 from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import (
@@ -41,7 +41,6 @@ from ddib_fed.protocol.contract import (
     place_of,
     require_protocol,
 )
-from ddib_fed.protocol.messages import ItemState
 from ddib_fed.protocol.streams import Announced, assemble, first_header, open_file
 from ddib_fed.record import DIAL, UNGUIDED, Guidance
 from ddib_fed.security.identity import Identity
@@ -52,15 +51,14 @@ from ddib_fed.v1.decoding_pb2 import ContractSide
 from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.remote import Remotes
 from source_node.spool import GrowingFile, SpoolFile, SpoolPart
-from source_node.store import JOB_DEADLINE_S, JobStore, StoredItem, StoredJob
+from source_node.store import JOB_DEADLINE_S, JobStore, StoredJob
 
 
 def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
     """That of an accepted job, if it may be used now."""
     if not request.calibration_sha256:
         return None
-    target = request.target_institution, request.target_domain
-    return _usable(node, request.calibration_sha256, target, datetime.now(UTC))
+    return _usable(node, request.calibration_sha256, (request.target_institution, request.target_domain))
 
 
 def choose_calibration(
@@ -90,8 +88,9 @@ def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
 
 
 def _active(node: NodeContext, target: Place) -> Calibration | None:
-    source, now = (node.config.node.institution, node.config.model.domain), datetime.now(UTC)
-    stored = node.calibrations.chosen(source, target, node.running_engine.model.manifest, now)
+    now = datetime.now(UTC)
+    manifest = node.running_engine.model.manifest
+    stored = node.calibrations.chosen(own_place(node.config), target, manifest, now)
     if stored is None:
         for damaged in node.calibrations.problems():
             raise errors.CalibrationUnknown(
@@ -99,13 +98,12 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
                 hint="ddib calibrate list; ddib translate --no-calibration leaves it out",
             )
         return None
-    return _usable(node, stored.sha256, target, now)
+    return _usable(node, stored.sha256, target)
 
 
-def _usable(node: NodeContext, sha256: bytes, target: Place, now: datetime) -> Calibration:
-    source = node.config.node.institution, node.config.model.domain
+def _usable(node: NodeContext, sha256: bytes, target: Place) -> Calibration:
     try:
-        return usable_calibration(node, sha256, source=source, target=target, side="source", now=now)
+        return usable_calibration(node, sha256, source=own_place(node.config), target=target, side="source")
     except errors.CalibrationRefused as error:
         error.hint = f"{error.hint}; ddib translate --no-calibration leaves it out"
         raise
@@ -277,8 +275,8 @@ class Staging:
         self._held = self._store.spool_bytes(owner)
         self._staged = 0
         self._incoming: GrowingFile | None = None
-        self._items: list[StoredItem] = []
-        self._files: list[SpoolFile] = []
+        self.files: list[SpoolFile] = []
+        """What the client sent, whole; the number of an item is its place."""
         self.kept = False
         """Whether the job is on the disk, or may be."""
 
@@ -293,31 +291,25 @@ class Staging:
         """A file on the disk for the next item, a `Sink`; `keep` it once it is whole."""
         self._require_room(size_bytes)
         self._close_file()
-        self._incoming = self._spool.new_file(self._job_id, len(self._items), SpoolPart.INPUT)
+        self._incoming = self._spool.new_file(self._job_id, len(self.files), SpoolPart.INPUT)
         return self
 
     def write(self, data: bytes | memoryview, /) -> None:
         assert self._incoming is not None
-        self._take(len(data))
+        self._require_room(len(data))
+        self._staged += len(data)
+        self._receiving.count(self.owner, len(data))
         self._incoming.write(data)
 
-    def keep(self, media_type: int, sha256: bytes) -> StoredItem:
+    def keep(self, media_type: int, sha256: bytes) -> None:
         """What was received last is the next item, whole and of this digest; on the disk after `commit`."""
         file = self._incoming
         assert file is not None
         self._close_file()
-        item = StoredItem(len(self._items), ItemState.RECEIVED, media_type, file.size_bytes, sha256)
-        self._items.append(item)
-        self._files.append(SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256))
-        return item
+        self.files.append(SpoolFile(SpoolPart.INPUT, 0, file.name, media_type, file.size_bytes, sha256))
 
     def read(self, item: int) -> bytes:
-        return self._spool.read(self._job_id, self._files[item].file)
-
-    def _take(self, size_bytes: int) -> None:
-        self._require_room(size_bytes)
-        self._staged += size_bytes
-        self._receiving.count(self.owner, size_bytes)
+        return self._spool.read(self._job_id, self.files[item].file)
 
     def _require_room(self, size_bytes: int) -> None:
         most, used = self._store.limits.max_spool_bytes, self._spool.used_bytes
@@ -337,16 +329,15 @@ class Staging:
 
     def commit(self) -> tuple[StoredJob, bool]:
         """Accept the job; the job, and whether this request had been accepted before."""
-        if not self._items:
+        if not self.files:
             raise errors.MessageInvalid("a job without items", facts={"field": "items"})
         if not self.accepted_before:
-            self._spool.sync(self._job_id, [row.file for row in self._files])
+            self._spool.sync(self._job_id, [row.file for row in self.files])
         job_id, repeated = self._store.insert(
             self._job_id,
             self.owner,
             self._request,
-            self._items,
-            self._files,
+            self.files,
             new=not self.accepted_before,
             mark=self._mark,
         )
@@ -402,33 +393,31 @@ class Submissions:
         self, requests: Requests, items: int, staging: Staging, pace: Pace, ended: Callable[[], bool]
     ) -> int:
         """All items, checked; how many samples they have."""
-        received = samples = 0
-        decode_until = math.inf
+        samples, decode_until = 0, math.inf
         refused: dict[int, errors.DdibError] = {}
         try:
-            for whole in assemble(requests, {"item": self._opener(items, staging, pace)}):
+            for number, whole in enumerate(assemble(requests, {"item": self._opener(items, staging, pace)})):
                 pace.end()
                 if time.monotonic() > decode_until:
-                    raise _first_of(refused)
-                item = staging.keep(whole.header.media_type, whole.header.sha256)
+                    raise errors.first_of(refused)
+                staging.keep(whole.header.media_type, whole.header.sha256)
                 try:
-                    samples += self._check_item(staging, item, ended)
+                    samples += self._check_item(staging, number, ended)
                 except errors.InputError as error:
-                    refused[item.index] = error.kept()
+                    refused[number] = error.kept()
                     decode_until = min(decode_until, time.monotonic() + REFUSED_S)
-                received += 1
         except errors.InputError as error:
             if "item" not in error.facts:
                 raise
             refused[int(error.facts["item"])] = error.kept()
-            raise _first_of(refused) from None
-        if received != items:
+            raise errors.first_of(refused) from None
+        if (received := len(staging.files)) != items:
             raise errors.MessageInvalid(
                 f"{received} items came where {items} were announced",
                 facts={"announced": items, "received": received},
             )
         if refused:
-            raise _first_of(refused)
+            raise errors.first_of(refused)
         return samples
 
     def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[StoredJob, bool]:
@@ -474,60 +463,44 @@ class Submissions:
         self, max_items: int, staging: Staging, pace: Pace
     ) -> Callable[[common_pb2.FileHeader], Announced]:
         """Checks the header of each item; its bytes go to the disk as they come."""
-        seen = 0
-        limits = self._node.config.limits
-        samples = self._samples()
+        limits, samples = self._node.config.limits, self._node.samples()
         accepted = {media for media, name in MEDIA_FORMATS.items() if name in samples.formats}
 
         def opener(header: common_pb2.FileHeader) -> Announced:
-            nonlocal seen
-            seen += 1
-            if seen > max_items:
+            number = len(staging.files)
+            if number >= max_items:
                 raise errors.MessageInvalid("more items than announced", facts={"announced": max_items})
             if header.media_type not in accepted:
-                raise self._of_item(seen - 1, samples.refusal(MEDIA_FORMATS.get(header.media_type, "")))
+                raise self._of_item(number, samples.refusal(MEDIA_FORMATS.get(header.media_type, "")))
             try:
                 announced = open_file(header, max_bytes=limits.max_item_bytes, accepted=accepted)
             except (errors.ImageTooLarge, errors.PointsTooMany) as error:
-                raise self._of_item(seen - 1, error) from None
+                raise self._of_item(number, error) from None
             pace.begin(header.size_bytes)
             return replace(announced, sink=staging.receive(header.size_bytes))
 
         return opener
 
-    def _check_item(self, staging: Staging, item: StoredItem, ended: Callable[[], bool]) -> int:
+    def _check_item(self, staging: Staging, number: int, ended: Callable[[], bool]) -> int:
         """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
-        samples, size_rule = self._samples(), self._node.size_rule
-
-        def load() -> bytes:
-            return staging.read(item.index)
-
+        samples, size_rule = self._node.samples(), self._node.size_rule
+        size_bytes, load = staging.files[number].size_bytes, partial(staging.read, number)
         try:
             with self._node.decoding.file(
-                staging.owner, item.size_bytes, load, samples.memory, ended=ended
+                staging.owner, size_bytes, load, samples.memory, ended=ended
             ) as content:
                 given = samples.read(content, size_rule).samples
                 check_given(self._node.engine.model, given)
                 return len(given)
         except errors.InputError as error:
-            self._of_item(item.index, error)
+            self._of_item(number, error)
             raise
-
-    def _samples(self) -> Samples:
-        limits = self._node.config.limits
-        return samples_of(self._node.engine.model, limits_of(limits), MAX_POINTS_PER_ITEM)
 
     def _of_item(self, number: int, error: errors.DdibError) -> errors.DdibError:
         error.facts["item"] = str(number)
         if isinstance(error, errors.PictureMisfit | errors.KindMismatch):
             error.facts["model"] = place_of(self._node.side())
         return error
-
-
-def _first_of(refused: Mapping[int, errors.DdibError]) -> errors.DdibError:
-    first = refused[min(refused)]
-    first.refused = {number: error.reason for number, error in refused.items()}
-    return first
 
 
 def trace_key(owner: str, request: JobHeader) -> str:

@@ -63,6 +63,7 @@ from ddib_fed.protocol.contract import (
     require_protocol,
 )
 from ddib_fed.protocol.streams import file_header, first_header, stream
+from ddib_fed.security.audit import anchor_of
 from ddib_fed.telemetry import MOST_ITEMS, takes_entries, trace_of
 from ddib_fed.v1 import calibration_pb2, calibration_pb2_grpc, decoding_pb2_grpc
 from ddib_fed.v1 import decoding_pb2 as pb
@@ -302,7 +303,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             item=translated.item,
             file=file_header(translated.media_type, translated.file),
             seconds=translated.seconds,
-            audit=receipt.own_anchor(),
+            audit=anchor_of(self._node.audit.head),
         )
         returned = 0 if translated.round_trip is None else translated.round_trip.size_bytes
         receipt.exchanged.sent(len(translated.file) + returned)

@@ -23,14 +23,14 @@ from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Control, Decoded, Failed, Leg, Stage, ToDecode
 from ddib_fed.errors import DdibError, InputError, LatentNotGaussian
-from ddib_fed.evaluation.samples import samples_of
+from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import MEDIA_TYPES, NodeContext, solver_settings
 from ddib_fed.node.server import Pace
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve
 from ddib_fed.protocol.streams import Announced, Assembler
-from ddib_fed.security.audit import Exchanged, anchor_of, anchor_values
+from ddib_fed.security.audit import Exchanged, anchor_values, institution_of
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 
@@ -148,21 +148,16 @@ class Receipt:
         exchanged = self.exchanged
         if not exchanged.received_items:
             return
+        told: dict[str, str | int] = {
+            "request": self.request_id,
+            "peer": institution_of(self.peer),
+            "received": exchanged.received_items,
+            "sent": exchanged.sent_items,
+        }
         log.info(  # a job of the peer, or what was left of one
-            "request %s from %s %s: received %d latents, sent %d translations",
-            self.request_id,
-            institution := self.peer.removeprefix("spiffe://").partition("/")[0],
-            "ended" if exc_info[0] is None else "broke off",
-            exchanged.received_items,
-            exchanged.sent_items,
-            extra={
-                "fields": {
-                    "request": self.request_id,
-                    "peer": institution,
-                    "received": exchanged.received_items,
-                    "sent": exchanged.sent_items,
-                }
-            },
+            "request %(request)s from %(peer)s %(end)s: received %(received)d latents, sent %(sent)d translations",
+            {**told, "end": "ended" if exc_info[0] is None else "broke off"},
+            extra={"fields": told},
         )
         self.node.write_receipt(self.peer, self.contract, exchanged, request=self.request_id)
 
@@ -185,9 +180,6 @@ class Receipt:
             **anchor_values(arrived.anchor),
         }
 
-    def own_anchor(self) -> common_pb2.AuditHead:
-        return anchor_of(self.node.audit.head)
-
 
 # What goes back
 
@@ -207,41 +199,25 @@ Event = pb.DecodeProgress | DecodedFile | BaseException | None
 """What the threads give the sender: progress, a translation, what broke the stream or an item, or None: the end."""
 
 
+@dataclass(slots=True, eq=False)
 class DecodeStream:
-    def __init__(
-        self,
-        engine: ServingParty,
-        header: pb.DecodeHeader,
-        contract: Contract,
-        latents: Iterator[Sequence[Arrived]],
-        control: Control,
-        on_items: Callable[[Sequence[Arrived]], int],
-        *,
-        end_input: Callable[[], object] = lambda: None,
-        owner: str = "",
-    ) -> None:
-        self._engine = engine
-        self._samples = samples_of(engine.model, ImageLimits(), max_points=0)  # nothing is read
-        self._contract = contract
-        self._latents = latents
-        self._control = control
-        self._on_items = on_items
-        self._end_input = end_input
-        self._ended = False
-        self._refused: DdibError | None = None
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._slots = threading.Semaphore(READY)
-        self._told = 0.0
-        self._leg = Leg(
-            solver_settings(header.solver),
-            guidance_from_pb(header.guidance),
-            round_trip=header.round_trip,
-            control=control,
-            on_step=self._on_step,
-            flow=header.request_id,
-            owner=owner,
-            least_evaluations=contract.limits.min_evaluations,
-        )
+    engine: ServingParty
+    header: pb.DecodeHeader
+    contract: Contract
+    latents: Iterator[Sequence[Arrived]]
+    control: Control
+    on_items: Callable[[Sequence[Arrived]], int]
+    end_input: Callable[[], object] = lambda: None
+    owner: str = ""
+    _samples: Samples = field(init=False)
+    _refused: DdibError | None = None
+    _ended: bool = False
+    _told: float = 0.0
+    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
+    _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(READY))
+
+    def __post_init__(self) -> None:
+        self._samples = samples_of(self.engine.model, ImageLimits(), max_points=0)  # nothing is read
 
     def run(self) -> Iterator[pb.DecodeProgress | DecodedFile]:
         """Progress and translations, until the last item that was sent is done."""
@@ -260,11 +236,23 @@ class DecodeStream:
                 if isinstance(event, DecodedFile):
                     self._slots.release()
         finally:
-            self._control.cancel()
+            self.control.cancel()
+
+    def _leg(self) -> Leg:
+        return Leg(
+            solver_settings(self.header.solver),
+            guidance_from_pb(self.header.guidance),
+            round_trip=self.header.round_trip,
+            control=self.control,
+            on_step=self._on_step,
+            flow=self.header.request_id,
+            owner=self.owner,
+            least_evaluations=self.contract.limits.min_evaluations,
+        )
 
     def _work(self) -> None:
         try:
-            with closing(self._engine.decode_each(self._items(), self._leg, end=self._end)) as outcomes:
+            with closing(self.engine.decode_each(self._items(), self._leg(), end=self._end)) as outcomes:
                 for outcome in outcomes:
                     self._answer(outcome)
         except BaseException as error:  # noqa: BLE001 - handed over to the sender, which raises it
@@ -275,7 +263,7 @@ class DecodeStream:
     def _answer(self, outcome: Decoded | Failed) -> None:
         """Make ready what is sent for an item, when there is room for it; note why it is refused."""
         while not self._slots.acquire(timeout=0.2):
-            self._control.check()
+            self.control.check()
         try:
             self._events.put(self._translated(outcome))
         except REFUSALS as error:
@@ -289,10 +277,10 @@ class DecodeStream:
 
     def _end(self) -> None:
         self._ended = True
-        self._end_input()
+        self.end_input()
 
     def _items(self) -> Iterator[ToDecode]:
-        for arrived in self._latents:
+        for arrived in self.latents:
             left = deque(arrived)
             while left and not self._ended:
                 for _ in range(self._admitted(left)):
@@ -301,7 +289,7 @@ class DecodeStream:
 
     def _admitted(self, arrived: Sequence[Arrived]) -> int:
         try:
-            return self._on_items(arrived)
+            return self.on_items(arrived)
         except DdibError as error:
             error.facts.setdefault("item", str(arrived[0].item))
             raise
@@ -313,7 +301,7 @@ class DecodeStream:
                 raise outcome.error
             again, round_trip = outcome.again, None
             if again is not None:
-                round_trip = approve(again.latent, self._contract, again.statistics, item=number)
+                round_trip = approve(again.latent, self.contract, again.statistics, item=number)
             file = self._samples.file(outcome.samples)
         except DdibError as error:
             error.facts.setdefault("item", str(number))

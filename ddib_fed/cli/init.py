@@ -65,7 +65,7 @@ def make_node(
     with_ca: bool = True,
 ) -> NodeConfig:
     """Write node.toml and what it needs; a shipped model is copied, so that it does not change with the package."""
-    from ddib_fed.node.config import NodeConfig, render_node_toml
+    from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, render_node_toml
     from ddib_fed.security.identity import Identity
     from ddib_fed.security.peers import begin_node, begin_trust
 
@@ -78,17 +78,14 @@ def make_node(
 
         own, shipped = open_bundle(model).manifest.domain, shipped_name(model)
     try:
-        text = render_node_toml(
-            institution=institution,
-            name=name,
-            roles=roles,
+        node = NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
+        hosted = ModelSection(
             domain=own or "" if domain is None else domain,
-            listen=listen,
-            address=address,
             bundle="model" if model is None or shipped else _place(model, out),
             classifier=None if classifier is None else _place(classifier, out),
             bundle_domain=None if domain in {None, own} else own,
         )
+        text = render_node_toml(node, hosted)
     except ValidationError as error:
         raise _refused(error) from error
     check_private_folder(out / "state")

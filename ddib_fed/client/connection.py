@@ -234,9 +234,9 @@ class Connection:
         """As `explained`, of a node that never answered, once: a wrong address or certificate stays wrong."""
         if self.reached or self._diagnosed > -math.inf:
             return failure
-        from ddib_fed.security.diagnosis import may_pass
+        from ddib_fed.security.diagnosis import PASSING
 
         found = self.explained(failure)
-        if "cause" in found.facts and not may_pass(found.facts["cause"]):
+        if "cause" in found.facts and found.facts["cause"] not in PASSING:
             raise found
         return failure

@@ -26,7 +26,7 @@ from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
-from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted
+from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, first_of
 from ddib_fed.evaluation.metrics import file_rule, picture_rule
 from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
 from ddib_fed.protocol.contract import REFUSE, guidance_from_pb
@@ -196,8 +196,7 @@ class InProcess(Client):
                     raise found from None
                 refused[number] = found.kept()
         if refused:
-            first = refused[min(refused)]
-            first.refused = {number: error.reason for number, error in refused.items()}
+            first = first_of(refused)
             name_item(first, items)
             raise first
 

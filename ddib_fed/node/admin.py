@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -53,8 +54,8 @@ MOST_CALLERS: Final = 32
 MOST_CONNECTIONS: Final = 16
 LONGEST_S: Final = 5.0
 LEAST_FREE_BYTES: Final = 8 << 20
-PROBE_BYTES: Final = 1 << 16
 """Below it the node is degraded: half of what a start asks for, room for the databases of the jobs that it has."""
+PROBE_BYTES: Final = 1 << 16
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
 
@@ -66,33 +67,30 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = of = CollectorRegistry()
-        method, item, stage = ["method", "status"], ["stage", "outcome"], ["stage"]
-        self.requests = Counter("ddib_requests", "Calls by method and status.", method, registry=of)
-        self.items = Counter("ddib_items", "Items by stage and outcome.", item, registry=of)
-        self.samples = Counter("ddib_samples", "Samples by stage.", stage, registry=of)
-        self.latent_bytes = Counter(
-            "ddib_latent_bytes", "Bytes of latents by direction.", ["direction"], registry=of
-        )
+        counter, gauge = partial(Counter, registry=of), partial(Gauge, registry=of)
+        self.requests = counter("ddib_requests", "Calls by method and status.", ["method", "status"])
+        self.items = counter("ddib_items", "Items by stage and outcome.", ["stage", "outcome"])
+        self.samples = counter("ddib_samples", "Samples by stage.", ["stage"])
+        self.latent_bytes = counter("ddib_latent_bytes", "Bytes of latents by direction.", ["direction"])
         self.seconds = Histogram(
-            "ddib_stage_seconds", "Seconds an item spends in a stage.", stage, registry=of, buckets=_BUCKETS
-        )
-        self.streams = Gauge("ddib_active_streams", "Streams that are open now.", registry=of)
-        self.jobs = Gauge(
-            "ddib_jobs", "Jobs queued or running, and calls decoding, now.", ["state"], registry=of
-        )
-        self.spool_bytes = Gauge("ddib_spool_bytes", "Bytes of files of jobs.", registry=of)
-        self.disk_free = Gauge("ddib_disk_free_bytes", "Free on the disk of the state folder.", registry=of)
-        self.build = Info("ddib_build", "The release that runs.", registry=of)
-        self.build.info({"version": __version__})
-        self.ready = Gauge("ddib_ready", "1 when the model is loaded and warm.", registry=of)
-        expires = "Unix time at which the {} ends; 0 while it cannot be read."
-        self.certificate_expires = Gauge(
-            "ddib_certificate_expires_timestamp_seconds", expires.format("node's certificate"), registry=of
-        )
-        self.root_expires = Gauge(
-            "ddib_root_expires_timestamp_seconds",
-            expires.format("root of the node's certificate"),
+            "ddib_stage_seconds",
+            "Seconds an item spends in a stage.",
+            ["stage"],
             registry=of,
+            buckets=_BUCKETS,
+        )
+        self.streams = gauge("ddib_active_streams", "Streams that are open now.")
+        self.jobs = gauge("ddib_jobs", "Jobs queued or running, and calls decoding, now.", ["state"])
+        self.spool_bytes = gauge("ddib_spool_bytes", "Bytes of files of jobs.")
+        self.disk_free = gauge("ddib_disk_free_bytes", "Free on the disk of the state folder.")
+        Info("ddib_build", "The release that runs.", registry=of).info({"version": __version__})
+        self.ready = gauge("ddib_ready", "1 when the model is loaded and warm.")
+        ends = "Unix time at which the {} ends; 0 while it cannot be read."
+        self.certificate_expires = gauge(
+            "ddib_certificate_expires_timestamp_seconds", ends.format("node's certificate")
+        )
+        self.root_expires = gauge(
+            "ddib_root_expires_timestamp_seconds", ends.format("root of the node's certificate")
         )
 
 

@@ -16,7 +16,7 @@ from ddib_fed.files import read_small, write_file
 from ddib_fed.names import readable
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.server import check_bindable
-from ddib_fed.protocol.addresses import is_loopback, split_address
+from ddib_fed.protocol.addresses import bracketed, is_loopback, split_address
 from ddib_fed.security.audit import note
 from ddib_fed.security.identity import Identity, name_constraints
 from ddib_fed.security.pairing import CODE_LIFE_S, PairedPeer, PairingNode, dial, listen, new_code, parse_code
@@ -159,7 +159,7 @@ def _listen(config: NodeConfig, node: PairingNode, at: str | None) -> PairedPeer
     with _bound(config, at) as listener:
         port = listener.getsockname()[1]
         if at is not None or split_address(config.node.listen, bound=True)[1] != port:
-            shown = f"{_in_address(split_address(config.node.address)[0])}:{port}"
+            shown = f"{bracketed(split_address(config.node.address)[0])}:{port}"
         say(
             f"{config.node.institution} waits for one try in the next {CODE_LIFE_S / 60:.0f} minutes. "
             "Read this code out by telephone:",
@@ -175,10 +175,6 @@ def _listen(config: NodeConfig, node: PairingNode, at: str | None) -> PairedPeer
         return listen(listener, code, node, on_stranger=on_stranger)
 
 
-def _in_address(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
-
-
 def _bound(config: NodeConfig, at: str | None) -> socket.socket:
     where = at or config.node.listen
     host, port = split_address(where, bound=True)
@@ -186,7 +182,7 @@ def _bound(config: NodeConfig, at: str | None) -> socket.socket:
         check_bindable(where, "node.listen" if at is None else "--listen")
     except ConfigError as error:
         if at is None:
-            again = f"ddib pair --listen {_in_address(host)}:PORT --config {shlex.quote(str(config.path))}"
+            again = f"ddib pair --listen {bracketed(host)}:PORT --config {shlex.quote(str(config.path))}"
             error.hint = f"the node runs? then another port that the other side reaches: {again}"
         raise
     family = socket.AF_INET6 if ":" in host else socket.AF_INET

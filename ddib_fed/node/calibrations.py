@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 from pydantic import ValidationError
@@ -35,22 +35,18 @@ from ddib_fed.files import private_folder, read_small, write_file
 from ddib_fed.models.units import Normalisation
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.certificates import own_credentials
-from ddib_fed.node.config import PolicySection
+from ddib_fed.node.config import NodeConfig, PolicySection, Role
 from ddib_fed.node.policy import check_use
 from ddib_fed.node.role import NodeContext, load_hosted, rule_of_side
 from ddib_fed.protocol.calls import at_fault, checking_answers, failure_of_peer, status_of
 from ddib_fed.protocol.contract import PROTOCOL, CalibrationKind, calibration_text, check_side
 from ddib_fed.security.audit import lines_of, note, parsed
-from ddib_fed.security.diagnosis import TIMEOUT_S
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
 from ddib_fed.security.pki import TlsCredentials
 from ddib_fed.security.tls import PeerChannels
 from ddib_fed.v1 import admin_pb2, calibration_pb2_grpc, common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import calibration_pb2 as pb
-
-if TYPE_CHECKING:
-    from ddib_fed.node.config import NodeConfig, Role
 
 R = TypeVar("R")
 
@@ -529,7 +525,7 @@ class CalibrationPeer:
                     hop=self.hop,
                     hint=f"ddib peer test {self._institution}",
                 ) from error
-            found = self._channels.explained(self._institution, failure_of_peer(error, self.hop), TIMEOUT_S)
+            found = self._channels.explained(self._institution, failure_of_peer(error, self.hop))
             ask = f"ask the operator of {self._institution}"
             if isinstance(found, errors.AggregateNotFound):
                 found.hint = f"{ask} to run: ddib calibrate publish --config node.toml"

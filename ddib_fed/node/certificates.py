@@ -64,9 +64,9 @@ def _require_own(config: NodeConfig, what: str, found: object, expected: object)
         )
 
 
-def certificate_status(config: NodeConfig, *, now: datetime | None = None) -> list[str]:
+def certificate_status(config: NodeConfig) -> list[str]:
     """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
-    moment, folder, issuer = now or datetime.now(UTC), config.paths.pki, config.identity.issuer
+    moment, folder, issuer = datetime.now(UTC), config.paths.pki, config.identity.issuer
     authority = own_authority(config) if pki.has_authority(folder) else None
     if authority is not None and not (folder / "leaf.pem").exists():
         return [f"{config.node.name} of {config.node.institution}, whose certificate is made at the start"]

@@ -382,38 +382,25 @@ seed = 0
 """
 
 
-def render_node_toml(
-    *,
-    institution: str,
-    name: str,
-    roles: tuple[Role, ...],
-    domain: str,
-    listen: str,
-    address: str,
-    bundle: str = "model",
-    bundle_domain: str | None = None,
-    classifier: str | None = None,
-) -> str:
+def render_node_toml(node: NodeSection, model: ModelSection) -> str:
     """A commented node.toml that `NodeConfig.load` accepts."""
     from ddib_fed.data.synthetic import DOMAINS  # which needs numpy
 
-    node = NodeSection(institution=institution, name=name, roles=roles, listen=listen, address=address)
-    model = ModelSection(domain=domain, bundle=bundle, bundle_domain=bundle_domain, classifier=classifier)
     said = {
         "node": node.model_dump(exclude={"proxy", "proxy_login"}),
         "model": model.model_dump(exclude_none=True),
     }
     text = (
         "# A ddib-fed node. Paths are relative to this file.\n"
-        f"# `ddib-{roles[0]}-node check --config node.toml` says whether it can be used.\n"
+        f"# `ddib-{node.roles[0]}-node check --config node.toml` says whether it can be used.\n"
     )
     for section, field in NodeConfig.model_fields.items():
         kind = field.annotation
         assert isinstance(kind, type)
         text += f"\n# {kind.__doc__}\n[{section}]\n"
         if section == "train":
-            built_in = domain in SHIPPED or domain in DOMAINS
-            text += (_TRAIN_BUILT_IN if built_in else _TRAIN_OWN).format(domain=domain) + _TRAIN_REST
+            built_in = model.domain in SHIPPED or model.domain in DOMAINS
+            text += (_TRAIN_BUILT_IN if built_in else _TRAIN_OWN).format(domain=model.domain) + _TRAIN_REST
         elif issubclass(kind, BaseModel):
             text += "".join(
                 _line(key, info, said.get(section, {})) for key, info in kind.model_fields.items()

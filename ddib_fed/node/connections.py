@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote
 
+from ddib_fed.protocol.addresses import ip_address
+
 log = logging.getLogger(__name__)
 
 # TLS and the first frame of HTTP/2 take two round trips; gRPC's default is two minutes.
@@ -97,9 +99,7 @@ def peer_of(text: str) -> Peer | None:
 
 
 def _host(text: str) -> str:
-    address = ipaddress.ip_address(text.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return str(mapped or address)
+    return str(ip_address(text.partition("%")[0]))
 
 
 def _neighbourhood(host: str) -> str:
@@ -167,13 +167,11 @@ class InboundGuard:
         self._said = -SAY_EVERY_S
         self._unsaid: Counter[str] = Counter()
         self._looking = Repeated("inbound", self.look, self._pause_s)
+        self.stop = self._looking.stop
 
     def start(self, port: int) -> None:
         self._port = port
         self._looking.start()
-
-    def stop(self) -> None:
-        self._looking.stop()
 
     def _pause_s(self) -> float:
         return max(LOOK_EVERY_S, self._next_look - time.monotonic())

@@ -423,7 +423,7 @@ class Daemon:
         """Health first, so that no new work arrives; then the running work; then the open calls."""
         log.info("draining: no new work; running work has %.0f s", self.config.limits.drain_s)
         self.server.set_serving(serving=False)
-        self.node.drain()
+        self.node.draining = True
         deadline = time.monotonic() + self.config.limits.drain_s
 
         def drain() -> None:

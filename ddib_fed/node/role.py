@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, cast, get_args
 
@@ -36,11 +36,12 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import PictureFormat, check_guide
 from ddib_fed.names import size_from
 from ddib_fed.node.admin import Metrics
-from ddib_fed.node.config import LimitsSection, NodeConfig
+from ddib_fed.node.config import MAX_POINTS_PER_ITEM, NodeConfig
 from ddib_fed.node.policy import Quotas, offered_guidance, policy_digest
 from ddib_fed.protocol.contract import (
     HIGHEST_TERMINAL_LAMBDA,
@@ -68,13 +69,10 @@ LOOK_S: Final = 0.5
 """How often a waiting file looks whether its call has ended."""
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
 """Sizes of calls where nobody looks which are best."""
-MEDIA_FORMATS: Final = {
-    common_pb2.MEDIA_TYPE_NPY: "NPY",
-    common_pb2.MEDIA_TYPE_PNG: "PNG",
-    common_pb2.MEDIA_TYPE_JPEG: "JPEG",
-    common_pb2.MEDIA_TYPE_TIFF: "TIFF",
+MEDIA_TYPES: Final = {
+    name: common_pb2.MediaType.Value(f"MEDIA_TYPE_{name}") for name in ("NPY", "PNG", "JPEG", "TIFF")
 }
-MEDIA_TYPES: Final = {name: media for media, name in MEDIA_FORMATS.items()}
+MEDIA_FORMATS: Final = {media: name for name, media in MEDIA_TYPES.items()}
 
 
 class PeerProblems:
@@ -110,7 +108,7 @@ class NodeContext:
         self.quotas = Quotas(audit.store)
         self._engine: ServingParty | None = None
         self._softener: Softener | None = None
-        self._draining = threading.Event()
+        self.draining = False
 
     @property
     def engine(self) -> ServingParty:
@@ -140,13 +138,6 @@ class NodeContext:
         if self._softener is None:
             raise NotReady(retry_after_s=5)
         return self._softener
-
-    @property
-    def draining(self) -> bool:
-        return self._draining.is_set()
-
-    def drain(self) -> None:
-        self._draining.set()
 
     def write_audit(self, act: str, lines: Sequence[Mapping[str, Value]]) -> None:
         """Write lines of the audit log, without which the act is refused."""
@@ -191,6 +182,12 @@ class NodeContext:
             spacing_mm=form.spacing or (),
             shared_noise=self.config.policy.shared_noise,
         )
+
+    def samples(self) -> Samples:
+        """How files of the model's kind are read and written, within the node's limits."""
+        limits = self.config.limits
+        pictures = ImageLimits(max_bytes=limits.max_item_bytes, max_pixels=limits.max_pixels)
+        return samples_of(self.running_engine.model, pictures, MAX_POINTS_PER_ITEM)
 
     def guidance(self) -> GuidanceTerms:
         return offered_guidance(self.running_engine.model, self.config.policy)
@@ -342,10 +339,6 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         ) from error
 
 
-def limits_of(section: LimitsSection) -> ImageLimits:
-    return ImageLimits(max_bytes=section.max_item_bytes, max_pixels=section.max_pixels)
-
-
 def rule_of_side(side: ContractSide) -> PictureRule | None:
     """How the other side's samples become files; a side that refuses other sizes has no fit. None for points."""
     if not side.HasField("picture"):
@@ -461,10 +454,8 @@ class DecodingMemory:
 # The settings of a leg
 
 
-def solver_settings(like: Settings | common_pb2.SolverSettings) -> SolverSettings:
+def solver_settings(like: common_pb2.SolverSettings) -> SolverSettings:
     """Settings for the engine; what is absent, an empty name and a zero that cannot be meant are the default."""
-    if isinstance(like, Settings):
-        return SolverSettings(**asdict(like))
     set_ = {field.name for field, value in like.ListFields() if field.has_presence or value}
     return SolverSettings(**{name: getattr(like, name) for name in set_})
 

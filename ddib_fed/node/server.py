@@ -39,7 +39,7 @@ from ddib_fed.errors import (
 from ddib_fed.files import RETRY_AFTER_S, is_disk_full
 from ddib_fed.node.config import LimitsSection
 from ddib_fed.node.connections import InboundGuard, Repeated, file_limit, most_connections, server_options
-from ddib_fed.protocol.addresses import split_address
+from ddib_fed.protocol.addresses import bracketed, split_address
 from ddib_fed.protocol.calls import DETAIL_KEY, MAX_MESSAGE_BYTES, time_entry, to_detail
 from ddib_fed.security.admission import (
     Admission,
@@ -491,15 +491,14 @@ class NodeServer:
         self.set_serving(serving=False)
         self.grpc.add_generic_rpc_handlers([health_handler(self._health)])
         host, port = split_address(listen, bound=True)
-        where = f"[{host}]" if ":" in host else host
         try:
-            self.port = self.grpc.add_secure_port(f"{where}:{port}", credentials)
+            self.port = self.grpc.add_secure_port(f"{bracketed(host)}:{port}", credentials)
         except RuntimeError as error:
             raise ConfigError(
                 f"node.listen = {listen!r} cannot be bound",
                 hint="another process has the port: stop it, or choose another port in node.toml",
             ) from error
-        self.address = f"{where}:{self.port}"
+        self.address = f"{bracketed(host)}:{self.port}"
 
     def add_services(self, names: Sequence[str]) -> None:
         self._services.extend(names)

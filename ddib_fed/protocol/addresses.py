@@ -48,16 +48,11 @@ def split_address(text: str, *, bound: bool = False) -> tuple[str, int]:
 
 
 def _host(host: str, text: str) -> str:
-    if host.startswith("["):
+    is_v6, labels = host.startswith("["), host.removesuffix(".").split(".")
+    if is_v6 or _NUMBER.fullmatch(labels[-1]):
+        kind, host = ipaddress.IPv6Address if is_v6 else ipaddress.IPv4Address, host.strip("[]")
         try:
-            ipaddress.IPv6Address(host[1:-1])
-        except ValueError as error:
-            raise ValueError(f"{text!r} is not host:port: {error}") from error
-        return host[1:-1]
-    labels = host.removesuffix(".").split(".")
-    if _NUMBER.fullmatch(labels[-1]):
-        try:
-            ipaddress.IPv4Address(host)
+            kind(host)
         except ValueError as error:
             raise ValueError(f"{text!r} is not host:port: {error}") from error
         return host
@@ -70,10 +65,15 @@ def _host(host: str, text: str) -> str:
     return host
 
 
+def bracketed(host: str) -> str:
+    """A host as it stands before a colon and a port."""
+    return f"[{host}]" if ":" in host else host
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host of this name."""
     try:
-        return host == "localhost" or _address(host).is_loopback
+        return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
@@ -81,12 +81,13 @@ def is_loopback(host: str) -> bool:
 def is_every_address(host: str) -> bool:
     """Whether it stands for all addresses of the machine: a server can bind it, a client cannot dial it."""
     try:
-        return _address(host).is_unspecified
+        return ip_address(host).is_unspecified
     except ValueError:
         return False
 
 
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address of a text; an IPv4 address in IPv6's form is the IPv4 address."""
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address

@@ -58,7 +58,7 @@ class _Call:
         try:
             answer = next(self._call)
         finally:
-            self._channel.unwatch(self)
+            self._channel.readers.discard(self)
         return self._channel.checked(answer)
 
     def is_stuck(self, now: float) -> bool:
@@ -119,23 +119,20 @@ class CheckedChannel(grpc.Channel):
     def __init__(self, channel: grpc.Channel, hop: str, *, own: bool) -> None:
         self._channel = channel
         self.hop, self._own = hop, own
-        self._readers: set[_Call] = set()  # its methods are atomic
+        self.readers: set[_Call] = set()  # its methods are atomic
         self._watching = threading.Lock()
         self.broken = False
         self.clock_s: float | None = None
 
     def watch(self, call: _Call) -> None:
-        self._readers.add(call)
+        self.readers.add(call)
         if self._watching.acquire(blocking=False):
             threading.Thread(target=self._watch, name="stuck-calls", daemon=True).start()
-
-    def unwatch(self, call: _Call) -> None:
-        self._readers.discard(call)
 
     def _watch(self) -> None:
         while True:
             time.sleep(LOOK_EVERY_S)
-            readers, now = list(self._readers), time.monotonic()
+            readers, now = list(self.readers), time.monotonic()
             for reader in readers:
                 reader.end_silence(now)
             if any(reader.is_stuck(now) for reader in readers):
@@ -144,7 +141,7 @@ class CheckedChannel(grpc.Channel):
                 return
             if not readers:  # the next reader starts another thread, unless it came before the release
                 self._watching.release()
-                if not self._readers or not self._watching.acquire(blocking=False):
+                if not self.readers or not self._watching.acquire(blocking=False):
                     return
 
     def checked(self, answer: Any) -> Any:
@@ -395,7 +392,7 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> errors.DdibError:
     trailing: Iterable[Any] = () if call is None else call.trailing_metadata() or ()
     for key, value in trailing:
         if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
-            return _with_clock(found, clock_difference(trailing))
+            return _with_clock(found, clock_difference(trailing) or 0.0)
     code, who = status_of(error), hop or "the peer"
     name, text = (code.name if code else "no status"), ((call.details() or "") if call is not None else "")
     for pattern, without_hope, says in _BY_TEXT:
@@ -416,12 +413,8 @@ def from_rpc_error(error: grpc.RpcError, hop: str) -> errors.DdibError:
     return errors.PeerUnreachable(detail, hop=hop, hint=hint)
 
 
-def _with_clock(error: errors.DdibError, difference_s: float | None) -> errors.DdibError:
-    if (
-        isinstance(error, errors.RefusedError)
-        and difference_s is not None
-        and abs(difference_s) >= TOLERATED_S
-    ):
+def _with_clock(error: errors.DdibError, difference_s: float) -> errors.DdibError:
+    if isinstance(error, errors.RefusedError) and abs(difference_s) >= TOLERATED_S:
         error.detail = f"{error.detail}; that node's clock is {described(difference_s)}"
         error.hint = "compare both clocks: `timedatectl` shows whether this machine's is synchronised"
     return error
@@ -487,7 +480,7 @@ def at_fault(error: errors.DdibError, hop: str) -> errors.PeerFault:
     """The fault of a peer in whose answer `error` was found."""
     if isinstance(error, errors.PeerFault):
         return error
-    fault = _fault(hop, "what cannot be used: ", escape(error.detail[:MAX_TEXT])[:MAX_TEXT], error)
+    fault = _fault(hop, "what cannot be used: ", _clean(error.detail), error)
     fault.differences = error.differences
     if isinstance(error, errors.UnknownFields):
         fault.hint = "ddib --version at both institutions: the releases may be too far apart"
@@ -518,10 +511,8 @@ def checking_answers(hop: str) -> Iterator[None]:
 def failure_of_peer(error: grpc.RpcError, hop: str) -> errors.DdibError:
     """The error of a failed call to another institution."""
     found = from_rpc_error(error, hop)
-    if (
-        type(found) in {errors.MessageInvalid, errors.UnknownFields} and not found.incident
-    ):  # found here, about the answer
-        return at_fault(found, hop)
+    if type(found) in {errors.MessageInvalid, errors.UnknownFields} and not found.incident:
+        return at_fault(found, hop)  # found here, about the answer
     if isinstance(found, _SAYABLE) or type(found) in _SAYABLE_ITSELF:
         return found
     fault = _fault(hop, "", f"a refusal with a reason that it cannot have: {found.reason}", found)

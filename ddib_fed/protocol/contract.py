@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from google.protobuf.message import Message
@@ -223,10 +224,10 @@ def _text(value: Any) -> str:
 def differences(source: ContractSide, target: ContractSide) -> tuple[Difference, ...]:
     """Every field in which the two sides are incompatible, in reading order for the operator; empty if none is."""
     rules = {source.size_rule, target.size_rule}
-    # The ends of the ODE may differ, but each must reach noise on one side and data on the other.
+    # The ends of the ODE may differ, but each must reach noise on one side and data on the other. Of pictures of the
+    # model's size every size rule makes the same.
     fits = {
-        "size_rule": len(rules) == 1
-        or REFUSE in rules,  # of pictures of the model's size every rule makes the same
+        "size_rule": len(rules) == 1 or REFUSE in rules,
         "terminal_lambda": max(source.terminal_lambda, target.terminal_lambda) <= HIGHEST_TERMINAL_LAMBDA,
         "initial_lambda": min(source.initial_lambda, target.initial_lambda) >= LOWEST_INITIAL_LAMBDA,
     }
@@ -332,19 +333,11 @@ def require_protocol(caller: int, answering: int, hop: str = "") -> None:
 
 def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
     """A request's guidance as a message; None for none."""
-    if asked == UNGUIDED:
-        return None
-    return common_pb2.GuidanceSettings(
-        guidance=asked.guidance, classifier_scale=asked.classifier_scale, clip=asked.clip
-    )
+    return None if asked == UNGUIDED else common_pb2.GuidanceSettings(**asdict(asked))
 
 
 def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
-    return Guidance(
-        message.guidance if message.HasField("guidance") else None,
-        message.classifier_scale if message.HasField("classifier_scale") else None,
-        clip=message.clip,
-    )
+    return Guidance(**{field.name: value for field, value in message.ListFields()})
 
 
 def check_offered(asked: Guidance, terms: GuidanceTerms, of: str) -> None:

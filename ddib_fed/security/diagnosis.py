@@ -101,7 +101,7 @@ CAUSES: Final[dict[str, tuple[str, str]]] = {
         f"{_ADMIT} (a client whose root is new: {_REQUEST}); if that was done, compare the clocks: {_CLOCKS}",
     ),
 }
-_PASSING: Final = frozenset(
+PASSING: Final = frozenset(
     {"ok", "nothing-listens", "timeout", "no-connection", "closed", "proxy-unreachable"}
 )
 """Causes that a node which is being started, or a network, may have for a while; the others stay."""
@@ -134,10 +134,6 @@ class Diagnosis:
         error = kind(str(self), hop=hop, hint=self.remedy)
         error.facts |= {"cause": self.cause, "found": str(self)}
         return error
-
-
-def may_pass(cause: str) -> bool:
-    return cause in _PASSING
 
 
 def explained(error: DdibError, look: Callable[[], Diagnosis]) -> DdibError:
@@ -353,10 +349,7 @@ def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None
 
 
 def _names(shown: x509.Certificate | None) -> list[str]:
-    try:
-        extensions = () if shown is None else tuple(shown.extensions)
-    except ValueError:
-        return []
+    extensions = () if shown is None else shown.extensions  # which `presented_certificate` has read
     found = [each.value for each in extensions if isinstance(each.value, x509.SubjectAlternativeName)]
     return [str(name.value) for names in found for name in names]
 

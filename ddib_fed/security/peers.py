@@ -42,6 +42,8 @@ from ddib_fed.security.pki import (
 from ddib_fed.terminal import escape
 
 T = TypeVar("T")
+Before = Callable[[], object]
+"""Called before a change that is allowed and changes something; what it raises prevents the change."""
 
 TRUST: Final = "trust.json"
 FORMAT_VERSION: Final = 1
@@ -295,6 +297,9 @@ class _Watched(Generic[T]):
         return self._value
 
 
+def _nothing() -> None: ...
+
+
 class PeerStore:
     """A node's store of trust; safe between threads and processes."""
 
@@ -413,16 +418,10 @@ class PeerStore:
         if known is None and len(peers) >= MAX_PEERS:
             raise PolicyDenied(f"a node has at most {MAX_PEERS} peers", hint="ddib peer remove INSTITUTION")
 
-    # Changes. Each calls `before` once it is allowed and would change something; what that raises prevents the change.
-    # Each is on the disk when it returns, and returns whether anything changed.
+    # Changes. Each is on the disk when it returns, and returns whether anything changed.
 
     def add(
-        self,
-        peer: Peer,
-        *,
-        fingerprints: Sequence[str],
-        replace: bool = False,
-        before: Callable[[], object] = lambda: None,
+        self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False, before: Before = _nothing
     ) -> bool:
         """Admit a peer, as `judge` allows; it stays suspended if it was."""
         with self._editing(before) as trust:
@@ -431,16 +430,14 @@ class PeerStore:
             trust.peers[peer.institution] = peer
         return changed
 
-    def remove(self, institution: str, *, before: Callable[[], object] = lambda: None) -> None:
+    def remove(self, institution: str, *, before: Before = _nothing) -> None:
         """Remove a peer and its suspension; it is refused from its next call."""
         with self._editing(before) as trust:
             _admitted(trust.peers, institution)
             del trust.peers[institution]
             trust.suspended.pop(institution, None)
 
-    def suspend(
-        self, institution: str, *, reason: str = "", before: Callable[[], object] = lambda: None
-    ) -> bool:
+    def suspend(self, institution: str, *, reason: str = "", before: Before = _nothing) -> bool:
         """Refuse a peer, and do not call it, until it is resumed."""
         since = f"since {datetime.now(UTC).isoformat(timespec='seconds')}"
         said = f"{since}: {_line(reason)}" if reason else since
@@ -448,15 +445,13 @@ class PeerStore:
             _admitted(trust.peers, institution)
             return trust.suspended.setdefault(institution, said) is said
 
-    def resume(self, institution: str, *, before: Callable[[], object] = lambda: None) -> bool:
+    def resume(self, institution: str, *, before: Before = _nothing) -> bool:
         """Lift a suspension; PeerNotFound if the peer is not admitted."""
         with self._editing(before) as trust:
             _admitted(trust.peers, institution)
             return trust.suspended.pop(institution, None) is not None
 
-    def withdraw(
-        self, identity: Identity, *, comment: str = "", before: Callable[[], object] = lambda: None
-    ) -> bool:
+    def withdraw(self, identity: Identity, *, comment: str = "", before: Before = _nothing) -> bool:
         """Refuse an identity although its certificate is valid."""
         said = _line(comment) or f"withdrawn {date.today().isoformat()}"  # noqa: DTZ011 - the operator's day
         with self._editing(before) as trust:
@@ -464,12 +459,12 @@ class PeerStore:
             trust.withdrawn.setdefault(identity, said)
         return new
 
-    def reinstate(self, identity: Identity, *, before: Callable[[], object] = lambda: None) -> bool:
+    def reinstate(self, identity: Identity, *, before: Before = _nothing) -> bool:
         with self._editing(before) as trust:
             return trust.withdrawn.pop(identity, None) is not None
 
     @contextmanager
-    def _editing(self, before: Callable[[], object]) -> Iterator[Trust]:
+    def _editing(self, before: Before) -> Iterator[Trust]:
         """The content of the file, locked; written when the block has changed it."""
         descriptor = os.open(self.file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:

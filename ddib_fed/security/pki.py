@@ -324,7 +324,6 @@ def issue_client(
     client_folder: Path,
     name: str,
     *,
-    now: datetime | None = None,
     lifetime: timedelta | None = None,
     before: Callable[[Identity], object] = lambda _: None,
 ) -> TlsCredentials:
@@ -334,7 +333,7 @@ def issue_client(
     authority = load_authority(issuer_folder)
     identity = Identity(authority.institution, "client", name)
     before(identity)
-    credentials = issue_to_folder(authority, client_folder, "client", name, now=now, lifetime=lifetime)
+    credentials = issue_to_folder(authority, client_folder, "client", name, lifetime=lifetime)
     write_file(client_folder / "roots.pem", read_small(issuer_folder / "roots.pem"), private=True)
     return credentials
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import grpc
 from cryptography import x509
@@ -28,7 +28,9 @@ from ddib_fed.errors import ConfigError, DdibError, InputError, MessageInvalid, 
 from ddib_fed.files import write_file
 from ddib_fed.protocol.addresses import Proxy
 from ddib_fed.protocol.calls import MAX_MESSAGE_BYTES, CheckedChannel, from_rpc_error
+from ddib_fed.security.diagnosis import TIMEOUT_S, Diagnosis, diagnose, explained
 from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import Peer, PeerStore
 from ddib_fed.security.pki import (
     CLOCK_SKEW,
     RECOVERY,
@@ -42,10 +44,6 @@ from ddib_fed.security.pki import (
     parse_certificates,
     write_identity,
 )
-
-if TYPE_CHECKING:
-    from ddib_fed.security.diagnosis import Diagnosis
-    from ddib_fed.security.peers import Peer, PeerStore
 
 log = logging.getLogger(__name__)
 
@@ -237,22 +235,18 @@ class PeerChannels:
             self._open[institution] = _Open(peer, own.cert_chain_pem, made)
             return made
 
-    def diagnosis(self, peer: Peer, timeout_s: float | None = None) -> Diagnosis:
-        from ddib_fed.security.diagnosis import TIMEOUT_S, diagnose
-
+    def diagnosis(self, peer: Peer, timeout_s: float = TIMEOUT_S) -> Diagnosis:
         return diagnose(
             peer.address,
             server_name=peer.identity.dns_name,
             pki_folder=self._pki_folder,
             roots_pem=certificate_pem(*peer.roots),
             proxy=self._proxy,
-            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
+            timeout_s=timeout_s,
         )
 
-    def explained(self, institution: str, error: DdibError, timeout_s: float) -> DdibError:
-        """A failed call's error, with the cause where a connection to the peer fails now; see `diagnosis.explained`."""
-        from ddib_fed.security.diagnosis import explained
-
+    def explained(self, institution: str, error: DdibError, timeout_s: float = TIMEOUT_S) -> DdibError:
+        """A failed call's error, with the cause where a connection to the peer fails now."""
         peer = self._peers.snapshot().peers.get(institution)
         found = error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
         if "found" in found.facts:
@@ -312,7 +306,6 @@ def renew_through(
     A node whose certificate has expired asks with the one for recovery that came with it. The answer is checked before
     it replaces the working certificate: Unauthenticated or MessageInvalid if it is none for this identity.
     """
-    from ddib_fed.security.diagnosis import diagnose, explained
     from ddib_fed.v1 import identity_pb2, identity_pb2_grpc
 
     current, key, moment = load_identity(folder), new_key(), now or datetime.now(UTC)

@@ -109,9 +109,8 @@ class Guard:
             await refusal(scope, receive, sending)
             return
         inner = {**scope, "root_path": scope.get("root_path", "") + f"/{self._session.folder}"}
-        with suppress(
-            Exception
-        ):  # raised again after the answer; uvicorn would print the names of files in it
+        with suppress(Exception):
+            # Raised again after the answer: uvicorn would print the names of files in it.
             await self._app(inner, receive, sending)
 
     def _refusal(self, scope: Scope) -> Response | None:
@@ -205,17 +204,12 @@ def hinted_in_words() -> Iterator[None]:
 
 
 def listening(port: int) -> socket.socket:
-    opened = socket.socket()
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        opened.bind(("127.0.0.1", port))
-        opened.listen()  # now, so that the link works from the moment that it is printed
+    try:  # it listens now, so that the link works from the moment that it is printed
+        return socket.create_server(("127.0.0.1", port))
     except OSError as error:
-        opened.close()
-        raise UsageError(
-            f"port {port} of 127.0.0.1 cannot be used: {error.strerror}", hint="another --port, or none"
-        ) from error
-    return opened
+        why = os.strerror(error.errno or 0)
+        hint = "another --port, or none"
+        raise UsageError(f"port {port} of 127.0.0.1 cannot be used: {why}", hint=hint) from error
 
 
 class _Connection(H11Protocol):

@@ -142,10 +142,8 @@ class PageJob(RunProgress):
         run = open_run([self._dropped], reading, options, self.say)
         try:
             run.read()
-        except UsageError:
-            raise
-        except InputError:
-            if run.total < 2 or not run.left_out:
+        except InputError as error:
+            if isinstance(error, UsageError) or run.total < 2 or not run.left_out:
                 raise
         else:
             self.items = len(run.items) + sum(each["items"] for each in self.studies)
@@ -187,16 +185,14 @@ class PageJob(RunProgress):
         yield lambda done, total: self.say(f"{what}: {done:,} of {total:,}")
 
     @contextmanager
-    def opened(self, profile: Profile) -> Iterator[Client]:
-        del profile
+    def opened(self, _profile: Profile) -> Iterator[Client]:
         with self._opener(lambda *wait: self.say(waiting_line(*wait))) as self.client:
             yield self.client
 
     def say(self, line: str) -> None:
         self.now = line
 
-    def study(self, number: int, origin: Origin, study: Study | None) -> None:
-        del number
+    def study(self, _number: int, origin: Origin, study: Study | None) -> None:
         self._check_stopped()
         if study is not None:
             label = self._called(origin)
@@ -223,8 +219,7 @@ class PageJob(RunProgress):
         said = [line for line in (written.refused, *written.said) if line]
         on_page |= {"said": said, "files": len(written.files)}
 
-    def submitted(self, job_id: str, items: int) -> None:
-        del items
+    def submitted(self, job_id: str, _items: int) -> None:
         self.jobs[job_id] = self.out if self._slices is None else self._slices.results
         self.running.append(job_id)
         if len(self.running) == 1:
@@ -248,8 +243,7 @@ class PageJob(RunProgress):
         elif (on_page := self._slices.shown(item, result)) is not None:
             self.results.append(on_page)
 
-    def job_ended(self, job_id: str, state: str) -> None:
-        del state
+    def job_ended(self, job_id: str, _state: str) -> None:
         if job_id in self.running:
             self.running.remove(job_id)
 

@@ -134,8 +134,7 @@ class Researcher:
             ]
         )
 
-    def start_page(self, request: Request) -> Response:
-        del request
+    def start_page(self, _request: Request) -> Response:
         return page(
             "researcher.html",
             profile=self.profile,
@@ -144,21 +143,18 @@ class Researcher:
             root=".",
         )
 
-    def domains(self, request: Request) -> Response:
-        del request
+    def domains(self, _request: Request) -> Response:
         with hinted_in_words(), self.opened(patience_s=LIST_PATIENCE_S) as client:
             return JSONResponse(_domains(client.domains()))
 
-    def files(self, request: Request) -> Response:
-        del request
+    def files(self, _request: Request) -> Response:
         return JSONResponse([_file(each) for each in self.uploads.list()])
 
     async def add_file(self, request: Request) -> Response:
         added = await self.uploads.add(request.query_params.get("name", ""), request.stream())
         return JSONResponse(_file(added))
 
-    def clear_files(self, request: Request) -> Response:
-        del request
+    def clear_files(self, _request: Request) -> Response:
         self.uploads.clear()
         return Response(status_code=204)
 

@@ -134,11 +134,10 @@ class Uploads:
         try:
             size = await _write(path, chunks)
             is_plain, warnings = await asyncio.to_thread(recognise, path, label)
-        except DdibError as error:
+        except BaseException as error:
             shutil.rmtree(folder, ignore_errors=True)
-            raise renamed(error, folder) from error
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, DdibError):
+                renamed(error, folder)
             raise
         upload = Upload(number, label, path, size, is_plain, warnings)
         with self._lock:

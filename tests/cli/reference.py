@@ -11,7 +11,7 @@ import click
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import all_errors
 from ddib_fed.node.command import node_command
-from ddib_fed.node.config import render_node_toml
+from ddib_fed.node.config import ModelSection, NodeSection, render_node_toml
 from tests.protocol.examples import contract
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -96,14 +96,8 @@ def reasons() -> str:
 
 def settings() -> str:
     """A node.toml as `ddib init node` writes it: every key with its default."""
-    made = render_node_toml(
-        institution="north.example",
-        name="node-1",
-        roles=("source",),
-        domain="photos",
-        listen="0.0.0.0:7443",
-        address="north.example:7443",
-    )
+    node = NodeSection(institution="north.example", listen="0.0.0.0:7443", address="north.example:7443")
+    made = render_node_toml(node, ModelSection(domain="photos"))
     return f"## node.toml\n\n```toml\n{made.rstrip()}\n```\n"
 
 

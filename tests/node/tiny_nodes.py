@@ -17,7 +17,7 @@ from ddib_fed.models.manifest import Manifest
 from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.node.admin import Metrics
-from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, render_node_toml
 from ddib_fed.node.role import NodeContext
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.peers import begin_trust
@@ -68,8 +68,9 @@ def npy(count: int = 40, seed: int = 0) -> bytes:
 
 def node_toml(**given) -> str:
     """The node.toml of north's source node, or another's with what is given."""
-    usual = {"institution": "north.example", "name": "node-1", "roles": ("source",), "domain": "moons"}
-    return render_node_toml(**{**usual, "listen": "127.0.0.1:0", "address": "localhost:7443", **given})
+    usual = {"institution": "north.example", "name": "node-1", "roles": ("source",), "listen": "127.0.0.1:0"}
+    model = ModelSection(domain=given.pop("domain", "moons"))
+    return render_node_toml(NodeSection(**{**usual, "address": "localhost:7443", **given}), model)
 
 
 def make_config(folder, institution: str, role: str, *, domain: str = "moons", **settings) -> NodeConfig:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError, InputError
-from ddib_fed.node.config import NodeConfig, render_node_toml
+from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, render_node_toml
 from ddib_fed.protocol.addresses import split_address
 from ddib_fed.security.peers import parse_peer
 from tests.node.institutions import Institution, changed
@@ -74,10 +74,8 @@ ESC = "a\\u001b]8;;http://x\\u0007:1"
 )
 def test_node_toml_holds_to_it(tmp_path: Path, old: str, new: str) -> None:
     """Each place that takes an address, and the names beside it, refuse control characters when the file is read."""
-    text = render_node_toml(
-        institution="north.example", name="node-1", roles=("source",), domain="moons",
-        listen="127.0.0.1:0", address="localhost:7443",
-    )  # fmt: skip
+    node = NodeSection(institution="north.example", listen="127.0.0.1:0", address="localhost:7443")
+    text = render_node_toml(node, ModelSection(domain="moons"))
     assert old in text
     (tmp_path / "node.toml").write_text(text.replace(old, new))
     with pytest.raises(ConfigError) as refused:

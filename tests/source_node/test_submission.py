@@ -121,7 +121,7 @@ def test_a_node_that_loads_or_drains_takes_no_job(tmp_path, institutions, target
         served.submit(npy())
     made = tiny_engine()
     served.node.set_engine(made)
-    served.node.drain()
+    served.node.draining = True
     with pytest.raises(errors.Draining):
         served.submit(to_npy(gaussian(3)))
     assert not served.ask("ListJobs", pb.ListJobsRequest()).jobs

@@ -13,7 +13,7 @@ from ddib_fed.store import NodeStore
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.spool import NewFile, SpoolPart
-from source_node.store import Change, JobStore, StoredItem, StoredJob
+from source_node.store import Change, JobStore, StoredJob
 from source_node.submission import Receiving, Staging
 
 ALICE = "spiffe://north.example/client/alice"
@@ -53,9 +53,9 @@ def header(**changes) -> JobHeader:
     return JobHeader(**{**fields, **changes})
 
 
-def add(staging: Staging, data: bytes, media: int = NPY) -> StoredItem:
+def add(staging: Staging, data: bytes, media: int = NPY) -> None:
     staging.receive(len(data)).write(data)
-    return staging.keep(media, hashlib.sha256(data).digest())
+    staging.keep(media, hashlib.sha256(data).digest())
 
 
 def submit(store: JobStore, *files: bytes, owner: str = ALICE, media: int = NPY, **changes) -> StoredJob:
