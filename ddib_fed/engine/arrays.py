@@ -168,8 +168,7 @@ def seeded_noise(model: DomainModel, digest: bytes, purpose: str) -> Array:
     """Standard normal (1, *latent_shape), one seed for each digest, purpose and model."""
     mixed = hashlib.sha256(digest + f" {purpose} {model.bundle.digest}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little"))
-    noise: Array = torch.randn((1, *model.latent_shape), generator=generator).numpy()
-    return noise
+    return torch.randn((1, *model.latent_shape), generator=generator).numpy()
 
 
 def picture_draw(model: DomainModel, digest: bytes, purpose: str) -> RowDraw:

@@ -80,8 +80,7 @@ def _folded(h: Tensor) -> Tensor:
     halves = [side // 2 for side in sides]
     split = h.reshape(n, k, *(number for half in halves for number in (half, 2)))
     inner, outer = range(3, 3 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
-    found: Tensor = split.permute(0, 1, *inner, *outer).reshape(n, k * 2**dims, *halves)
-    return found
+    return split.permute(0, 1, *inner, *outer).reshape(n, k * 2**dims, *halves)
 
 
 def _factor(h: Tensor) -> float:
@@ -151,8 +150,7 @@ def _features(pictures: Tensor, h: Tensor, count: int) -> Tensor:
     # Where there are fewer features than latents, the components of the rest follow.
     rest = torch.eye(len(rows), dtype=rows.dtype) - q @ q.T
     further = torch.linalg.eigh(rest @ (rows @ rows.T) @ rest)[1].flip(1)
-    directions: Tensor = torch.cat([q, further], dim=1)[:, :count].float()
-    return directions
+    return torch.cat([q, further], dim=1)[:, :count].float()
 
 
 def _matrix(convolution: Any, values: Tensor) -> None:

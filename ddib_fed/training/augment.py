@@ -45,8 +45,7 @@ def _changed(picture: NDArray[np.float32], draw: np.random.Generator) -> NDArray
     found = moved ** float(np.exp(GAMMA * draw.standard_normal())) * factor
     found = found / found.amax().clamp_min(1.0)  # nothing is saturated
     found = torch.where(moved > 0.0, found + noise, found)  # a scan that was masked stays masked
-    changed: NDArray[np.float32] = (found.clamp(0.0, 1.0) * 2.0 - 1.0).numpy()
-    return changed
+    return (found.clamp(0.0, 1.0) * 2.0 - 1.0).numpy()
 
 
 def _smooth(knots: NDArray[np.float64], height: int, width: int) -> Tensor:

@@ -124,8 +124,7 @@ class AutoencoderTask(PictureTask):
         parts = torch.split(torch.from_numpy(self.normal.apply(pictures)), _AT_ONCE)
         with torch.no_grad():
             made = [network.decode(network.encode(part.to(_device(network)))).cpu() for part in parts]
-        found: Floats = np.clip(self.normal.undo(torch.cat(made).numpy()), -1, 1)
-        return found
+        return np.clip(self.normal.undo(torch.cat(made).numpy()), -1, 1)
 
     def aside(self) -> None:
         return None

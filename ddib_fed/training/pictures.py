@@ -491,8 +491,7 @@ class PictureTask(Task):
                 numbers = torch.arange(first, first + len(part)) % len(self.source.classes)
                 cond = {"y": numbers.to(device)}
             drawn.append(decode(part, denoiser, self._schedule, settings, cond=cond).cpu())
-        pictures: Floats = np.clip(self.shown(torch.cat(drawn)), -1, 1)
-        return pictures
+        return np.clip(self.shown(torch.cat(drawn)), -1, 1)
 
     def _judge(self, trainer: Trainer, drawn: Floats, real: Floats, others: Floats) -> None:
         """Compare samples with held-out pictures: have it said, and recorded among the figures."""
