@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ddib_fed.networks.placement import Kept, remembered, spread, without_autocast
 from ddib_fed.networks.spectrum import Spectrum
@@ -304,7 +303,6 @@ class UNet(nn.Module):
         self.image_size, self.in_channels = config.image_size, config.in_channels
         self.num_classes, self.patch = config.num_classes, config.patch
         self.global_mean = config.global_mean
-        self.checkpointing = False
         self.spectrum = (
             Spectrum(self.in_channels, self.image_size, self.image_size) if config.spectral else None
         )
@@ -379,19 +377,14 @@ class UNet(nn.Module):
         h = x
         skips = []
         for block in self.input_blocks:
-            h = self._through(block, h, embedded)
+            h = block(h, embedded)
             skips.append(h)
-        h = self._through(self.middle_block, h, embedded)
+        h = self.middle_block(h, embedded)
         for block in self.output_blocks:
-            h = self._through(block, torch.cat([h, skips.pop()], dim=1), embedded)
+            h = block(torch.cat([h, skips.pop()], dim=1), embedded)
         norm, _, leave = self.out
         out: Tensor = leave(activated(norm(h)))
         return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
-
-    def _through(self, block: nn.Module, h: Tensor, embedded: Embedded) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
-        return cast("Tensor", block(h, embedded))
 
 
 class AttentionPool(nn.Module):
@@ -431,7 +424,6 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
-        self.checkpointing = False
         self.time_embed = TimeEmbed(config.model_channels)
         self.input_blocks, _ = descend(config, config.in_channels)
         self.middle_block = middle(config)
@@ -449,9 +441,6 @@ class NoisyClassifier(nn.Module):
         embedded = Embedded(self.time_embed(times), rows)
         h = x
         for block in (*self.input_blocks, self.middle_block):
-            if self.checkpointing and torch.is_grad_enabled():
-                h = cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
-            else:
-                h = block(h, embedded)
+            h = block(h, embedded)
         out: Tensor = self.out(h)
         return out
