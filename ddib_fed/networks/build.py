@@ -33,8 +33,7 @@ def build_network(config: AnyConfig) -> nn.Module:
         return NoisyClassifier(config)
     if isinstance(config, LibraryConfig):
         return _library_network(config)
-    arguments = config.model_dump(exclude={"kind"})
-    return ResidualMLP(**arguments) if isinstance(config, MlpConfig) else SyntheticModel(**arguments)
+    return ResidualMLP(config) if isinstance(config, MlpConfig) else SyntheticModel(config)
 
 
 def _each(x: Tensor, times: Tensor, rows: Tensor | None) -> Tensor:

@@ -46,7 +46,7 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
     for block in inner:
         if hasattr(block, "pad"):
             v = _components(h)[:, : block.conv.conv.out_channels]
-            constant = _halve(block.conv.conv, v)
+            constant = _neighbours(block.conv.conv, v, enlarge=False)
             halvings.append(v)
             h = torch.einsum("km,nk...->nm...", v / _factor(h), _folded(h))
         else:
@@ -66,7 +66,10 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
     _matrix(first.conv, q * deviation)
     constant = first.conv.bias
     for block in inner:
-        constant = _enlarge(block.deconv, halvings.pop()) if hasattr(block, "deconv") else _pass_on(block)
+        if hasattr(block, "deconv"):
+            constant = _neighbours(block.deconv, halvings.pop(), enlarge=True)
+        else:
+            constant = _pass_on(block)
     scale, mean = _of_constant(constant)
     _diagonal(last.conv, scale * torch.ones(pictures.shape[1]))
     last.conv.bias.fill_(mean)
@@ -94,26 +97,16 @@ def _components(h: Tensor) -> Tensor:
     return found.flip(1).float()
 
 
-def _halve(convolution: Any, v: Tensor) -> Tensor:
-    """The bias of a convolution of 3^d that now gives components; the first 2^d of its taps are the neighbours."""
+def _neighbours(convolution: Any, v: Tensor, *, enlarge: bool) -> Tensor:
+    """The bias of a convolution of 3^d that now gives components of neighbours, the first 2^d of its taps; or of a
+    transposed one of 2^d that gives neighbours of their components.
+    """
     weight, (inputs, outputs) = convolution.weight, v.shape
     dims = weight.ndim - 2
     k = inputs // 2**dims
+    scaled = v.T * 2 ** (dims / 2) if enlarge else v.T / 2 ** (dims / 2)
     weight.zero_()
-    weight[(slice(outputs), slice(k), *[slice(2)] * dims)] = (v.T / 2 ** (dims / 2)).reshape(
-        outputs, k, *[2] * dims
-    )
-    bias: Tensor = convolution.bias.zero_()
-    return bias
-
-
-def _enlarge(convolution: Any, v: Tensor) -> Tensor:
-    """The bias of a transposed convolution that now gives neighbours of their components."""
-    weight, (inputs, outputs) = convolution.weight, v.shape
-    dims = weight.ndim - 2
-    k = inputs // 2**dims
-    weight.zero_()
-    weight[:outputs, :k] = (v.T * 2 ** (dims / 2)).reshape(outputs, k, *[2] * dims)
+    weight[(slice(outputs), slice(k), *[slice(2)] * dims)] = scaled.reshape(outputs, k, *[2] * dims)
     bias: Tensor = convolution.bias.zero_()
     return bias
 

@@ -9,6 +9,7 @@ Names and shapes in the state dict are those of the public checkpoints; the comp
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
@@ -32,15 +33,13 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     return functional.pad(features, (0, dim % 2))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
     """The embedding of the levels of a batch on its way through a network's blocks."""
 
-    __slots__ = ("emb", "kept", "rows")
-
-    def __init__(self, emb: Tensor, rows: Tensor | None = None, kept: Kept | None = None) -> None:
-        self.emb = emb
-        self.rows = rows
-        self.kept = kept
+    emb: Tensor
+    rows: Tensor | None = None
+    kept: Kept | None = None
 
     @property
     def shared(self) -> bool:
