@@ -48,13 +48,12 @@ def run_plain(
 
     Without gradients in inference mode, in which a call of few rows costs 4 to 7 % less.
     """
-    extra = {**extra, **({"to": on_device(extra["to"], x.device)} if "to" in extra else {})}
-    if torch.is_grad_enabled():
+    if "to" in extra:
+        extra = {**extra, "to": on_device(extra["to"], x.device)}
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(not gradients):
         out: Tensor = network(x, on_device(times, x.device), rows=rows, **extra)
-        return out
-    with torch.inference_mode():
-        out = network(x, on_device(times, x.device), rows=rows, **extra)
-    return out.clone()  # a tensor that may be written outside of it
+    return out if gradients else out.clone()  # a tensor that may be written outside of it
 
 
 def kind_of(network: nn.Module) -> tuple[torch.dtype, torch.device]:

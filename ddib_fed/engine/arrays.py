@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import DEFAULT_SETTINGS, SolverSettings
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import (
     DomainModel,
@@ -38,7 +38,6 @@ from ddib_fed.record import UNGUIDED, Guidance
 
 # Told (network evaluations done, in all), over all legs and batches.
 OnProgress = Callable[[int, int], None]
-DEFAULT_SETTINGS = SolverSettings()
 
 
 @dataclass(frozen=True, slots=True)

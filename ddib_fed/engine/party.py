@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.diffusion.gaussianity import LatentStatistics
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import DEFAULT_SETTINGS, SolverSettings
 from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, SettingsInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
@@ -100,7 +100,6 @@ RowDraw = Callable[[int, slice], Array]
 Stage = Literal["encode", "decode"]
 OnStep = Callable[[int, Stage, int, int], None]
 """Called after each network evaluation with (item, stage, evaluations done, evaluations); must be quick."""
-DEFAULT_SETTINGS = SolverSettings()
 
 
 @dataclass(frozen=True, slots=True)
