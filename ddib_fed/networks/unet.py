@@ -92,43 +92,22 @@ def joined(x: Tensor, branch: Tensor) -> Tensor:
 Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-def residual(
-    config: PictureNetwork, channels: int, out_channels: int | None = None, *, resample: str = ""
-) -> ResBlock:
-    return ResBlock(
-        channels,
-        4 * config.model_channels,
-        config.dropout,
-        out_channels,
-        scale_shift=config.use_scale_shift_norm,
-        resample=resample,
-        groups=config.groups,
-    )
-
-
-def attending(config: PictureNetwork, channels: int, heads: int) -> AttentionBlock:
-    """An attention block with `heads` heads, unless their width is given."""
-    if config.num_head_channels != -1:
-        heads = channels // config.num_head_channels
-    return AttentionBlock(channels, heads, new_order=config.use_new_attention_order, groups=config.groups)
-
-
 def descend(config: PictureNetwork, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
     """The down path, from pictures to the coarsest features, and the channels of each block."""
     channels = config.widths[0]
     blocks, made = nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels]
     for level, width in enumerate(config.widths):
         for _ in range(config.num_res_blocks):
-            layers: list[nn.Module] = [residual(config, channels, width)]
+            layers: list[nn.Module] = [ResBlock(config, channels, width)]
             channels = width
             if 2**level in config.attention_resolutions:
-                layers.append(attending(config, channels, config.num_heads))
+                layers.append(AttentionBlock(config, channels, config.num_heads))
             blocks.append(Timed(*layers))
             made.append(channels)
         if level < len(config.widths) - 1:
             learned = Downsample(channels, learned=config.conv_resample)
             blocks.append(
-                Timed(residual(config, channels, resample="down") if config.resblock_updown else learned)
+                Timed(ResBlock(config, channels, resample="down") if config.resblock_updown else learned)
             )
             made.append(channels)
     return blocks, made
@@ -136,8 +115,8 @@ def descend(config: PictureNetwork, in_channels: int) -> tuple[nn.ModuleList, li
 
 def middle(config: PictureNetwork) -> Timed:
     channels = config.widths[-1]
-    attends = attending(config, channels, config.num_heads)
-    return Timed(residual(config, channels), attends, residual(config, channels))
+    attends = AttentionBlock(config, channels, config.num_heads)
+    return Timed(ResBlock(config, channels), attends, ResBlock(config, channels))
 
 
 class TimeEmbed(nn.Sequential):
@@ -192,29 +171,23 @@ class ResBlock(nn.Module):
     """skip(x) + out_layers(in_layers(x), time); with `resample`, both branches double or halve height and width."""
 
     def __init__(
-        self,
-        channels: int,
-        emb_channels: int,
-        dropout: float,
-        out_channels: int | None = None,
-        *,
-        scale_shift: bool = False,
-        resample: str = "",
-        groups: int = 32,
+        self, config: PictureNetwork, channels: int, out_channels: int | None = None, *, resample: str = ""
     ) -> None:
         super().__init__()
-        width = out_channels or channels
-        self.scale_shift = scale_shift
+        width, groups = out_channels or channels, config.groups
+        self.scale_shift = config.use_scale_shift_norm
         self.resamples = bool(resample)
         self.in_layers = nn.Sequential(
             GroupNorm32(channels, groups), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
         )
         self.h_upd, self.x_upd = _resampler(channels, resample), _resampler(channels, resample)
         self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, 2 * width if scale_shift else width)
+            nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * width if self.scale_shift else width)
         )
         last = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        self.out_layers = nn.Sequential(GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(dropout), last)
+        self.out_layers = nn.Sequential(
+            GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(config.dropout), last
+        )
         self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
 
     def forward(self, x: Tensor, embedded: Embedded) -> Tensor:
@@ -249,13 +222,13 @@ def _resampler(channels: int, resample: str) -> nn.Module:
 
 
 class AttentionBlock(nn.Module):
-    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture."""
+    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture; `heads` unless their width is given."""
 
-    def __init__(self, channels: int, heads: int, *, new_order: bool = False, groups: int = 32) -> None:
+    def __init__(self, config: PictureNetwork, channels: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.new_order = new_order
-        self.norm = GroupNorm32(channels, groups)
+        self.heads = heads if config.num_head_channels == -1 else channels // config.num_head_channels
+        self.new_order = config.use_new_attention_order
+        self.norm = GroupNorm32(channels, config.groups)
         # Convolutions of length 1 in name and shape, as in checkpoints; computed as linear layers.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
@@ -319,14 +292,14 @@ class UNet(nn.Module):
         channels = config.widths[-1]
         for level, width in reversed(list(enumerate(config.widths))):
             for index in range(config.num_res_blocks + 1):
-                layers: list[nn.Module] = [residual(config, channels + skips.pop(), width)]
+                layers: list[nn.Module] = [ResBlock(config, channels + skips.pop(), width)]
                 channels = width
                 if 2**level in config.attention_resolutions:
-                    layers.append(attending(config, channels, heads))
+                    layers.append(AttentionBlock(config, channels, heads))
                 if level and index == config.num_res_blocks:
                     learned = Upsample(channels, learned=config.conv_resample)
                     layers.append(
-                        residual(config, channels, resample="up") if config.resblock_updown else learned
+                        ResBlock(config, channels, resample="up") if config.resblock_updown else learned
                     )
                 self.output_blocks.append(Timed(*layers))
         self.out = nn.Sequential(
