@@ -19,7 +19,7 @@ that x_s = x + (phi_s - phi_t) u in one evaluation (Geng et al., MeanFlow, arXiv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -89,15 +89,16 @@ class Query:
     to: Level | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class LevelTable:
-    """Levels and the time inputs made from them; a table that is used for every call is made once."""
+    """Levels (K, 3) as (alpha, sigma, t), float64 on the CPU, and the time inputs made from them; a table that is used
+    for every call is made once.
+    """
 
-    __slots__ = ("_columns", "_times", "table", "to")
-
-    def __init__(self, table: Tensor, to: Tensor | None = None) -> None:
-        self.table, self.to = table, to
-        self._times: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor | None]] = {}
-        self._columns: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+    table: Tensor
+    to: Tensor | None = None
+    _times: dict[tuple[str, torch.dtype], tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    _columns: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, levels: Sequence[Level], to: Sequence[Level | None] | None = None) -> LevelTable:
@@ -150,11 +151,6 @@ class Places:
         return cls(levels, on_device(rows, x.device), None, x.dtype, x.ndim)
 
     @property
-    def table(self) -> Tensor:
-        """The levels (K, 3) as (alpha, sigma, t), float64 on the CPU."""
-        return self.levels.table
-
-    @property
     def alpha(self) -> float | Tensor:
         """Of each row: a number, or a tensor that broadcasts over the batch."""
         return self.level.alpha if self.level is not None else self._column(0)
@@ -174,10 +170,6 @@ class Places:
         if self.rows is None:
             return self
         return replace(self, rows=self.rows[on_device(which, self.rows.device)])
-
-    def twice(self) -> Places:
-        """For a batch under itself."""
-        return self if self.rows is None else replace(self, rows=torch.cat([self.rows, self.rows]))
 
 
 def network_times(table: Tensor, time_input: TimeInput) -> Tensor:

@@ -47,7 +47,7 @@ class Classifier:
     def gradient(self, x: Tensor, places: Places, y: Tensor) -> Tensor:
         """grad_x log p(y | x) of x (N, *sample_shape) at `places` for classes y (N,): shape and dtype of x."""
         wide = torch.promote_types(self.dtype, torch.float32)
-        times = on_device(network_times(places.table, self.time_input), self.device, wide)
+        times = on_device(network_times(places.levels.table, self.time_input), self.device, wide)
         with torch.enable_grad():
             leaf = x.detach().to(self.dtype, copy=True).requires_grad_()
             # In float32 at least: the log-probability of an unlikely class has no digits left in half precision.
@@ -105,7 +105,8 @@ class ClassifierFree(Wrapped):
             return self.inner.at(x, places, cond)
         doubled = {key: torch.cat([value, value]) for key, value in (cond or {}).items()}
         doubled["y"] = torch.cat([nothing, y.to(x.device)])
-        without, with_class = self.inner.at(torch.cat([x, x]), places.twice(), doubled).chunk(2)
+        twice = places.chosen(torch.arange(len(x)).repeat(2))
+        without, with_class = self.inner.at(torch.cat([x, x]), twice, doubled).chunk(2)
         return torch.lerp(without, with_class, self.scale)
 
 
