@@ -25,7 +25,6 @@ from ddib_fed.engine.party import (
     Array,
     Labels,
     Leg,
-    Noise,
     OnStep,
     RowDraw,
     ToDecode,
@@ -92,12 +91,13 @@ def draw_samples(
     """Draw samples from a model: the first `count` of the seed, pictures in [-1, 1]."""
     check_decoding(party.model, asked.settings, asked.target_class, asked.guidance)
     tell = Counter(asked.settings.evaluations * turns(party, count), on_progress)
+    labels = asked.target_class
 
     def latents() -> Iterator[ToDecode]:
         for number in range(count):
             name = f"{asked.seed} {number}".encode()
             latent = Latent.from_array(seeded_noise(party.model, name, "sample"))
-            label = _label_of(asked.target_class, number)
+            label = labels if labels is None or isinstance(labels, int) else labels[number]
             yield ToDecode(number, latent, label, picture_draw(party.model, name, "sample"))
 
     leg = replace(asked.leg(tell), round_trip=False, calibration=None)
@@ -135,16 +135,9 @@ def item_of(
     digest = hashlib.sha256(f"{asked.seed} {little.shape} ".encode() + little.tobytes()).digest()
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
     softening = hashlib.sha256(f"{asked.seed} volume ".encode() + asked.volume_sha256).digest()
-    noise = _softening(source, softening if asked.volume_sha256 else digest)
+    softening = softening if asked.volume_sha256 else digest
+    noise = lambda *_: seeded_noise(source, softening, "soften")  # noqa: E731
     return ToTranslate(number, samples, *classes, noise, *draws)
-
-
-def _softening(model: DomainModel, digest: bytes) -> Noise:
-    return lambda *_: seeded_noise(model, digest, "soften")
-
-
-def _label_of(labels: Labels, row: int) -> int | None:
-    return labels if labels is None or isinstance(labels, int) else labels[row]
 
 
 DRAWN_ROWS = 1024

@@ -27,7 +27,7 @@ from ddib_fed.diffusion.guidance import (
     rotated,
     scaled,
 )
-from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan, soften
+from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan
 from ddib_fed.diffusion.schedule import Frame, require
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
 from ddib_fed.engine.party import Array, Labels
@@ -177,9 +177,6 @@ class DomainModel:
 
     def tensor(self, samples: Array) -> Tensor:
         return on_device(torch.from_numpy(samples.copy()), self.device)
-
-    def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
-        return soften(x, sigma, None if noise is None else self.tensor(noise))
 
     def into_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
         return x if calibration is None else rotated(x, self._rotation(calibration).to(x.dtype))
