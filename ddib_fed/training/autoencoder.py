@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddib_fed.data.synthetic import uniforms
+from ddib_fed.data.synthetic import generator_of, uniforms
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation import metrics
@@ -91,9 +91,8 @@ class AutoencoderTask(PictureTask):
         chosen = self._chosen(step * self.config.batch + first, count)
         x = self.normal.apply(self.changed(chosen, u))
         shape = self.network.latent_channels, *(side // self.network.divisor for side in x.shape[2:])
-        eps = np.stack(
-            [self._noise(step, first + row).standard_normal(shape, np.float32) for row in range(count)]
-        )
+        each = (generator_of(self.config.seed, step, row) for row in range(first, first + count))
+        eps = np.stack([generator.standard_normal(shape, np.float32) for generator in each])
         return Samples(torch.from_numpy(x), torch.from_numpy(eps), None)
 
     def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
@@ -140,10 +139,6 @@ class AutoencoderTask(PictureTask):
             "picture": self._pictures.picture,
             "data": self._pictures.note,
         }
-
-    def _noise(self, step: int, row: int) -> np.random.Generator:
-        key = np.array([self.config.seed, step], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row + 1], np.uint64)))
 
     def _errors(self, network: Any, x: Tensor, eps: Tensor | None) -> Tensor:
         """The loss of each picture (n,), without `eps` from the mean of its latent."""

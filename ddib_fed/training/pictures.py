@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ddib_fed.calibration.record import RETRAINED, read_calibration, units_digest
 from ddib_fed.data.folder import expand
-from ddib_fed.data.synthetic import uniforms
+from ddib_fed.data.synthetic import generator_of, uniforms
 from ddib_fed.diffusion.denoiser import Denoiser, TimeInput, on_device
 from ddib_fed.diffusion.plans import SolverSettings, decode
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
@@ -366,9 +366,7 @@ class PictureTask(Task):
         """Normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
         eps, filled = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
         for row in range(len(x)):
-            key = np.array([self.config.seed, step], np.uint64)
-            counter = np.array([0, 0, 0, first + row + 1], np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+            generator = generator_of(self.config.seed, step, first + row)
             generator.standard_normal(dtype=np.float32, out=eps[row])
             generator.random(dtype=np.float32, out=filled[row])
         x = x + (filled - np.float32(0.5)) * np.float32(self.source.quantum)
@@ -384,7 +382,8 @@ class PictureTask(Task):
         return found.sum() / batch, found
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
-        x0, eps = self._noisy(self._held_out(HELD_OUT_PICTURES), _HELD_OUT_STEP, 0)
+        held_out = expand(middle(self.source.held_out[:HELD_OUT_PICTURES], self.source.shape[1:]))
+        x0, eps = self._noisy(held_out, _HELD_OUT_STEP, 0)
         labels, count = self.source.held_out_labels, len(x0)
         given = self.config.classes is not None and labels is not None
         samples = Samples(x0, eps, torch.from_numpy(labels[:count]) if given and labels is not None else None)
@@ -400,9 +399,6 @@ class PictureTask(Task):
             return None
         held_out = self._held_out_pictures()
         return held_out[np.random.default_rng(self.config.seed).permutation(len(held_out))]
-
-    def _held_out(self, most: int | None = None) -> Floats:
-        return expand(middle(self.source.held_out[:most], self.source.shape[1:]))
 
     def _held_out_pictures(self, most: int | None = None) -> Floats:
         return expand(middle(self.pictures.held_out[:most], self.pictures.shape[1:]))
