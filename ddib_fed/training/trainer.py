@@ -255,9 +255,8 @@ class Trainer:
         self._bound_gradient()
         self._optimizer.step()
         self.ema.update(self.network, self.step)
-        loss = self._loss(losses)
         self.step += 1
-        return loss
+        return losses.double().mean()
 
     def spent(self) -> DifferentialPrivacy | None:
         """What the steps so far have spent, of a run with differential privacy."""
@@ -300,9 +299,6 @@ class Trainer:
     def _bound_gradient(self) -> None:
         if self.config.clip:
             nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
-
-    def _loss(self, losses: Tensor) -> Tensor:
-        return losses.double().mean()
 
     def _gradients(self) -> Tensor:
         """Put the batch's gradient into the parameters; losses of all samples (batch,) float32 on the device."""
