@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Annotated, Any, Literal
@@ -35,8 +34,6 @@ from ddib_fed.names import is_domain
 Floats = npt.NDArray[np.floating]
 Numbers = npt.NDArray[np.float64]
 Unit = Literal["picture", "group"]
-Draw = Callable[[int], Numbers]
-"""Gives that many independent draws of N(0, 1)."""
 
 MAX_BYTES = 64 * 1024
 """Of an aggregate's canonical JSON."""

@@ -24,6 +24,7 @@ from ddib_fed.diffusion.denoiser import Denoiser, network_times
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, decode, plan, soften
 from ddib_fed.diffusion.schedule import LevelGrid
 from ddib_fed.diffusion.solvers import integrate
+from ddib_fed.engine.model import DTYPES
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.lab.config import DistilConfig
 from ddib_fed.models.bundle import Bundle, open_bundle
@@ -31,7 +32,7 @@ from ddib_fed.models.manifest import Distilled, DistilledError, Manifest, carrie
 from ddib_fed.networks.config import MlpConfig
 from ddib_fed.training.objective import LambdaSampler
 from ddib_fed.training.points import PointSource, domain_source, points_source
-from ddib_fed.training.run import DTYPES, OnScan, Opened, Say
+from ddib_fed.training.run import OnScan, Opened, Say
 from ddib_fed.training.sources import PictureSource
 from ddib_fed.training.trainer import Piece, Task, Trainer
 
@@ -315,18 +316,14 @@ class Paths:
     def _walk(self, x: Tensor, grid: LevelGrid) -> Course:
         """Integrate, and keep every state at which the network was asked, and its answer."""
         nodes, velocities = [], []
-        with torch.no_grad():
-            solver = solvers.unipc(x.to(self._device), grid, order=3)
-            query = next(solver)
-            while True:
-                v = self.denoiser(query.x, query.level)
-                nodes.append(query.x.clone())
-                velocities.append(v.clone())
-                try:
-                    query = solver.send(v)
-                except StopIteration as stop:
-                    nodes.append(stop.value)
-                    break
+
+        def answered(x: Tensor, *query: Any) -> Tensor:
+            v = self.denoiser(x, *query)
+            nodes.append(x.clone())
+            velocities.append(v.clone())
+            return v
+
+        nodes.append(integrate(solvers.unipc(x.to(self._device), grid, order=3), answered))
         levels = torch.tensor(grid.levels, dtype=torch.float64)
         return Course(torch.stack(nodes), torch.stack(velocities), levels)
 

@@ -48,7 +48,7 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
             v = _components(h)[:, : block.conv.conv.out_channels]
             constant = _neighbours(block.conv.conv, v, enlarge=False)
             halvings.append(v)
-            h = torch.einsum("km,nk...->nm...", v / _factor(h), _folded(h))
+            h = torch.einsum("km,nk...->nm...", v / 2.0 ** ((h.ndim - 2) / 2), _folded(h))
         else:
             constant = _pass_on(block)
             h = h[:, : len(constant)]
@@ -84,10 +84,6 @@ def _folded(h: Tensor) -> Tensor:
     split = h.reshape(n, k, *(number for half in halves for number in (half, 2)))
     inner, outer = range(3, 3 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
     return split.permute(0, 1, *inner, *outer).reshape(n, k * 2**dims, *halves)
-
-
-def _factor(h: Tensor) -> float:
-    return float(2.0 ** ((h.ndim - 2) / 2))
 
 
 def _components(h: Tensor) -> Tensor:

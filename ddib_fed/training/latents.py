@@ -59,16 +59,14 @@ def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | Non
     found = Behind(folder, load_autoencoder(folder))
     made, factor = found.bundle.manifest, found.network.divisor
     channels, *sides = source.shape
+    others = channels != made.sample_shape[0] or len(source.shape) != len(made.sample_shape)
+    changing = config.crop or config.augment != "none" or source.size is not None
     wrong = {
-        f"pictures of {channels} channels, and the autoencoder takes {made.sample_shape[0]}": channels
-        != made.sample_shape[0]
-        or len(source.shape) != len(made.sample_shape),
+        f"pictures of {channels} channels, and the autoencoder takes {made.sample_shape[0]}": others,
         f"pictures of {source.shape[1:]} do not divide by {factor}, as the autoencoder needs": any(
             side % factor for side in sides
         ),
-        "pictures become latents once, before the first step: no windows are cut, and nothing is augmented": config.crop
-        or config.augment != "none"
-        or source.size is not None,
+        "pictures become latents once, before the first step: no windows are cut, and nothing is augmented": changing,
     }
     for what, there in wrong.items():
         if there:

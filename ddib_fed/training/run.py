@@ -35,7 +35,7 @@ from torch import Tensor
 from ddib_fed.data.folder import require_outside
 from ddib_fed.data.synthetic import domain_name
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
-from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.model import DTYPES, DomainModel
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
 from ddib_fed.evaluation import sheets
 from ddib_fed.files import model_folder, sync_folder, write_file
@@ -62,7 +62,6 @@ from ddib_fed.training.sources import PictureSource, normalisation, open_source
 from ddib_fed.training.trainer import Task, Trainer, World, measure, open_world, place_of
 
 RUN_FOLDER = "run"
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 KEPT = 2
 """Checkpoints."""
 TIME_SHARE = 0.93  # share of a time that is given to steps; the rest goes to records and the last sheet
