@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddib_fed.data.synthetic import generator_of, uniforms
+from ddib_fed.diffusion.denoiser import kind_of
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation import metrics
@@ -72,13 +73,9 @@ class AutoencoderTask(PictureTask):
     network: LibraryConfig
 
     def __init__(self, config: TrainConfig, source: PictureSource) -> None:
-        self._pictures = source
         start = Start(autoencoder_network(config, source), ScheduleConfig())
         super().__init__(config, replace(source, size=min(WINDOW, source.shape[-1])), start)
-
-    @property
-    def pictures(self) -> PictureSource:
-        return self._pictures
+        self.pictures = source
 
     def initial_network(self) -> nn.Module:
         network = super().initial_network()
@@ -122,7 +119,7 @@ class AutoencoderTask(PictureTask):
         """What is decoded from the latents of pictures (N, C, *sides) in [-1, 1]."""
         parts = torch.split(torch.from_numpy(self.normal.apply(pictures)), _AT_ONCE)
         with torch.no_grad():
-            made = [network.decode(network.encode(part.to(_device(network)))).cpu() for part in parts]
+            made = [network.decode(network.encode(part.to(kind_of(network)[1]))).cpu() for part in parts]
         return np.clip(self.normal.undo(torch.cat(made).numpy()), -1, 1)
 
     def aside(self) -> None:
@@ -131,18 +128,18 @@ class AutoencoderTask(PictureTask):
     def manifest(self) -> dict[str, Any]:
         return {
             "role": "autoencoder",
-            "sample_kind": "picture" if len(self._pictures.shape) == 3 else "volume",
-            "sample_shape": self._pictures.shape,
+            "sample_kind": "picture" if len(self.pictures.shape) == 3 else "volume",
+            "sample_shape": self.pictures.shape,
             "network": self.network,
             "normalisation": self.normal,
             "soften_sigma": self.config.soften_sigma,
-            "picture": self._pictures.picture,
-            "data": self._pictures.note,
+            "picture": self.pictures.picture,
+            "data": self.pictures.note,
         }
 
     def _errors(self, network: Any, x: Tensor, eps: Tensor | None) -> Tensor:
         """The loss of each picture (n,), without `eps` from the mean of its latent."""
-        x = x.to(_device(network))
+        x = x.to(kind_of(network)[1])
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
@@ -164,7 +161,3 @@ class AutoencoderTask(PictureTask):
         )
         raw = x * std + mean
         return raw if self.normal.colours == "rgb" else torch.stack(opponent_to_rgb(*raw.unbind(1)), dim=1)
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device

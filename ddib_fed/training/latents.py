@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cached_property
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import NamedTuple
@@ -116,6 +117,8 @@ def as_latents(
 class LatentTask(PictureTask):
     """What is learned are the latents; what is shown, judged and held out are the pictures."""
 
+    latents: LatentSpace
+
     def __init__(
         self,
         config: TrainConfig,
@@ -128,32 +131,19 @@ class LatentTask(PictureTask):
         # Mirrored pictures are among the latents, and colours are of pictures.
         own = config.model_copy(update={"flip": False, "colours": "rgb"})
         super().__init__(own, latents, start._replace(normal=None))
-        self._pictures, self._behind, self._units = pictures, behind, units
-        self._decoder: Codec | None = None
+        self.pictures, self.units, self.autoencoder = pictures, units, behind.folder
+        self.latents = behind.space(pictures.shape, self.normal)
+        self._behind = behind.bundle
 
-    @property
-    def autoencoder(self) -> Path | Traversable:
-        return self._behind.folder
-
-    @property
-    def pictures(self) -> PictureSource:
-        return self._pictures
-
-    @property
-    def units(self) -> Normalisation:
-        return self._units
-
-    @property
-    def latents(self) -> LatentSpace:
-        return self._behind.space(self._pictures.shape, self.normal)
+    @cached_property
+    def _decoder(self) -> Codec:
+        return Codec(self._behind, self.latents, torch.device("cpu"))
 
     def shown(self, x: Tensor) -> Floats:
-        if self._decoder is None:
-            self._decoder = Codec(self._behind.bundle, self.latents, torch.device("cpu"))
         parts = torch.split(x, TOGETHER)
-        sides = self._pictures.shape[1:]
+        sides = self.pictures.shape[1:]
         # The same model in memory: its network is not asked.
-        manifest = self._behind.bundle.manifest.model_copy(update={"normalisation": self._units})
-        whole = replace(self._behind.bundle, manifest=manifest, autoencoder=self._behind.bundle)
+        manifest = self._behind.manifest.model_copy(update={"normalisation": self.units})
+        whole = replace(self._behind, manifest=manifest, autoencoder=self._behind)
         found = [out_of_network(whole, self._decoder.decode(part, sides).numpy()) for part in parts]
         return np.concatenate(found)

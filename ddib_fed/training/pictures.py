@@ -273,25 +273,16 @@ class PictureTask(Task):
     def __init__(self, config: TrainConfig, source: PictureSource, start: Start) -> None:
         super().__init__(config, start.network)
         self.source, self.start = source, start
+        self.pictures = source
+        """The pictures of the domain, which samples are compared with; what is learned may be their latents."""
         self.classifies = isinstance(start.network, ClassifierConfig)
         self.normal = start.normal or normalisation(config, source)
+        self.units = self.normal
+        """From pictures in [-1, 1] to what the first network takes: the model's, or the autoencoder's."""
+        self.latents: LatentSpace | None = None
         self._schedule = schedule_from_config(start.schedule)
         self._lambdas = LambdaSampler(self._schedule)
         self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    @property
-    def pictures(self) -> PictureSource:
-        """The pictures of the domain, which samples are compared with; what is learned may be their latents."""
-        return self.source
-
-    @property
-    def units(self) -> Normalisation:
-        """From pictures in [-1, 1] to what the first network takes: the model's, or the autoencoder's."""
-        return self.normal
-
-    @property
-    def latents(self) -> LatentSpace | None:
-        return None
 
     def shown(self, x: Tensor) -> Floats:
         """Pictures of what the ODE made."""

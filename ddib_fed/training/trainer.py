@@ -184,6 +184,8 @@ class Task(ABC):
     def __init__(self, config: TrainConfig, network: AnyConfig) -> None:
         self.config, self.network = config, network
         self.figures: dict[str, float] = {}
+        self.autoencoder: Path | Traversable | None = None
+        """The folder with that of a model of latents, which goes into its bundle."""
 
     def initial_network(self) -> nn.Module:
         """A network with its first weights, in training mode, on the CPU; torch's own generator is left alone."""
@@ -213,11 +215,6 @@ class Task(ABC):
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
         """The fields of the bundle's manifest that follow from the task."""
-
-    @property
-    def autoencoder(self) -> Path | Traversable | None:
-        """The folder with that of a model of latents, which goes into its bundle."""
-        return None
 
     def aside(self) -> NDArray[np.float32] | None:
         """Pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""
