@@ -170,6 +170,12 @@ QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
 """What a quality stands for; steps.json of a model says what its draft reaches."""
 
 
+class Frozen(BaseModel):
+    """What does not change once it is made, and has no field but its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
+
+from ddib_fed.record import Frozen
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class MlpConfig(_Frozen):
+class MlpConfig(Frozen):
     kind: Literal["mlp"] = "mlp"
     dim: int = Field(default=2, ge=1, le=4096)
     width: int = Field(default=160, ge=1, le=4096)
@@ -22,7 +20,7 @@ class MlpConfig(_Frozen):
     flow_map: bool = False
 
 
-class SyntheticConfig(_Frozen):
+class SyntheticConfig(Frozen):
     """Arguments of `SyntheticModel`, the public code's network for points."""
 
     kind: Literal["synthetic"] = "synthetic"
@@ -33,7 +31,7 @@ class SyntheticConfig(_Frozen):
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
-class PictureNetwork(_Frozen):
+class PictureNetwork(Frozen):
     """What the UNet and the classifier share, under the names of the public constructors."""
 
     image_size: int = Field(ge=1, le=4096)
@@ -179,7 +177,7 @@ _NAMES = {
 }
 
 
-class LibraryConfig(_Frozen):
+class LibraryConfig(Frozen):
     """A network of another library: a class of a fixed list, with the arguments of its constructor.
 
     `fixed` are inputs of a denoiser that are the same at every call, such as MAISI's modality (`class_labels`) and
@@ -192,7 +190,9 @@ class LibraryConfig(_Frozen):
     kind: Literal["library"] = "library"
     target: LibraryTarget
     arguments: dict[str, JsonValue] = Field(max_length=64)
-    fixed: dict[Literal["class_labels", "spacing_tensor"], int | tuple[float, ...]] = {}
+    fixed: dict[Literal["class_labels", "spacing_tensor"], int | tuple[float, ...]] = Field(
+        default_factory=dict
+    )
     axes: tuple[int, ...] = ()
     # Not in the digests of networks without it, such as imported ones.
     spectral: tuple[int, ...] = Field(default=(), exclude_if=lambda given: not given)

@@ -27,7 +27,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -52,6 +52,7 @@ from ddib_fed.models.bundle import (
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.networks.placement import torch_threads
+from ddib_fed.record import Frozen
 from ddib_fed.terminal import bar, say
 from ddib_fed.training.autoencoder import AutoencoderTask
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
@@ -88,10 +89,8 @@ class TrainingProgress(NamedTuple):
 OnProgress = Callable[[TrainingProgress], None]
 
 
-class RunState(BaseModel):
+class RunState(Frozen):
     """What a checkpoint holds beside its tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
     step: int
@@ -101,9 +100,7 @@ class RunState(BaseModel):
     seconds: float
 
 
-class RunRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class RunRecord(Frozen):
     identity: str
     config: dict[str, Any]
 
