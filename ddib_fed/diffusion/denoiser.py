@@ -252,6 +252,4 @@ class Denoiser:
             )
         asked = x / (places.alpha + places.sigma) if self.parameterisation == "flow" else x
         out = self.run(asked.to(self.dtype), times, places.rows, extra)
-        if out.shape[1] > x.shape[1]:
-            out = out[:, : x.shape[1]]
-        return out.to(x.dtype)
+        return out[:, : x.shape[1]].to(x.dtype)

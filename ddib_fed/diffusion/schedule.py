@@ -358,10 +358,6 @@ class LevelGrid:
     def reversed(self) -> LevelGrid:
         return LevelGrid(self.levels[::-1])
 
-    @property
-    def phis(self) -> tuple[float, ...]:
-        return tuple(level.phi for level in self.levels)
-
 
 def make_grid(
     schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None, lambda_min: float | None = None

@@ -129,7 +129,7 @@ def unipc(
         x at the last level.
     """
     levels = grid.levels
-    axis = grid.phis if frame is None else tuple(level.lam for level in levels)
+    axis = tuple(level.phi if frame is None else level.lam for level in levels)
     predictors, correctors = unipc_weights(axis, order)
     state = x.clone() if frame is None else frame.enter(x, levels[0].alpha, levels[0].sigma)
     guess, at = state, x

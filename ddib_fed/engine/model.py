@@ -227,11 +227,9 @@ class DomainModel:
 def into_network(bundle: Bundle, samples: Array) -> Array:
     """In units of pixels, or of the autoencoder, before which the map of a calibration acts."""
     units, encoder = bundle.manifest.normalisation, bundle.autoencoder
-    return (
-        units.apply(samples)
-        if encoder is None
-        else encoder.manifest.normalisation.apply(units.mapped(samples))
-    )
+    if encoder is None:
+        return units.apply(samples)
+    return encoder.manifest.normalisation.apply(units.mapped(samples))
 
 
 def out_of_network(bundle: Bundle, samples: Array) -> Array:

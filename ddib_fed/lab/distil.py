@@ -224,10 +224,6 @@ class Course(NamedTuple):
     v: Tensor
     levels: Tensor
 
-    @property
-    def phis(self) -> Tensor:
-        return torch.atan2(self.levels[:, 1], self.levels[:, 0])
-
 
 class Questions(NamedTuple):
     x: Tensor
@@ -342,7 +338,8 @@ def _of_path(path: Course, u: Tensor, denoiser: Denoiser) -> Questions:
     still, backwards = u[:, 2] < STILL, u[:, 3] < 0.5
     here, there = torch.where(backwards, low + gap, low), torch.where(backwards, low, low + gap)
     here, there = torch.where(still, low, here), torch.where(still, low, there)
-    span = path.phis[there] - path.phis[here]
+    phis = torch.atan2(path.levels[:, 1], path.levels[:, 0])
+    span = phis[there] - phis[here]
     rows, start, end = (each.to(device) for each in (torch.arange(path.x.shape[1]), here, there))
     x, reached = path.x[start, rows], path.x[end, rows]
     mean = (reached - x) / torch.where(still, 1.0, span).to(device, x.dtype)[:, None]

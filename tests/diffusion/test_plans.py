@@ -77,8 +77,8 @@ def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
     """Encoding ends there and decoding starts there, softened or not; the other ends stay where they were."""
     whole = plan(SolverSettings(), SCHEDULE, soften_sigma=soften_sigma)
     steps = plan(SolverSettings(depth=depth), SCHEDULE, soften_sigma=soften_sigma)
-    data, noise = whole.decode_grid.phis[-1], whole.decode_grid.phis[0]
-    assert steps.encode_grid.phis[-1] == pytest.approx(data + depth * (noise - data))
+    data, noise = whole.decode_grid.levels[-1].phi, whole.decode_grid.levels[0].phi
+    assert steps.encode_grid.levels[-1].phi == pytest.approx(data + depth * (noise - data))
     assert steps.decode_grid.levels[0] == steps.encode_grid.levels[-1]
     assert steps.encode_grid.levels[0] == whole.encode_grid.levels[0]
     assert steps.decode_grid.levels[-1] == whole.decode_grid.levels[-1]
