@@ -318,7 +318,8 @@ class UNet(nn.Module):
     ) -> Tensor:
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
-        embedded = self._embedded(times, rows, y, kept)
+        emb = remembered(kept, self.time_embed, lambda: self.time_embed(times))
+        embedded = Embedded(emb, rows, kept) if y is None else Embedded(spread(emb, rows) + self.label_emb(y))
         if self.spectrum is None:
             return self._predict(x, embedded)
         # The linear estimate keeps its digits where autocast has the layers in half precision.
@@ -332,10 +333,6 @@ class UNet(nn.Module):
         if found.shape[1] == channels:
             return answer
         return torch.cat([answer, found[:, channels:]], dim=1)  # a learned variance
-
-    def _embedded(self, times: Tensor, rows: Tensor | None, y: Tensor | None, kept: Kept | None) -> Embedded:
-        emb = remembered(kept, self.time_embed, lambda: self.time_embed(times))
-        return Embedded(emb, rows, kept) if y is None else Embedded(spread(emb, rows) + self.label_emb(y))
 
     def _predict(self, x: Tensor, embedded: Embedded) -> Tensor:
         """The output of the layers for x (N, in_channels, H, W); of a spectrum, (N, 2 in_channels, H, W)."""

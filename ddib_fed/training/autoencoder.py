@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ddib_fed.data.synthetic import generator_of, uniforms
@@ -33,10 +32,8 @@ from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.networks.principal import begin_linear
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures import COLUMNS, PictureTask, Samples, Start
-from ddib_fed.training.sources import PictureSource
+from ddib_fed.training.sources import Floats, PictureSource
 from ddib_fed.training.trainer import Piece, Trainer
-
-Floats = NDArray[np.float32]
 
 TARGET = "monai.networks.nets.AutoencoderKL"
 KL_WEIGHT = 2.5e-4

@@ -21,8 +21,8 @@ from ddib_fed.models.manifest import LatentSpace
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import Floats, PictureTask, Start
-from ddib_fed.training.sources import PictureSource, Pixels
+from ddib_fed.training.pictures import PictureTask, Start
+from ddib_fed.training.sources import Floats, PictureSource, Pixels
 
 TOGETHER = 16
 """Pictures that are encoded at once."""

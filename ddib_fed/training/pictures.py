@@ -42,10 +42,9 @@ from ddib_fed.networks.spectrum import Moments, Spectrum, spectrum_of
 from ddib_fed.training.augment import scan_like
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, Question, ask
-from ddib_fed.training.sources import PictureSource, normalisation
+from ddib_fed.training.sources import Floats, PictureSource, normalisation
 from ddib_fed.training.trainer import Piece, Task, Trainer
 
-Floats = NDArray[np.float32]
 Network = TypeVar("Network", UNetConfig, ClassifierConfig)
 
 
