@@ -136,7 +136,7 @@ class DomainModel:
         steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
         if settings.stochastic or (steps is not None and steps.coordinates != "angle"):
             return None  # it draws noise, or its numbers differ from frequency to frequency
-        return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)
+        return recurrence_of(laid.encoder if encoding else laid.decoder, settings.evaluations)
 
     def frame(self, calibration: ChannelMap | None = None) -> Frame | None:
         """The coordinates in which learned steps of a spectral network are integrated; None where there are none."""

@@ -133,7 +133,7 @@ class Trajectory:
             solver = laid.decoder(x, cond, drawn, frame=frame)
         denoiser = model.denoiser(self.guidance, self.leg.calibration, self.share)
         recurrence = model.recurrence(settings, sigma, encoding=encoding)
-        return Integration(x, solver, denoiser, laid.evaluations, cond, recurrence, beside)
+        return Integration(x, solver, denoiser, settings.evaluations, cond, recurrence, beside)
 
 
 @dataclass(slots=True, eq=False)

@@ -34,20 +34,14 @@ class Behind(NamedTuple):
     folder: Path | Traversable
     bundle: Bundle
 
-    @property
-    def network(self) -> LibraryConfig:
-        network = self.bundle.manifest.network
-        assert isinstance(network, LibraryConfig)
-        return network
-
     def space(self, shape: tuple[int, ...], units: Normalisation | None = None) -> LatentSpace:
         """Of samples of that shape."""
-        network, units = self.network, units or Normalisation()
-        sides = tuple(side // network.divisor for side in shape[1:])
+        network, factor = self.bundle.manifest.network, self.bundle.factor
+        assert isinstance(network, LibraryConfig)
         return LatentSpace(
-            shape=(network.latent_channels, *sides),
+            shape=(network.latent_channels, *(side // factor for side in shape[1:])),
             autoencoder_sha256=self.bundle.manifest.autoencoder_sha256,
-            normalisation=units,
+            normalisation=units or Normalisation(),
         )
 
 
@@ -58,7 +52,7 @@ def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | Non
     if folder is None:
         return None
     found = Behind(folder, load_autoencoder(folder))
-    made, factor = found.bundle.manifest, found.network.divisor
+    made, factor = found.bundle.manifest, found.bundle.factor
     channels, *sides = source.shape
     others = channels != made.sample_shape[0] or len(source.shape) != len(made.sample_shape)
     changing = config.crop or config.augment != "none" or source.size is not None

@@ -74,12 +74,7 @@ class PictureSource:
 
 
 def array_source(
-    name: str,
-    train: Pixels,
-    held_out: Pixels,
-    *,
-    labels: Labels | None = None,
-    **further: Any,
+    name: str, train: Pixels, held_out: Pixels, *, labels: Labels | None = None, **further: Any
 ) -> PictureSource:
     """Pictures that are in memory already; `further` are other attributes of `PictureSource`."""
     if len(train) < MIN_PICTURES:

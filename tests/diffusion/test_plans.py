@@ -31,7 +31,7 @@ LEVELS = PublicLevels("linear", 1000, "ddim250")
 
 def test_an_order_that_is_not_given_is_the_solvers_default():
     laid = plan(SolverSettings("unipc", 0, 48), SCHEDULE)
-    assert (laid.settings.order, len(laid.encode_grid), laid.evaluations) == (3, 48, 48)
+    assert (laid.settings.order, len(laid.encode_grid), laid.settings.evaluations) == (3, 48, 48)
 
 
 @pytest.mark.parametrize(
