@@ -171,7 +171,7 @@ QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
 
 
 class Frozen(BaseModel):
-    """What does not change once it is made, and has no field but its own."""
+    """A model whose values do not change and that refuses unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -150,7 +150,7 @@ def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> A
 
 
 def generator_of(seed: int, step: int, row: int, *, stream: int = 0) -> np.random.Generator:
-    """Make random numbers that are a function of the arguments alone: stream 0 is a sample's noise, 1 its changes."""
+    """Make a generator that is a function of the arguments alone: stream 0 is a sample's noise, 1 its augmentation."""
     key, counter = np.array([seed, step], np.uint64), np.array([0, 0, stream, row + 1], np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))
 

@@ -46,7 +46,7 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
     for block in inner:
         if hasattr(block, "pad"):
             v = _components(h)[:, : block.conv.conv.out_channels]
-            constant = _neighbours(block.conv.conv, v, enlarge=False)
+            constant = _resample(block.conv.conv, v, enlarge=False)
             halvings.append(v)
             h = torch.einsum("km,nk...->nm...", v / 2.0 ** ((h.ndim - 2) / 2), _folded(h))
         else:
@@ -67,7 +67,7 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
     constant = first.conv.bias
     for block in inner:
         if hasattr(block, "deconv"):
-            constant = _neighbours(block.deconv, halvings.pop(), enlarge=True)
+            constant = _resample(block.deconv, halvings.pop(), enlarge=True)
         else:
             constant = _pass_on(block)
     scale, mean = _of_constant(constant)
@@ -93,9 +93,9 @@ def _components(h: Tensor) -> Tensor:
     return found.flip(1).float()
 
 
-def _neighbours(convolution: Any, v: Tensor, *, enlarge: bool) -> Tensor:
-    """The bias of a convolution of 3^d that now gives components of neighbours, the first 2^d of its taps; or of a
-    transposed one of 2^d that gives neighbours of their components.
+def _resample(convolution: Any, v: Tensor, *, enlarge: bool) -> Tensor:
+    """Make a convolution of 3^d give components of neighbours, the first 2^d of its taps, or a transposed one of 2^d
+    neighbours of their components; return its bias.
     """
     weight, (inputs, outputs) = convolution.weight, v.shape
     dims = weight.ndim - 2
