@@ -170,6 +170,12 @@ QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
 """What a quality stands for; steps.json of a model says what its draft reaches."""
 
 
+class Frozen(BaseModel):
+    """A model whose values do not change and that refuses unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 

@@ -32,6 +32,7 @@ from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import DdibError
 from ddib_fed.models.import_guided import parse_flags, settle
 from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import SyntheticConfig
 from ddib_fed.networks.mlp import SyntheticModel
 from ddib_fed.training.objective import make_step_batch
 
@@ -109,7 +110,8 @@ def networks(golden: Golden) -> tuple[nn.Module, nn.Module | None]:
         made = build_network(settle(golden.state, flags, classifier=False, source="the file").network)
     else:
         out_channels, channels = len(golden.state["out.2.weight"]), golden.state[GRADIENT].shape[1]
-        made = SyntheticModel(channels, out_channels, config["num_channels"], config["num_res_blocks"])
+        sizes = {name: config[name] for name in ("num_channels", "num_res_blocks")}
+        made = SyntheticModel(SyntheticConfig(in_channels=channels, out_channels=out_channels, **sizes))
     made.load_state_dict(golden.state)
     if guide is None:
         return made, None

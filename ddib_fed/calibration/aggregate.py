@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import SystemRandom
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
 from ddib_fed.calibration.record import Sha256, first_problem, units_digest
 from ddib_fed.data.folder import expand
@@ -31,12 +30,11 @@ from ddib_fed.errors import InputError
 from ddib_fed.files import canonical_json
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import is_domain
+from ddib_fed.record import Frozen
 
 Floats = npt.NDArray[np.floating]
 Numbers = npt.NDArray[np.float64]
 Unit = Literal["picture", "group"]
-Draw = Callable[[int], Numbers]
-"""Gives that many independent draws of N(0, 1)."""
 
 MAX_BYTES = 64 * 1024
 """Of an aggregate's canonical JSON."""
@@ -61,10 +59,8 @@ Epsilon = Annotated[FiniteFloat, Field(ge=0.01, le=8.0)]
 Delta = Annotated[FiniteFloat, Field(ge=1e-12, le=1e-3)]
 
 
-class Cells(BaseModel):
+class Cells(Frozen):
     """How colours are cut: `bins` intervals a channel, of equal width on [-reach, reach] in the model's units."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     channels: int = Field(ge=1, le=MOST_CHANNELS)
     bins: int = Field(ge=4, le=64)
@@ -90,14 +86,12 @@ class Cells(BaseModel):
         return self
 
 
-class Aggregate(BaseModel):
+class Aggregate(Frozen):
     """What the target publishes: a mean over `counted` units, noised for replacing one of them.
 
     `sigma` is the deviation of the noise on each share, `counts` the shares in multiples of QUANTUM, in the order of
     `Cells.shape`, the last index fastest.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     domain: str = Field(max_length=64)

@@ -194,16 +194,14 @@ def pseudo_colours(shares: Numbers, cells: Cells, count: int, generator: np.rand
     flat = np.searchsorted(ends[:-1], (np.arange(count) + generator.uniform()) / count, side="right")
     places = np.stack(np.unravel_index(flat, cells.shape), axis=1)
     within = generator.uniform(-0.5, 0.5, places.shape) * (2 * cells.reach / cells.bins)
-    found: Numbers = generator.permutation(cells.centres()[places] + within)
-    return found
+    return generator.permutation(cells.centres()[places] + within)
 
 
 def sampled_pixels(units: Floats, each: int, generator: np.random.Generator) -> Numbers:
     """Colours (N, each, C) of random pixels of each of the pictures (N, C, H, W), drawn with replacement."""
     flat = units.reshape(*units.shape[:2], -1)
     taken = generator.integers(0, flat.shape[2], (len(units), 1, each))
-    found: Numbers = np.moveaxis(np.take_along_axis(flat, taken, axis=2), 1, 2).astype(np.float64)
-    return found
+    return np.moveaxis(np.take_along_axis(flat, taken, axis=2), 1, 2).astype(np.float64)
 
 
 # The rotation of one cloud of colours onto another
@@ -305,8 +303,7 @@ def nearest_orthogonal(matrix: Numbers, *, proper: bool = False) -> Numbers:
 def random_orthogonal(channels: int, generator: np.random.Generator) -> Numbers:
     """A uniform draw of the orthogonal matrices, of both determinants."""
     q, r = np.linalg.qr(generator.standard_normal((channels, channels)))
-    found: Numbers = q * np.sign(np.diag(r))
-    return found
+    return q * np.sign(np.diag(r))
 
 
 def degrees(first: Numbers, second: Numbers) -> float:
@@ -359,8 +356,7 @@ def _quadratic_fit(rows: Floats, values: Floats, rotation: Numbers) -> Callable[
     gram, right = rows.T @ rows / len(rows), rows.T @ values / len(rows)
 
     def solve(pull: Numbers) -> Numbers:
-        found: Numbers = np.linalg.solve(gram + np.diag(pull), right + pull[:, None] * prior.T).T
-        return found
+        return np.linalg.solve(gram + np.diag(pull), right + pull[:, None] * prior.T).T
 
     return solve
 

@@ -26,7 +26,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import (
     AwareDatetime,
-    BaseModel,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -57,7 +56,7 @@ from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, PictureMap
 from ddib_fed.names import is_domain, is_institution
 from ddib_fed.protocol.contract import CalibrationKind
-from ddib_fed.record import CALIBRATION_FILE
+from ddib_fed.record import CALIBRATION_FILE, Frozen
 from ddib_fed.security.identity import (
     MAX_CERTIFICATE_BYTES,
     Identity,
@@ -91,11 +90,7 @@ RECALIBRATE: Final = (
 )
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CalibratedSide(_Section):
+class CalibratedSide(Frozen):
     """One side: its institution (empty in one process), domain, and its model's units before a calibration."""
 
     institution: str = Field(default="", max_length=253)
@@ -128,7 +123,7 @@ def place_name(place: Place) -> str:
     return "/".join(filter(None, place))
 
 
-class Making(_Section):
+class Making(Frozen):
     """How a calibration was made, and what crossed for it, or would have, in one process."""
 
     method: Literal["aggregates", "anchors"]
@@ -147,7 +142,7 @@ class Making(_Section):
     created: AwareDatetime
 
 
-class Effect(_Section):
+class Effect(Frozen):
     distance_before: Figure
     distance: Figure
     margin: Figure
@@ -161,7 +156,7 @@ class Effect(_Section):
         return int(value)  # canonical JSON has no booleans
 
 
-class Dial(_Section):
+class Dial(Frozen):
     """What jobs under the calibration take where they name no other: see `record.Settings`."""
 
     share: Annotated[FiniteFloat, Field(ge=0.0, le=1.0)] = 1.0
@@ -180,7 +175,7 @@ class Dial(_Section):
         return f"share {self.share:g}, temperature {self.temperature:g}, blend {self.blend:g}"
 
 
-class Calibration(_Section):
+class Calibration(Frozen):
     """What both institutions sign: the source applies the map to its own pictures, it leads to the target's units."""
 
     format: Literal[1] = 1
@@ -379,7 +374,7 @@ def _unusable(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
 # Signatures
 
 
-class Signature(_Section):
+class Signature(Frozen):
     """As pb.CalibrationSignature, whose limits it has: Unix seconds, the leaf in PEM, ECDSA in DER (base64 in JSON)."""
 
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
@@ -400,7 +395,7 @@ class Signature(_Section):
         return cls(signed_at=message.signed_at, certificate=message.certificate, signature=message.signature)
 
 
-class SignedCalibration(_Section):
+class SignedCalibration(Frozen):
     """A calibration with the signatures that it has so far, and whether this node's operator lets it be used."""
 
     calibration: Calibration

@@ -402,13 +402,11 @@ def _planes(pixels: Pixels, channels: int) -> Iterator[Pixels]:
     if pixels.shape[2] == 1 or channels == 3:
         yield from np.moveaxis(pixels, 2, 0)
         return
-    from PIL import Image
-
     grey: Pixels = np.empty(pixels.shape[:2], np.uint8 if pixels.dtype == np.uint8 else np.float32)
     for start, stop in bands(*grey.shape):
         block = pixels[start:stop]
         if block.dtype == np.uint8:
-            grey[start:stop] = Image.fromarray(np.ascontiguousarray(block)).convert("L")
+            grey[start:stop] = _pillow(block).convert("L")
         else:
             grey[start:stop] = block.astype(np.float32) @ np.array(LUMA, np.float32)
     yield grey

@@ -410,5 +410,4 @@ def expand(numbers: NDArray[Any]) -> NDArray[np.float32]:
     if numbers.dtype.kind == "f":
         return numbers.astype(np.float32, copy=False)
     half = np.float32(np.iinfo(numbers.dtype).max / 2)
-    scaled: NDArray[np.float32] = numbers.astype(np.float32) / half - np.float32(1)
-    return scaled
+    return numbers.astype(np.float32) / half - np.float32(1)

@@ -224,14 +224,10 @@ def _turned(angles: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
     """Rotations about the three axes, one after another, with a change of scale."""
     whole: NDArray[np.float64] = np.eye(3) * np.exp(BLOCK_STRETCH * scale)
     for axis, angle in enumerate(angles):
-        one, (a, b) = np.eye(3), [other for other in range(3) if other != axis]
-        one[a, a], one[a, b], one[b, a], one[b, b] = (
-            np.cos(angle),
-            -np.sin(angle),
-            np.sin(angle),
-            np.cos(angle),
-        )
-        whole = whole @ one
+        turn, others = np.eye(3), [other for other in range(3) if other != axis]
+        cos, sin = np.cos(angle), np.sin(angle)
+        turn[np.ix_(others, others)] = [[cos, -sin], [sin, cos]]
+        whole = whole @ turn
     return whole
 
 

@@ -149,6 +149,12 @@ def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> A
     return np.random.Generator(bits).random((n, columns))
 
 
+def generator_of(seed: int, step: int, row: int, *, stream: int = 0) -> np.random.Generator:
+    """Make a generator that is a function of the arguments alone: stream 0 is a sample's noise, 1 its augmentation."""
+    key, counter = np.array([seed, step], np.uint64), np.array([0, 0, stream, row + 1], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
+
 def from_uniforms(name_or_index: str | int, u: Array) -> NDArray[np.float32]:
     chosen = domain(name_or_index)
     return chosen.normalise(chosen.transform(u))

@@ -33,38 +33,29 @@ from ddib_fed.diffusion.denoiser import (
     v_from_x0,
     x0_from_v,
 )
-from ddib_fed.diffusion.schedule import Level
 from ddib_fed.errors import SettingsInvalid
 
 
 class Classifier:
-    """A network that tells the class of noisy data, with how it receives the time."""
+    """A network that tells the class of noisy data, as logits (N, classes), with how it receives the time."""
 
     def __init__(self, network: nn.Module, time_input: TimeInput = "lambda") -> None:
         self.network = network.eval()
         self.time_input = time_input
         self.dtype, self.device = kind_of(network)
 
-    def logits(self, x: Tensor, level: Level) -> Tensor:
-        """The logits (N, classes) of x (N, *sample_shape) at one level, in the dtype of x."""
-        return self._logits(x.to(self.dtype), Places.shared(level)).to(x.dtype)
-
     def gradient(self, x: Tensor, places: Places, y: Tensor) -> Tensor:
         """grad_x log p(y | x) of x (N, *sample_shape) at `places` for classes y (N,): shape and dtype of x."""
+        wide = torch.promote_types(self.dtype, torch.float32)
+        times = on_device(network_times(places.levels.table, self.time_input), self.device, wide)
         with torch.enable_grad():
             leaf = x.detach().to(self.dtype, copy=True).requires_grad_()
             # In float32 at least: the log-probability of an unlikely class has no digits left in half precision.
-            logits = self._logits(leaf, places)
+            logits = self.network(leaf, times, rows=places.rows)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             chosen = torch.log_softmax(logits, dim=-1).gather(1, y[:, None].to(logits.device))
             (gradient,) = torch.autograd.grad(chosen.sum(), leaf)
         return gradient.to(x.dtype)
-
-    def _logits(self, x: Tensor, places: Places) -> Tensor:
-        wide = torch.promote_types(self.dtype, torch.float32)
-        times = on_device(network_times(places.table, self.time_input), self.device, wide)
-        logits: Tensor = self.network(x, times, rows=places.rows)
-        return logits
 
 
 class Wrapped(Denoiser):
@@ -114,7 +105,8 @@ class ClassifierFree(Wrapped):
             return self.inner.at(x, places, cond)
         doubled = {key: torch.cat([value, value]) for key, value in (cond or {}).items()}
         doubled["y"] = torch.cat([nothing, y.to(x.device)])
-        without, with_class = self.inner.at(torch.cat([x, x]), places.twice(), doubled).chunk(2)
+        twice = places.chosen(torch.arange(len(x)).repeat(2))
+        without, with_class = self.inner.at(torch.cat([x, x]), twice, doubled).chunk(2)
         return torch.lerp(without, with_class, self.scale)
 
 

@@ -90,10 +90,6 @@ class Plan:
     decode_grid: LevelGrid
     learned: tuple[LearnedSteps, LearnedSteps] | None = None
 
-    @property
-    def evaluations(self) -> int:
-        return self.settings.evaluations
-
     def encoder(self, x: Tensor, cond: Condition = None, *, frame: Frame | None = None) -> Solver:
         """The generator that takes x (N, *sample_shape) at the data end to its latent."""
         if self.settings.stochastic:

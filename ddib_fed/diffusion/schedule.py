@@ -107,6 +107,11 @@ class ScheduleConfig:
         return self.beta_start, self.beta_end
 
 
+def rate_of(lam: Tensor) -> Tensor:
+    """B at lambda = lam, float64, shape of lam."""
+    return torch.logaddexp(torch.zeros_like(lam.double()), -2.0 * lam.double())
+
+
 class Schedule(ABC):
     """One noise schedule with the range of lambda in which its networks are trained."""
 
@@ -115,12 +120,8 @@ class Schedule(ABC):
     lambda_max: float
 
     @abstractmethod
-    def t_of_rate(self, rate: Tensor) -> Tensor:
-        """The t with B(t) = rate, float64, shape of rate."""
-
     def t_of_lam(self, lam: Tensor) -> Tensor:
         """The time at which lambda_t = lam, float64, shape of lam."""
-        return self.t_of_rate(torch.logaddexp(torch.zeros_like(lam.double()), -2.0 * lam.double()))
 
     def levels(self, lam: Tensor) -> tuple[Level, ...]:
         """The levels at `lam` (K,), in its order."""
@@ -134,15 +135,16 @@ class Schedule(ABC):
 
 
 class _Continuous(Schedule):
-    """Continuous time; the usable range is the schedule's own unless other ends are given."""
+    """Continuous time; the usable range is the schedule's own unless other ends are given, not beyond its `last`."""
 
     least: float
+    last = -math.inf
     scale: float | None = None
 
     def __init__(
         self, lambda_min: float | None = None, lambda_max: float | None = None, scale: float | None = None
     ) -> None:
-        self.lambda_min = self.least if lambda_min is None else lambda_min
+        self.lambda_min = max(self.last, self.least if lambda_min is None else lambda_min)
         self.lambda_max = LAMBDA_MAX if lambda_max is None else lambda_max
         if scale is not None:
             takes = self.scale is not None and 0.0 < scale < math.inf
@@ -156,18 +158,12 @@ class LinearSchedule(_Continuous):
     """Rate beta(t) = b0 + (b1 - b0) t on [0, 1], the limit of Ho et al.'s betas (arXiv 2011.13456, (32))."""
 
     name = "linear"
-    least = -math.inf
     beta_0 = 0.1
     beta_1 = 20.0
+    least = last = -0.5 * math.log(math.expm1(0.5 * (beta_0 + beta_1)))  # of B(1)
 
-    def __init__(
-        self, lambda_min: float | None = None, lambda_max: float | None = None, scale: float | None = None
-    ) -> None:
-        super().__init__(lambda_min, lambda_max, scale)
-        last = 0.5 * (self.beta_0 + self.beta_1)  # B(1)
-        self.lambda_min = max(self.lambda_min, -0.5 * math.log(math.expm1(last)))
-
-    def t_of_rate(self, rate: Tensor) -> Tensor:
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        rate = rate_of(lam)
         root = torch.sqrt(self.beta_0**2 + 2.0 * (self.beta_1 - self.beta_0) * rate)
         return 2.0 * rate / (self.beta_0 + root)
 
@@ -180,8 +176,8 @@ class CosineSchedule(_Continuous):
     offset = 0.008
     _cos_0 = math.cos(offset / (1.0 + offset) * math.pi / 2.0)
 
-    def t_of_rate(self, rate: Tensor) -> Tensor:
-        angle = torch.acos(torch.exp(-0.5 * rate) * self._cos_0)
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        angle = torch.acos(torch.exp(-0.5 * rate_of(lam)) * self._cos_0)
         return angle / (math.pi / 2.0) * (1.0 + self.offset) - self.offset
 
 
@@ -194,9 +190,6 @@ class FlowSchedule(_Continuous):
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
         return torch.sigmoid(-lam.double()) * (self.scale or 1.0)
-
-    def t_of_rate(self, rate: Tensor) -> Tensor:
-        return self.t_of_lam(-0.5 * torch.log(torch.expm1(rate)))
 
 
 class EdmSchedule(_Continuous):
@@ -211,9 +204,6 @@ class EdmSchedule(_Continuous):
 
     def t_of_lam(self, lam: Tensor) -> Tensor:
         return (math.log(self.scale or 1.0) - lam.double()) / 4.0
-
-    def t_of_rate(self, rate: Tensor) -> Tensor:
-        return self.t_of_lam(-0.5 * torch.log(torch.expm1(rate)))
 
 
 class DiscreteSchedule(Schedule):
@@ -230,7 +220,8 @@ class DiscreteSchedule(Schedule):
         self.lambda_max = float(self._lams[0])
         self.lambda_min = max(float(self._lams[-1]), ZERO_TERMINAL_LAMBDA_MIN)
 
-    def t_of_rate(self, rate: Tensor) -> Tensor:
+    def t_of_lam(self, lam: Tensor) -> Tensor:
+        rate = rate_of(lam)
         high = torch.searchsorted(self._rates, rate.contiguous()).clamp(1, self.steps - 1)
         low = high - 1
         lam = -0.5 * torch.log(torch.expm1(rate))
@@ -366,10 +357,6 @@ class LevelGrid:
 
     def reversed(self) -> LevelGrid:
         return LevelGrid(self.levels[::-1])
-
-    @property
-    def phis(self) -> tuple[float, ...]:
-        return tuple(level.phi for level in self.levels)
 
 
 def make_grid(

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Query
-from ddib_fed.diffusion.schedule import Frame, Level, LevelGrid
+from ddib_fed.diffusion.schedule import Frame, Level, LevelGrid, Scale
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
 Draw = Callable[[int], Tensor]
@@ -129,7 +129,7 @@ def unipc(
         x at the last level.
     """
     levels = grid.levels
-    axis = grid.phis if frame is None else tuple(level.lam for level in levels)
+    axis = tuple(level.phi if frame is None else level.lam for level in levels)
     predictors, correctors = unipc_weights(axis, order)
     state = x.clone() if frame is None else frame.enter(x, levels[0].alpha, levels[0].sigma)
     guess, at = state, x
@@ -154,22 +154,25 @@ def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:
 @lru_cache(maxsize=128)
 def unipc_weights(phis: tuple[float, ...], order: int) -> tuple[tuple[Weights, ...], tuple[Weights, ...]]:
     """Predictor and corrector weights of every interval of the angles `phis`, newest value of v first."""
-    predictors, correctors = [], []
+    predictors: list[Weights] = []
+    correctors: list[Weights] = []
     for i, (start, end) in enumerate(pairwise(phis)):
         nodes = phis[max(0, i + 1 - order) : i + 1][::-1]
-        predictors.append(integral_weights(nodes, start, end))
-        correctors.append(integral_weights((end, *nodes), start, end))
+        for weights, at in ((predictors, nodes), (correctors, (end, *nodes))):
+            found = integral_weights(torch.tensor(at, dtype=torch.float64), start, end)
+            weights.append(tuple(found.tolist()))
     return tuple(predictors), tuple(correctors)
 
 
-def integral_weights(nodes: tuple[float, ...], start: float, end: float) -> Weights:
-    """Weights w with sum_j w_j f(nodes_j) = the integral from start to end of the polynomial through them."""
+def integral_weights(nodes: Tensor, start: Scale, end: Scale) -> Tensor:
+    """Weights w (K,) with sum_j w_j f(nodes_j) = the integral from start to end of the polynomial through nodes (K,),
+    float64.
+    """
     h = end - start
-    scaled = torch.tensor([(node - start) / h for node in nodes], dtype=torch.float64)
+    scaled = (nodes - start) / h
     powers = torch.arange(len(nodes), dtype=torch.float64)
-    moments = 1.0 / (powers + 1.0)
-    solved = torch.linalg.solve(scaled[None, :] ** powers[:, None], moments)
-    return tuple((h * solved).tolist())
+    weights: Tensor = h * torch.linalg.solve(scaled[None, :] ** powers[:, None], 1.0 / (powers + 1.0))
+    return weights
 
 
 MOST_EVALUATIONS = 512
@@ -192,11 +195,6 @@ class Recurrence:
     to: tuple[Level | None, ...]
     scales: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
-
-    @property
-    def window(self) -> int:
-        """Velocities that a step needs."""
-        return len(self.weights[0])
 
 
 def recurrence_of(start: Callable[[Tensor], Solver], evaluations: int) -> Recurrence | None:
@@ -248,7 +246,7 @@ class RecurrenceTable(NamedTuple):
 @lru_cache(maxsize=64)
 def table_of(recurrences: tuple[Recurrence, ...], device: torch.device) -> RecurrenceTable:
     """The table of some recurrences, its numbers on a device; made once for the same ones in the same order."""
-    window = max(each.window for each in recurrences)
+    window = max(len(each.weights[0]) for each in recurrences)
     numbers: list[list[float]] = []
     starts: dict[Recurrence, int] = {}
     levels: list[Level] = []

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import DEFAULT_SETTINGS, SolverSettings
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import (
     DomainModel,
@@ -25,7 +25,6 @@ from ddib_fed.engine.party import (
     Array,
     Labels,
     Leg,
-    Noise,
     OnStep,
     RowDraw,
     ToDecode,
@@ -38,7 +37,6 @@ from ddib_fed.record import UNGUIDED, Guidance
 
 # Told (network evaluations done, in all), over all legs and batches.
 OnProgress = Callable[[int, int], None]
-DEFAULT_SETTINGS = SolverSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +91,13 @@ def draw_samples(
     """Draw samples from a model: the first `count` of the seed, pictures in [-1, 1]."""
     check_decoding(party.model, asked.settings, asked.target_class, asked.guidance)
     tell = Counter(asked.settings.evaluations * turns(party, count), on_progress)
+    labels = asked.target_class
 
     def latents() -> Iterator[ToDecode]:
         for number in range(count):
             name = f"{asked.seed} {number}".encode()
             latent = Latent.from_array(seeded_noise(party.model, name, "sample"))
-            label = _label_of(asked.target_class, number)
+            label = labels if labels is None or isinstance(labels, int) else labels[number]
             yield ToDecode(number, latent, label, picture_draw(party.model, name, "sample"))
 
     leg = replace(asked.leg(tell), round_trip=False, calibration=None)
@@ -136,16 +135,9 @@ def item_of(
     digest = hashlib.sha256(f"{asked.seed} {little.shape} ".encode() + little.tobytes()).digest()
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
     softening = hashlib.sha256(f"{asked.seed} volume ".encode() + asked.volume_sha256).digest()
-    noise = _softening(source, softening if asked.volume_sha256 else digest)
+    softening = softening if asked.volume_sha256 else digest
+    noise = lambda *_: seeded_noise(source, softening, "soften")  # noqa: E731
     return ToTranslate(number, samples, *classes, noise, *draws)
-
-
-def _softening(model: DomainModel, digest: bytes) -> Noise:
-    return lambda *_: seeded_noise(model, digest, "soften")
-
-
-def _label_of(labels: Labels, row: int) -> int | None:
-    return labels if labels is None or isinstance(labels, int) else labels[row]
 
 
 DRAWN_ROWS = 1024
@@ -168,8 +160,7 @@ def seeded_noise(model: DomainModel, digest: bytes, purpose: str) -> Array:
     """Standard normal (1, *latent_shape), one seed for each digest, purpose and model."""
     mixed = hashlib.sha256(digest + f" {purpose} {model.bundle.digest}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little"))
-    noise: Array = torch.randn((1, *model.latent_shape), generator=generator).numpy()
-    return noise
+    return torch.randn((1, *model.latent_shape), generator=generator).numpy()
 
 
 def picture_draw(model: DomainModel, digest: bytes, purpose: str) -> RowDraw:

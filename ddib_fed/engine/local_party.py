@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import on_device
+from ddib_fed.diffusion.plans import soften
 from ddib_fed.diffusion.solvers import OnStep, integrate
 from ddib_fed.engine.batcher import Batcher, Recipe
 from ddib_fed.engine.executors import Pool
@@ -198,21 +199,18 @@ class LocalParty:
         except ITEM_ERRORS as error:
             return _over(Failed(item.number, error))
         classes, x = model.class_rows(item.label, len(normalised)), model.tensor(normalised)
+        soft = None if noise is None else model.tensor(noise)
         if model.bundle.autoencoder is not None:  # the executor calls it, where the network is
-            soft = None if noise is None else torch.from_numpy(noise)
             trajectory = Trajectory("encode", x, leg, classes, pixels=True, noise=soft)
         else:
             # Softened before it is rotated: a picture's calibrated latent is its plain one, rotated.
-            x = model.into_basis(model.softened(x, sigma, noise), leg.calibration)
+            x = model.into_basis(soften(x, sigma, soft), leg.calibration)
             trajectory = Trajectory("encode", x, leg, classes)
         future = self._integrate(trajectory, item.number, leg)
 
         def again(rows: list[int]) -> Tensor:
             """Some rows of the latent, made again on the calling thread."""
-            labels = trajectory.label
-            soft = None if trajectory.noise is None else trajectory.noise[rows]
-            part = replace(trajectory, x=x[rows], label=None if labels is None else labels[rows], noise=soft)
-            work, control = part.on(model), leg.control or Control()
+            work, control = trajectory.part(rows).on(model), leg.control or Control()
             return integrate(work.solver, work.denoiser, on_step=control.check).cpu()
 
         def finish() -> Encoded | Failed:
@@ -413,7 +411,7 @@ def submit_ranges(
             except Exception as error:  # noqa: BLE001 - of a range, or no memory for the whole: the only answer
                 whole.set_exception(error)
 
-    parts = [trajectory.part(start, min(start + most, trajectory.rows)) for start in starts]
+    parts = [trajectory.part(slice(start, min(start + most, trajectory.rows))) for start in starts]
     futures = [executor.submit(part, control=control, on_step=count) for part in parts]
     for future in futures:
         future.add_done_callback(one_done)

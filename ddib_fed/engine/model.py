@@ -27,7 +27,7 @@ from ddib_fed.diffusion.guidance import (
     rotated,
     scaled,
 )
-from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan, soften
+from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan
 from ddib_fed.diffusion.schedule import Frame, require
 from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
 from ddib_fed.engine.party import Array, Labels
@@ -136,7 +136,7 @@ class DomainModel:
         steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
         if settings.stochastic or (steps is not None and steps.coordinates != "angle"):
             return None  # it draws noise, or its numbers differ from frequency to frequency
-        return recurrence_of(laid.encoder if encoding else laid.decoder, laid.evaluations)
+        return recurrence_of(laid.encoder if encoding else laid.decoder, settings.evaluations)
 
     def frame(self, calibration: ChannelMap | None = None) -> Frame | None:
         """The coordinates in which learned steps of a spectral network are integrated; None where there are none."""
@@ -177,9 +177,6 @@ class DomainModel:
 
     def tensor(self, samples: Array) -> Tensor:
         return on_device(torch.from_numpy(samples.copy()), self.device)
-
-    def softened(self, x: Tensor, sigma: float, noise: Array | None) -> Tensor:
-        return soften(x, sigma, None if noise is None else self.tensor(noise))
 
     def into_basis(self, x: Tensor, calibration: ChannelMap | None) -> Tensor:
         return x if calibration is None else rotated(x, self._rotation(calibration).to(x.dtype))
@@ -230,11 +227,9 @@ class DomainModel:
 def into_network(bundle: Bundle, samples: Array) -> Array:
     """In units of pixels, or of the autoencoder, before which the map of a calibration acts."""
     units, encoder = bundle.manifest.normalisation, bundle.autoencoder
-    return (
-        units.apply(samples)
-        if encoder is None
-        else encoder.manifest.normalisation.apply(units.mapped(samples))
-    )
+    if encoder is None:
+        return units.apply(samples)
+    return encoder.manifest.normalisation.apply(units.mapped(samples))
 
 
 def out_of_network(bundle: Bundle, samples: Array) -> Array:

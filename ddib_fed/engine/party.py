@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.diffusion.gaussianity import LatentStatistics
-from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import DEFAULT_SETTINGS, SolverSettings
 from ddib_fed.errors import Cancelled, DdibError, DeadlineExceeded, SettingsInvalid
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
@@ -33,17 +33,15 @@ class Control:
     def __init__(self, deadline: float | None = None) -> None:
         self.deadline = deadline
         self._error: DdibError | None = None
-        self._cancelled = threading.Event()
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], object]] = []
 
     def cancel(self, error: DdibError | None = None) -> None:
         """Stop at the next step; the first reason given stays."""
         with self._lock:
-            if self._cancelled.is_set():
+            if self.cancelled:
                 return
             self._error = error or Cancelled()
-            self._cancelled.set()
             callbacks, self._callbacks = self._callbacks, []
         for callback in callbacks:
             callback()
@@ -52,7 +50,7 @@ class Control:
     def interrupting(self, callback: Callable[[], object]) -> Iterator[None]:
         """Inside, cancelling calls `callback`, on the thread that cancels: for threads that wait and cannot `check`."""
         with self._lock:
-            late = self._cancelled.is_set()
+            late = self.cancelled
             if not late:
                 self._callbacks.append(callback)
         if late:
@@ -66,16 +64,14 @@ class Control:
 
     @property
     def cancelled(self) -> bool:
-        return self._cancelled.is_set()
+        return self._error is not None
 
     @property
     def error(self) -> DdibError | None:
         """Why the work is over; None while it may go on."""
-        if self._cancelled.is_set():
-            return self._error
-        if self.deadline is not None and time.monotonic() > self.deadline:
+        if self._error is None and self.deadline is not None and time.monotonic() > self.deadline:
             return DeadlineExceeded()
-        return None
+        return self._error
 
     @property
     def over(self) -> bool:
@@ -100,7 +96,6 @@ RowDraw = Callable[[int, slice], Array]
 Stage = Literal["encode", "decode"]
 OnStep = Callable[[int, Stage, int, int], None]
 """Called after each network evaluation with (item, stage, evaluations done, evaluations); must be quick."""
-DEFAULT_SETTINGS = SolverSettings()
 
 
 @dataclass(frozen=True, slots=True)

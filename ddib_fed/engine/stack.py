@@ -94,15 +94,15 @@ class Trajectory:
         """Equal for those that one network call can serve."""
         return self.guidance, self.leg.calibration, self.share, self.label is None
 
-    def part(self, start: int, stop: int) -> Trajectory:
-        """Its rows from `start` to before `stop`, as a trajectory of their own."""
-        label = None if self.label is None else self.label[start:stop]
+    def part(self, which: slice | list[int]) -> Trajectory:
+        """Some of its rows, as a trajectory of their own; a slice, where it draws noise."""
+        label = None if self.label is None else self.label[which]
+        noise = None if self.noise is None else self.noise[which]
         draw = self.draw
-        if draw is not None:
-            whole = draw
+        if draw is not None and isinstance(which, slice):
+            whole, start = draw, which.start
             draw = lambda step, rows: whole(step, slice(start + rows.start, start + rows.stop))  # noqa: E731
-        noise = None if self.noise is None else self.noise[start:stop]
-        return replace(self, x=self.x[start:stop], label=label, draw=draw, noise=noise)
+        return replace(self, x=self.x[which], label=label, draw=draw, noise=noise)
 
     def portable(self) -> Trajectory:
         return replace(self, x=self.x.clone(), leg=replace(self.leg, control=None, on_step=None))
@@ -133,7 +133,7 @@ class Trajectory:
             solver = laid.decoder(x, cond, drawn, frame=frame)
         denoiser = model.denoiser(self.guidance, self.leg.calibration, self.share)
         recurrence = model.recurrence(settings, sigma, encoding=encoding)
-        return Integration(x, solver, denoiser, laid.evaluations, cond, recurrence, beside)
+        return Integration(x, solver, denoiser, settings.evaluations, cond, recurrence, beside)
 
 
 @dataclass(slots=True, eq=False)

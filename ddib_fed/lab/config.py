@@ -77,9 +77,5 @@ class DistilConfig(TrainConfig):
         yield self.steps is not None and self.time_s is not None, "give either steps or time_s"
         yield bool(self.batch % 2), "batch is even: half starts from data, half from noise"
 
-    @property
-    def validate_every(self) -> int:
-        return self.checkpoint_every
-
     def usual_steps(self) -> int:
         return 4_000

@@ -24,6 +24,7 @@ from ddib_fed.diffusion.denoiser import Denoiser, network_times
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, decode, plan, soften
 from ddib_fed.diffusion.schedule import LevelGrid
 from ddib_fed.diffusion.solvers import integrate
+from ddib_fed.engine.model import DTYPES
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
 from ddib_fed.lab.config import DistilConfig
 from ddib_fed.models.bundle import Bundle, open_bundle
@@ -31,7 +32,7 @@ from ddib_fed.models.manifest import Distilled, DistilledError, Manifest, carrie
 from ddib_fed.networks.config import MlpConfig
 from ddib_fed.training.objective import LambdaSampler
 from ddib_fed.training.points import PointSource, domain_source, points_source
-from ddib_fed.training.run import DTYPES, OnScan, Opened, Say
+from ddib_fed.training.run import OnScan, Opened, Say
 from ddib_fed.training.sources import PictureSource
 from ddib_fed.training.trainer import Piece, Task, Trainer
 
@@ -223,10 +224,6 @@ class Course(NamedTuple):
     v: Tensor
     levels: Tensor
 
-    @property
-    def phis(self) -> Tensor:
-        return torch.atan2(self.levels[:, 1], self.levels[:, 0])
-
 
 class Questions(NamedTuple):
     x: Tensor
@@ -315,18 +312,14 @@ class Paths:
     def _walk(self, x: Tensor, grid: LevelGrid) -> Course:
         """Integrate, and keep every state at which the network was asked, and its answer."""
         nodes, velocities = [], []
-        with torch.no_grad():
-            solver = solvers.unipc(x.to(self._device), grid, order=3)
-            query = next(solver)
-            while True:
-                v = self.denoiser(query.x, query.level)
-                nodes.append(query.x.clone())
-                velocities.append(v.clone())
-                try:
-                    query = solver.send(v)
-                except StopIteration as stop:
-                    nodes.append(stop.value)
-                    break
+
+        def answered(x: Tensor, *query: Any) -> Tensor:
+            v = self.denoiser(x, *query)
+            nodes.append(x.clone())
+            velocities.append(v.clone())
+            return v
+
+        nodes.append(integrate(solvers.unipc(x.to(self._device), grid, order=3), answered))
         levels = torch.tensor(grid.levels, dtype=torch.float64)
         return Course(torch.stack(nodes), torch.stack(velocities), levels)
 
@@ -345,7 +338,8 @@ def _of_path(path: Course, u: Tensor, denoiser: Denoiser) -> Questions:
     still, backwards = u[:, 2] < STILL, u[:, 3] < 0.5
     here, there = torch.where(backwards, low + gap, low), torch.where(backwards, low, low + gap)
     here, there = torch.where(still, low, here), torch.where(still, low, there)
-    span = path.phis[there] - path.phis[here]
+    phis = torch.atan2(path.levels[:, 1], path.levels[:, 0])
+    span = phis[there] - phis[here]
     rows, start, end = (each.to(device) for each in (torch.arange(path.x.shape[1]), here, there))
     x, reached = path.x[start, rows], path.x[end, rows]
     mean = (reached - x) / torch.where(still, 1.0, span).to(device, x.dtype)[:, None]

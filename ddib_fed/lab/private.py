@@ -246,7 +246,7 @@ class PrivateTrainer(Trainer):
             f"differential privacy: {plan.total} steps with noise multiplier {self.noise:.4g} and sampling rate "
             f"{self.rate:.4g} spend at most epsilon {config.epsilon:g} at delta {self.delta:g}"
         )
-        self._last_loss = torch.zeros((), dtype=torch.float64)
+        self._losses = torch.zeros(1)  # of the last step that had samples
 
     def tensors(self) -> dict[str, Tensor]:
         return {**super().tensors(), "privacy.noise": torch.tensor(self.noise, dtype=torch.float64)}
@@ -271,7 +271,7 @@ class PrivateTrainer(Trainer):
 
     def _accumulate(self) -> Tensor:
         sums = [torch.zeros_like(parameter) for parameter in self._parameters]
-        losses = [torch.zeros(0, device=self.world.device)]
+        losses: list[Tensor] = []
         chosen = self._key.chosen(self.step, self._samples, self.rate)
         if len(chosen):
             draws = self._private.draws(self.step, chosen, self._key)
@@ -279,18 +279,14 @@ class PrivateTrainer(Trainer):
                 gradients, found = self._each(part)
                 add_clipped(sums, gradients)
                 losses.append(found)
+            self._losses = torch.cat(losses)
         for number, (parameter, total) in enumerate(zip(self._parameters, sums, strict=True)):
             drawn = self._key.normals(f"noise {number}", self.step, tuple(total.shape))
             noise = torch.from_numpy(self.noise * CLIP * drawn).to(total.device, total.dtype)
             parameter.grad = (total + noise) / self.config.batch
-        return torch.cat(losses)
+        return self._losses
 
     def _bound_gradient(self) -> None: ...
-
-    def _loss(self, losses: Tensor) -> Tensor:
-        if len(losses):
-            self._last_loss = losses.double().mean()
-        return self._last_loss
 
 
 def open_private(

@@ -356,8 +356,7 @@ def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
                 )
             wrong = v - (level.alpha * noise - level.sigma * x[rows])
             total[rows] += wrong.double().flatten(1).square().mean(1)
-    found: NDArray[np.float64] = (total / (len(LEVELS) * NOISES)).numpy()
-    return found
+    return (total / (len(LEVELS) * NOISES)).numpy()
 
 
 def _figure(statistic: Callable[..., float], *samples: Numbers) -> Figure:
@@ -387,8 +386,7 @@ def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack)
 
 
 def _units(model: DomainModel, samples: Array) -> Array:
-    found: Array = model.into_units(samples).cpu().numpy()
-    return found
+    return model.into_units(samples).cpu().numpy()
 
 
 def _together(model: DomainModel) -> int:

@@ -23,13 +23,13 @@ from ddib_fed.models.units import Normalisation
 from ddib_fed.names import check_domain
 from ddib_fed.networks.config import (
     ClassifierConfig,
-    Frozen,
     LibraryConfig,
     MlpConfig,
     NetworkConfig,
     SyntheticConfig,
     UNetConfig,
 )
+from ddib_fed.record import Frozen
 
 MOST_NUMBERS = 1 << 30
 """Of a sample or a latent: 4 GiB in float32; a volume of 1,024 x 1,024 x 1,024."""

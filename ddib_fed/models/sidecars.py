@@ -18,7 +18,7 @@ from ddib_fed.diffusion.schedule import Coordinates, LearnedLegs, LearnedSteps, 
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.files import first_problem
 from ddib_fed.models.catalogue import STEPS_FILE
-from ddib_fed.networks.config import Frozen
+from ddib_fed.record import Frozen
 
 Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]

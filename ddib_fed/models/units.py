@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, FiniteFloat, model_validator
 
-from ddib_fed.networks.config import Frozen
+from ddib_fed.record import Frozen
 
 Doubles = npt.NDArray[np.float64]
 FARTHEST = 12.0  # no channel of a solution is farther from zero, in deviations

@@ -21,7 +21,7 @@ from ddib_fed.networks.config import (
     UNetConfig,
 )
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
-from ddib_fed.networks.placement import without_autocast
+from ddib_fed.networks.placement import spread, without_autocast
 from ddib_fed.networks.spectrum import Spectrum, spectrum_of
 from ddib_fed.networks.unet import NoisyClassifier, UNet
 
@@ -33,12 +33,7 @@ def build_network(config: AnyConfig) -> nn.Module:
         return NoisyClassifier(config)
     if isinstance(config, LibraryConfig):
         return _library_network(config)
-    arguments = config.model_dump(exclude={"kind"})
-    return ResidualMLP(**arguments) if isinstance(config, MlpConfig) else SyntheticModel(**arguments)
-
-
-def _each(x: Tensor, times: Tensor, rows: Tensor | None) -> Tensor:
-    return times.expand(len(x)) if rows is None else times.index_select(0, rows)
+    return ResidualMLP(config) if isinstance(config, MlpConfig) else SyntheticModel(config)
 
 
 def _import_monai() -> None:
@@ -126,7 +121,7 @@ def _denoiser(kind: Any, config: LibraryConfig) -> Any:
                 with without_autocast(x.device.type):
                     asked = spectrum.ask(x, times, rows)
                 x = asked.inputs
-            answer = super().forward(_turned(x, axes), _each(x, times, rows), **further)
+            answer = super().forward(_turned(x, axes), spread(times, rows).expand(len(x)), **further)
             found = _back(cast("Tensor", answer if plain else answer[0]), axes)
             if asked is None:
                 return found

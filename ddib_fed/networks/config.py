@@ -7,11 +7,9 @@ import re
 from contextlib import suppress
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, model_validator
 
-
-class Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from ddib_fed.record import Frozen
 
 
 class MlpConfig(Frozen):
@@ -198,7 +196,9 @@ class LibraryConfig(Frozen):
     kind: Literal["library"] = "library"
     target: LibraryTarget
     arguments: dict[str, JsonValue] = Field(max_length=64)
-    fixed: dict[Literal["class_labels", "spacing_tensor"], int | tuple[float, ...]] = {}
+    fixed: dict[Literal["class_labels", "spacing_tensor"], int | tuple[float, ...]] = Field(
+        default_factory=dict
+    )
     axes: tuple[int, ...] = ()
     # Not in the digests of networks without it, such as imported ones.
     spectral: tuple[int, ...] = Field(default=(), exclude_if=lambda given: not given)

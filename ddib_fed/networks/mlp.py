@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 from ddib_fed.networks.placement import Kept, remembered, spread
 from ddib_fed.networks.unet import Embedded, GroupNorm32, activated, joined, timestep_embedding, zeroed
 
@@ -89,22 +90,15 @@ class ResidualMLP(nn.Module):
     remembers_tables = True
     """The same of times that rows point into: a few numbers a level."""
 
-    def __init__(
-        self,
-        dim: int = 2,
-        width: int = 160,
-        blocks: int = 4,
-        embedding: int = 128,
-        features: int = 64,
-        flow_map: bool = False,
-    ) -> None:
+    def __init__(self, config: MlpConfig) -> None:
         super().__init__()
-        self.flow_map = flow_map
+        self.flow_map = config.flow_map
+        features, width, embedding = config.features, config.width, config.embedding
         self.embed = LambdaEmbedding(features, embedding)
-        self.embed_span = LambdaEmbedding(features, embedding, span=True) if flow_map else None
-        self.enter = nn.Linear(dim, width)
-        self.blocks = nn.ModuleList(FilmBlock(width, embedding) for _ in range(blocks))
-        self.leave = nn.Linear(width, dim)
+        self.embed_span = LambdaEmbedding(features, embedding, span=True) if self.flow_map else None
+        self.enter = nn.Linear(config.dim, width)
+        self.blocks = nn.ModuleList(FilmBlock(width, embedding) for _ in range(config.blocks))
+        self.leave = nn.Linear(width, config.dim)
 
     def forward(
         self,
@@ -153,27 +147,21 @@ class _VectorBlock(nn.Module):
 class SyntheticModel(nn.Module):
     """Predicts eps (or x0) of points from (x, timestep)."""
 
-    def __init__(
-        self,
-        in_channels: int = 2,
-        out_channels: int = 2,
-        num_channels: int = 256,
-        num_res_blocks: int = 3,
-        dropout: float = 0.0,
-    ) -> None:
+    def __init__(self, config: SyntheticConfig) -> None:
         super().__init__()
-        self.num_channels = ch = num_channels
+        self.num_channels = ch = config.num_channels
 
         def blocks(count: int, width: int) -> nn.ModuleList:
-            return nn.ModuleList(_VectorBlock(width, ch, dropout) for _ in range(count))
+            return nn.ModuleList(_VectorBlock(width, ch, config.dropout) for _ in range(count))
 
         self.time_embed = nn.Sequential(nn.Linear(ch, ch), nn.SiLU(), nn.Linear(ch, ch))
         self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([nn.Linear(in_channels, ch)]), blocks(num_res_blocks, ch)]
+            [nn.ModuleList([nn.Linear(config.in_channels, ch)]), blocks(config.num_res_blocks, ch)]
         )
         self.middle_block = blocks(2, ch)
-        self.output_blocks = nn.ModuleList([blocks(num_res_blocks, 2 * ch)])
-        self.out = nn.Sequential(GroupNorm32(2 * ch), nn.SiLU(), zeroed(nn.Linear(2 * ch, out_channels)))
+        self.output_blocks = nn.ModuleList([blocks(config.num_res_blocks, 2 * ch)])
+        last = zeroed(nn.Linear(2 * ch, config.out_channels))
+        self.out = nn.Sequential(GroupNorm32(2 * ch), nn.SiLU(), last)
 
     def forward(self, x: Tensor, times: Tensor, rows: Tensor | None = None) -> Tensor:
         """The prediction at x (N, in_channels): times (1,) or (N,), or (K,) with rows (N,) pointing into them."""

@@ -46,9 +46,9 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
     for block in inner:
         if hasattr(block, "pad"):
             v = _components(h)[:, : block.conv.conv.out_channels]
-            constant = _halve(block.conv.conv, v)
+            constant = _resample(block.conv.conv, v, enlarge=False)
             halvings.append(v)
-            h = torch.einsum("km,nk...->nm...", v / _factor(h), _folded(h))
+            h = torch.einsum("km,nk...->nm...", v / 2.0 ** ((h.ndim - 2) / 2), _folded(h))
         else:
             constant = _pass_on(block)
             h = h[:, : len(constant)]
@@ -66,7 +66,10 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
     _matrix(first.conv, q * deviation)
     constant = first.conv.bias
     for block in inner:
-        constant = _enlarge(block.deconv, halvings.pop()) if hasattr(block, "deconv") else _pass_on(block)
+        if hasattr(block, "deconv"):
+            constant = _resample(block.deconv, halvings.pop(), enlarge=True)
+        else:
+            constant = _pass_on(block)
     scale, mean = _of_constant(constant)
     _diagonal(last.conv, scale * torch.ones(pictures.shape[1]))
     last.conv.bias.fill_(mean)
@@ -80,12 +83,7 @@ def _folded(h: Tensor) -> Tensor:
     halves = [side // 2 for side in sides]
     split = h.reshape(n, k, *(number for half in halves for number in (half, 2)))
     inner, outer = range(3, 3 + 2 * dims, 2), range(2, 2 + 2 * dims, 2)
-    found: Tensor = split.permute(0, 1, *inner, *outer).reshape(n, k * 2**dims, *halves)
-    return found
-
-
-def _factor(h: Tensor) -> float:
-    return float(2.0 ** ((h.ndim - 2) / 2))
+    return split.permute(0, 1, *inner, *outer).reshape(n, k * 2**dims, *halves)
 
 
 def _components(h: Tensor) -> Tensor:
@@ -95,26 +93,16 @@ def _components(h: Tensor) -> Tensor:
     return found.flip(1).float()
 
 
-def _halve(convolution: Any, v: Tensor) -> Tensor:
-    """The bias of a convolution of 3^d that now gives components; the first 2^d of its taps are the neighbours."""
+def _resample(convolution: Any, v: Tensor, *, enlarge: bool) -> Tensor:
+    """Make a convolution of 3^d give components of neighbours, the first 2^d of its taps, or a transposed one of 2^d
+    neighbours of their components; return its bias.
+    """
     weight, (inputs, outputs) = convolution.weight, v.shape
     dims = weight.ndim - 2
     k = inputs // 2**dims
+    scaled = v.T * 2 ** (dims / 2) if enlarge else v.T / 2 ** (dims / 2)
     weight.zero_()
-    weight[(slice(outputs), slice(k), *[slice(2)] * dims)] = (v.T / 2 ** (dims / 2)).reshape(
-        outputs, k, *[2] * dims
-    )
-    bias: Tensor = convolution.bias.zero_()
-    return bias
-
-
-def _enlarge(convolution: Any, v: Tensor) -> Tensor:
-    """The bias of a transposed convolution that now gives neighbours of their components."""
-    weight, (inputs, outputs) = convolution.weight, v.shape
-    dims = weight.ndim - 2
-    k = inputs // 2**dims
-    weight.zero_()
-    weight[:outputs, :k] = (v.T * 2 ** (dims / 2)).reshape(outputs, k, *[2] * dims)
+    weight[(slice(outputs), slice(k), *[slice(2)] * dims)] = scaled.reshape(outputs, k, *[2] * dims)
     bias: Tensor = convolution.bias.zero_()
     return bias
 
@@ -151,8 +139,7 @@ def _features(pictures: Tensor, h: Tensor, count: int) -> Tensor:
     # Where there are fewer features than latents, the components of the rest follow.
     rest = torch.eye(len(rows), dtype=rows.dtype) - q @ q.T
     further = torch.linalg.eigh(rest @ (rows @ rows.T) @ rest)[1].flip(1)
-    directions: Tensor = torch.cat([q, further], dim=1)[:, :count].float()
-    return directions
+    return torch.cat([q, further], dim=1)[:, :count].float()
 
 
 def _matrix(convolution: Any, values: Tensor) -> None:

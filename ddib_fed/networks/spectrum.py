@@ -161,7 +161,7 @@ class SharedWithLinear(Wrapped):
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
-        times = on_device(network_times(places.table, "scaled-lambda"), x.device, wide)
+        times = on_device(network_times(places.levels.table, "scaled-lambda"), x.device, wide)
         linear = self._spectrum.ask(x, times, places.rows).expected().to(x.dtype)
         return linear.lerp_(self.inner.at(x, places, cond), self._share)
 

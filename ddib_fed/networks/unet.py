@@ -9,12 +9,12 @@ Names and shapes in the state dict are those of the public checkpoints; the comp
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from ddib_fed.networks.placement import Kept, remembered, spread, without_autocast
 from ddib_fed.networks.spectrum import Spectrum
@@ -33,15 +33,13 @@ def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     return functional.pad(features, (0, dim % 2))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
     """The embedding of the levels of a batch on its way through a network's blocks."""
 
-    __slots__ = ("emb", "kept", "rows")
-
-    def __init__(self, emb: Tensor, rows: Tensor | None = None, kept: Kept | None = None) -> None:
-        self.emb = emb
-        self.rows = rows
-        self.kept = kept
+    emb: Tensor
+    rows: Tensor | None = None
+    kept: Kept | None = None
 
     @property
     def shared(self) -> bool:
@@ -94,43 +92,22 @@ def joined(x: Tensor, branch: Tensor) -> Tensor:
 Layer = TypeVar("Layer", nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-def residual(
-    config: PictureNetwork, channels: int, out_channels: int | None = None, *, resample: str = ""
-) -> ResBlock:
-    return ResBlock(
-        channels,
-        4 * config.model_channels,
-        config.dropout,
-        out_channels,
-        scale_shift=config.use_scale_shift_norm,
-        resample=resample,
-        groups=config.groups,
-    )
-
-
-def attending(config: PictureNetwork, channels: int, heads: int) -> AttentionBlock:
-    """An attention block with `heads` heads, unless their width is given."""
-    if config.num_head_channels != -1:
-        heads = channels // config.num_head_channels
-    return AttentionBlock(channels, heads, new_order=config.use_new_attention_order, groups=config.groups)
-
-
 def descend(config: PictureNetwork, in_channels: int) -> tuple[nn.ModuleList, list[int]]:
     """The down path, from pictures to the coarsest features, and the channels of each block."""
     channels = config.widths[0]
     blocks, made = nn.ModuleList([Timed(nn.Conv2d(in_channels, channels, 3, padding=1))]), [channels]
     for level, width in enumerate(config.widths):
         for _ in range(config.num_res_blocks):
-            layers: list[nn.Module] = [residual(config, channels, width)]
+            layers: list[nn.Module] = [ResBlock(config, channels, width)]
             channels = width
             if 2**level in config.attention_resolutions:
-                layers.append(attending(config, channels, config.num_heads))
+                layers.append(AttentionBlock(config, channels, config.num_heads))
             blocks.append(Timed(*layers))
             made.append(channels)
         if level < len(config.widths) - 1:
             learned = Downsample(channels, learned=config.conv_resample)
             blocks.append(
-                Timed(residual(config, channels, resample="down") if config.resblock_updown else learned)
+                Timed(ResBlock(config, channels, resample="down") if config.resblock_updown else learned)
             )
             made.append(channels)
     return blocks, made
@@ -138,8 +115,8 @@ def descend(config: PictureNetwork, in_channels: int) -> tuple[nn.ModuleList, li
 
 def middle(config: PictureNetwork) -> Timed:
     channels = config.widths[-1]
-    attends = attending(config, channels, config.num_heads)
-    return Timed(residual(config, channels), attends, residual(config, channels))
+    attends = AttentionBlock(config, channels, config.num_heads)
+    return Timed(ResBlock(config, channels), attends, ResBlock(config, channels))
 
 
 class TimeEmbed(nn.Sequential):
@@ -194,29 +171,23 @@ class ResBlock(nn.Module):
     """skip(x) + out_layers(in_layers(x), time); with `resample`, both branches double or halve height and width."""
 
     def __init__(
-        self,
-        channels: int,
-        emb_channels: int,
-        dropout: float,
-        out_channels: int | None = None,
-        *,
-        scale_shift: bool = False,
-        resample: str = "",
-        groups: int = 32,
+        self, config: PictureNetwork, channels: int, out_channels: int | None = None, *, resample: str = ""
     ) -> None:
         super().__init__()
-        width = out_channels or channels
-        self.scale_shift = scale_shift
+        width, groups = out_channels or channels, config.groups
+        self.scale_shift = config.use_scale_shift_norm
         self.resamples = bool(resample)
         self.in_layers = nn.Sequential(
             GroupNorm32(channels, groups), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1)
         )
         self.h_upd, self.x_upd = _resampler(channels, resample), _resampler(channels, resample)
         self.emb_layers = nn.Sequential(
-            nn.SiLU(), nn.Linear(emb_channels, 2 * width if scale_shift else width)
+            nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * width if self.scale_shift else width)
         )
         last = zeroed(nn.Conv2d(width, width, 3, padding=1))
-        self.out_layers = nn.Sequential(GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(dropout), last)
+        self.out_layers = nn.Sequential(
+            GroupNorm32(width, groups), nn.SiLU(), nn.Dropout(config.dropout), last
+        )
         self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
 
     def forward(self, x: Tensor, embedded: Embedded) -> Tensor:
@@ -251,13 +222,13 @@ def _resampler(channels: int, resample: str) -> nn.Module:
 
 
 class AttentionBlock(nn.Module):
-    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture."""
+    """x + proj_out(attention(qkv(norm(x)))) over all positions of a picture; `heads` unless their width is given."""
 
-    def __init__(self, channels: int, heads: int, *, new_order: bool = False, groups: int = 32) -> None:
+    def __init__(self, config: PictureNetwork, channels: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.new_order = new_order
-        self.norm = GroupNorm32(channels, groups)
+        self.heads = heads if config.num_head_channels == -1 else channels // config.num_head_channels
+        self.new_order = config.use_new_attention_order
+        self.norm = GroupNorm32(channels, config.groups)
         # Convolutions of length 1 in name and shape, as in checkpoints; computed as linear layers.
         self.qkv = nn.Conv1d(channels, 3 * channels, 1)
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
@@ -304,7 +275,6 @@ class UNet(nn.Module):
         self.image_size, self.in_channels = config.image_size, config.in_channels
         self.num_classes, self.patch = config.num_classes, config.patch
         self.global_mean = config.global_mean
-        self.checkpointing = False
         self.spectrum = (
             Spectrum(self.in_channels, self.image_size, self.image_size) if config.spectral else None
         )
@@ -322,14 +292,14 @@ class UNet(nn.Module):
         channels = config.widths[-1]
         for level, width in reversed(list(enumerate(config.widths))):
             for index in range(config.num_res_blocks + 1):
-                layers: list[nn.Module] = [residual(config, channels + skips.pop(), width)]
+                layers: list[nn.Module] = [ResBlock(config, channels + skips.pop(), width)]
                 channels = width
                 if 2**level in config.attention_resolutions:
-                    layers.append(attending(config, channels, heads))
+                    layers.append(AttentionBlock(config, channels, heads))
                 if level and index == config.num_res_blocks:
                     learned = Upsample(channels, learned=config.conv_resample)
                     layers.append(
-                        residual(config, channels, resample="up") if config.resblock_updown else learned
+                        ResBlock(config, channels, resample="up") if config.resblock_updown else learned
                     )
                 self.output_blocks.append(Timed(*layers))
         self.out = nn.Sequential(
@@ -348,7 +318,8 @@ class UNet(nn.Module):
     ) -> Tensor:
         if (y is None) != (self.num_classes is None):
             raise ValueError("classes are given if and only if the network has classes")
-        embedded = self._embedded(times, rows, y, kept)
+        emb = remembered(kept, self.time_embed, lambda: self.time_embed(times))
+        embedded = Embedded(emb, rows, kept) if y is None else Embedded(spread(emb, rows) + self.label_emb(y))
         if self.spectrum is None:
             return self._predict(x, embedded)
         # The linear estimate keeps its digits where autocast has the layers in half precision.
@@ -363,10 +334,6 @@ class UNet(nn.Module):
             return answer
         return torch.cat([answer, found[:, channels:]], dim=1)  # a learned variance
 
-    def _embedded(self, times: Tensor, rows: Tensor | None, y: Tensor | None, kept: Kept | None) -> Embedded:
-        emb = remembered(kept, self.time_embed, lambda: self.time_embed(times))
-        return Embedded(emb, rows, kept) if y is None else Embedded(spread(emb, rows) + self.label_emb(y))
-
     def _predict(self, x: Tensor, embedded: Embedded) -> Tensor:
         """The output of the layers for x (N, in_channels, H, W); of a spectrum, (N, 2 in_channels, H, W)."""
         mean = None
@@ -379,19 +346,14 @@ class UNet(nn.Module):
         h = x
         skips = []
         for block in self.input_blocks:
-            h = self._through(block, h, embedded)
+            h = block(h, embedded)
             skips.append(h)
-        h = self._through(self.middle_block, h, embedded)
+        h = self.middle_block(h, embedded)
         for block in self.output_blocks:
-            h = self._through(block, torch.cat([h, skips.pop()], dim=1), embedded)
+            h = block(torch.cat([h, skips.pop()], dim=1), embedded)
         norm, _, leave = self.out
         out: Tensor = leave(activated(norm(h)))
         return functional.pixel_shuffle(out, self.patch) if self.patch > 1 else out
-
-    def _through(self, block: nn.Module, h: Tensor, embedded: Embedded) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
-        return cast("Tensor", block(h, embedded))
 
 
 class AttentionPool(nn.Module):
@@ -431,7 +393,6 @@ class NoisyClassifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
-        self.checkpointing = False
         self.time_embed = TimeEmbed(config.model_channels)
         self.input_blocks, _ = descend(config, config.in_channels)
         self.middle_block = middle(config)
@@ -449,9 +410,6 @@ class NoisyClassifier(nn.Module):
         embedded = Embedded(self.time_embed(times), rows)
         h = x
         for block in (*self.input_blocks, self.middle_block):
-            if self.checkpointing and torch.is_grad_enabled():
-                h = cast("Tensor", checkpoint(block, h, embedded, use_reentrant=False))
-            else:
-                h = block(h, embedded)
+            h = block(h, embedded)
         out: Tensor = self.out(h)
         return out

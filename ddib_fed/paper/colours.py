@@ -66,8 +66,7 @@ class Photograph:
     def paint(self, rgb: Floats) -> NDArray[Any]:
         """The picture (H, W, 3) with other colours (K, 3), clipped."""
         levels = np.rint((np.clip(rgb, -1.0, 1.0) + 1.0) * (0.5 * self.top))
-        painted: NDArray[Any] = levels.astype(self.colours.dtype)[self.index]
-        return painted
+        return levels.astype(self.colours.dtype)[self.index]
 
     def drawn(self, count: int, seed: int) -> NDArray[np.int64]:
         rng = np.random.default_rng(seed)

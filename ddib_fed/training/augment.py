@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ddib_fed.data.synthetic import generator_of
+
 SCALE: Final = 0.08
 """Deviation of the logarithm of a change of size."""
 BEND, KNOTS = 0.02, 5
@@ -24,11 +26,8 @@ GAMMA, FACTOR, BIAS, NOISE = 0.25, 0.1, 0.15, 0.03
 
 def scan_like(pictures: NDArray[np.float32], seed: int, step: int, first: int) -> NDArray[np.float32]:
     """Pictures (N, C, H, W) in [-1, 1], changed; each by (seed, step, number) alone."""
-    rows = []
-    for number, picture in enumerate(pictures, first):
-        key, counter = np.array([seed, step], np.uint64), np.array([0, 0, 1, number + 1], np.uint64)
-        rows.append(_changed(picture, np.random.Generator(np.random.Philox(key=key, counter=counter))))
-    return np.stack(rows)
+    numbered = enumerate(pictures, first)
+    return np.stack([_changed(each, generator_of(seed, step, number, stream=1)) for number, each in numbered])
 
 
 def _changed(picture: NDArray[np.float32], draw: np.random.Generator) -> NDArray[np.float32]:
@@ -45,8 +44,7 @@ def _changed(picture: NDArray[np.float32], draw: np.random.Generator) -> NDArray
     found = moved ** float(np.exp(GAMMA * draw.standard_normal())) * factor
     found = found / found.amax().clamp_min(1.0)  # nothing is saturated
     found = torch.where(moved > 0.0, found + noise, found)  # a scan that was masked stays masked
-    changed: NDArray[np.float32] = (found.clamp(0.0, 1.0) * 2.0 - 1.0).numpy()
-    return changed
+    return (found.clamp(0.0, 1.0) * 2.0 - 1.0).numpy()
 
 
 def _smooth(knots: NDArray[np.float64], height: int, width: int) -> Tensor:

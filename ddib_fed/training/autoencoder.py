@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddib_fed.data.synthetic import uniforms
+from ddib_fed.data.synthetic import generator_of, uniforms
+from ddib_fed.diffusion.denoiser import kind_of
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation import metrics
@@ -32,10 +32,8 @@ from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.networks.principal import begin_linear
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures import COLUMNS, PictureTask, Samples, Start
-from ddib_fed.training.sources import PictureSource
+from ddib_fed.training.sources import Floats, PictureSource
 from ddib_fed.training.trainer import Piece, Trainer
-
-Floats = NDArray[np.float32]
 
 TARGET = "monai.networks.nets.AutoencoderKL"
 KL_WEIGHT = 2.5e-4
@@ -72,13 +70,9 @@ class AutoencoderTask(PictureTask):
     network: LibraryConfig
 
     def __init__(self, config: TrainConfig, source: PictureSource) -> None:
-        self._pictures = source
         start = Start(autoencoder_network(config, source), ScheduleConfig())
         super().__init__(config, replace(source, size=min(WINDOW, source.shape[-1])), start)
-
-    @property
-    def pictures(self) -> PictureSource:
-        return self._pictures
+        self.pictures = source
 
     def initial_network(self) -> nn.Module:
         network = super().initial_network()
@@ -91,9 +85,8 @@ class AutoencoderTask(PictureTask):
         chosen = self._chosen(step * self.config.batch + first, count)
         x = self.normal.apply(self.changed(chosen, u))
         shape = self.network.latent_channels, *(side // self.network.divisor for side in x.shape[2:])
-        eps = np.stack(
-            [self._noise(step, first + row).standard_normal(shape, np.float32) for row in range(count)]
-        )
+        each = (generator_of(self.config.seed, step, row) for row in range(first, first + count))
+        eps = np.stack([generator.standard_normal(shape, np.float32) for generator in each])
         return Samples(torch.from_numpy(x), torch.from_numpy(eps), None)
 
     def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
@@ -122,9 +115,8 @@ class AutoencoderTask(PictureTask):
         """What is decoded from the latents of pictures (N, C, *sides) in [-1, 1]."""
         parts = torch.split(torch.from_numpy(self.normal.apply(pictures)), _AT_ONCE)
         with torch.no_grad():
-            made = [network.decode(network.encode(part.to(_device(network)))).cpu() for part in parts]
-        found: Floats = np.clip(self.normal.undo(torch.cat(made).numpy()), -1, 1)
-        return found
+            made = [network.decode(network.encode(part.to(kind_of(network)[1]))).cpu() for part in parts]
+        return np.clip(self.normal.undo(torch.cat(made).numpy()), -1, 1)
 
     def aside(self) -> None:
         return None
@@ -132,22 +124,18 @@ class AutoencoderTask(PictureTask):
     def manifest(self) -> dict[str, Any]:
         return {
             "role": "autoencoder",
-            "sample_kind": "picture" if len(self._pictures.shape) == 3 else "volume",
-            "sample_shape": self._pictures.shape,
+            "sample_kind": "picture" if len(self.pictures.shape) == 3 else "volume",
+            "sample_shape": self.pictures.shape,
             "network": self.network,
             "normalisation": self.normal,
             "soften_sigma": self.config.soften_sigma,
-            "picture": self._pictures.picture,
-            "data": self._pictures.note,
+            "picture": self.pictures.picture,
+            "data": self.pictures.note,
         }
-
-    def _noise(self, step: int, row: int) -> np.random.Generator:
-        key = np.array([self.config.seed, step], np.uint64)
-        return np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 0, 0, row + 1], np.uint64)))
 
     def _errors(self, network: Any, x: Tensor, eps: Tensor | None) -> Tensor:
         """The loss of each picture (n,), without `eps` from the mean of its latent."""
-        x = x.to(_device(network))
+        x = x.to(kind_of(network)[1])
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
@@ -169,7 +157,3 @@ class AutoencoderTask(PictureTask):
         )
         raw = x * std + mean
         return raw if self.normal.colours == "rgb" else torch.stack(opponent_to_rgb(*raw.unbind(1)), dim=1)
-
-
-def _device(network: nn.Module) -> torch.device:
-    return next(network.parameters()).device

@@ -19,9 +19,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     model_validator,
@@ -31,6 +29,8 @@ from ddib_fed.errors import SettingsInvalid, UsageError
 from ddib_fed.files import first_problem
 from ddib_fed.models.units import Colours
 from ddib_fed.names import check_domain, domain_from
+from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
+from ddib_fed.record import Frozen
 
 Config = TypeVar("Config", bound="TrainConfig")
 Preset = Mapping[str, Any]
@@ -75,10 +75,8 @@ def seconds(value: Any) -> Any:
     return total
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Frozen):
     """One training run; its kind follows from the data that are named."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     free: ClassVar[frozenset[str]] = frozenset(
         {
@@ -272,8 +270,6 @@ class TrainConfig(BaseModel):
     def usual_network(cls, given: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
         """Fields of a picture network as the preset has them, but for what the run rules out."""
         if given["kind"] == "classifier":
-            from ddib_fed.networks.config import ClassifierConfig  # imports torch
-
             found = {name: value for name, value in network.items() if name in ClassifierConfig.model_fields}
             heads = network.get("num_head_channels", -1) != -1
             return {**found, "pool": "attention" if heads else "adaptive"}
@@ -320,8 +316,6 @@ class TrainConfig(BaseModel):
             return
         resized = self._says("width") or self._says("blocks")
         yield resized, "the public network has num_channels and num_res_blocks, no width and blocks"
-        from ddib_fed.networks.config import SyntheticConfig  # imports torch
-
         try:
             SyntheticConfig.model_validate(fields)
         except ValidationError as error:
@@ -379,10 +373,8 @@ class TrainConfig(BaseModel):
         return hashlib.sha256(f"{settings} {data}".encode()).hexdigest()
 
 
-class RunPlan(BaseModel):
+class RunPlan(Frozen):
     """How long a run is: `total` steps, decided after `step` steps, when the share `share` of the run was behind it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     total: int = Field(ge=1)
     step: int = 0
@@ -464,8 +456,6 @@ def _with_sets(config: type[TrainConfig], fields: Mapping[str, Any], sets: Seque
 
 
 def _require_of_a_network(name: str, own: Sequence[str]) -> None:
-    from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig  # imports torch
-
     known = {field for kind in (UNetConfig, ClassifierConfig, SyntheticConfig) for field in kind.model_fields}
     known |= PRESETS["autoencoder-8"]["network"].keys()
     if name not in known:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ from ddib_fed.models.manifest import LatentSpace
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import Floats, PictureTask, Start
-from ddib_fed.training.sources import PictureSource, Pixels
+from ddib_fed.training.pictures import PictureTask, Start
+from ddib_fed.training.sources import Floats, PictureSource, Pixels
 
 TOGETHER = 16
 """Pictures that are encoded at once."""
@@ -32,20 +33,14 @@ class Behind(NamedTuple):
     folder: Path
     bundle: Bundle
 
-    @property
-    def network(self) -> LibraryConfig:
-        network = self.bundle.manifest.network
-        assert isinstance(network, LibraryConfig)
-        return network
-
     def space(self, shape: tuple[int, ...], units: Normalisation | None = None) -> LatentSpace:
         """Of samples of that shape."""
-        network, units = self.network, units or Normalisation()
-        sides = tuple(side // network.divisor for side in shape[1:])
+        network, factor = self.bundle.manifest.network, self.bundle.factor
+        assert isinstance(network, LibraryConfig)
         return LatentSpace(
-            shape=(network.latent_channels, *sides),
+            shape=(network.latent_channels, *(side // factor for side in shape[1:])),
             autoencoder_sha256=self.bundle.manifest.autoencoder_sha256,
-            normalisation=units,
+            normalisation=units or Normalisation(),
         )
 
 
@@ -56,18 +51,16 @@ def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | Non
     if folder is None:
         return None
     found = Behind(folder, load_autoencoder(folder))
-    made, factor = found.bundle.manifest, found.network.divisor
+    made, factor = found.bundle.manifest, found.bundle.factor
     channels, *sides = source.shape
+    others = channels != made.sample_shape[0] or len(source.shape) != len(made.sample_shape)
+    changing = config.crop or config.augment != "none" or source.size is not None
     wrong = {
-        f"pictures of {channels} channels, and the autoencoder takes {made.sample_shape[0]}": channels
-        != made.sample_shape[0]
-        or len(source.shape) != len(made.sample_shape),
+        f"pictures of {channels} channels, and the autoencoder takes {made.sample_shape[0]}": others,
         f"pictures of {source.shape[1:]} do not divide by {factor}, as the autoencoder needs": any(
             side % factor for side in sides
         ),
-        "pictures become latents once, before the first step: no windows are cut, and nothing is augmented": config.crop
-        or config.augment != "none"
-        or source.size is not None,
+        "pictures become latents once, before the first step: no windows are cut, and nothing is augmented": changing,
     }
     for what, there in wrong.items():
         if there:
@@ -117,6 +110,8 @@ def as_latents(
 class LatentTask(PictureTask):
     """What is learned are the latents; what is shown, judged and held out are the pictures."""
 
+    latents: LatentSpace
+
     def __init__(
         self,
         config: TrainConfig,
@@ -129,32 +124,19 @@ class LatentTask(PictureTask):
         # Mirrored pictures are among the latents, and colours are of pictures.
         own = config.model_copy(update={"flip": False, "colours": "rgb"})
         super().__init__(own, latents, start._replace(normal=None))
-        self._pictures, self._behind, self._units = pictures, behind, units
-        self._decoder: Codec | None = None
+        self.pictures, self.units, self.autoencoder = pictures, units, behind.folder
+        self.latents = behind.space(pictures.shape, self.normal)
+        self._behind = behind.bundle
 
-    @property
-    def autoencoder(self) -> Path:
-        return self._behind.folder
-
-    @property
-    def pictures(self) -> PictureSource:
-        return self._pictures
-
-    @property
-    def units(self) -> Normalisation:
-        return self._units
-
-    @property
-    def latents(self) -> LatentSpace:
-        return self._behind.space(self._pictures.shape, self.normal)
+    @cached_property
+    def _decoder(self) -> Codec:
+        return Codec(self._behind, self.latents, torch.device("cpu"))
 
     def shown(self, x: Tensor) -> Floats:
-        if self._decoder is None:
-            self._decoder = Codec(self._behind.bundle, self.latents, torch.device("cpu"))
         parts = torch.split(x, TOGETHER)
-        sides = self._pictures.shape[1:]
+        sides = self.pictures.shape[1:]
         # The same model in memory: its network is not asked.
-        manifest = self._behind.bundle.manifest.model_copy(update={"normalisation": self._units})
-        whole = replace(self._behind.bundle, manifest=manifest, autoencoder=self._behind.bundle)
+        manifest = self._behind.manifest.model_copy(update={"normalisation": self.units})
+        whole = replace(self._behind, manifest=manifest, autoencoder=self._behind)
         found = [out_of_network(whole, self._decoder.decode(part, sides).numpy()) for part in parts]
         return np.concatenate(found)

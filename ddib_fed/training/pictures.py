@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ddib_fed.calibration.record import RETRAINED, read_calibration, units_digest
 from ddib_fed.data.folder import expand
-from ddib_fed.data.synthetic import uniforms
+from ddib_fed.data.synthetic import generator_of, uniforms
 from ddib_fed.diffusion.denoiser import Denoiser, TimeInput, on_device
 from ddib_fed.diffusion.plans import SolverSettings, decode
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
@@ -43,10 +43,9 @@ from ddib_fed.networks.spectrum import Moments, Spectrum, spectrum_of
 from ddib_fed.training.augment import scan_like
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.objective import LambdaSampler, Question, ask
-from ddib_fed.training.sources import PictureSource, normalisation
+from ddib_fed.training.sources import Floats, PictureSource, normalisation
 from ddib_fed.training.trainer import Piece, Task, Trainer
 
-Floats = NDArray[np.float32]
 Network = TypeVar("Network", UNetConfig, ClassifierConfig)
 
 
@@ -272,25 +271,16 @@ class PictureTask(Task):
     def __init__(self, config: TrainConfig, source: PictureSource, start: Start) -> None:
         super().__init__(config, start.network)
         self.source, self.start = source, start
+        self.pictures = source
+        """The pictures of the domain, which samples are compared with; what is learned may be their latents."""
         self.classifies = isinstance(start.network, ClassifierConfig)
         self.normal = start.normal or normalisation(config, source)
+        self.units = self.normal
+        """From pictures in [-1, 1] to what the first network takes: the model's, or the autoencoder's."""
+        self.latents: LatentSpace | None = None
         self._schedule = schedule_from_config(start.schedule)
         self._lambdas = LambdaSampler(self._schedule)
         self._epoch, self._order = -1, np.empty(0, np.int64)
-
-    @property
-    def pictures(self) -> PictureSource:
-        """The pictures of the domain, which samples are compared with; what is learned may be their latents."""
-        return self.source
-
-    @property
-    def units(self) -> Normalisation:
-        """From pictures in [-1, 1] to what the first network takes: the model's, or the autoencoder's."""
-        return self.normal
-
-    @property
-    def latents(self) -> LatentSpace | None:
-        return None
 
     def shown(self, x: Tensor) -> Floats:
         """Pictures of what the ODE made."""
@@ -365,9 +355,7 @@ class PictureTask(Task):
         """Normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
         eps, filled = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
         for row in range(len(x)):
-            key = np.array([self.config.seed, step], np.uint64)
-            counter = np.array([0, 0, 0, first + row + 1], np.uint64)
-            generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
+            generator = generator_of(self.config.seed, step, first + row)
             generator.standard_normal(dtype=np.float32, out=eps[row])
             generator.random(dtype=np.float32, out=filled[row])
         x = x + (filled - np.float32(0.5)) * np.float32(self.source.quantum)
@@ -383,7 +371,8 @@ class PictureTask(Task):
         return found.sum() / batch, found
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
-        x0, eps = self._noisy(self._held_out(HELD_OUT_PICTURES), _HELD_OUT_STEP, 0)
+        held_out = expand(middle(self.source.held_out[:HELD_OUT_PICTURES], self.source.shape[1:]))
+        x0, eps = self._noisy(held_out, _HELD_OUT_STEP, 0)
         labels, count = self.source.held_out_labels, len(x0)
         given = self.config.classes is not None and labels is not None
         samples = Samples(x0, eps, torch.from_numpy(labels[:count]) if given and labels is not None else None)
@@ -399,9 +388,6 @@ class PictureTask(Task):
             return None
         held_out = self._held_out_pictures()
         return held_out[np.random.default_rng(self.config.seed).permutation(len(held_out))]
-
-    def _held_out(self, most: int | None = None) -> Floats:
-        return expand(middle(self.source.held_out[:most], self.source.shape[1:]))
 
     def _held_out_pictures(self, most: int | None = None) -> Floats:
         return expand(middle(self.pictures.held_out[:most], self.pictures.shape[1:]))
@@ -489,8 +475,7 @@ class PictureTask(Task):
                 numbers = torch.arange(first, first + len(part)) % len(self.source.classes)
                 cond = {"y": numbers.to(device)}
             drawn.append(decode(part, denoiser, self._schedule, settings, cond=cond).cpu())
-        pictures: Floats = np.clip(self.shown(torch.cat(drawn)), -1, 1)
-        return pictures
+        return np.clip(self.shown(torch.cat(drawn)), -1, 1)
 
     def _judge(self, trainer: Trainer, drawn: Floats, real: Floats, others: Floats) -> None:
         """Compare samples with held-out pictures: have it said, and recorded among the figures."""

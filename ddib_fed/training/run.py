@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -34,7 +34,7 @@ from torch import Tensor
 from ddib_fed.data.folder import require_outside
 from ddib_fed.data.synthetic import domain_name
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
-from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.model import DTYPES, DomainModel
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
 from ddib_fed.evaluation import sheets
 from ddib_fed.files import model_folder, sync_folder, write_file
@@ -51,6 +51,7 @@ from ddib_fed.models.bundle import (
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.models.manifest import Manifest, Training
 from ddib_fed.networks.placement import torch_threads
+from ddib_fed.record import Frozen
 from ddib_fed.terminal import bar, say
 from ddib_fed.training.autoencoder import AutoencoderTask
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
@@ -61,7 +62,6 @@ from ddib_fed.training.sources import PictureSource, normalisation, open_source
 from ddib_fed.training.trainer import Task, Trainer, World, measure, open_world, place_of
 
 RUN_FOLDER = "run"
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 KEPT = 2
 """Checkpoints."""
 TIME_SHARE = 0.93  # share of a time that is given to steps; the rest goes to records and the last sheet
@@ -88,10 +88,8 @@ class TrainingProgress(NamedTuple):
 OnProgress = Callable[[TrainingProgress], None]
 
 
-class RunState(BaseModel):
+class RunState(Frozen):
     """What a checkpoint holds beside its tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     identity: str
     step: int
@@ -101,9 +99,7 @@ class RunState(BaseModel):
     seconds: float
 
 
-class RunRecord(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class RunRecord(Frozen):
     identity: str
     config: dict[str, Any]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -74,26 +74,17 @@ class PictureSource:
 
 
 def array_source(
-    name: str,
-    train: Pixels,
-    held_out: Pixels,
-    *,
-    labels: Sequence[int] | Labels | None = None,
-    held_out_labels: Sequence[int] | Labels | None = None,
-    classes: tuple[str, ...] = (),
-    **further: Any,
+    name: str, train: Pixels, held_out: Pixels, *, labels: Labels | None = None, **further: Any
 ) -> PictureSource:
     """Pictures that are in memory already; `further` are other attributes of `PictureSource`."""
     if len(train) < MIN_PICTURES:
         problem = f"{name} has {len(train)} training pictures; at least {MIN_PICTURES} are needed"
         raise InputError(problem, hint="add pictures")
-    own, others = (None if x is None else np.asarray(x, np.int64) for x in (labels, held_out_labels))
     digest = hashlib.sha256()
-    for array in (train, held_out, *(() if own is None else (own,))):
+    for array in (train, held_out, *(() if labels is None else (labels,))):
         digest.update(f"{array.dtype} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).data)
-    told = f"pictures:{digest.hexdigest()}"
-    return PictureSource(name, train, held_out, told, own, others, classes, **further)
+    return PictureSource(name, train, held_out, f"pictures:{digest.hexdigest()}", labels, **further)
 
 
 def shipped_source(name: str) -> PictureSource:
@@ -127,24 +118,15 @@ def open_source(
     say: Say | None = None,
     progress: Progress | None = None,
 ) -> PictureSource:
+    say = say or (lambda _: None)
     if source is None and config.domain is not None:
         source = shipped_source(config.domain)
     elif source is None and config.slices == "none":
-        blocks, root = (
-            volume_blocks(config, say=say or (lambda _: None), progress=progress),
-            Path(str(config.images)),
-        )
-        source = array_source(
-            name_of(root),
-            blocks.train,
-            blocks.held_out,
-            picture=blocks.picture,
-            note=blocks.note,
-            size=config.usual_size,
-            quantum=0.0,
-        )
+        blocks = volume_blocks(config, say=say, progress=progress)._asdict()
+        name = name_of(Path(str(config.images)))
+        source = array_source(name, **blocks, size=config.usual_size, quantum=0.0)
     elif source is None:
-        source = folder_source(config, say=say or (lambda _: None), progress=progress)
+        source = folder_source(config, say=say, progress=progress)
     if config.size is not None and set(source.shape[1:]) != {config.size}:
         raise SettingsInvalid(
             f"the pictures of {source.name} are {source.shape[2]} x {source.shape[1]}, not {config.size}",

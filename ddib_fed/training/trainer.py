@@ -183,6 +183,8 @@ class Task(ABC):
     def __init__(self, config: TrainConfig, network: AnyConfig) -> None:
         self.config, self.network = config, network
         self.figures: dict[str, float] = {}
+        self.autoencoder: Path | None = None
+        """The folder with that of a model of latents, which goes into its bundle."""
 
     def initial_network(self) -> nn.Module:
         """A network with its first weights, in training mode, on the CPU; torch's own generator is left alone."""
@@ -212,11 +214,6 @@ class Task(ABC):
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
         """The fields of the bundle's manifest that follow from the task."""
-
-    @property
-    def autoencoder(self) -> Path | None:
-        """The folder with that of a model of latents, which goes into its bundle."""
-        return None
 
     def aside(self) -> NDArray[np.float32] | None:
         """Pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""
@@ -254,9 +251,8 @@ class Trainer:
         self._bound_gradient()
         self._optimizer.step()
         self.ema.update(self.network, self.step)
-        loss = self._loss(losses)
         self.step += 1
-        return loss
+        return losses.double().mean()
 
     def spent(self) -> DifferentialPrivacy | None:
         """What the steps so far have spent, of a run with differential privacy."""
@@ -299,9 +295,6 @@ class Trainer:
     def _bound_gradient(self) -> None:
         if self.config.clip:
             nn.utils.clip_grad_norm_(self._parameters, self.config.clip, foreach=True)
-
-    def _loss(self, losses: Tensor) -> Tensor:
-        return losses.double().mean()
 
     def _gradients(self) -> Tensor:
         """Put the batch's gradient into the parameters; losses of all samples (batch,) float32 on the device."""

@@ -29,7 +29,7 @@ from torch import Tensor
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan, soften
 from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, LevelGrid, Stage, make_grid
-from ddib_fed.diffusion.solvers import integrate
+from ddib_fed.diffusion.solvers import integral_weights, integrate
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid
@@ -233,11 +233,8 @@ class TuningLeg:
 
 
 def _advanced(state: Tensor, nodes: Tensor, start: Tensor, end: Tensor, history: deque[Tensor]) -> Tensor:
-    """The state at `end` by the polynomial through the newest values; see `solvers.integral_weights`."""
-    h = end - start
-    scaled = (nodes - start) / h
-    powers = torch.arange(len(nodes), dtype=torch.float64)
-    weights = h * torch.linalg.solve(scaled[None, :] ** powers[:, None], 1.0 / (powers + 1.0))
+    """The state at `end` by the polynomial through the newest values."""
+    weights = integral_weights(nodes, start, end)
     for weight, value in zip(weights.to(state.dtype), history, strict=False):
         state = state + weight * value
     return state

@@ -22,6 +22,7 @@ from ddib_fed.diffusion.schedule import (
     schedule_from_config,
 )
 from ddib_fed.errors import SettingsInvalid
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
 from tests.diffusion.gaussian_data import (
     GaussianNetwork,
@@ -277,8 +278,8 @@ def random_networks() -> dict[str, Denoiser]:
     """Networks in which every layer counts, with both ways to tell the time."""
     torch.manual_seed(0)
     found = {
-        "mlp": Denoiser(ResidualMLP(width=32, blocks=2), "v", "lambda"),
-        "synthetic": Denoiser(SyntheticModel(num_channels=32), "eps", "timestep"),
+        "mlp": Denoiser(ResidualMLP(MlpConfig(width=32, blocks=2)), "v", "lambda"),
+        "synthetic": Denoiser(SyntheticModel(SyntheticConfig(num_channels=32)), "eps", "timestep"),
     }
     for denoiser in found.values():
         for parameter in denoiser.network.parameters():

@@ -31,7 +31,7 @@ LEVELS = PublicLevels("linear", 1000, "ddim250")
 
 def test_an_order_that_is_not_given_is_the_solvers_default():
     laid = plan(SolverSettings("unipc", 0, 48), SCHEDULE)
-    assert (laid.settings.order, len(laid.encode_grid), laid.evaluations) == (3, 48, 48)
+    assert (laid.settings.order, len(laid.encode_grid), laid.settings.evaluations) == (3, 48, 48)
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_depth_is_a_fraction_of_the_schedules_angle(depth, soften_sigma):
     """Encoding ends there and decoding starts there, softened or not; the other ends stay where they were."""
     whole = plan(SolverSettings(), SCHEDULE, soften_sigma=soften_sigma)
     steps = plan(SolverSettings(depth=depth), SCHEDULE, soften_sigma=soften_sigma)
-    data, noise = whole.decode_grid.phis[-1], whole.decode_grid.phis[0]
-    assert steps.encode_grid.phis[-1] == pytest.approx(data + depth * (noise - data))
+    data, noise = whole.decode_grid.levels[-1].phi, whole.decode_grid.levels[0].phi
+    assert steps.encode_grid.levels[-1].phi == pytest.approx(data + depth * (noise - data))
     assert steps.decode_grid.levels[0] == steps.encode_grid.levels[-1]
     assert steps.encode_grid.levels[0] == whole.encode_grid.levels[0]
     assert steps.decode_grid.levels[-1] == whole.decode_grid.levels[-1]

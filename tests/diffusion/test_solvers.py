@@ -116,7 +116,7 @@ def test_a_recurrence_steps_as_its_solver(settings, window, way) -> None:
     start = getattr(plan(settings, SCHEDULE), way)
     found = recurrence_of(start, settings.evaluations)
     assert found is not None
-    assert found.window == window
+    assert len(found.weights[0]) == window
     x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected, asked = driven(start(x))
     assert list(zip(found.levels, found.to, strict=True)) == asked

@@ -154,7 +154,7 @@ def test_solvers_that_draw_noise_are_merged_too_and_an_error_of_one_is_its_own(m
     check(model, works[0], good)
     with pytest.raises(RuntimeError, match="no noise"):
         bad.result(10)
-    parts = [alone(model, works[0].part(start, stop)) for start, stop in ((0, 2), (2, 5))]
+    parts = [alone(model, works[0].part(rows)) for rows in (slice(0, 2), slice(2, 5))]
     torch.testing.assert_close(torch.cat(parts), good.result().x, atol=1e-5, rtol=1e-5)
 
 
@@ -201,7 +201,7 @@ def test_progress_is_told_after_each_step(model, batcher) -> None:
     steps: list[tuple[int, int]] = []
     batcher.submit(decoding(1), on_step=lambda *at: steps.append(at)).result(10)
     assert steps == [(step, 12) for step in range(1, 13)]
-    part = replace(decoding(5), label=np.arange(5)).part(1, 3)
+    part = replace(decoding(5), label=np.arange(5)).part(slice(1, 3))
     assert (part.rows, part.label.tolist()) == (2, [1, 2])
 
 

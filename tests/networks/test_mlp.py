@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from ddib_fed.networks.build import build_network
-from ddib_fed.networks.config import MlpConfig
+from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
 from tests.networks.picture_networks import filled
 
 NETWORKS = {
-    "mlp": lambda: filled(ResidualMLP(width=32, blocks=2)),
-    "synthetic": lambda: filled(SyntheticModel(num_channels=64, num_res_blocks=1)),
+    "mlp": lambda: filled(ResidualMLP(MlpConfig(width=32, blocks=2))),
+    "synthetic": lambda: filled(SyntheticModel(SyntheticConfig(num_channels=64, num_res_blocks=1))),
 }
 
 

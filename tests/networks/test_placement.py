@@ -5,6 +5,7 @@ import torch
 
 from ddib_fed.diffusion.denoiser import network_times, run_plain
 from ddib_fed.models.bundle import pretrained
+from ddib_fed.networks.config import MlpConfig
 from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.networks.placement import MOST_LEVELS, Remembering
 from tests.diffusion.gaussian_data import merged
@@ -54,7 +55,7 @@ def test_what_is_remembered_of_a_table_of_levels_changes_no_answer(domain):
 
 
 def test_what_is_remembered_is_bounded():
-    run = Remembering(ResidualMLP(width=16, blocks=2, embedding=8, features=8))
+    run = Remembering(ResidualMLP(MlpConfig(width=16, blocks=2, embedding=8, features=8)))
     for step in range(MOST_LEVELS + 5):
         run(torch.zeros(1, 2), torch.tensor([float(step)]), None, {})
     assert len(run._levels) == MOST_LEVELS

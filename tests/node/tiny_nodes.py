@@ -14,8 +14,8 @@ from ddib_fed.engine.party import Decoded, Encoded, Leg, ToDecode, ToEncode
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import Bundle, make_bundle, save_bundle
 from ddib_fed.models.manifest import Manifest
+from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import MlpConfig
-from ddib_fed.networks.mlp import ResidualMLP
 from ddib_fed.node.admin import Metrics
 from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, render_node_toml
 from ddib_fed.node.role import NodeContext
@@ -34,7 +34,7 @@ def manifest(name: str = "tiny", **changes) -> Manifest:
 
 def state(answer: float = 0.0) -> dict[str, torch.Tensor]:
     """The weights of a network that answers the same number whatever it is asked."""
-    network = ResidualMLP(width=16, blocks=1, embedding=16, features=8)
+    network = build_network(NETWORK)
     torch.nn.init.zeros_(network.leave.weight)
     torch.nn.init.constant_(network.leave.bias, answer)
     return network.state_dict()

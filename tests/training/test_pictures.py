@@ -132,7 +132,7 @@ def test_a_network_that_cannot_be_is_refused_with_the_reason_and_what_helps(spot
 @pytest.mark.slow
 def test_a_classifier_learns_classes_that_can_be_told_apart(tmp_path):
     """Chance is log 2 = 0.69; at the noise end nothing can be told."""
-    pixels, labels = blobs(40), [number % 2 for number in range(40)]
+    pixels, labels = blobs(40), np.arange(40) % 2
     pixels[1::2] = 255 - pixels[1::2]
     parts = {"labels": labels[:30], "held_out_labels": labels[30:], "classes": ("dark", "bright")}
     source = array_source("tones", pixels[:30], pixels[30:], **parts)

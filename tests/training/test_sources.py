@@ -32,7 +32,7 @@ def test_the_digest_names_pixels_and_labels():
         array_source("a", GOOD, GOOD[:1]).digest,
         array_source("b", GOOD, GOOD[:1]).digest,
         array_source("a", GOOD[::-1], GOOD[:1]).digest,
-        array_source("a", GOOD, GOOD[:1], labels=[0] * 12, classes=("x",)).digest,
+        array_source("a", GOOD, GOOD[:1], labels=np.zeros(12, np.int64), classes=("x",)).digest,
     }
     assert len(digests) == 3
 

@@ -64,7 +64,7 @@ def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):
     laid = DomainModel(load_bundle(tmp_path / "m")).plan(
         replace(tune.YARDSTICK, evaluations=4, grid="learned")
     )
-    assert laid.evaluations == 4
+    assert laid.settings.evaluations == 4
     assert laid.learned is not None
 
 
