@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.calibration.record import CalibratedSide
+from ddib_fed.client import in_process
 from ddib_fed.client.files import FileItem
 from ddib_fed.client.in_process import InProcess, ProcessOptions
 from ddib_fed.client.results import write_result
@@ -19,8 +20,7 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import make_grid
-from ddib_fed.engine import arrays
-from ddib_fed.engine.arrays import ArraySettings
+from ddib_fed.engine.arrays import ArraySettings, item_of
 from ddib_fed.engine.gate import Softener
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import CalibrationUnits
@@ -34,6 +34,7 @@ from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation, fil
 from ddib_fed.v1 import common_pb2
 from tests.calibration.examples import calibration, signed
 from tests.e2e.two_nodes import TwoNodes, same_noise
+from tests.engine import stages
 from tests.engine.latent_models import CHANNELS, FACTOR, SIZE, autoencoder, latent_model
 from tests.engine.stages import translate_array
 from tests.models.examples import tuned_leg
@@ -72,7 +73,8 @@ def shared_noise(monkeypatch):
     monkeypatch.setattr(
         Softener, "for_picture", lambda self, picture, peer, shape, *_: same_noise(picture, shape)
     )
-    monkeypatch.setattr(arrays, "_softening", lambda model, digest: same_noise)
+    for module in (in_process, stages):
+        monkeypatch.setattr(module, "item_of", lambda *given: replace(item_of(*given), noise=same_noise))
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.node.role import limits_of
 from ddib_fed.record import Settings
 from tests.conftest import Evidence
 from tests.e2e.harness import Pair, ddib, moons
@@ -137,7 +136,7 @@ class Bench:
         with contextlib.closing(ServingParty(bundle, device="cpu", threads=1)) as party:
             for path in self.files.paths:
                 name, content = path.stem, path.read_bytes()
-                samples = fit_picture(decode_image(content, limits_of(config.limits)), rule).samples[None]
+                samples = fit_picture(decode_image(content), rule).samples[None]
                 units = bundle.manifest.normalisation.apply(samples)
                 found.sample(name, decode_image(content).pixels, units[0])
                 found.numbers(
