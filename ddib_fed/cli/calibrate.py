@@ -204,7 +204,7 @@ def _make(
     own, others = asked.pictures or (None, None)
     if asked.anchors is not None:
         idle = ("pictures", "epsilon")
-        options.refuse_idle(idle, "is for aggregates, not for --anchors", hint="leave it out")
+        options.refuse_idle(idle, "is for aggregates, not for --anchors")
     source, target = (open_model(name) for name in local)
     first, second = source.manifest, target.manifest
     if first.sample_shape != second.sample_shape or first.latent_shape != second.latent_shape:
@@ -522,7 +522,7 @@ def dial(
             hint=f"ddib calibrate --peer {shlex.quote(target)}",
         )
     if anchors is not None:
-        options.refuse_idle(("pictures",), "is not for --anchors", hint="leave it out")
+        options.refuse_idle(("pictures",), "is not for --anchors")
     found, which = stored.calibration, pictures or config.train.pictures(config.folder)
     with open_client(profile_path) as client:
         rows, proposed = measured(

@@ -182,7 +182,7 @@ def show(
 
     config, own, path = _node(config_path)
     if anchors:
-        options.refuse_idle(("since", "limit"), "does not go with --anchors", hint="leave it out")
+        options.refuse_idle(("since", "limit"), "does not go with --anchors")
         _show_anchors(config, own, path, peer)
         return
     moment = None if since is None else parse_since(since)

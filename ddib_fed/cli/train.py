@@ -100,7 +100,7 @@ def train(
     """
     fields = given(settings)
     if generator is not None:
-        options.refuse_idle(("colours",), "is as the model of --model has it", hint="leave it out")
+        options.refuse_idle(("colours",), "is as the model of --model has it")
         fields = {"classes": "folders", **_as_guided(generator), **fields}
         fields |= {"kind": "classifier", "generator": generator}
     run(checked(TrainConfig, fields, "ddib model train --help", sets), out, resume=resume, force=force)

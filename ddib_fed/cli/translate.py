@@ -186,7 +186,7 @@ def translate(
         run = open_run(files, given, run_options, partial(say, err=True))
         if run.studies is None:
             why = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles"
-            options.refuse_idle(("intensity", "slices"), why, hint="leave it out")
+            options.refuse_idle(("intensity", "slices"), why)
         elif detach:
             raise UsageError(
                 f"--detach: {run.studies.origins[0].given} is put together when its items are there",

@@ -383,7 +383,7 @@ def _weights(configs: Configs, network: LibraryConfig) -> tuple[Read, Mapping[st
     if len(fitting) > 1:
         raise BundleInvalid(
             f"{configs.folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
-            hint="--modality, of a network that is told one, or leave that of the model alone in the folder",
+            hint="--modality names the network of MAISI that is meant; or keep only its file in the folder",
             facts={"file": fitting[0][0].name[:100]},
         )
     found, further = fitting[0][1:] if fitting else (nearest, {})

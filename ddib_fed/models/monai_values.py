@@ -114,7 +114,7 @@ def _kind(read: Read, given: Told) -> str:
     named, told = kind_of(read.source), kind_of(number)
     if named and told and named != told:
         raise SettingsInvalid(
-            f"{read.source} was trained on {named.upper()} by its name, and is told the modality {number}",
+            f"{read.source} was trained on {named.upper()} by its name, and modality {number} is {told.upper()}",
             hint=f"--modality {', '.join(each for each in MODALITIES if each.startswith(named))}",
         )
     return named or told
