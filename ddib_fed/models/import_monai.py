@@ -41,8 +41,7 @@ from ddib_fed.models.import_latents import (
     step_schedule,
 )
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.monai_configs import Configs, Found
-from ddib_fed.models.monai_values import MODALITIES, kind_of, units_of
+from ddib_fed.models.monai_configs import MODALITIES, Configs, Found, kind_of, units_of
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import TARGETS, LibraryConfig
 
