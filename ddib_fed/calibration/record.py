@@ -50,7 +50,15 @@ from ddib_fed.errors import (
     RefusedError,
     SettingsInvalid,
 )
-from ddib_fed.files import canonical_json, parse_json, private_folder, read_small, sync_folder, write_file
+from ddib_fed.files import (
+    canonical_json,
+    first_problem,
+    parse_json,
+    private_folder,
+    read_small,
+    sync_folder,
+    write_file,
+)
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, PictureMap
@@ -527,16 +535,14 @@ def read_calibration(path: Path) -> Calibration:
         inner = found.get("calibration", found) if isinstance(found, dict) else found
         return Calibration.model_validate_json(json.dumps(inner))
     except ValueError as error:
-        raise CalibrationInvalid(f"{path} is no calibration: {first_problem(error)}") from error
+        raise CalibrationInvalid(f"{path} is no calibration: {_problem(error)}") from error
 
 
-def first_problem(error: ValueError) -> str:
+def _problem(error: ValueError) -> str:
     """Where the first thing lies that is wrong with what somebody sent or wrote, and what it is."""
     if not isinstance(error, ValidationError):
         return f"it is not JSON ({error})"
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    return ": ".join(filter(None, first_problem(error)))
 
 
 def write_calibration(calibration: Calibration | SignedCalibration, path: Path) -> None:
@@ -555,7 +561,7 @@ def parse_calibration(data: bytes, what: str) -> Calibration:
         found = Calibration.model_validate_json(data)
         canonical = found.canonical
     except ValueError as error:
-        raise CalibrationInvalid(f"{what} is no calibration: {first_problem(error)}") from error
+        raise CalibrationInvalid(f"{what} is no calibration: {_problem(error)}") from error
     if canonical != data:
         raise CalibrationInvalid(f"{what} is not in the canonical form that is signed")
     return found
@@ -567,7 +573,7 @@ def parse_signed(data: bytes, what: str) -> SignedCalibration:
         found = SignedCalibration.model_validate_json(data)
         _ = found.sha256
     except ValueError as error:
-        raise CalibrationInvalid(f"{what} is no signed calibration: {first_problem(error)}") from error
+        raise CalibrationInvalid(f"{what} is no signed calibration: {_problem(error)}") from error
     return found
 
 

@@ -32,6 +32,7 @@ from ddib_fed.names import (
 )
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_loopback, split_address
 from ddib_fed.protocol.contract import MAX_GUIDANCE, CalibrationKind
+from ddib_fed.record import Frozen
 from ddib_fed.telemetry import NodeTelemetry
 from ddib_fed.training.config import SHIPPED, TrainConfig, checked, fields_of
 
@@ -109,13 +110,7 @@ def key(default: Any, description: str, **more: Any) -> Any:
     return Field(default, description=description, **more)
 
 
-class Section(BaseModel):
-    """A table of the file: frozen, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NodeSection(Section):
+class NodeSection(Frozen):
     """Who the node is, where it listens, and how it reaches its peers."""
 
     institution: Institution = Field(description="DNS name of the institution; its certificates carry it")
@@ -134,7 +129,7 @@ class NodeSection(Section):
     proxy_login: str | None = key(None, "file with USER:PASSWORD for it, mode 600", examples=["proxy.login"])
 
 
-class ModelSection(Section):
+class ModelSection(Frozen):
     """The one model that the node hosts."""
 
     domain: Domain = Field(description="the domain's name, as peers see it")
@@ -176,7 +171,7 @@ class TrainSection(BaseModel):
         return self.model_extra or {}
 
 
-class LimitsSection(Section):
+class LimitsSection(Frozen):
     """Raise them only as far as the machine's memory goes."""
 
     max_item_bytes: int = key(64 << 20, "of one file", ge=1)
@@ -194,7 +189,7 @@ class LimitsSection(Section):
     drain_s: float = key(60.0, "running work has this long after SIGTERM", ge=0)
 
 
-class EngineSection(Section):
+class EngineSection(Frozen):
     """Where and how the network runs."""
 
     executor: Literal["inline", "processes", "ray"] = key(
@@ -219,7 +214,7 @@ class EngineSection(Section):
         return self
 
 
-class PolicySection(Section):
+class PolicySection(Frozen):
     """What peers and own clients may do beyond the protocol."""
 
     peers: dict[PeerName, tuple[Use, ...]] = key(
@@ -250,7 +245,7 @@ class PolicySection(Section):
     client_evaluations_per_day: int = key(20_000_000_000, "source: of a client, as evaluations_per_day", ge=0)
 
 
-class IdentitySection(Section):
+class IdentitySection(Frozen):
     """How the node's certificate is renewed, and how long those live that it issues."""
 
     issuer: Issuer | None = key(
@@ -271,7 +266,7 @@ class IdentitySection(Section):
         return timedelta(seconds=self.node_life_s if kind == "node" else self.client_life_s)
 
 
-class HttpSection(Section):
+class HttpSection(Frozen):
     """Plain HTTP for probes and metrics; loopback only."""
 
     listen: Loopback | None = key(
@@ -279,7 +274,7 @@ class HttpSection(Section):
     )
 
 
-class LogSection(Section):
+class LogSection(Frozen):
     """What is written to stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = key("info", "debug, info, warning, error")
@@ -303,7 +298,7 @@ class NodePaths:
             self.admin_socket = Path(tempfile.gettempdir()) / f"ddib-{name}" / "admin.sock"
 
 
-class NodeConfig(Section):
+class NodeConfig(Frozen):
     node: NodeSection
     model: ModelSection
     train: TrainSection = TrainSection()
