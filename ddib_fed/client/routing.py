@@ -80,11 +80,10 @@ FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 600.0
 STALLED_S: Final = 120.0
 """A series waits no longer for an instance of its sender that stopped in the middle."""
-ABANDONED_S: Final = 600.0
 CLOCK_S: Final = 60.0
 """A kill loses at most so much of the clock that series expire by."""
-_OF_THE_SERIES: Final = (InputError, JobFailed, FilesLeftOut, LatentNotGaussian)
-"""Errors after which a series is given up; after all others it is tried again until it expires."""
+_OF_THE_SERIES: Final = (InputError, FilesLeftOut, LatentNotGaussian)
+"""Errors after which a series is given up at once."""
 _OF_THE_SETUP: Final = (ConfigError, SettingsInvalid, ContractMismatch, DomainNotFound, PeerNotFound)
 _TOLD: Final = (*_OF_THE_SETUP, UnavailableError, RefusedError, ExhaustedError)
 """The log repeats texts of these alone: nodes and peers cause them, and neither knows a header."""
@@ -255,7 +254,6 @@ class Router:
         folders = [each for each in sorted(spool.iterdir()) if _KEY.fullmatch(each.name)]
         found = [Routed.read(each, self.clock) for each in folders]
         self.series = {each.folder.name: each for each in found if each is not None}
-        self._arriving: dict[tuple[Path, int], float] = {}
         for each in self.series.values():
             each.due = now + (settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
         if left := sum(not each.has_ended for each in self.series.values()):
@@ -368,8 +366,8 @@ class Router:
         return sorted(ready, key=lambda each: each.state.changed)
 
     def _expire(self) -> None:
-        oldest, now = self.clock.now() - self.settings.expire_h * 3600, time.monotonic()
-        if now - self.clock.since > CLOCK_S:
+        oldest = self.clock.now() - self.settings.expire_h * 3600
+        if time.monotonic() - self.clock.since > CLOCK_S:
             self.clock.save()
         with self._lock:
             for each in [each for each in self.series.values() if 0.0 < each.state.changed < oldest]:
@@ -378,11 +376,6 @@ class Router:
                     self._give_up(each, f"this was not possible within {self.settings.expire_h:g} h")
                 elif each.tries or each.has_ended:
                     self._remove(each)
-        with suppress(FileNotFoundError):  # an instance was complete meanwhile
-            files = {(path, path.stat().st_mtime_ns) for path in (self.spool / ".arriving").glob("*")}
-            self._arriving = {each: self._arriving.get(each, now) for each in files}
-            for path, _ in [each for each, since in self._arriving.items() if now - since > ABANDONED_S]:
-                path.unlink()  # of an association that broke off
 
     def _work(self, series: Routed) -> None:
         with self._lock:
@@ -475,18 +468,12 @@ class Router:
         return path
 
     def _failed(self, series: Routed, error: Exception) -> None:
-        """Give a series up after errors of its own; try it again after others, until it expires."""
-        causes = {type(error), *_quoted(error)}
-        ours = isinstance(error, InternalError) and not error.incident  # a node's may pass
-        bounded = ours or isinstance(error, JobFailed) or not isinstance(error, DdibError | OSError)
-        again = bounded and max(series.tries + 1, series.state.starts) <= MOST_STARTS
-        again |= any(issubclass(each, (*_OF_THE_SETUP, UsageError)) for each in causes)
-        again |= not bounded and not isinstance(error, _OF_THE_SERIES)
+        """Give a series up, or try it again later."""
         why = _told(error)
         hint = f"ddib translate {series.folder / 'in'} --to INSTITUTION/DOMAIN --out DIR   says more"
         if isinstance(error, _TOLD):
             hint = next_step(error)
-        if not again:
+        if not _may_pass(error, max(series.tries + 1, series.state.starts)):
             log.error("series %s: not translated: %s; try: %s", series.key, why, hint)
             self._give_up(series, why)
             return
@@ -537,6 +524,16 @@ def _selected(path: Path) -> tuple[str, ...]:
     header = read_header(path, [*_SELECTED.values()])
     values = (header.get(keyword) or "" for keyword in _SELECTED.values())
     return tuple("\\".join([each] if isinstance(each, str) else each).casefold() for each in values)
+
+
+def _may_pass(error: Exception, tries: int) -> bool:
+    """Whether a series is tried again after so many tries; if so, until it expires."""
+    if any(issubclass(each, (*_OF_THE_SETUP, UsageError)) for each in (type(error), *_quoted(error))):
+        return True  # an operator corrects it
+    ours = isinstance(error, InternalError) and not error.incident  # a node's may pass
+    if ours or isinstance(error, JobFailed) or not isinstance(error, DdibError | OSError):
+        return tries <= MOST_STARTS
+    return not isinstance(error, _OF_THE_SERIES)
 
 
 def _words(text: str) -> str:
