@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import json
 import logging
 import operator
 import os
@@ -26,7 +25,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -63,6 +62,7 @@ from ddib_fed.errors import (
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
 from ddib_fed.formats.dicom import checked_header, read_header
 from ddib_fed.formats.dicom_network import RESERVE
+from ddib_fed.record import Frozen
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -111,8 +111,7 @@ class Step(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Frozen):
     """What `state.json` says."""
 
     step: Step = Step.ARRIVING
@@ -174,17 +173,16 @@ class Routed:
     def put(self, **changes: object) -> None:
         """Enter a state, on the disk."""
         changed = self.clock.now() if "step" in changes else self.state.changed
-        state = replace(self.state, changed=changed, **changes)  # type: ignore[arg-type]
-        write_file(self.folder / "state.json", json.dumps(asdict(state)).encode(), private=True)
+        state = self.state.model_copy(update={"changed": changed, **changes})
+        write_file(self.folder / "state.json", state.model_dump_json().encode(), private=True)
         self.state = state
 
     @classmethod
     def read(cls, folder: Path, clock: Clock) -> Routed | None:
         """The series in a folder; None where it was killed before its first instance, or cannot be read."""
         try:
-            found = json.loads((folder / "state.json").read_text())
-            state = State(**{**found, "step": Step(found["step"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            state = State.model_validate_json((folder / "state.json").read_bytes())
+        except (OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError):  # nothing of it was answered, or it was being removed
                 shutil.rmtree(folder, ignore_errors=True)
             else:
@@ -233,29 +231,26 @@ class _Progress(RunProgress):
             log.info("series %s: %s", self._key, line)
 
 
+@dataclass(eq=False)
 class Router:
     """The series of a spool. `keep` and `ended` are for a `Receiver`, and `run` is the rest of the daemon."""
 
-    def __init__(
-        self,
-        spool: Path,
-        options: RunOptions,
-        reading: dict[str, str],
-        settings: DicomSettings,
-        deliver: Deliver,
-        busy: dict[int, float],
-    ) -> None:
-        self.spool, self.settings = private_folder(spool), settings
-        self.options, self.reading = options, reading
-        self.deliver, self.busy = deliver, busy
+    spool: Path
+    options: RunOptions
+    reading: dict[str, str]
+    settings: DicomSettings
+    deliver: Deliver
+    busy: dict[int, float]
+    _held: float = 0.0
+
+    def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._held = 0.0
-        now, self.clock = time.monotonic(), Clock(spool / ".clock")
-        folders = [each for each in sorted(spool.iterdir()) if _KEY.fullmatch(each.name)]
+        now, self.clock = time.monotonic(), Clock(private_folder(self.spool) / ".clock")
+        folders = [each for each in sorted(self.spool.iterdir()) if _KEY.fullmatch(each.name)]
         found = [Routed.read(each, self.clock) for each in folders]
         self.series = {each.folder.name: each for each in found if each is not None}
         for each in self.series.values():
-            each.due = now + (settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
+            each.due = now + (self.settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
         if left := sum(not each.has_ended for each in self.series.values()):
             log.info("series in the spool that have not ended: %d", left)
 
