@@ -163,13 +163,7 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     "Instead what this node noted of the log of --peer, so that the peer can verify its log with it.",
 )
 @options.OUTCOME
-def show(
-    config_path: Path,
-    peer: str,
-    since: str | None,
-    limit: int | None,
-    anchors: bool,
-) -> None:
+def show(config_path: Path, peer: str, since: str | None, limit: int | None, anchors: bool) -> None:
     """Show lines of the audit log: number, time, act, and what it names; as JSON one object a line.
 
     The chain is not checked: `ddib audit verify` does that. As JSON each line has the digest of the log's line in

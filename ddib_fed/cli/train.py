@@ -85,13 +85,7 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
 @FORCE
 @options.OUTCOME
 def train(
-    *,
-    out: Path,
-    generator: Path | None,
-    sets: tuple[str, ...],
-    resume: bool,
-    force: bool,
-    **settings: Any,
+    *, out: Path, generator: Path | None, sets: tuple[str, ...], resume: bool, force: bool, **settings: Any
 ) -> None:
     """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
 

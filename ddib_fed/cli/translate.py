@@ -87,8 +87,7 @@ def _check_marked(run: FolderRun) -> None:
     studies = run.studies.origins if run.studies is not None else ()
     if not run.items and studies:
         raise UsageError(
-            f"--credentials: what {studies[0].given} becomes holds no content credentials",
-            hint=_WITHOUT,
+            f"--credentials: what {studies[0].given} becomes holds no content credentials", hint=_WITHOUT
         )
     if all(item.path.suffix.lower() == ".npy" for item in run.items):
         with run.options.progress.opened(run.options.profile) as client:

@@ -32,14 +32,7 @@ from ddib_fed.models.import_guided import (
     states_in,
     unwrapped,
 )
-from ddib_fed.models.import_latents import (
-    BETAS,
-    PREDICTIONS,
-    Foreign,
-    Read,
-    negated,
-    step_schedule,
-)
+from ddib_fed.models.import_latents import BETAS, PREDICTIONS, Foreign, Read, negated, step_schedule
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.monai_configs import MODALITIES, Configs, Found, kind_of, units_of
 from ddib_fed.networks.build import network_shapes
