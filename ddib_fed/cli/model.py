@@ -50,7 +50,6 @@ DEVICE = option("--device", "Device to compute on.", ("cpu", "cuda"), default="c
 
 
 def _span(text: str) -> tuple[float, float]:
-    """Two rising numbers."""
     try:
         low, high = (float(part) for part in text.split(":"))
     except ValueError as error:
@@ -586,7 +585,6 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
 
 
 def measured(allowances: Allowances) -> str:
-    """What was measured, in words."""
     return (
         f"measured on {allowances.measured} latents; of {allowances.checked} others {allowances.beyond} are beyond, "
         "and would be encoded again"

@@ -126,7 +126,6 @@ def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> None:
 
 
 def trained(bundle: Bundle, out: Path) -> dict[str, object]:
-    """A new bundle as JSON values."""
     from ddib_fed.evaluation.features import SampleVerdict
 
     made = bundle.manifest

@@ -139,7 +139,6 @@ def failure_text(failure: common_pb2.ErrorDetail) -> str:
 
 
 def failure(detail: common_pb2.ErrorDetail, hop: str) -> DdibError:
-    """The error that a job or an item failed with."""
     kind = error_class(detail.reason) if detail.reason else JobFailed
     return kind(failure_text(detail), hop=hop)
 

@@ -341,7 +341,6 @@ class Router:
                 time.sleep(FIRST_RETRY_S)
 
     def step(self) -> None:
-        """Do what is due."""
         self._expire()
         for series in self._due():
             self._work(series)
@@ -490,7 +489,6 @@ class Router:
 
 
 def header_to(target: str, header: pb.JobHeader) -> pb.JobHeader:
-    """Return a request for another target."""
     made = pb.JobHeader()
     made.CopyFrom(header)
     made.target_institution, made.target_domain = split_target(target)

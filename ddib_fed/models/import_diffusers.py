@@ -353,7 +353,6 @@ def _refused_key(where: str, source: Mapping[str, Any], key: str, why: str) -> S
 
 
 def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
-    """The denoiser of a config.json."""
     kind = source.get("_class_name")
     if kind not in (NETWORK, *TRANSFORMERS):
         raise _refused_key(where, source, "_class_name", f"only {NETWORK} and {TRANSFORMERS[0]} are read")

@@ -232,7 +232,6 @@ class Told:
 
 
 def import_guided(path: Path, given: Told, flags: str = "", *, classifier: bool = False) -> Imported:
-    """Import a public UNet, or a noisy classifier."""
     parsed = parse_flags(flags, classifier=classifier)
     checkpoint = read_tensors(path)
     settled = settle(checkpoint.state, parsed, classifier=classifier, source=str(path))
@@ -358,7 +357,6 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
 
 
 def refused(source: str, key: str, problem: str, hint: str = "") -> BundleInvalid:
-    """The error for a tensor of a file."""
     usual = "this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that "
     return BundleInvalid(
         f"{source}: {key[:100]}: {problem}",

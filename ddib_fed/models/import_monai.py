@@ -295,7 +295,6 @@ def _schedule(
 
 
 def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, float, float] | None:
-    """Of volumes."""
     keys = ["spacing", "diffusion_unet_inference::spacing"]
     keys += [f"{each.key}::pixdim" for each in configs.definitions("Spacingd", "Spacing")]
     places = [(given.spacing, "--spacing"), *((configs.get(key), key) for key in keys)]
