@@ -358,6 +358,11 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
 
 
+def problem_text(error: ValidationError) -> str:
+    """Return the first problem as FIELD: PROBLEM; without a field where it is of the whole text."""
+    return ": ".join(filter(None, first_problem(error)))
+
+
 def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
     """The error of a text that is no TOML; a table that is declared twice is named with its lines."""
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]

@@ -52,9 +52,9 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import (
     canonical_json,
-    first_problem,
     parse_json,
     private_folder,
+    problem_text,
     read_small,
     sync_folder,
     write_file,
@@ -540,9 +540,7 @@ def read_calibration(path: Path) -> Calibration:
 
 def _problem(error: ValueError) -> str:
     """Where the first thing lies that is wrong with what somebody sent or wrote, and what it is."""
-    if not isinstance(error, ValidationError):
-        return f"it is not JSON ({error})"
-    return ": ".join(filter(None, first_problem(error)))
+    return problem_text(error) if isinstance(error, ValidationError) else f"it is not JSON ({error})"
 
 
 def write_calibration(calibration: Calibration | SignedCalibration, path: Path) -> None:

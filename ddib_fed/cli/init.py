@@ -15,7 +15,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_config, option, say_next, with_config
 from ddib_fed.client.profile import FILE_NAME, FOLDER, candidates, render_client_toml
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
-from ddib_fed.files import check_private_folder, first_problem, write_file
+from ddib_fed.files import check_private_folder, problem_text, write_file
 from ddib_fed.names import NODE_FILE, is_institution, is_label
 from ddib_fed.protocol.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.terminal import outcome, say
@@ -125,7 +125,7 @@ def _require_free(*paths: Path) -> None:
 
 
 def _refused(error: ValidationError) -> InputError:
-    return InputError(": ".join(first_problem(error)), hint=HELP)
+    return InputError(problem_text(error), hint=HELP)
 
 
 def make_client(

@@ -28,7 +28,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 from pydantic import Field, ValidationError
 
 from ddib_fed.errors import ChunkCorrupt, ConfigError, DiskFull, InputError
-from ddib_fed.files import first_problem, parse_json, read_small
+from ddib_fed.files import parse_json, problem_text, read_small
 from ddib_fed.record import Frozen
 from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
@@ -440,7 +440,7 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
         found = AnchorFile.model_validate_json(read_small(path, pipe=True))
     except ValidationError as error:
         raise InputError(
-            f"{path} is no file of anchors: {': '.join(first_problem(error))}",
+            f"{path} is no file of anchors: {problem_text(error)}",
             hint="the peer's operator writes one: ddib audit show --peer INSTITUTION --anchors > FILE",
         ) from error
     if found.of != of.uri:

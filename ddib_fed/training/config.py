@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from ddib_fed.errors import SettingsInvalid, UsageError
-from ddib_fed.files import first_problem
+from ddib_fed.files import first_problem, problem_text
 from ddib_fed.models.units import Colours
 from ddib_fed.names import check_domain, domain_from
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
@@ -319,7 +319,7 @@ class TrainConfig(Frozen):
         try:
             SyntheticConfig.model_validate(fields)
         except ValidationError as error:
-            yield True, ": ".join(first_problem(error))
+            yield True, problem_text(error)
 
     @property
     def public(self) -> bool:

@@ -34,7 +34,7 @@ from ddib_fed.errors import (
     UsageError,
     step_in_words,
 )
-from ddib_fed.files import first_problem
+from ddib_fed.files import problem_text
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.study import AUTO, IntensityRule, Options, Origin, Study
 from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
@@ -66,7 +66,7 @@ class TranslationRequest(Frozen):
         try:
             found = cls.model_validate_json(body)
         except ValidationError as error:
-            problem = f"the request cannot be used: {': '.join(first_problem(error))}"
+            problem = f"the request cannot be used: {problem_text(error)}"
             raise UsageError(problem, hint="load the page again") from error
         if found.intensity != AUTO:
             IntensityRule.parse(found.intensity)
