@@ -296,26 +296,25 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
     CalibrationModel if the source's model cannot encode under the calibration, or without one, as it is trained now.
     """
     held = source.normalisation.calibrated
-    if calibration is not None and calibration.kind not in RETRAINED:
-        of = calibration.source.units.autoencoder
-        if of != (source.latents and source.latents.autoencoder_sha256):
-            what = "latents of an autoencoder that" if of else "colours, and behind the autoencoder of"
-            raise _unusable(
-                source,
-                f"the rotation {calibration.sha256.hex()[:12]} is of {what} {source.name} "
-                + ("does not have" if of else "the ODE runs on latents"),
-                "ddib calibrate --kind rotation again, between models of one autoencoder; or --kind colour-map",
-            )
     if calibration is not None and calibration.kind in RETRAINED:
-        if held != calibration.map:
-            why = "was not trained with it" if held is None else "was trained with the map of another one"
-            raise _unusable(
-                source,
-                f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
-                f"{source.name} {why}",
-                "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
-            )
-        return None
+        if held == calibration.map:
+            return None
+        why = "was not trained with it" if held is None else "was trained with the map of another one"
+        raise _unusable(
+            source,
+            f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
+            f"{source.name} {why}",
+            "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
+        )
+    of = None if calibration is None else calibration.source.units.autoencoder
+    if calibration is not None and of != (source.latents and source.latents.autoencoder_sha256):
+        what = "latents of an autoencoder that" if of else "colours, and behind the autoencoder of"
+        raise _unusable(
+            source,
+            f"the rotation {calibration.sha256.hex()[:12]} is of {what} {source.name} "
+            + ("does not have" if of else "the ODE runs on latents"),
+            "ddib calibrate --kind rotation again, between models of one autoencoder; or --kind colour-map",
+        )
     if held is not None:
         raise _unusable(
             source,

@@ -28,19 +28,14 @@ from ddib_fed.v1 import translation_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-
 PATIENCE_S = 120.0
 """How long a node that was reached before may be away: a restart with a large model takes a minute."""
-
 BUSY_PATIENCE_S = 600.0
 """How long a node may refuse because a limit is reached: others' jobs of some minutes are waited for."""
-
 FIRST_CONTACT_S = 5.0
 """How long to try when the node has never answered: a wrong address or certificate does not fix itself."""
-
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 5.0
-
 LOOK_EVERY_S = 1.0
 """How often a connection looks whether its certificate is due for renewal."""
 
