@@ -6,7 +6,6 @@ others can read or replace is not used, as with ssh.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
 import json
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import rfc8785
 
 from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, MessageInvalid
+from ddib_fed.names import nearest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -379,8 +379,8 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _keys_at(model, item["loc"][:-1])
-        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-        meant = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known) or 'none'}"
+        close = nearest(str(item["loc"][-1]), known, cutoff=0.5)
+        meant = f"did you mean {close!r}?" if close else f"known keys: {', '.join(known) or 'none'}"
         return f"{where}: unknown key; {meant}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{where}: {message} (got {item.get('input')!r})" if where else message

@@ -6,7 +6,6 @@ dial address are two settings: behind a firewall they differ.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tempfile
@@ -28,6 +27,7 @@ from ddib_fed.names import (
     is_domain,
     is_institution,
     is_label,
+    nearest,
     size_from,
 )
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_loopback, split_address
@@ -151,8 +151,8 @@ class TrainSection(BaseModel):
         given: dict[str, Any] = {} if self.names_data else {"domain": domain}
         for name, value in self._keys.items():
             if name not in _TRAIN_FIELDS:
-                close = difflib.get_close_matches(name, _TRAIN_FIELDS, n=1, cutoff=0.5)
-                meant = f"; did you mean {close[0]!r}?" if close else ""
+                close = nearest(name, _TRAIN_FIELDS, cutoff=0.5)
+                meant = f"; did you mean {close!r}?" if close else ""
                 raise ValueError(f"train.{name}: unknown key{meant}")
             given[_TRAIN_FIELDS[name]] = folder / value if name in _TRAIN_PATHS else value
         hint = "`ddib model train --help` explains the options"
