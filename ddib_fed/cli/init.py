@@ -18,6 +18,10 @@ from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.files import check_private_folder, problem_text, write_file
 from ddib_fed.names import NODE_FILE, is_institution, is_label
 from ddib_fed.protocol.addresses import is_every_address, is_loopback, split_address
+from ddib_fed.security import pki
+from ddib_fed.security.audit import note
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import begin_node, begin_trust
 from ddib_fed.terminal import outcome, say
 
 if TYPE_CHECKING:
@@ -66,8 +70,6 @@ def make_node(
 ) -> NodeConfig:
     """Write node.toml and what it needs; a shipped model is copied, so that it does not change with the package."""
     from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, render_node_toml
-    from ddib_fed.security.identity import Identity
-    from ddib_fed.security.peers import begin_node, begin_trust
 
     Identity(institution, "node", name)
     path = out / NODE_FILE
@@ -141,9 +143,6 @@ def make_client(
     Its node is that of `config`, which issues the certificate if it can, or the institution's first node.
     """
     from ddib_fed.node.admitting import peer_store
-    from ddib_fed.security import pki
-    from ddib_fed.security.audit import note
-    from ddib_fed.security.identity import Identity
 
     node = USUAL_NODE
     if config is not None:
