@@ -26,7 +26,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import (
     AwareDatetime,
-    ConfigDict,
     Field,
     FiniteFloat,
     ValidationError,
@@ -381,10 +380,8 @@ def _unusable(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
 # Signatures
 
 
-class Signature(Frozen):
+class Signature(Frozen, ser_json_bytes="base64", val_json_bytes="base64"):
     """As pb.CalibrationSignature, whose limits it has: Unix seconds, the leaf in PEM, ECDSA in DER (base64 in JSON)."""
-
-    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
     signed_at: Annotated[int, Field(ge=0, le=253_402_300_799)]
     certificate: Annotated[str, Field(max_length=MAX_CERTIFICATE_BYTES)]

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, model_validator
 from pydantic.fields import FieldInfo
 
 from ddib_fed.errors import DdibError
@@ -141,10 +141,8 @@ class ModelSection(Frozen):
     bundle_domain: str | None = key(None, "what the bundle calls it, if otherwise", examples=["imported"])
 
 
-class TrainSection(BaseModel):
+class TrainSection(Frozen, extra="allow"):
     """The options and --set fields of `ddib model train`, e.g. skip_bad for --skip-bad."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     def config(self, folder: Path, domain: str, *, threads: int = 1, **run: str) -> TrainConfig:
         """The configuration of a run, whose paths start at the folder; ValueError for an unknown key."""
