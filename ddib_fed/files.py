@@ -6,7 +6,6 @@ others can read or replace is not used, as with ssh.
 
 from __future__ import annotations
 
-import difflib
 import errno
 import hashlib
 import json
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import rfc8785
 
 from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, MessageInvalid
+from ddib_fed.names import nearest
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -358,6 +358,11 @@ def first_problem(error: ValidationError) -> tuple[str, str]:
     return ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
 
 
+def problem_text(error: ValidationError) -> str:
+    """Return the first problem as FIELD: PROBLEM; without a field where it is of the whole text."""
+    return ": ".join(filter(None, first_problem(error)))
+
+
 def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
     """The error of a text that is no TOML; a table that is declared twice is named with its lines."""
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
@@ -374,8 +379,8 @@ def _explain(model: type[BaseModel], item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _keys_at(model, item["loc"][:-1])
-        close = difflib.get_close_matches(str(item["loc"][-1]), known, n=1, cutoff=0.5)
-        meant = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known) or 'none'}"
+        close = nearest(str(item["loc"][-1]), known, cutoff=0.5)
+        meant = f"did you mean {close!r}?" if close else f"known keys: {', '.join(known) or 'none'}"
         return f"{where}: unknown key; {meant}"
     message = str(item["msg"]).removeprefix("Value error, ")
     return f"{where}: {message} (got {item.get('input')!r})" if where else message

@@ -127,6 +127,6 @@ def domain_from(text: str) -> str:
     return kept.lstrip("._-")[:MAX_DOMAIN]
 
 
-def nearest(text: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(text, tuple(known), n=1)
+def nearest(text: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(text, tuple(known), n=1, cutoff=cutoff)
     return close[0] if close else ""

@@ -32,10 +32,11 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from ddib_fed.errors import DdibError, extra
 from ddib_fed.names import __version__, check_institution
+from ddib_fed.record import Frozen
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
@@ -54,10 +55,8 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
 
-class TelemetrySettings(BaseModel):
+class TelemetrySettings(Frozen):
     """The table `[telemetry]` of client.toml."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     endpoint: str | None = Field(
         None,

@@ -65,7 +65,7 @@ def job_message(job: StoredJob, progress: ItemCounts | None = None, *, expires: 
     return message
 
 
-def described(side: ContractSide) -> dict[str, Any]:
+def _domain_fields(side: ContractSide) -> dict[str, Any]:
     """What a client reads of a domain, the own one or a peer's."""
     names = ("institution", "domain", "sample_kind", "sample_shape", "classes", "class_names")
     return {name: getattr(side, name) for name in names}
@@ -98,7 +98,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
             slices=(read and read.slices) or "",
             spacing_mm=own.spacing_mm,
             tiles=self.node.translates_in_tiles,
-            **described(own),
+            **_domain_fields(own),
         )
         if request.own_alone:
             return answer
@@ -227,7 +227,7 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
                 size_rule=side.size_rule,
                 calibration=active_terms(self.node, (side.institution, side.domain)),
                 guidance=guidance,
-                **described(side),
+                **_domain_fields(side),
             )
         answer.latency_ms = round(1000 * (time.perf_counter() - started))
         return answer

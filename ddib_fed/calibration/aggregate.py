@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, FiniteFloat, ValidationError, model_validator
 
-from ddib_fed.calibration.record import Sha256, first_problem, units_digest
+from ddib_fed.calibration.record import Sha256, units_digest
 from ddib_fed.data.folder import expand
 from ddib_fed.errors import InputError
-from ddib_fed.files import canonical_json
+from ddib_fed.files import canonical_json, problem_text
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import is_domain
 from ddib_fed.record import Frozen
@@ -190,9 +190,8 @@ class Counted:
                 counts=tuple(int(count) for count in np.rint(shares / QUANTUM).ravel()),
             )
         except ValidationError as error:
-            raise InputError(
-                f"no such aggregate: {first_problem(error)}", hint="epsilon is from 0.01 to 8"
-            ) from error
+            problem = f"no such aggregate: {problem_text(error)}"
+            raise InputError(problem, hint="epsilon is from 0.01 to 8") from error
 
 
 def count_array(
@@ -230,7 +229,7 @@ def read_aggregate(content: bytes) -> Aggregate:
     try:
         return Aggregate.model_validate_json(content)
     except ValidationError as error:
-        raise InputError(f"no aggregate: {first_problem(error)}") from error
+        raise InputError(f"no aggregate: {problem_text(error)}") from error
 
 
 def default_cells(channels: int, strength: float) -> Cells:

@@ -26,7 +26,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import (
     AwareDatetime,
-    ConfigDict,
     Field,
     FiniteFloat,
     ValidationError,
@@ -50,7 +49,15 @@ from ddib_fed.errors import (
     RefusedError,
     SettingsInvalid,
 )
-from ddib_fed.files import canonical_json, parse_json, private_folder, read_small, sync_folder, write_file
+from ddib_fed.files import (
+    canonical_json,
+    parse_json,
+    private_folder,
+    problem_text,
+    read_small,
+    sync_folder,
+    write_file,
+)
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, PictureMap
@@ -288,26 +295,25 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
     CalibrationModel if the source's model cannot encode under the calibration, or without one, as it is trained now.
     """
     held = source.normalisation.calibrated
-    if calibration is not None and calibration.kind not in RETRAINED:
-        of = calibration.source.units.autoencoder
-        if of != (source.latents and source.latents.autoencoder_sha256):
-            what = "latents of an autoencoder that" if of else "colours, and behind the autoencoder of"
-            raise _unusable(
-                source,
-                f"the rotation {calibration.sha256.hex()[:12]} is of {what} {source.name} "
-                + ("does not have" if of else "the ODE runs on latents"),
-                "ddib calibrate --kind rotation again, between models of one autoencoder; or --kind colour-map",
-            )
     if calibration is not None and calibration.kind in RETRAINED:
-        if held != calibration.map:
-            why = "was not trained with it" if held is None else "was trained with the map of another one"
-            raise _unusable(
-                source,
-                f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
-                f"{source.name} {why}",
-                "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
-            )
-        return None
+        if held == calibration.map:
+            return None
+        why = "was not trained with it" if held is None else "was trained with the map of another one"
+        raise _unusable(
+            source,
+            f"the {calibration.kind} {calibration.sha256.hex()[:12]} needs a source model trained with it, and "
+            f"{source.name} {why}",
+            "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
+        )
+    of = None if calibration is None else calibration.source.units.autoencoder
+    if calibration is not None and of != (source.latents and source.latents.autoencoder_sha256):
+        what = "latents of an autoencoder that" if of else "colours, and behind the autoencoder of"
+        raise _unusable(
+            source,
+            f"the rotation {calibration.sha256.hex()[:12]} is of {what} {source.name} "
+            + ("does not have" if of else "the ODE runs on latents"),
+            "ddib calibrate --kind rotation again, between models of one autoencoder; or --kind colour-map",
+        )
     if held is not None:
         raise _unusable(
             source,
@@ -374,10 +380,8 @@ def _unusable(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
 # Signatures
 
 
-class Signature(Frozen):
+class Signature(Frozen, ser_json_bytes="base64", val_json_bytes="base64"):
     """As pb.CalibrationSignature, whose limits it has: Unix seconds, the leaf in PEM, ECDSA in DER (base64 in JSON)."""
-
-    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64")
 
     signed_at: Annotated[int, Field(ge=0, le=253_402_300_799)]
     certificate: Annotated[str, Field(max_length=MAX_CERTIFICATE_BYTES)]
@@ -527,16 +531,12 @@ def read_calibration(path: Path) -> Calibration:
         inner = found.get("calibration", found) if isinstance(found, dict) else found
         return Calibration.model_validate_json(json.dumps(inner))
     except ValueError as error:
-        raise CalibrationInvalid(f"{path} is no calibration: {first_problem(error)}") from error
+        raise CalibrationInvalid(f"{path} is no calibration: {_problem(error)}") from error
 
 
-def first_problem(error: ValueError) -> str:
+def _problem(error: ValueError) -> str:
     """Where the first thing lies that is wrong with what somebody sent or wrote, and what it is."""
-    if not isinstance(error, ValidationError):
-        return f"it is not JSON ({error})"
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, first["loc"]))
-    return f"{where}: {first['msg']}" if where else first["msg"]
+    return problem_text(error) if isinstance(error, ValidationError) else f"it is not JSON ({error})"
 
 
 def write_calibration(calibration: Calibration | SignedCalibration, path: Path) -> None:
@@ -555,7 +555,7 @@ def parse_calibration(data: bytes, what: str) -> Calibration:
         found = Calibration.model_validate_json(data)
         canonical = found.canonical
     except ValueError as error:
-        raise CalibrationInvalid(f"{what} is no calibration: {first_problem(error)}") from error
+        raise CalibrationInvalid(f"{what} is no calibration: {_problem(error)}") from error
     if canonical != data:
         raise CalibrationInvalid(f"{what} is not in the canonical form that is signed")
     return found
@@ -567,7 +567,7 @@ def parse_signed(data: bytes, what: str) -> SignedCalibration:
         found = SignedCalibration.model_validate_json(data)
         _ = found.sha256
     except ValueError as error:
-        raise CalibrationInvalid(f"{what} is no signed calibration: {first_problem(error)}") from error
+        raise CalibrationInvalid(f"{what} is no signed calibration: {_problem(error)}") from error
     return found
 
 

@@ -16,6 +16,7 @@ import click
 from ddib_fed.cli import options
 from ddib_fed.cli.job import values_of
 from ddib_fed.cli.options import group, open_config, open_model, option, usual_threads
+from ddib_fed.client.client import Client, open_client, split_target
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationKindDenied,
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
         Side,
         SignedCalibration,
     )
-    from ddib_fed.client.client import Client
     from ddib_fed.client.dial import Measured
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.node.config import NodeConfig
@@ -204,7 +204,7 @@ def _make(
     own, others = asked.pictures or (None, None)
     if asked.anchors is not None:
         idle = ("pictures", "epsilon")
-        options.refuse_idle(idle, "is for aggregates, not for --anchors", hint="leave it out")
+        options.refuse_idle(idle, "is for aggregates, not for --anchors")
     source, target = (open_model(name) for name in local)
     first, second = source.manifest, target.manifest
     if first.sample_shape != second.sample_shape or first.latent_shape != second.latent_shape:
@@ -338,7 +338,6 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     from ddib_fed.calibration.record import read_calibration
-    from ddib_fed.client.client import split_target
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import make_calibration, of_latents, side
@@ -507,7 +506,6 @@ def dial(
     Own pictures are translated there and back by jobs of this node, at each share that its policy allows. The setting
     that is proposed becomes part of the calibration, which both operators sign again: jobs that name no share use it.
     """
-    from ddib_fed.client.client import open_client, split_target
     from ddib_fed.node import calibrations
     from ddib_fed.node.role import load_hosted
 
@@ -522,7 +520,7 @@ def dial(
             hint=f"ddib calibrate --peer {shlex.quote(target)}",
         )
     if anchors is not None:
-        options.refuse_idle(("pictures",), "is not for --anchors", hint="leave it out")
+        options.refuse_idle(("pictures",), "is not for --anchors")
     found, which = stored.calibration, pictures or config.train.pictures(config.folder)
     with open_client(profile_path) as client:
         rows, proposed = measured(

@@ -150,7 +150,6 @@ class Institution:
             time.sleep(0.1)
 
     def stop(self) -> None:
-        """SIGTERM, then SIGKILL if necessary."""
         if self.process is None or self.process.poll() is not None:
             return
         self.process.terminate()

@@ -16,7 +16,9 @@ from ddib_fed.cli.translate import header_of
 from ddib_fed.client.exchange import delivery, into_folder, own_entity
 from ddib_fed.client.folder_run import RunOptions, RunProgress
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.results import locked
 from ddib_fed.errors import UsageError
+from ddib_fed.formats.dicom_network import DicomPeer, Receiver
 
 
 @group()
@@ -60,9 +62,7 @@ def receive(
     says what becomes of each series, by a key, and holds no patient data. TLS, the spool and its bounds are in the
     table [dicom] of the profile (docs/routing.md).
     """
-    from ddib_fed.client.results import locked
     from ddib_fed.client.routing import Router, check_setup, header_to, log
-    from ddib_fed.formats.dicom_network import DicomPeer, Receiver
     from ddib_fed.node.command import set_up_logging
 
     profile = Profile.load(profile_path)

@@ -15,9 +15,13 @@ from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_config, option, say_next, with_config
 from ddib_fed.client.profile import FILE_NAME, FOLDER, candidates, render_client_toml
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
-from ddib_fed.files import check_private_folder, first_problem, write_file
+from ddib_fed.files import check_private_folder, problem_text, write_file
 from ddib_fed.names import NODE_FILE, is_institution, is_label
 from ddib_fed.protocol.addresses import is_every_address, is_loopback, split_address
+from ddib_fed.security import pki
+from ddib_fed.security.audit import note
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import begin_node, begin_trust
 from ddib_fed.terminal import outcome, say
 
 if TYPE_CHECKING:
@@ -66,8 +70,6 @@ def make_node(
 ) -> NodeConfig:
     """Write node.toml and what it needs; a shipped model is copied, so that it does not change with the package."""
     from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, render_node_toml
-    from ddib_fed.security.identity import Identity
-    from ddib_fed.security.peers import begin_node, begin_trust
 
     Identity(institution, "node", name)
     path = out / NODE_FILE
@@ -125,7 +127,7 @@ def _require_free(*paths: Path) -> None:
 
 
 def _refused(error: ValidationError) -> InputError:
-    return InputError(": ".join(first_problem(error)), hint=HELP)
+    return InputError(problem_text(error), hint=HELP)
 
 
 def make_client(
@@ -141,9 +143,6 @@ def make_client(
     Its node is that of `config`, which issues the certificate if it can, or the institution's first node.
     """
     from ddib_fed.node.admitting import peer_store
-    from ddib_fed.security import pki
-    from ddib_fed.security.audit import note
-    from ddib_fed.security.identity import Identity
 
     node = USUAL_NODE
     if config is not None:
@@ -168,14 +167,9 @@ def make_client(
     out.mkdir(parents=True, exist_ok=True)
     if config is not None and pki.has_authority(config.paths.pki):
         peer_store(config).snapshot().refuse_withdrawn(identity)
-        log, life = config.paths.store, config.identity.life("client")
-        pki.issue_client(
-            config.paths.pki,
-            out / "pki",
-            name,
-            lifetime=life,
-            before=lambda issued: note(log, "certificate_issued", identity=issued.uri),
-        )
+        pki.load_authority(config.paths.pki)  # what cannot be issued is not noted
+        note(config.paths.store, "certificate_issued", identity=identity.uri)
+        pki.issue_client(config.paths.pki, out / "pki", name, lifetime=config.identity.life("client"))
     else:
         request.write_bytes(pki.make_request(out / "pki", identity))
     write_file(path, text.encode(), overwrite=False)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,8 +19,9 @@ from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_model, option, refuse_overwriting, usual_threads
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
+from ddib_fed.files import write_file
 from ddib_fed.names import check_domain, size_from
-from ddib_fed.record import Classes, Settings
+from ddib_fed.record import Classes, Guidance, Settings
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
 if TYPE_CHECKING:
@@ -50,7 +52,6 @@ DEVICE = option("--device", "Device to compute on.", ("cpu", "cuda"), default="c
 
 
 def _span(text: str) -> tuple[float, float]:
-    """Two rising numbers."""
     try:
         low, high = (float(part) for part in text.split(":"))
     except ValueError as error:
@@ -209,8 +210,6 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     defines their networks, FLIP's file with its config.json. An autoencoder is saved beside the model. A setting that
     cannot be computed exactly is refused by its key, and so are text encoders, LoRAs and conditions.
     """
-    from tempfile import TemporaryDirectory
-
     from ddib_fed.models.bundle import save_bundle
 
     _refuse_existing(out, "folder", force=force)
@@ -290,7 +289,6 @@ def export(*, which: str, out: Path, force: bool) -> None:
 
     `ddib model import --synthetic` reads it back.
     """
-    from ddib_fed.files import write_file
     from ddib_fed.models.import_guided import public_checkpoint
 
     _refuse_existing(out, "file", force=force)
@@ -545,7 +543,6 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
     from ddib_fed.engine.arrays import ArraySettings
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.evaluation.draws import draw_pictures, draw_points
-    from ddib_fed.record import Guidance
 
     refuse_overwriting(out, force=force)
     bundle = open_model(which)
@@ -586,7 +583,6 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
 
 
 def measured(allowances: Allowances) -> str:
-    """What was measured, in words."""
     return (
         f"measured on {allowances.measured} latents; of {allowances.checked} others {allowances.beyond} are beyond, "
         "and would be encoded again"

@@ -16,13 +16,14 @@ from ddib_fed.cli import options
 from ddib_fed.cli.job import values_of, when
 from ddib_fed.cli.options import group, open_config, option, with_config
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing, UsageError
+from ddib_fed.security import audit as log
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import root_warning
 from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, say_document
 
 if TYPE_CHECKING:
     from ddib_fed.node.admin import AdminClient
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.security.audit import AuditLine, Noted
-    from ddib_fed.security.identity import Identity
     from ddib_fed.v1 import admin_pb2
 
 
@@ -65,8 +66,6 @@ def status(config_path: Path, leaving: Path | None) -> None:
 
 def _show_status(answer: admin_pb2.StatusResponse, more: str) -> None:
     """Print it; `more` is what the commands that are named need to be about this node."""
-    from ddib_fed.security.pki import root_warning
-
     say(
         f"node         {answer.name}.{answer.institution}  {answer.state}",
         f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s",
@@ -140,8 +139,6 @@ def audit() -> None:
 
 def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     """The node's configuration, its identity, and its log, which is there."""
-    from ddib_fed.security.identity import Identity
-
     config = open_config(config_path)
     path = config.paths.store
     if not path.exists():
@@ -163,13 +160,7 @@ def _node(config_path: Path) -> tuple[NodeConfig, Identity, Path]:
     "Instead what this node noted of the log of --peer, so that the peer can verify its log with it.",
 )
 @options.OUTCOME
-def show(
-    config_path: Path,
-    peer: str,
-    since: str | None,
-    limit: int | None,
-    anchors: bool,
-) -> None:
+def show(config_path: Path, peer: str, since: str | None, limit: int | None, anchors: bool) -> None:
     """Show lines of the audit log: number, time, act, and what it names; as JSON one object a line.
 
     The chain is not checked: `ddib audit verify` does that. As JSON each line has the digest of the log's line in
@@ -178,20 +169,18 @@ def show(
     With each latent and each translation two nodes tell each other the ends of their logs; --anchors shows what was
     noted of a peer's: numbers of lines, digests and times. Ends that contradict each other show that it was rewritten.
     """
-    from ddib_fed.security.audit import entries, parse_since
-
     config, own, path = _node(config_path)
     if anchors:
-        options.refuse_idle(("since", "limit"), "does not go with --anchors", hint="leave it out")
+        options.refuse_idle(("since", "limit"), "does not go with --anchors")
         _show_anchors(config, own, path, peer)
         return
-    moment = None if since is None else parse_since(since)
-    asked = (each for each in entries(path) if each.is_asked_for(peer=peer, since=moment))
+    moment = None if since is None else log.parse_since(since)
+    asked = (each for each in log.entries(path) if each.is_asked_for(peer=peer, since=moment))
     for entry in asked if limit is None else deque(asked, maxlen=limit):
         _write(entry)
 
 
-def _write(entry: AuditLine) -> None:
+def _write(entry: log.AuditLine) -> None:
     """One line for scripts, or for people: a value that could be taken for several is quoted."""
     if is_aside():
         say_document(json.dumps({**entry.record, "line": entry.line, "sha256": entry.sha256}))
@@ -215,18 +204,17 @@ def _value(value: object) -> str:
 def _show_anchors(config: NodeConfig, own: Identity, path: Path, institution: str) -> None:
     """What this node noted of a peer's log, as the document that the peer verifies its log with."""
     from ddib_fed.node.admitting import peer_store
-    from ddib_fed.security.audit import AnchorFile, held_of
 
     if not institution:
         raise UsageError("--anchors needs --peer INSTITUTION", hint="ddib peer list")
     peer = peer_store(config).get(institution)
-    held, contradiction = held_of(path, institution)
+    held, contradiction = log.held_of(path, institution)
     if not held:
         raise FileMissing(
             f"the audit log has no end of the log of {institution}",
             hint="it comes with each latent and translation",
         )
-    made = AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=held)
+    made = log.AnchorFile(of=peer.identity.uri, noted_by=own.uri, anchors=held)
     print_json(plain(made))
     say(
         f"for {institution}: ddib audit verify --anchors FILE, with these {len(held)} ends of its log",
@@ -259,13 +247,12 @@ def verify(config_path: Path, noted: tuple[str, ...]) -> None:
     The chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off, or that
     the file was rewritten: for that, pass a head that was kept elsewhere, or the anchors that a peer holds.
     """
-    from ddib_fed.security import audit as log
-
     _config, own, path = _node(config_path)
     heads = [text for text in noted if re.fullmatch("[0-9a-f]{64}", text)]
     files = [log.read_anchors(Path(text), of=own).by_line() for text in noted if text not in heads]
     # Each by itself: two peers may have noted the same line, one of them wrongly.
-    checks: list[tuple[str | None, Noted]] = [(head, {}) for head in heads] + [(None, held) for held in files]
+    checks: list[tuple[str | None, log.Noted]] = [(head, {}) for head in heads]
+    checks += [(None, held) for held in files]
     for head, held in checks or [(None, {})]:
         found = log.verify(log.lines_of(path), noted=head, anchors=held)
         if not found.ok:

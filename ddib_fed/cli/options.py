@@ -82,7 +82,6 @@ def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Deco
 
 
 def with_options(options: tuple[Decorator, ...]) -> Decorator:
-    """A decorator that adds all of the given options, in their order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
@@ -144,14 +143,12 @@ def usual_threads() -> int:
 
 
 def open_config(path: Path) -> NodeConfig:
-    """The node's configuration that --config names."""
     from ddib_fed.node.config import NodeConfig
 
     return NodeConfig.load(path)
 
 
 def open_model(which: str) -> Bundle:
-    """The model that an argument names."""
     from ddib_fed.models.bundle import open_bundle
 
     return open_bundle(which)
@@ -168,7 +165,6 @@ def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | No
 
 
 def read_given(path: Path | None) -> Calibration | None:
-    """The calibration in the file of --calibration; None without."""
     from ddib_fed.calibration.record import read_calibration
 
     return None if path is None else read_calibration(path)

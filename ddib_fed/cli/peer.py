@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,15 +178,13 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
 
     It stays admitted, and stays suspended over restarts. Jobs for it that were accepted wait; new ones are refused.
     """
-    config, store = _open(config_path)
-    log, running = config.paths.store, None
+    (config, store), running = _open(config_path), None
     if undo:
         options.refuse_idle(("reason",), "is for a suspension")
-        changed = store.resume(institution, before=partial(note, log, "peer_resumed", peer=institution))
+        changed = store.resume(institution)
         said = "is resumed" if changed else "was not suspended: nothing is changed"
     else:
-        before = partial(note, log, "peer_suspended", peer=institution, reason=reason)
-        changed = store.suspend(institution, reason=reason, before=before)
+        changed = store.suspend(institution, reason=reason)
         said = "is suspended" if changed else "was suspended already"
     say(f"{institution} {said}")
     if changed or not undo:
@@ -202,7 +199,7 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
 def remove(config_path: Path, institution: str) -> None:
     """Remove a peer: it is refused from now on, and running calls with it end within a second."""
     config, store = _open(config_path)
-    store.remove(institution, before=partial(note, config.paths.store, "peer_removed", peer=institution))
+    store.remove(institution)
     say(f"removed {institution}")
     outcome(removed=institution, node_running=_apply(config, store))
 
@@ -417,14 +414,13 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     own list: run this on each.
     """
     config, store = _open(config_path)
-    named, log = _of_institution(config, identity), config.paths.store
+    named = _of_institution(config, identity)
     if undo:
         options.refuse_idle(("reason",), "is for a withdrawal")
-        changed = store.reinstate(named, before=partial(note, log, "identity_reinstated", identity=named.uri))
+        changed = store.reinstate(named)
         said = "is reinstated" if changed else "was not withdrawn"
     else:
-        before = partial(note, log, "identity_withdrawn", identity=named.uri, comment=reason)
-        changed = store.withdraw(named, comment=reason, before=before)
+        changed = store.withdraw(named, comment=reason)
         said = "is withdrawn" if changed else "was withdrawn already"
     say(f"{named} {said}, in {store.file}")
     running = _apply(config, store)

@@ -85,13 +85,7 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
 @FORCE
 @options.OUTCOME
 def train(
-    *,
-    out: Path,
-    generator: Path | None,
-    sets: tuple[str, ...],
-    resume: bool,
-    force: bool,
-    **settings: Any,
+    *, out: Path, generator: Path | None, sets: tuple[str, ...], resume: bool, force: bool, **settings: Any
 ) -> None:
     """Train a model and write its bundle, with progress.csv, loss curve, samples and checkpoints in DIR/run.
 
@@ -100,7 +94,7 @@ def train(
     """
     fields = given(settings)
     if generator is not None:
-        options.refuse_idle(("colours",), "is as the model of --model has it", hint="leave it out")
+        options.refuse_idle(("colours",), "is as the model of --model has it")
         fields = {"classes": "folders", **_as_guided(generator), **fields}
         fields |= {"kind": "classifier", "generator": generator}
     run(checked(TrainConfig, fields, "ddib model train --help", sets), out, resume=resume, force=force)
@@ -132,7 +126,6 @@ def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> None:
 
 
 def trained(bundle: Bundle, out: Path) -> dict[str, object]:
-    """A new bundle as JSON values."""
     from ddib_fed.evaluation.features import SampleVerdict
 
     made = bundle.manifest

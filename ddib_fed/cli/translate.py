@@ -87,8 +87,7 @@ def _check_marked(run: FolderRun) -> None:
     studies = run.studies.origins if run.studies is not None else ()
     if not run.items and studies:
         raise UsageError(
-            f"--credentials: what {studies[0].given} becomes holds no content credentials",
-            hint=_WITHOUT,
+            f"--credentials: what {studies[0].given} becomes holds no content credentials", hint=_WITHOUT
         )
     if all(item.path.suffix.lower() == ".npy" for item in run.items):
         with run.options.progress.opened(run.options.profile) as client:
@@ -186,7 +185,7 @@ def translate(
         run = open_run(files, given, run_options, partial(say, err=True))
         if run.studies is None:
             why = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles"
-            options.refuse_idle(("intensity", "slices"), why, hint="leave it out")
+            options.refuse_idle(("intensity", "slices"), why)
         elif detach:
             raise UsageError(
                 f"--detach: {run.studies.origins[0].given} is put together when its items are there",

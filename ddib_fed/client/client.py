@@ -10,6 +10,7 @@ Jobs, events and domains are the messages of translation.proto. Importable witho
 
 from __future__ import annotations
 
+import itertools
 import shlex
 import signal
 import threading
@@ -139,7 +140,6 @@ def failure_text(failure: common_pb2.ErrorDetail) -> str:
 
 
 def failure(detail: common_pb2.ErrorDetail, hop: str) -> DdibError:
-    """The error that a job or an item failed with."""
     kind = error_class(detail.reason) if detail.reason else JobFailed
     return kind(failure_text(detail), hop=hop)
 
@@ -234,11 +234,6 @@ def collect(
     if now is not None:
         missing = ", ".join(sorted(parts - files.keys()))
         raise ChunkCorrupt(f"item {now[0]} came without its {missing}")
-
-
-def _expected_parts(job: pb.JobHeader) -> frozenset[Part]:
-    asked = {Part.RETURNED: job.cycle, Part.LATENT: job.keep_latent, Part.SOURCE: job.model_size}
-    return frozenset({Part.TRANSLATION, *(part for part, wanted in asked.items() if wanted)})
 
 
 def _ready(job: pb.Job) -> list[int]:
@@ -400,7 +395,9 @@ class Client(Connection):
     def _fetch(self, job: pb.Job, items: Iterable[int]) -> Iterator[JobResult]:
         due = sorted(set(items))
         patience, parent = self.patience(), self._tracing.recall(job.job_id)
-        parts = _expected_parts(job.request)
+        of = job.request
+        asked = {Part.RETURNED: of.cycle, Part.LATENT: of.keep_latent, Part.SOURCE: of.model_size}
+        parts = frozenset({Part.TRANSLATION, *(part for part, wanted in asked.items() if wanted)})
         while due:
             request = pb.FetchResultsRequest(job_id=job.job_id, items=due)
             try:
@@ -573,13 +570,11 @@ def open_client(
 
 
 def _say_first() -> OnWait:
-    said = False
+    waits = itertools.count()
 
     def on_wait(error: DdibError, delay_s: float) -> None:
-        nonlocal said
-        if not said:
+        if next(waits) == 0:
             say(waiting_line(error, delay_s), err=True)
-        said = True
 
     return on_wait
 

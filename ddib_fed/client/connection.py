@@ -22,25 +22,20 @@ from google.protobuf.message import Message
 from ddib_fed.client.profile import Profile, renew_client
 from ddib_fed.errors import Cancelled, DdibError, ExhaustedError, PeerUnreachable, UnavailableError
 from ddib_fed.protocol.calls import from_rpc_error
-from ddib_fed.security import tls
+from ddib_fed.security import diagnosis, tls
 from ddib_fed.security.pki import load_identity
 from ddib_fed.v1 import translation_pb2_grpc
 
 log = logging.getLogger(__name__)
 
-
 PATIENCE_S = 120.0
 """How long a node that was reached before may be away: a restart with a large model takes a minute."""
-
 BUSY_PATIENCE_S = 600.0
 """How long a node may refuse because a limit is reached: others' jobs of some minutes are waited for."""
-
 FIRST_CONTACT_S = 5.0
 """How long to try when the node has never answered: a wrong address or certificate does not fix itself."""
-
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 5.0
-
 LOOK_EVERY_S = 1.0
 """How often a connection looks whether its certificate is due for renewal."""
 
@@ -219,13 +214,11 @@ class Connection:
 
     def explained(self, failure: DdibError) -> DdibError:
         """A failure with the cause of the failed connection, where that is what it is."""
-        from ddib_fed.security.diagnosis import diagnose, explained
-
         self._diagnosed = time.monotonic()
         of = self.profile
-        return explained(
+        return diagnosis.explained(
             failure,
-            lambda: diagnose(
+            lambda: diagnosis.diagnose(
                 of.source_address, server_name=of.source_identity, pki_folder=of.pki_folder, proxy=of.way
             ),
         )
@@ -234,9 +227,7 @@ class Connection:
         """As `explained`, of a node that never answered, once: a wrong address or certificate stays wrong."""
         if self.reached or self._diagnosed > -math.inf:
             return failure
-        from ddib_fed.security.diagnosis import PASSING
-
         found = self.explained(failure)
-        if "cause" in found.facts and found.facts["cause"] not in PASSING:
+        if "cause" in found.facts and found.facts["cause"] not in diagnosis.PASSING:
             raise found
         return failure

@@ -118,7 +118,6 @@ def payload(origin: Origin) -> Payload:
 
 
 def payloads(origins: Iterable[Origin]) -> list[Payload]:
-    """Read each item of a job, in order."""
     items = []
     for number, origin in enumerate(origins):
         try:

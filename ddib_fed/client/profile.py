@@ -12,11 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 
 from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
 from ddib_fed.files import load_toml
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
+from ddib_fed.record import Frozen
 from ddib_fed.security.pki import load_identity
 from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.telemetry import TelemetrySettings
@@ -26,10 +27,8 @@ FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
 
 
-class DicomRoute(BaseModel):
+class DicomRoute(Frozen):
     """A table `[[dicom.route]]`: the target of the series whose headers fit all patterns, which are a shell's."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     to: str = Field(pattern="^[^/]+/[^/]+$")
     modality: str = "*"
@@ -38,10 +37,8 @@ class DicomRoute(BaseModel):
     series_description: str = "*"
 
 
-class DicomSettings(BaseModel):
+class DicomSettings(Frozen):
     """The table `[dicom]` of client.toml (docs/routing.md); its paths are relative to the file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     aet: str = Field("DDIB", min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")
     port: int = Field(11112, ge=1, le=65535)
@@ -59,9 +56,7 @@ class DicomSettings(BaseModel):
     route: tuple[DicomRoute, ...] = ()
 
 
-class Profile(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class Profile(Frozen):
     institution: str
     name: str
     source_address: str

@@ -60,11 +60,7 @@ def locked(out: Path, hint: str = "wait for it to end, or choose another --out f
         except OSError:
             alone = True  # a file system without locks: a second run there is not noticed
         if not alone:
-            raise StateConflict(
-                f"another command is writing to {out}",
-                hint=hint,
-                hop="client",
-            )
+            raise StateConflict(f"another command is writing to {out}", hint=hint, hop="client")
         try:
             yield
         finally:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import json
 import logging
 import operator
 import os
@@ -26,7 +25,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -63,6 +62,7 @@ from ddib_fed.errors import (
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
 from ddib_fed.formats.dicom import checked_header, read_header
 from ddib_fed.formats.dicom_network import RESERVE
+from ddib_fed.record import Frozen
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -80,11 +80,10 @@ FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 600.0
 STALLED_S: Final = 120.0
 """A series waits no longer for an instance of its sender that stopped in the middle."""
-ABANDONED_S: Final = 600.0
 CLOCK_S: Final = 60.0
 """A kill loses at most so much of the clock that series expire by."""
-_OF_THE_SERIES: Final = (InputError, JobFailed, FilesLeftOut, LatentNotGaussian)
-"""Errors after which a series is given up; after all others it is tried again until it expires."""
+_OF_THE_SERIES: Final = (InputError, FilesLeftOut, LatentNotGaussian)
+"""Errors after which a series is given up at once."""
 _OF_THE_SETUP: Final = (ConfigError, SettingsInvalid, ContractMismatch, DomainNotFound, PeerNotFound)
 _TOLD: Final = (*_OF_THE_SETUP, UnavailableError, RefusedError, ExhaustedError)
 """The log repeats texts of these alone: nodes and peers cause them, and neither knows a header."""
@@ -112,8 +111,7 @@ class Step(StrEnum):
     FAILED = "failed"
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(Frozen):
     """What `state.json` says."""
 
     step: Step = Step.ARRIVING
@@ -175,17 +173,16 @@ class Routed:
     def put(self, **changes: object) -> None:
         """Enter a state, on the disk."""
         changed = self.clock.now() if "step" in changes else self.state.changed
-        state = replace(self.state, changed=changed, **changes)  # type: ignore[arg-type]
-        write_file(self.folder / "state.json", json.dumps(asdict(state)).encode(), private=True)
+        state = self.state.model_copy(update={"changed": changed, **changes})
+        write_file(self.folder / "state.json", state.model_dump_json().encode(), private=True)
         self.state = state
 
     @classmethod
     def read(cls, folder: Path, clock: Clock) -> Routed | None:
         """The series in a folder; None where it was killed before its first instance, or cannot be read."""
         try:
-            found = json.loads((folder / "state.json").read_text())
-            state = State(**{**found, "step": Step(found["step"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            state = State.model_validate_json((folder / "state.json").read_bytes())
+        except (OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError):  # nothing of it was answered, or it was being removed
                 shutil.rmtree(folder, ignore_errors=True)
             else:
@@ -234,30 +231,26 @@ class _Progress(RunProgress):
             log.info("series %s: %s", self._key, line)
 
 
+@dataclass(eq=False)
 class Router:
     """The series of a spool. `keep` and `ended` are for a `Receiver`, and `run` is the rest of the daemon."""
 
-    def __init__(
-        self,
-        spool: Path,
-        options: RunOptions,
-        reading: dict[str, str],
-        settings: DicomSettings,
-        deliver: Deliver,
-        busy: dict[int, float],
-    ) -> None:
-        self.spool, self.settings = private_folder(spool), settings
-        self.options, self.reading = options, reading
-        self.deliver, self.busy = deliver, busy
+    spool: Path
+    options: RunOptions
+    reading: dict[str, str]
+    settings: DicomSettings
+    deliver: Deliver
+    busy: dict[int, float]
+    _held: float = 0.0
+
+    def __post_init__(self) -> None:
         self._lock = threading.RLock()
-        self._held = 0.0
-        now, self.clock = time.monotonic(), Clock(spool / ".clock")
-        folders = [each for each in sorted(spool.iterdir()) if _KEY.fullmatch(each.name)]
+        now, self.clock = time.monotonic(), Clock(private_folder(self.spool) / ".clock")
+        folders = [each for each in sorted(self.spool.iterdir()) if _KEY.fullmatch(each.name)]
         found = [Routed.read(each, self.clock) for each in folders]
         self.series = {each.folder.name: each for each in found if each is not None}
-        self._arriving: dict[tuple[Path, int], float] = {}
         for each in self.series.values():
-            each.due = now + (settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
+            each.due = now + (self.settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
         if left := sum(not each.has_ended for each in self.series.values()):
             log.info("series in the spool that have not ended: %d", left)
 
@@ -348,7 +341,6 @@ class Router:
                 time.sleep(FIRST_RETRY_S)
 
     def step(self) -> None:
-        """Do what is due."""
         self._expire()
         for series in self._due():
             self._work(series)
@@ -368,8 +360,8 @@ class Router:
         return sorted(ready, key=lambda each: each.state.changed)
 
     def _expire(self) -> None:
-        oldest, now = self.clock.now() - self.settings.expire_h * 3600, time.monotonic()
-        if now - self.clock.since > CLOCK_S:
+        oldest = self.clock.now() - self.settings.expire_h * 3600
+        if time.monotonic() - self.clock.since > CLOCK_S:
             self.clock.save()
         with self._lock:
             for each in [each for each in self.series.values() if 0.0 < each.state.changed < oldest]:
@@ -378,11 +370,6 @@ class Router:
                     self._give_up(each, f"this was not possible within {self.settings.expire_h:g} h")
                 elif each.tries or each.has_ended:
                     self._remove(each)
-        with suppress(FileNotFoundError):  # an instance was complete meanwhile
-            files = {(path, path.stat().st_mtime_ns) for path in (self.spool / ".arriving").glob("*")}
-            self._arriving = {each: self._arriving.get(each, now) for each in files}
-            for path, _ in [each for each, since in self._arriving.items() if now - since > ABANDONED_S]:
-                path.unlink()  # of an association that broke off
 
     def _work(self, series: Routed) -> None:
         with self._lock:
@@ -475,18 +462,12 @@ class Router:
         return path
 
     def _failed(self, series: Routed, error: Exception) -> None:
-        """Give a series up after errors of its own; try it again after others, until it expires."""
-        causes = {type(error), *_quoted(error)}
-        ours = isinstance(error, InternalError) and not error.incident  # a node's may pass
-        bounded = ours or isinstance(error, JobFailed) or not isinstance(error, DdibError | OSError)
-        again = bounded and max(series.tries + 1, series.state.starts) <= MOST_STARTS
-        again |= any(issubclass(each, (*_OF_THE_SETUP, UsageError)) for each in causes)
-        again |= not bounded and not isinstance(error, _OF_THE_SERIES)
+        """Give a series up, or try it again later."""
         why = _told(error)
         hint = f"ddib translate {series.folder / 'in'} --to INSTITUTION/DOMAIN --out DIR   says more"
         if isinstance(error, _TOLD):
             hint = next_step(error)
-        if not again:
+        if not _may_pass(error, max(series.tries + 1, series.state.starts)):
             log.error("series %s: not translated: %s; try: %s", series.key, why, hint)
             self._give_up(series, why)
             return
@@ -508,7 +489,6 @@ class Router:
 
 
 def header_to(target: str, header: pb.JobHeader) -> pb.JobHeader:
-    """Return a request for another target."""
     made = pb.JobHeader()
     made.CopyFrom(header)
     made.target_institution, made.target_domain = split_target(target)
@@ -537,6 +517,16 @@ def _selected(path: Path) -> tuple[str, ...]:
     header = read_header(path, [*_SELECTED.values()])
     values = (header.get(keyword) or "" for keyword in _SELECTED.values())
     return tuple("\\".join([each] if isinstance(each, str) else each).casefold() for each in values)
+
+
+def _may_pass(error: Exception, tries: int) -> bool:
+    """Whether a series is tried again after so many tries; if so, until it expires."""
+    if any(issubclass(each, (*_OF_THE_SETUP, UsageError)) for each in (type(error), *_quoted(error))):
+        return True  # an operator corrects it
+    ours = isinstance(error, InternalError) and not error.incident  # a node's may pass
+    if ours or isinstance(error, JobFailed) or not isinstance(error, DdibError | OSError):
+        return tries <= MOST_STARTS
+    return not isinstance(error, _OF_THE_SERIES)
 
 
 def _words(text: str) -> str:

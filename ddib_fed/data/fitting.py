@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ddib_fed.data.pictures import Geometry, ImageLimits, Picture, Pixels, bands, cost_of, read_image, rows_of
 from ddib_fed.data.points import explain, name_file
@@ -422,8 +423,6 @@ def _unit(plane: Pixels, rule: PictureRule, *, clip: bool) -> Array:
 
 def _unit_image(plane: Pixels, rule: PictureRule, *, clip: bool) -> Any:
     """The same as Pillow's, made block by block: a large plane is never there twice."""
-    from PIL import Image
-
     image = Image.new("F", plane.shape[::-1])
     for start, stop in bands(*plane.shape):
         image.paste(_pillow(_unit(plane[start:stop], rule, clip=clip)), (0, start))
@@ -432,14 +431,10 @@ def _unit_image(plane: Pixels, rule: PictureRule, *, clip: bool) -> Any:
 
 def _pillow(plane: Pixels) -> Any:
     """A plane as Pillow's: mode ``L`` of uint8, ``F`` of float32."""
-    from PIL import Image
-
     return Image.fromarray(np.ascontiguousarray(plane))
 
 
 def _resize(image: Any, height: int, width: int, *, box: bool = False) -> Any:
     """One of Pillow's pictures at another size: by its box filter, or else its bicubic one."""
-    from PIL import Image
-
     kind = Image.Resampling.BOX if box else Image.Resampling.BICUBIC
     return image if image.size == (width, height) else image.resize((width, height), resample=kind)

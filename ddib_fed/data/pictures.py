@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, _imaging
 
 from ddib_fed.data.points import MAGIC, Header, name_file, read_header, refuse_points
 from ddib_fed.errors import (
@@ -177,8 +178,6 @@ def encode_png(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     if pixels.dtype == np.uint8:
         # Pillow filters rows as the standard recommends, pypng does not: smaller files.
-        from PIL import Image
-
         image = Image.fromarray(pixels if channels == 3 else pixels[..., 0])
         del pixels  # Pillow has a copy: callers that hold no other have the memory for the file
         image.save(file, "PNG")
@@ -285,8 +284,6 @@ def upright(pixels: Pixels, orientation: object) -> Pixels:
 
 def open_pillow(content: bytes, format_name: str) -> Any:
     """The picture, opened but not decoded, as this format only: no other decoder of Pillow can be reached."""
-    from PIL import Image
-
     Image.core.set_block_size(PILLOW_BLOCK)  # type: ignore[attr-defined]  # as PILLOW_BLOCK_SIZE does
     try:
         return Image.open(io.BytesIO(content), formats=[format_name])
@@ -406,8 +403,6 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 def _exif_orientation(exif: bytes) -> object:
     """Tag 274 of a block of EXIF; 1 when there is none or the block is broken."""
-    from PIL import Image
-
     block = Image.Exif()
     try:
         block.load(exif)
@@ -641,8 +636,6 @@ def _by_pillow(content: bytes, page: Any, *, plain: bool) -> Pixels:
 @functools.cache
 def _silence_libtiff() -> None:
     """Silence libtiff's own error messages in this process, if its symbol is accessible in Pillow's build."""
-    from PIL import _imaging
-
     with suppress(OSError, AttributeError):
         # The symbol is looked up in the library that Pillow's module is linked with: its own copy, or the system's.
         set_handler = ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler

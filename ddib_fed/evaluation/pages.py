@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ddib_fed.data.fitting import PictureRule, file_range, to_array
 from ddib_fed.data.pictures import ImageLimits, Picture, encode_png, read_content, shown_pixels
@@ -234,8 +235,6 @@ def encoded(pixels: Preview) -> bytes:
     """A preview as a file: PNG where it is small, else JPEG."""
     if max(pixels.shape[:2]) < JPEG_FROM:
         return encode_png(pixels)
-    from PIL import Image
-
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=88)
     return file.getvalue()

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from ddib_fed.data.pictures import middle_slices
 from ddib_fed.errors import ShapeMismatch
@@ -25,8 +26,6 @@ from ddib_fed.terminal import escape
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL.ImageDraw import ImageDraw
-
 ACROSS = 8
 CELL = 96
 """Pixels that the longer side of a small picture is at least brought to."""
@@ -46,8 +45,6 @@ def contact_sheet(
     caption: str = "",
 ) -> bytes:
     """A PNG of all stages, by their titles, of all pictures, `across` pictures per band."""
-    from PIL import Image, ImageDraw
-
     stages = {title: as_pictures(pictures) for title, pictures in stages.items()}
     sizes = {(len(pictures), *pictures.shape[2:]) for pictures in stages.values()}
     if len(sizes) != 1:
@@ -106,15 +103,11 @@ def to_pixels(pictures: Pictures) -> NDArray[np.uint8]:
     return np.ascontiguousarray(levels.astype(np.uint8).transpose(0, 2, 3, 1))
 
 
-def _write(draw: ImageDraw, place: tuple[int, int], text: str, ink: tuple[int, int, int]) -> None:
-    from PIL import ImageFont
-
+def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, ink: tuple[int, int, int]) -> None:
     draw.text(place, escape(text), fill=ink, font=ImageFont.load_default(FONT))
 
 
 def _text_width(text: str) -> int:
-    from PIL import ImageFont
-
     return int(ImageFont.load_default(FONT).getlength(escape(text))) + 1
 
 

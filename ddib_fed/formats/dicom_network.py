@@ -153,7 +153,7 @@ def _entity(own: OwnEntity) -> Any:
 
 
 def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[], str]) -> None:
-    """Abort an association that sends more than is taken, which `refuse` is told; `room` says what the disk lacks."""
+    """Abort an association that sends too much, and tell `refuse` why; `room` returns why the disk is full."""
     association, receive = event.assoc, event.assoc.dul.socket.recv
 
     def bounded(size: int) -> Any:

@@ -158,11 +158,7 @@ class Bundle:
         network = network_with(self.manifest.network, self.state, dtype, device)
         return network.eval().requires_grad_(requires_grad=False)
 
-    def denoiser(
-        self,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> Denoiser:
+    def denoiser(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> Denoiser:
         """Its network as a function that predicts v, of tiles where samples are scenes (see `over_samples`); it
         computes in `dtype`, inputs and outputs keep their own.
         """

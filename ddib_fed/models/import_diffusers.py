@@ -25,14 +25,7 @@ from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import first_problem, parse_json, read_small
 from ddib_fed.models.import_guided import Fact, Imported, Told, read_tensors, renamed, require_fit
-from ddib_fed.models.import_latents import (
-    BETAS,
-    PREDICTIONS,
-    Foreign,
-    Read,
-    negated,
-    step_schedule,
-)
+from ddib_fed.models.import_latents import BETAS, PREDICTIONS, Foreign, Read, negated, step_schedule
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 
@@ -360,7 +353,6 @@ def _refused_key(where: str, source: Mapping[str, Any], key: str, why: str) -> S
 
 
 def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
-    """The denoiser of a config.json."""
     kind = source.get("_class_name")
     if kind not in (NETWORK, *TRANSFORMERS):
         raise _refused_key(where, source, "_class_name", f"only {NETWORK} and {TRANSFORMERS[0]} are read")

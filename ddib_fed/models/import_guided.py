@@ -7,7 +7,6 @@ flag that the public code does not have is refused, one that describes no weight
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import shlex
@@ -31,6 +30,7 @@ from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import first_problem
 from ddib_fed.models.bundle import Bundle, misfits
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training, intensity_fields
+from ddib_fed.names import nearest
 from ddib_fed.networks.config import AnyConfig, ClassifierConfig, SyntheticConfig, UNetConfig
 
 Value = str | int | float | bool | tuple[int | float, ...]
@@ -181,8 +181,8 @@ def _unknown(key: str) -> SettingsInvalid:
     if key in UPSAMPLERS:
         problem = f"the flag --{key} belongs to an upsampler, which needs a small picture beside the noise"
         hint = "import the model that makes pictures, not its upsampler"
-    elif near := difflib.get_close_matches(key, [*BOTH, *MODEL, *CLASSIFIER, *ELSEWHERE], n=1):
-        hint = f"did you mean --{near[0]}?"
+    elif near := nearest(key, [*BOTH, *MODEL, *CLASSIFIER, *ELSEWHERE]):
+        hint = f"did you mean --{near}?"
     return SettingsInvalid(problem, hint=hint, facts={"field": key[:40]})
 
 
@@ -232,7 +232,6 @@ class Told:
 
 
 def import_guided(path: Path, given: Told, flags: str = "", *, classifier: bool = False) -> Imported:
-    """Import a public UNet, or a noisy classifier."""
     parsed = parse_flags(flags, classifier=classifier)
     checkpoint = read_tensors(path)
     settled = settle(checkpoint.state, parsed, classifier=classifier, source=str(path))
@@ -358,7 +357,6 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
 
 
 def refused(source: str, key: str, problem: str, hint: str = "") -> BundleInvalid:
-    """The error for a tensor of a file."""
     usual = "this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that "
     return BundleInvalid(
         f"{source}: {key[:100]}: {problem}",

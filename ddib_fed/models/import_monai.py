@@ -32,17 +32,9 @@ from ddib_fed.models.import_guided import (
     states_in,
     unwrapped,
 )
-from ddib_fed.models.import_latents import (
-    BETAS,
-    PREDICTIONS,
-    Foreign,
-    Read,
-    negated,
-    step_schedule,
-)
+from ddib_fed.models.import_latents import BETAS, PREDICTIONS, Foreign, Read, negated, step_schedule
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.monai_configs import Configs, Found
-from ddib_fed.models.monai_values import MODALITIES, kind_of, units_of
+from ddib_fed.models.monai_configs import MODALITIES, Configs, Found, kind_of, units_of
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import TARGETS, LibraryConfig
 
@@ -303,7 +295,6 @@ def _schedule(
 
 
 def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, float, float] | None:
-    """Of volumes."""
     keys = ["spacing", "diffusion_unet_inference::spacing"]
     keys += [f"{each.key}::pixdim" for each in configs.definitions("Spacingd", "Spacing")]
     places = [(given.spacing, "--spacing"), *((configs.get(key), key) for key in keys)]
@@ -383,7 +374,7 @@ def _weights(configs: Configs, network: LibraryConfig) -> tuple[Read, Mapping[st
     if len(fitting) > 1:
         raise BundleInvalid(
             f"{configs.folder}: {' and '.join(path.name for path, _, _ in fitting)} each hold a {network.name}",
-            hint="--modality, of a network that is told one, or leave that of the model alone in the folder",
+            hint="--modality names the network of MAISI that is meant; or keep only its file in the folder",
             facts={"file": fitting[0][0].name[:100]},
         )
     found, further = fitting[0][1:] if fitting else (nearest, {})

@@ -17,7 +17,6 @@ from ddib_fed.names import readable
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.server import check_bindable
 from ddib_fed.protocol.addresses import bracketed, is_loopback, split_address
-from ddib_fed.security.audit import note
 from ddib_fed.security.identity import Identity, name_constraints
 from ddib_fed.security.pairing import CODE_LIFE_S, PairedPeer, PairingNode, dial, listen, new_code, parse_code
 from ddib_fed.security.peers import Peer, PeerStore, parse_peer
@@ -25,7 +24,7 @@ from ddib_fed.terminal import escape, say
 
 
 def peer_store(config: NodeConfig) -> PeerStore:
-    return PeerStore(config.paths.state, config.node.institution)
+    return PeerStore(config.paths.state, config.node.institution, config.paths.store)
 
 
 def own_peer(config: NodeConfig) -> Peer:
@@ -62,7 +61,7 @@ def admit(
     if not fingerprints and peer_store(config).snapshot().peers.get(other.institution) != other:
         command = shlex.join(["ddib", "peer", "add", str(file), "--config", str(config.path)])
         fingerprints = _ask(other, f"{command} --fingerprint SHA256:...")
-    _admit(config, other, fingerprints, replace=replace)
+    peer_store(config).add(other, fingerprints=fingerprints, replace=replace)
     return other
 
 
@@ -82,19 +81,6 @@ def _require_name_constraints(other: Peer, *, unconstrained_root: bool) -> None:
             f"the root of {other.institution} has no name constraints",
             hint="this is so for a general CA; to accept it, add --unconstrained-root",
         )
-
-
-def _admit(config: NodeConfig, other: Peer, fingerprints: Sequence[str], *, replace: bool) -> None:
-    """Admit a node whose fingerprints were compared; the audit log has it first."""
-    store = peer_store(config)
-    act = "peer_replaced" if other.institution in store.snapshot().peers else "peer_added"
-    who = {"peer": other.institution, "identity": other.identity.uri, "address": other.address}
-    store.add(
-        other,
-        fingerprints=fingerprints,
-        replace=replace,
-        before=lambda: note(config.paths.store, act, **who, roots=list(other.fingerprints)),
-    )
 
 
 def _ask(other: Peer, otherwise: str) -> tuple[str, ...]:
@@ -139,14 +125,14 @@ def pair(
         except ValueError as error:
             hint = "ddib pair HOST:PORT CODE, as the other side shows both"
             raise UsageError(str(error), hint=hint) from error
-    own = own_peer(config)
+    own, store = own_peer(config), peer_store(config)
 
     def judge(other: Peer) -> None:
         _require_name_constraints(other, unconstrained_root=unconstrained_root)
-        peer_store(config).judge(other, fingerprints=fingerprints or other.fingerprints, replace=replace)
+        store.judge(other, fingerprints=fingerprints or other.fingerprints, replace=replace)
 
     def admit_paired(other: Peer) -> None:
-        _admit(config, other, other.fingerprints, replace=replace)
+        store.add(other, fingerprints=other.fingerprints, replace=replace)
 
     node = PairingNode(own.to_bytes(), judge, admit_paired)
     paired = _listen(config, node, at) if dialled is None else dial(address, code, node, proxy=config.proxy)

@@ -6,7 +6,6 @@ dial address are two settings: behind a firewall they differ.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tempfile
@@ -16,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, model_validator
 from pydantic.fields import FieldInfo
 
 from ddib_fed.errors import DdibError
@@ -28,10 +27,12 @@ from ddib_fed.names import (
     is_domain,
     is_institution,
     is_label,
+    nearest,
     size_from,
 )
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_loopback, split_address
 from ddib_fed.protocol.contract import MAX_GUIDANCE, CalibrationKind
+from ddib_fed.record import Frozen
 from ddib_fed.telemetry import NodeTelemetry
 from ddib_fed.training.config import SHIPPED, TrainConfig, checked, fields_of
 
@@ -109,13 +110,7 @@ def key(default: Any, description: str, **more: Any) -> Any:
     return Field(default, description=description, **more)
 
 
-class Section(BaseModel):
-    """A table of the file: frozen, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NodeSection(Section):
+class NodeSection(Frozen):
     """Who the node is, where it listens, and how it reaches its peers."""
 
     institution: Institution = Field(description="DNS name of the institution; its certificates carry it")
@@ -134,7 +129,7 @@ class NodeSection(Section):
     proxy_login: str | None = key(None, "file with USER:PASSWORD for it, mode 600", examples=["proxy.login"])
 
 
-class ModelSection(Section):
+class ModelSection(Frozen):
     """The one model that the node hosts."""
 
     domain: Domain = Field(description="the domain's name, as peers see it")
@@ -146,18 +141,16 @@ class ModelSection(Section):
     bundle_domain: str | None = key(None, "what the bundle calls it, if otherwise", examples=["imported"])
 
 
-class TrainSection(BaseModel):
+class TrainSection(Frozen, extra="allow"):
     """The options and --set fields of `ddib model train`, e.g. skip_bad for --skip-bad."""
-
-    model_config = ConfigDict(frozen=True, extra="allow")
 
     def config(self, folder: Path, domain: str, *, threads: int = 1, **run: str) -> TrainConfig:
         """The configuration of a run, whose paths start at the folder; ValueError for an unknown key."""
         given: dict[str, Any] = {} if self.names_data else {"domain": domain}
         for name, value in self._keys.items():
             if name not in _TRAIN_FIELDS:
-                close = difflib.get_close_matches(name, _TRAIN_FIELDS, n=1, cutoff=0.5)
-                meant = f"; did you mean {close[0]!r}?" if close else ""
+                close = nearest(name, _TRAIN_FIELDS, cutoff=0.5)
+                meant = f"; did you mean {close!r}?" if close else ""
                 raise ValueError(f"train.{name}: unknown key{meant}")
             given[_TRAIN_FIELDS[name]] = folder / value if name in _TRAIN_PATHS else value
         hint = "`ddib model train --help` explains the options"
@@ -176,7 +169,7 @@ class TrainSection(BaseModel):
         return self.model_extra or {}
 
 
-class LimitsSection(Section):
+class LimitsSection(Frozen):
     """Raise them only as far as the machine's memory goes."""
 
     max_item_bytes: int = key(64 << 20, "of one file", ge=1)
@@ -194,7 +187,7 @@ class LimitsSection(Section):
     drain_s: float = key(60.0, "running work has this long after SIGTERM", ge=0)
 
 
-class EngineSection(Section):
+class EngineSection(Frozen):
     """Where and how the network runs."""
 
     executor: Literal["inline", "processes", "ray"] = key(
@@ -219,7 +212,7 @@ class EngineSection(Section):
         return self
 
 
-class PolicySection(Section):
+class PolicySection(Frozen):
     """What peers and own clients may do beyond the protocol."""
 
     peers: dict[PeerName, tuple[Use, ...]] = key(
@@ -250,7 +243,7 @@ class PolicySection(Section):
     client_evaluations_per_day: int = key(20_000_000_000, "source: of a client, as evaluations_per_day", ge=0)
 
 
-class IdentitySection(Section):
+class IdentitySection(Frozen):
     """How the node's certificate is renewed, and how long those live that it issues."""
 
     issuer: Issuer | None = key(
@@ -271,7 +264,7 @@ class IdentitySection(Section):
         return timedelta(seconds=self.node_life_s if kind == "node" else self.client_life_s)
 
 
-class HttpSection(Section):
+class HttpSection(Frozen):
     """Plain HTTP for probes and metrics; loopback only."""
 
     listen: Loopback | None = key(
@@ -279,7 +272,7 @@ class HttpSection(Section):
     )
 
 
-class LogSection(Section):
+class LogSection(Frozen):
     """What is written to stderr."""
 
     level: Literal["debug", "info", "warning", "error"] = key("info", "debug, info, warning, error")
@@ -303,7 +296,7 @@ class NodePaths:
             self.admin_socket = Path(tempfile.gettempdir()) / f"ddib-{name}" / "admin.sock"
 
 
-class NodeConfig(Section):
+class NodeConfig(Frozen):
     node: NodeSection
     model: ModelSection
     train: TrainSection = TrainSection()

@@ -18,9 +18,10 @@ from ddib_fed.models.sidecars import Allowances, Figure, PrivacyReport, Reading
 from ddib_fed.names import size_from
 from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibrations import overview
-from ddib_fed.node.config import EVERY, NodeConfig, Section, toml_text
+from ddib_fed.node.config import EVERY, NodeConfig, toml_text
 from ddib_fed.node.policy import uses_of
 from ddib_fed.pages import write_page
+from ddib_fed.record import Frozen
 from ddib_fed.security.peers import PeerStore
 
 
@@ -91,7 +92,7 @@ def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
     return found
 
 
-def _settings(table: str, section: Section, *only: str) -> list[tuple[str, str, str]]:
+def _settings(table: str, section: Frozen, *only: str) -> list[tuple[str, str, str]]:
     return [
         (f"{table}.{name}", toml_text(value), type(section).model_fields[name].description or "")
         for name, value in section.model_dump(mode="json", include=set(only) or None).items()

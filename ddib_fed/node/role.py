@@ -91,24 +91,22 @@ class PeerProblems:
         return self._last.get(institution, (0.0, ""))
 
 
+@dataclass(eq=False)
 class NodeContext:
-    def __init__(
-        self,
-        config: NodeConfig,
-        peers: PeerStore,
-        audit: AuditLog,
-        metrics: Metrics,
-        tracing: Tracing = OFF,
-    ) -> None:
-        self.config, self.peers, self.audit = config, peers, audit
-        self.metrics, self.tracing = metrics, tracing
-        self.decoding = DecodingMemory(config.limits.decode_memory_mib * MIB)
-        self.calibrations = CalibrationStore(config.paths.calibrations)
+    config: NodeConfig
+    peers: PeerStore
+    audit: AuditLog
+    metrics: Metrics
+    tracing: Tracing = OFF
+    draining: bool = False
+    _engine: ServingParty | None = None
+    _softener: Softener | None = None
+
+    def __post_init__(self) -> None:
+        self.decoding = DecodingMemory(self.config.limits.decode_memory_mib * MIB)
+        self.calibrations = CalibrationStore(self.config.paths.calibrations)
         self.peer_problems = PeerProblems()
-        self.quotas = Quotas(audit.store)
-        self._engine: ServingParty | None = None
-        self._softener: Softener | None = None
-        self.draining = False
+        self.quotas = Quotas(self.audit.store)
 
     @property
     def engine(self) -> ServingParty:

@@ -25,10 +25,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ddib_fed.errors import ChunkCorrupt, ConfigError, DiskFull, InputError
-from ddib_fed.files import parse_json, read_small
+from ddib_fed.files import parse_json, problem_text, read_small
+from ddib_fed.record import Frozen
 from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
 from ddib_fed.v1.common_pb2 import AuditHead
@@ -412,19 +413,15 @@ def verify(lines: Iterable[str], *, noted: str | None = None, anchors: Noted | N
     return Verified(head.n + 1, head.sha256, problem=differs, anchors=matched)
 
 
-class NotedHead(BaseModel):
+class NotedHead(Frozen):
     """One line of the peer's log: its number from 1, its SHA-256, and when it was noted here."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lines: Annotated[int, Field(ge=1)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     noted: datetime
 
 
-class AnchorFile(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class AnchorFile(Frozen):
     format: Literal["ddib-fed audit anchors 1"] = "ddib-fed audit anchors 1"
     of: str
     noted_by: str
@@ -442,9 +439,8 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
     try:
         found = AnchorFile.model_validate_json(read_small(path, pipe=True))
     except ValidationError as error:
-        first = error.errors()[0]
         raise InputError(
-            f"{path} is no file of anchors: {'.'.join(map(str, first['loc']))}: {first['msg']}",
+            f"{path} is no file of anchors: {problem_text(error)}",
             hint="the peer's operator writes one: ddib audit show --peer INSTITUTION --anchors > FILE",
         ) from error
     if found.of != of.uri:

@@ -28,6 +28,7 @@ from ddib_fed.errors import AlreadyExists, DdibError, InputError, PeerNotFound, 
 from ddib_fed.files import private_folder, read_private, read_small, write_file
 from ddib_fed.names import nearest, readable, resembles
 from ddib_fed.protocol.addresses import split_address
+from ddib_fed.security.audit import Value, note
 from ddib_fed.security.identity import Identity, Pins, check_institution, check_root
 from ddib_fed.security.pki import (
     MAX_ROOTS,
@@ -42,8 +43,6 @@ from ddib_fed.security.pki import (
 from ddib_fed.terminal import escape
 
 T = TypeVar("T")
-Before = Callable[[], object]
-"""Called before a change that is allowed and changes something; what it raises prevents the change."""
 
 TRUST: Final = "trust.json"
 FORMAT_VERSION: Final = 1
@@ -297,15 +296,16 @@ class _Watched(Generic[T]):
         return self._value
 
 
-def _nothing() -> None: ...
-
-
 class PeerStore:
-    """A node's store of trust; safe between threads and processes."""
+    """A node's store of trust; safe between threads and processes.
 
-    def __init__(self, state: Path, institution: str) -> None:
+    A change is a line of the audit log in the database `audit` first, where one is given: ConfigError, and no change,
+    if it cannot be written.
+    """
+
+    def __init__(self, state: Path, institution: str, audit: Path | None = None) -> None:
         self.file = state / TRUST
-        self._institution = institution
+        self._institution, self._audit = institution, audit
         self._lock = threading.Lock()
         self._trust = _Watched(self.file, self._read, self._parse)
         roots = state / "pki" / "roots.pem"
@@ -420,52 +420,52 @@ class PeerStore:
 
     # Changes. Each is on the disk when it returns, and returns whether anything changed.
 
-    def add(
-        self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False, before: Before = _nothing
-    ) -> bool:
+    def add(self, peer: Peer, *, fingerprints: Sequence[str], replace: bool = False) -> bool:
         """Admit a peer, as `judge` allows; it stays suspended if it was."""
-        with self._editing(before) as trust:
+        act = "peer_replaced" if peer.institution in self.snapshot().peers else "peer_added"
+        who = {"peer": peer.institution, "identity": peer.identity.uri, "address": peer.address}
+        with self._editing(act, **who, roots=peer.fingerprints) as trust:
             self.judge(peer, fingerprints=fingerprints, replace=replace, peers=trust.peers)
             changed = trust.peers.get(peer.institution) != peer
             trust.peers[peer.institution] = peer
         return changed
 
-    def remove(self, institution: str, *, before: Before = _nothing) -> None:
+    def remove(self, institution: str) -> None:
         """Remove a peer and its suspension; it is refused from its next call."""
-        with self._editing(before) as trust:
+        with self._editing("peer_removed", peer=institution) as trust:
             _admitted(trust.peers, institution)
             del trust.peers[institution]
             trust.suspended.pop(institution, None)
 
-    def suspend(self, institution: str, *, reason: str = "", before: Before = _nothing) -> bool:
+    def suspend(self, institution: str, *, reason: str = "") -> bool:
         """Refuse a peer, and do not call it, until it is resumed."""
         since = f"since {datetime.now(UTC).isoformat(timespec='seconds')}"
         said = f"{since}: {_line(reason)}" if reason else since
-        with self._editing(before) as trust:
+        with self._editing("peer_suspended", peer=institution, reason=reason) as trust:
             _admitted(trust.peers, institution)
             return trust.suspended.setdefault(institution, said) is said
 
-    def resume(self, institution: str, *, before: Before = _nothing) -> bool:
+    def resume(self, institution: str) -> bool:
         """Lift a suspension; PeerNotFound if the peer is not admitted."""
-        with self._editing(before) as trust:
+        with self._editing("peer_resumed", peer=institution) as trust:
             _admitted(trust.peers, institution)
             return trust.suspended.pop(institution, None) is not None
 
-    def withdraw(self, identity: Identity, *, comment: str = "", before: Before = _nothing) -> bool:
+    def withdraw(self, identity: Identity, *, comment: str = "") -> bool:
         """Refuse an identity although its certificate is valid."""
         said = _line(comment) or f"withdrawn {date.today().isoformat()}"  # noqa: DTZ011 - the operator's day
-        with self._editing(before) as trust:
+        with self._editing("identity_withdrawn", identity=identity.uri, comment=comment) as trust:
             new = identity not in trust.withdrawn
             trust.withdrawn.setdefault(identity, said)
         return new
 
-    def reinstate(self, identity: Identity, *, before: Before = _nothing) -> bool:
-        with self._editing(before) as trust:
+    def reinstate(self, identity: Identity) -> bool:
+        with self._editing("identity_reinstated", identity=identity.uri) as trust:
             return trust.withdrawn.pop(identity, None) is not None
 
     @contextmanager
-    def _editing(self, before: Before) -> Iterator[Trust]:
-        """The content of the file, locked; written when the block has changed it."""
+    def _editing(self, act: str, **values: Value) -> Iterator[Trust]:
+        """The content of the file, locked; noted in the audit log and written when the block has changed it."""
         descriptor = os.open(self.file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -478,7 +478,8 @@ class PeerStore:
                         f"{self.file} would have {len(changed)} bytes, and at most {MAX_TRUST_BYTES} are read",
                         hint="first take something out of it: ddib peer remove, or ddib pki withdraw --undo",
                     )
-                before()
+                if self._audit is not None:
+                    note(self._audit, act, **values)
                 write_file(self.file, changed, private=True)
         finally:
             os.close(descriptor)

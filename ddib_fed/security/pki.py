@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import re
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -325,14 +324,11 @@ def issue_client(
     name: str,
     *,
     lifetime: timedelta | None = None,
-    before: Callable[[Identity], object] = lambda _: None,
 ) -> TlsCredentials:
-    """Make a client's key and leaf in its own folder, on the issuer's machine; what `before` raises prevents it."""
+    """Make a client's key and leaf in its own folder, on the issuer's machine."""
     if (client_folder / "leaf.key").exists():
         raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
     authority = load_authority(issuer_folder)
-    identity = Identity(authority.institution, "client", name)
-    before(identity)
     credentials = issue_to_folder(authority, client_folder, "client", name, lifetime=lifetime)
     write_file(client_folder / "roots.pem", read_small(issuer_folder / "roots.pem"), private=True)
     return credentials

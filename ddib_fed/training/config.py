@@ -8,7 +8,6 @@ torch; the last three only change how sums are rounded.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import re
@@ -26,9 +25,9 @@ from pydantic import (
 )
 
 from ddib_fed.errors import SettingsInvalid, UsageError
-from ddib_fed.files import first_problem
+from ddib_fed.files import first_problem, problem_text
 from ddib_fed.models.units import Colours
-from ddib_fed.names import check_domain, domain_from
+from ddib_fed.names import check_domain, domain_from, nearest
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 from ddib_fed.record import Frozen
 
@@ -319,7 +318,7 @@ class TrainConfig(Frozen):
         try:
             SyntheticConfig.model_validate(fields)
         except ValidationError as error:
-            yield True, ": ".join(first_problem(error))
+            yield True, problem_text(error)
 
     @property
     def public(self) -> bool:
@@ -459,10 +458,10 @@ def _require_of_a_network(name: str, own: Sequence[str]) -> None:
     known = {field for kind in (UNetConfig, ClassifierConfig, SyntheticConfig) for field in kind.model_fields}
     known |= PRESETS["autoencoder-8"]["network"].keys()
     if name not in known:
-        close = difflib.get_close_matches(name, {*known, *own}, n=1)
+        close = nearest(name, {*known, *own})
         raise UsageError(
             f"--set {name}: neither a run nor its network has such a field",
-            hint=f"did you mean {close[0]}?" if close else f"fields of a run are {', '.join(own)}",
+            hint=f"did you mean {close}?" if close else f"fields of a run are {', '.join(own)}",
         )
 
 

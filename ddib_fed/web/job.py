@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ddib_fed.client.client import Client, job_header, waiting_line
 from ddib_fed.client.connection import OnWait
@@ -34,10 +34,11 @@ from ddib_fed.errors import (
     UsageError,
     step_in_words,
 )
+from ddib_fed.files import problem_text
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.study import AUTO, IntensityRule, Options, Origin, Study
 from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
-from ddib_fed.record import DIAL, Part, PictureFigures, Settings, Translation
+from ddib_fed.record import DIAL, Frozen, Part, PictureFigures, Settings, Translation
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, Window, own_window, preview, renamed, shown
@@ -52,9 +53,7 @@ MOST_STEPS: Final = 3
 """Next steps that are named at most."""
 
 
-class TranslationRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+class TranslationRequest(Frozen):
     target: str = Field(min_length=3, max_length=400)
     quality: Literal["draft", "standard", "exact"] = "standard"
     cycle: bool = True
@@ -67,11 +66,8 @@ class TranslationRequest(BaseModel):
         try:
             found = cls.model_validate_json(body)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "it"
-            raise UsageError(
-                f"the request cannot be used: {where}: {first['msg']}", hint="load the page again"
-            ) from error
+            problem = f"the request cannot be used: {problem_text(error)}"
+            raise UsageError(problem, hint="load the page again") from error
         if found.intensity != AUTO:
             IntensityRule.parse(found.intensity)
         return found

@@ -301,7 +301,7 @@ def test_names_that_compile_and_parallel_runs_put_before_tensors_are_taken_off(f
 
 
 def test_a_check_of_a_model_of_pixels_is_a_warning(folder):
-    """There is no autoencoder that could be tried; a scale of latents is refused."""
+    """Warn that --check has no autoencoder to try, and refuse a scale of latents, in a folder of pixels."""
     place, _ = folder(TINY)
     said = import_diffusers(place, Told("cats", samples=lambda _: [])).warnings
     assert any("no autoencoder" in each for each in said)

@@ -195,7 +195,7 @@ def test_maisis_model_is_that_of_the_modality_with_the_values_of_its_training(
 
 
 def test_several_models_of_maisi_in_a_folder_are_named_and_asked_for(maisi, tmp_path):
-    """A model that is told another modality than that of its name is refused, and so are two definitions."""
+    """Refuse a --modality that contradicts the file's name, and two definitions of one network."""
     with pytest.raises(
         BundleInvalid, match=r"rflow-ct\.pt and diff_unet_3d_rflow-mr\.pt each hold"
     ) as caught:
