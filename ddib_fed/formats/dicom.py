@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +38,8 @@ _FREE_RUNS: Final = 1 << 24
 """Bytes that run lengths may become whatever the picture's size."""
 MAX_INFLATED: Final = 1 << 28
 """Bytes that a deflated file may become."""
+MAX_SCANS: Final = 64
+"""Scans of a JPEG's frame: each is a passage over all pixels, whatever its own size."""
 ODD_GAP: Final = 0.1
 """Share of the usual distance by which that of two slices may differ."""
 # Modalities whose pictures often show the person's name, and have no BurnedInAnnotation that can be relied on.
@@ -102,7 +105,19 @@ def pydicom() -> Any:
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # each import sets it anew
     warnings.filterwarnings("ignore", module=r"pydicom\b")
+    _replace_gdcm()
     return package
+
+
+@cache
+def _replace_gdcm() -> None:
+    from pydicom.pixels import get_decoder
+
+    from ddib_fed.formats import dicom_lossless
+
+    for syntax in dicom_lossless.DECODER_DEPENDENCIES:
+        get_decoder(syntax).remove_plugin("gdcm")
+        get_decoder(syntax).add_plugin("imagecodecs", (dicom_lossless.__name__, "decode"))
 
 
 def read_header(path: Path, attributes: list[str] | None = None) -> Any:
@@ -331,8 +346,9 @@ def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[An
             for frame in package.encaps.generate_frames(source.PixelData, number_of_frames=count):
                 _require_size(path, whole, frame)
         decoders = package.pixels.get_decoder(syntax).available_plugins
-        # GDCM ends the whole process on some damaged frames, so it is left for what nothing else decodes.
-        plugin = next((each for each in ("pydicom", "pylibjpeg", "pillow") if each in decoders), "")
+        # GDCM, where it is installed, ends the whole process on some damaged frames.
+        plugins = ("pydicom", "imagecodecs", "pylibjpeg", "pillow")
+        plugin = next((each for each in plugins if each in decoders), "")
         found = package.pixels.iter_pixels(source, indices=frames, decoding_plugin=plugin)
         for at, pixels in zip(frames, found, strict=True):
             yield headers[at], _in_units(path, headers[at], pixels)
@@ -386,6 +402,8 @@ def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
         differ = 2 if size[:2] != said[:2] else 3
         found, stated = (" x ".join(map(str, each[:differ])) for each in (size, said))
         raise _bad(f"{path} holds {found} pixels, its header says {stated}", COPY)
+    if frame[:2] == b"\xff\xd8" and frame.count(b"\xff\xda") > MAX_SCANS:
+        raise _bad(f"{path} holds a JPEG of more than {MAX_SCANS} scans", COPY)
 
 
 def _require_runs(path: Path, frame: bytes, pixels: int) -> None:
