@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -103,21 +102,11 @@ def pydicom() -> Any:
     import pydicom as package
     import pydicom.pixels  # the package's own name stays bound to `package`
 
+    import ddib_fed.formats.dicom_lossless  # noqa: F401  # in place of GDCM
+
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # each import sets it anew
     warnings.filterwarnings("ignore", module=r"pydicom\b")
-    _replace_gdcm()
     return package
-
-
-@cache
-def _replace_gdcm() -> None:
-    from pydicom.pixels import get_decoder
-
-    from ddib_fed.formats import dicom_lossless
-
-    for syntax in dicom_lossless.DECODER_DEPENDENCIES:
-        get_decoder(syntax).remove_plugin("gdcm")
-        get_decoder(syntax).add_plugin("imagecodecs", (dicom_lossless.__name__, "decode"))
 
 
 def read_header(path: Path, attributes: list[str] | None = None) -> Any:
@@ -347,8 +336,7 @@ def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[An
                 _require_size(path, whole, frame)
         decoders = package.pixels.get_decoder(syntax).available_plugins
         # GDCM, where it is installed, ends the whole process on some damaged frames.
-        plugins = ("pydicom", "imagecodecs", "pylibjpeg", "pillow")
-        plugin = next((each for each in plugins if each in decoders), "")
+        plugin = next((p for p in ("pydicom", "imagecodecs", "pylibjpeg", "pillow") if p in decoders), "")
         found = package.pixels.iter_pixels(source, indices=frames, decoding_plugin=plugin)
         for at, pixels in zip(frames, found, strict=True):
             yield headers[at], _in_units(path, headers[at], pixels)
@@ -397,7 +385,9 @@ def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
     if dataset.file_meta.TransferSyntaxUID == pydicom().uid.RLELossless:
         _require_runs(path, frame, said[0] * said[1])
         return
-    size = _jpeg_size(frame) or _jpeg_2000_size(frame) or said
+    size = _jpeg_size(frame) or _jpeg_2000_size(frame)
+    if size is None:
+        raise ValueError("a compressed picture states no size")
     if size != said:
         differ = 2 if size[:2] != said[:2] else 3
         found, stated = (" x ".join(map(str, each[:differ])) for each in (size, said))
@@ -435,6 +425,8 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
         if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in {0xC4, 0xC8, 0xCC}):
             height, width, samples = struct.unpack(">HHB", frame[at + 5 : at + 10])
             return height, width, samples
+        if kind < 0xC0 or 0xD0 <= kind <= 0xDA:  # no segment: a decoder would go on at another place
+            return None
         at += 1 if kind == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     return None
 

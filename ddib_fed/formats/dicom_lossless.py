@@ -6,14 +6,13 @@ from importlib.util import find_spec
 from typing import Any, Final
 
 from pydicom import uid
+from pydicom.pixels import get_decoder
 
-DECODER_DEPENDENCIES: Final = dict.fromkeys(
-    (uid.JPEGLossless, uid.JPEGLosslessSV1, uid.JPEGLSLossless, uid.JPEGLSNearLossless), ("imagecodecs",)
-)
+LOSSLESS: Final = (uid.JPEGLossless, uid.JPEGLosslessSV1)
+DECODER_DEPENDENCIES: Final = dict.fromkeys([*LOSSLESS, *uid.JPEGLSTransferSyntaxes], ("imagecodecs",))
 
 
 def is_available(_: str) -> bool:
-    """Whether frames can be decoded, as pydicom asks its plugins."""
     return find_spec("imagecodecs") is not None
 
 
@@ -24,8 +23,13 @@ def decode(frame: bytes, runner: Any) -> bytearray:
     # Without a marker at the end, JPEG lossless would be filled up with grey, and JPEG-LS be searched for seconds.
     if b"\xff\xd9" not in frame[frame.rfind(b"\xff\xda") :]:
         raise ValueError("a compressed picture is cut off")
-    is_ls = runner.transfer_syntax in uid.JPEGLSTransferSyntaxes
-    pixels = imagecodecs.jpegls_decode(frame) if is_ls else imagecodecs.jpeg8_decode(frame)
+    found = imagecodecs.jpeg8_decode if runner.transfer_syntax in LOSSLESS else imagecodecs.jpegls_decode
+    pixels = found(frame)
     runner.set_option("bits_allocated", 8 * pixels.itemsize)
     runner.set_option("planar_configuration", 0)
     return bytearray(pixels.tobytes())
+
+
+for _syntax in DECODER_DEPENDENCIES:
+    get_decoder(_syntax).remove_plugin("gdcm")
+    get_decoder(_syntax).add_plugin("imagecodecs", (__name__, "decode"))

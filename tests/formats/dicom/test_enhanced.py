@@ -20,6 +20,7 @@ from tests.formats.dicom.files import write_enhanced, write_series
 from tests.formats.echoes import DICOM, echo, only, require_pixels_alone
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (5, 12, 10))
+LARGE = b"\xff\xc3\0\x0b\x08\xf0\0\xf0\0\1\1\x11\0"
 
 
 def datasets(made):
@@ -185,9 +186,11 @@ def test_signed_jpeg_ls_of_twelve_bits_keeps_its_values(tmp_path):
         ("MR_small_jpeg_ls_lossless", lambda frame: frame[: len(frame) // 2], "is cut off"),
         ("SC_rgb_jpeg_gdcm", lambda frame: frame[: len(frame) // 2], "is cut off"),
         ("SC_rgb_jpeg_gdcm", lambda frame: frame + b"\xff\xda\0\x08\1\1\0\1\0\0" * 64, "more than 64 scans"),
+        ("SC_rgb_jpeg_gdcm", lambda frame: b"\xff\xd8\0" + LARGE + frame[2:], "states no size"),
+        ("SC_rgb_jpeg_gdcm", lambda frame: b"\xff\xd8\xff\xd0" + LARGE + frame[2:], "states no size"),
     ],
 )
-def test_a_frame_that_takes_long_or_is_cut_off_is_refused(name, damaged, said, tmp_path):
+def test_a_frame_that_is_cut_off_or_takes_much_is_refused(name, damaged, said, tmp_path):
     dataset = pydicom.dcmread(DICOM / f"{name}.dcm")
     frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
     dataset.PixelData = pydicom.encaps.encapsulate([damaged(frame)])
