@@ -386,14 +386,12 @@ def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
         _require_runs(path, frame, said[0] * said[1])
         return
     size = _jpeg_size(frame) or _jpeg_2000_size(frame)
-    if size is None:
-        raise ValueError("a compressed picture states no size")
+    if size is None or frame.count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError(f"a compressed picture states no size, or holds more than {MAX_SCANS} scans")
     if size != said:
         differ = 2 if size[:2] != said[:2] else 3
         found, stated = (" x ".join(map(str, each[:differ])) for each in (size, said))
         raise _bad(f"{path} holds {found} pixels, its header says {stated}", COPY)
-    if frame[:2] == b"\xff\xd8" and frame.count(b"\xff\xda") > MAX_SCANS:
-        raise _bad(f"{path} holds a JPEG of more than {MAX_SCANS} scans", COPY)
 
 
 def _require_runs(path: Path, frame: bytes, pixels: int) -> None:
