@@ -37,6 +37,8 @@ _FREE_RUNS: Final = 1 << 24
 """Bytes that run lengths may become whatever the picture's size."""
 MAX_INFLATED: Final = 1 << 28
 """Bytes that a deflated file may become."""
+MAX_SCANS: Final = 64
+"""Scans of a JPEG's frame: each is a passage over all pixels, whatever its own size."""
 ODD_GAP: Final = 0.1
 """Share of the usual distance by which that of two slices may differ."""
 # Modalities whose pictures often show the person's name, and have no BurnedInAnnotation that can be relied on.
@@ -99,6 +101,8 @@ def pydicom() -> Any:
     """Return the package, silenced: its log and its warnings quote values of headers."""
     import pydicom as package
     import pydicom.pixels  # the package's own name stays bound to `package`
+
+    import ddib_fed.formats.dicom_lossless  # noqa: F401  # in place of GDCM
 
     logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # each import sets it anew
     warnings.filterwarnings("ignore", module=r"pydicom\b")
@@ -331,8 +335,8 @@ def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[An
             for frame in package.encaps.generate_frames(source.PixelData, number_of_frames=count):
                 _require_size(path, whole, frame)
         decoders = package.pixels.get_decoder(syntax).available_plugins
-        # GDCM ends the whole process on some damaged frames, so it is left for what nothing else decodes.
-        plugin = next((each for each in ("pydicom", "pylibjpeg", "pillow") if each in decoders), "")
+        # GDCM, where it is installed, ends the whole process on some damaged frames.
+        plugin = next((p for p in ("pydicom", "imagecodecs", "pylibjpeg", "pillow") if p in decoders), "")
         found = package.pixels.iter_pixels(source, indices=frames, decoding_plugin=plugin)
         for at, pixels in zip(frames, found, strict=True):
             yield headers[at], _in_units(path, headers[at], pixels)
@@ -381,7 +385,9 @@ def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
     if dataset.file_meta.TransferSyntaxUID == pydicom().uid.RLELossless:
         _require_runs(path, frame, said[0] * said[1])
         return
-    size = _jpeg_size(frame) or _jpeg_2000_size(frame) or said
+    size = _jpeg_size(frame) or _jpeg_2000_size(frame)
+    if size is None or frame.count(b"\xff\xda") > MAX_SCANS:
+        raise ValueError(f"a compressed picture states no size, or holds more than {MAX_SCANS} scans")
     if size != said:
         differ = 2 if size[:2] != said[:2] else 3
         found, stated = (" x ".join(map(str, each[:differ])) for each in (size, said))
@@ -417,6 +423,8 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
         if kind == 0xF7 or (0xC0 <= kind <= 0xCF and kind not in {0xC4, 0xC8, 0xCC}):
             height, width, samples = struct.unpack(">HHB", frame[at + 5 : at + 10])
             return height, width, samples
+        if kind < 0xC0 or 0xD0 <= kind <= 0xDA:  # no segment: a decoder would go on at another place
+            return None
         at += 1 if kind == 0xFF else 2 + int.from_bytes(frame[at + 2 : at + 4], "big")
     return None
 

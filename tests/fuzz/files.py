@@ -93,7 +93,7 @@ def _geotiff() -> list[bytes]:
 
 
 def _dicom() -> list[bytes]:
-    """Plain, enhanced, run lengths, JPEG 2000, deflated; not what GDCM alone reads, which aborts on damage."""
+    """Plain, enhanced, run lengths, JPEG 2000, deflated, JPEG-LS, JPEG lossless."""
     with tempfile.TemporaryDirectory() as at:
         values = np.arange(3 * 8 * 9).reshape(3, 8, 9)
         plain = [
@@ -101,7 +101,8 @@ def _dicom() -> list[bytes]:
             write_enhanced(Path(at) / "enhanced.dcm", values),
         ]
         made = [path.read_bytes() for path in plain]
-    names = ("MR_small_RLE", "MR_small_jp2klossless", "SC_rgb_rle_2frame", "image_dfl")
+    names = ("MR_small_RLE", "MR_small_jp2klossless", "SC_rgb_rle_2frame", "image_dfl",
+             "MR_small_jpeg_ls_lossless", "SC_rgb_jpeg_gdcm")  # fmt: skip
     return made + [(DICOM / f"{name}.dcm").read_bytes() for name in names]
 
 

@@ -6,6 +6,7 @@ import io
 import struct
 from copy import deepcopy
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
@@ -19,6 +20,7 @@ from tests.formats.dicom.files import write_enhanced, write_series
 from tests.formats.echoes import DICOM, echo, only, require_pixels_alone
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (5, 12, 10))
+LARGE = b"\xff\xc3\0\x0b\x08\xf0\0\xf0\0\1\1\x11\0"
 
 
 def datasets(made):
@@ -155,6 +157,57 @@ def test_jpeg_lossless_is_read():
         (255, 128, 128),
         (0, 255, 0),
     }
+
+
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("predictor", range(1, 8))
+def test_jpeg_lossless_keeps_values_of_each_depth(bits, predictor, tmp_path):
+    """Signed ones, by each predictor."""
+    values = np.random.default_rng(0).integers(-(1 << bits - 1), 1 << bits - 1, (12, 10))
+    raw = (values & (1 << bits) - 1).astype(np.uint8 if bits == 8 else np.uint16)
+    frame = imagecodecs.jpeg8_encode(raw, lossless=True, predictor=predictor, bitspersample=bits)
+    path = compressed(tmp_path, pydicom.uid.JPEGLossless, frame, bits, 12, 10)
+    np.testing.assert_array_equal(only(path, intensity="values").pixels.numbers[0, :, :, 0], values)
+
+
+def test_signed_jpeg_ls_of_twelve_bits_keeps_its_values(tmp_path):
+    frame = bytes.fromhex(
+        "ffd8fff7000b0c0005002801011100"
+        "ffda0008010100000000000000001ffd8104108421111111112492492492495554000000003fe3555555555555ff7f019fff7fff7ff813020821084222222222492492492492aaa8000000007fcfff7fff7ffeffd9"
+    )
+    path = compressed(tmp_path, pydicom.uid.JPEGLSLossless, frame, 12, 5, 40)
+    values = only(path, intensity="values").pixels.numbers[0, :, :, 0]
+    np.testing.assert_array_equal(values, np.repeat([[-2048], [-7], [0], [5], [2047]], 40, axis=1))
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged", "said"),
+    [
+        ("MR_small_jpeg_ls_lossless", lambda frame: frame[: len(frame) // 2], "is cut off"),
+        ("SC_rgb_jpeg_gdcm", lambda frame: frame[: len(frame) // 2], "is cut off"),
+        ("SC_rgb_jpeg_gdcm", lambda frame: frame + b"\xff\xda\0\x08\1\1\0\1\0\0" * 64, "more than 64 scans"),
+        ("SC_rgb_jpeg_gdcm", lambda frame: b"\xff\xd8\0" + LARGE + frame[2:], "states no size"),
+        ("SC_rgb_jpeg_gdcm", lambda frame: b"\xff\xd8\xff\xd0" + LARGE + frame[2:], "states no size"),
+    ],
+)
+def test_a_frame_that_is_cut_off_or_takes_much_is_refused(name, damaged, said, tmp_path):
+    dataset = pydicom.dcmread(DICOM / f"{name}.dcm")
+    frame = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = pydicom.encaps.encapsulate([damaged(frame)])
+    dataset.save_as(tmp_path / "a.dcm")
+    with pytest.raises(ImageUnreadable, match=said):
+        only(tmp_path / "a.dcm")
+
+
+def compressed(folder, syntax, frame, bits, rows, columns):
+    (path,) = write_series(folder, np.zeros((1, rows, columns), int))
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = bits, bits - 1, 1
+    dataset.PixelData = pydicom.encaps.encapsulate([frame])
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    dataset.save_as(path)
+    return path
 
 
 def test_what_is_taken_over_the_network_can_be_read():
