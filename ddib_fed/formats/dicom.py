@@ -108,7 +108,7 @@ def pydicom() -> Any:
 def read_header(path: Path, attributes: list[str] | None = None) -> Any:
     """The dataset of a file, without pixels."""
     package = pydicom()
-    with _faults(path), quiet():
+    with _faults(path):
         meta = package.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
             _require_inflated(path, meta)
@@ -321,7 +321,7 @@ def _require_memory(called: str, headers: Sequence[Any], paths: Iterable[Path]) 
 def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any]]]:
     """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding."""
     package = pydicom()
-    with _faults(path), quiet():
+    with _faults(path), warnings.catch_warnings(action="ignore"):  # of decoders, too
         whole, source = read_header(path), path  # type: Any, Any
         headers, syntax = slices_of(whole), whole.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated or syntax.is_deflated:
@@ -461,14 +461,6 @@ def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress warnings: decoders' remarks on values that a file should not have hold these values."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
 def _faults(path: Path) -> Iterator[None]:
     """Maps what pydicom and its decoders raise on damaged files to ours."""
     try:
@@ -513,21 +505,20 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     pictures: dict[str, Members] = {}
     unreadable: list[tuple[Path, DdibError]] = []
     others: Counter[str] = Counter()
-    with quiet():
-        for path in paths:
-            try:
-                header = _sorted_header(path)
-            except ImageUnreadable as error:
-                unreadable.append((path, error.kept()))
-                continue
-            if "Rows" in header:
-                pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
-            elif kind := _class_without_pixels(header):
-                others[kind] += 1
-            else:
-                kind = str(header.get("SOPClassUID") or "a DICOM file of no known class")
-                ends = f"{path} is {pydicom().uid.UID(kind).name}, and ends before its pixels: it is not complete"
-                unreadable.append((path, _bad(ends, COPY)))
+    for path in paths:
+        try:
+            header = _sorted_header(path)
+        except ImageUnreadable as error:
+            unreadable.append((path, error.kept()))
+            continue
+        if "Rows" in header:
+            pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
+        elif kind := _class_without_pixels(header):
+            others[kind] += 1
+        else:
+            kind = str(header.get("SOPClassUID") or "a DICOM file of no known class")
+            ends = f"{path} is {pydicom().uid.UID(kind).name}, and ends before its pixels: it is not complete"
+            unreadable.append((path, _bad(ends, COPY)))
     series: dict[str, Members] = {}
     for (path, header), *more in pictures.values():
         others[COPIES] += len(more)
@@ -604,7 +595,7 @@ def names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]
         common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
         below = () if root is None else common.relative_to(root.absolute()).parts
         number = uid_sha256(uid)[:8]
-        with quiet(), suppress(TypeError, ValueError, OverflowError):
+        with suppress(TypeError, ValueError, OverflowError):
             number = str(int(members[0][1].get("SeriesNumber", None)))
         place = safe_name((root or common).resolve().name), *below, f"series-{number}"
         names[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)

@@ -32,7 +32,7 @@ from ddib_fed.errors import (
     extra,
 )
 from ddib_fed.files import is_disk_full, make_private_folders, read_private
-from ddib_fed.formats.dicom import pydicom, quiet, read_header, readable_syntaxes
+from ddib_fed.formats.dicom import pydicom, read_header, readable_syntaxes
 
 CONNECT_S: Final = 10.0
 """Until a connection, a handshake or an answer to the request for an association."""
@@ -306,8 +306,7 @@ def store(own: OwnEntity, peer: DicomPeer, files: Sequence[Path], stored: Callab
     ) as association:
         for path in files:
             try:
-                with quiet():
-                    status = association.send_c_store(path).get("Status")
+                status = association.send_c_store(path).get("Status")
             except ValueError as error:  # no presentation context for it was accepted
                 why = f"{peer} takes no {meta(path).MediaStorageSOPClassUID.name}"
                 raise RefusedError(why, hop="client", hint=LOG) from error

@@ -31,7 +31,6 @@ from ddib_fed.formats.dicom import (
     frame_of,
     names_of,
     pydicom,
-    quiet,
     read_header,
     read_series,
     readable,
@@ -145,18 +144,17 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixe
         _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
         return dataset
 
-    with quiet():
-        for path, source, plane in zip(series.paths, series.headers, stack, strict=True):
-            if source.SOPClassUID in ENHANCED and plane.shape[2] == 1:
-                enhanced.setdefault(path, []).append((frame_of(source), plane))
-                continue
-            made.append(begun(source, plane[None]))
-        for path, frames in enhanced.items():
-            numbers, planes = zip(*sorted(frames, key=lambda each: each[0]), strict=True)
-            whole = read_header(path)
-            kept = (*_KEPT_OF_FRAMES, "MREchoSequence") if "echo" in series.contrast else _KEPT_OF_FRAMES
-            made.append(_set_frames(begun(whole, np.stack(planes)), whole, numbers, kept))
-        return [_file(each) for each in made]
+    for path, source, plane in zip(series.paths, series.headers, stack, strict=True):
+        if source.SOPClassUID in ENHANCED and plane.shape[2] == 1:
+            enhanced.setdefault(path, []).append((frame_of(source), plane))
+            continue
+        made.append(begun(source, plane[None]))
+    for path, frames in enhanced.items():
+        numbers, planes = zip(*sorted(frames, key=lambda each: each[0]), strict=True)
+        whole = read_header(path)
+        kept = (*_KEPT_OF_FRAMES, "MREchoSequence") if "echo" in series.contrast else _KEPT_OF_FRAMES
+        made.append(_set_frames(begun(whole, np.stack(planes)), whole, numbers, kept))
+    return [_file(each) for each in made]
 
 
 def report_of(path: Path, why: str) -> bytes:
@@ -420,9 +418,7 @@ def find_dicom(
     for uid, of_series in names_of(found.series, root).items():
         good, unreadable = readable(found.series[uid])
         bad += unreadable
-        with quiet():
-            contrasts = contrasts_of(good)
-        for contrast, slices in contrasts.items():
+        for contrast, slices in contrasts_of(good).items():
             name = f"{of_series}-{contrast}" if contrast else of_series
             inputs = tuple(dict.fromkeys(path for path, _ in slices))
             label = f"{given}: {name}" if len(found.series) > 1 or contrast else ""

@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 from ddib_fed.errors import ConfigError, RefusedError, Unauthenticated, UsageError, extra
 from ddib_fed.files import read_private
 from ddib_fed.formats import dicom_network as network
-from ddib_fed.formats.dicom import pydicom, quiet
+from ddib_fed.formats.dicom import pydicom
 from ddib_fed.formats.dicom_network import LOG, OwnEntity, down
 
 _KIND = "application/dicom"
@@ -85,10 +85,9 @@ class Web:
     def store(self, files: Sequence[Path], stored: Callable[[Path], object]) -> None:
         """STOW-RS of each file; `stored` is called when the service has it."""
         for path in files:
-            with quiet():
-                dataset = pydicom().dcmread(path)
-                with self._explained():
-                    answer = self.client.store_instances([dataset])
+            dataset = pydicom().dcmread(path)
+            with self._explained():
+                answer = self.client.store_instances([dataset])
             has = [each.get("ReferencedSOPInstanceUID") for each in answer.get("ReferencedSOPSequence") or ()]
             if dataset.SOPInstanceUID not in has:
                 code = int((answer.get("FailedSOPSequence") or [{}])[0].get("FailureReason", 0))

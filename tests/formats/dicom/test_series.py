@@ -12,7 +12,6 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, InputError, JobFailed
-from ddib_fed.formats.dicom import quiet
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options, StudyResults
 from ddib_fed.names import __version__
@@ -81,8 +80,7 @@ def test_files_that_are_no_pictures_are_counted(tmp_path):
     for keyword in ("Rows", "Columns", "PixelData"):
         delattr(own, keyword)
     own.SOPClassUID = own.file_meta.MediaStorageSOPClassUID = "1.3.12.2.1107.5.9.1"
-    with quiet():
-        own.save_as(tmp_path / "mr" / "private.dcm")
+    own.save_as(tmp_path / "mr" / "private.dcm")
     found = open_paths([tmp_path / "mr"], Options())
     assert found.ignored == Counter(
         {"DICOM RT Plan": 1, "DICOM Basic Text SR": 1, "DICOM file of a private class without pixels": 1}
