@@ -10,7 +10,7 @@ import hashlib
 import io
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -159,12 +159,15 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixe
 
 def report_of(path: Path, why: str) -> bytes:
     """Write a Basic Text SR (PS3.3 A.35.1) of a file's study: its series was not translated, and why."""
-    source, package = read_header(path), pydicom()
+    package = pydicom()
+    source = package.dcmread(
+        path, stop_before_pixels=True
+    )  # read_header refuses a header with a malformed value
     now = datetime.now().astimezone()
-    made, text, image, study, series = (package.Dataset() for _ in range(5))
+    made = package.Dataset()
     for tag in source.keys():  # noqa: SIM118 - a dataset iterates over elements, and a malformed one is left out
         if tag.group in _KEPT_GROUPS or package.datadict.keyword_for_tag(tag) in _OF_STUDY:
-            with suppress(ValueError, TypeError, OverflowError):
+            with suppress(ValueError, TypeError, OverflowError, NotImplementedError):
                 made.add(deepcopy(source[tag]))
     made.remove_private_tags()
     made.SOPClassUID, made.Modality = package.uid.BasicTextSRStorage, "SR"
@@ -177,26 +180,19 @@ def report_of(path: Path, why: str) -> bytes:
     made.ReferencedPerformedProcedureStepSequence, made.PerformedProcedureCodeSequence = [], []
     made.ValueType, made.ContinuityOfContent = "CONTAINER", "SEPARATE"
     made.ConceptNameCodeSequence = _coded("NOTE", "Note on translation", "99DDIBFED")
-    text.RelationshipType, text.ValueType = "CONTAINS", "TEXT"
+    text = _dataset(RelationshipType="CONTAINS", ValueType="TEXT")
     text.ConceptNameCodeSequence = _coded("121106", "Comment")
     text.TextValue = f"The series of this image was not translated: {why}"
-    image.RelationshipType, image.ValueType = "CONTAINS", "IMAGE"
-    image.ReferencedSOPSequence = [_sop(source)]
+    image = _dataset(RelationshipType="CONTAINS", ValueType="IMAGE", ReferencedSOPSequence=[_sop(source)])
     made.ContentSequence = [text, image]
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = source.SeriesInstanceUID, [_sop(source)]
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = source.StudyInstanceUID, [series]
-    made.CurrentRequestedProcedureEvidenceSequence = [study]
+    made.CurrentRequestedProcedureEvidenceSequence = _evidence(source)
     return _file(made)
 
 
 def _file(dataset: Any) -> bytes:
-    package = pydicom()
-    meta = package.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
-    dataset.file_meta, dataset.preamble = meta, None
-    file = io.BytesIO()
+    package, file = pydicom(), io.BytesIO()
+    dataset.file_meta = package.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
     package.dcmwrite(file, dataset, enforce_file_format=True)
     return file.getvalue()
 
@@ -206,10 +202,7 @@ def _kept(source: Any, *, colours: bool, echoes: bool) -> Any:
 
     Of a series of several echoes that is also from which of them the picture was made (PS3.3 C.8.3.1).
     """
-    kept, keywords = pydicom().Dataset(), KEPT | (_ECHO if echoes and not colours else set())
-    for element in source:
-        if element.keyword in keywords or element.tag.group in _KEPT_GROUPS:
-            kept.add(deepcopy(element))
+    kept = _copied(source, KEPT | (_ECHO if echoes and not colours else set()), _KEPT_GROUPS)
     kept.remove_private_tags()
     uids = pydicom().uid
     uid = uids.UID(source.SOPClassUID)
@@ -221,8 +214,7 @@ def _kept(source: Any, *, colours: bool, echoes: bool) -> Any:
         asked |= _ENHANCED_MR if ENHANCED[uid] == "MR" else {}
         kept.SOPClassUID, kept.NumberOfFrames = uid, 1
     for keyword, value in asked.items():
-        if keyword not in kept:
-            setattr(kept, keyword, value)
+        kept.setdefault(keyword, value)
     return kept
 
 
@@ -244,7 +236,7 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
 
 def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime, lost: str) -> None:
     """From which picture, by what, and how it was derived."""
-    package, first = pydicom(), translated.first
+    first = translated.first
     doubts = sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
     facts = "not for diagnosis", lost, translated.clipped, "doubtful: " * bool(doubts) + ", ".join(doubts)
     models = f"models SHA-256 {first.source_model_sha256} and {first.target_model_sha256}"
@@ -252,18 +244,15 @@ def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetim
         f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
         f"Bridge ({MAKER} {__version__}); {models}; {'; '.join(filter(None, facts))}"
     )[:1024]
-    acquired, made = package.Dataset(), package.Dataset()
-    for name in _EQUIPMENT:
-        if name in source and source[name].value not in {None, ""}:
-            acquired.add(deepcopy(source[name]))
+    acquired = _copied(source, {name for name in _EQUIPMENT if source.get(name)})
     acquired.setdefault("Manufacturer", "UNKNOWN")  # a value is required
-    for each in (made, dataset):
-        each.Manufacturer, each.ManufacturerModelName = MAKER, "Dual Diffusion Implicit Bridge"
-        each.SoftwareVersions, each.DeviceSerialNumber = __version__, first.target_model_sha256 or "0"
+    acquired.PurposeOfReferenceCodeSequence = _coded("109101", "Acquisition Equipment")
+    made = _dataset(Manufacturer=MAKER, ManufacturerModelName="Dual Diffusion Implicit Bridge")
+    made.SoftwareVersions, made.DeviceSerialNumber = __version__, first.target_model_sha256 or "0"
+    dataset.update(made)
     made.ContributionDateTime = now.strftime("%Y%m%d%H%M%S%z")
     how = f"Translated from {translated.source} to {translated.target}; {models}"
     made.ContributionDescription = how[:1024]
-    acquired.PurposeOfReferenceCodeSequence = _coded("109101", "Acquisition Equipment")
     made.PurposeOfReferenceCodeSequence = _coded("109103", "Modifying Equipment")
     dataset.DerivationCodeSequence = _coded("DDIB", "Synthesis by a diffusion bridge", "99DDIBFED")
     dataset.SourceImageSequence = [_reference(source)]
@@ -271,16 +260,30 @@ def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetim
     dataset.ContributingEquipmentSequence = [*deepcopy(earlier), acquired, made]
 
 
+def _dataset(**values: Any) -> Any:
+    made = pydicom().Dataset()
+    made.update(values)
+    return made
+
+
+def _copied(source: Iterable[Any], keywords: Collection[str], groups: Collection[int] = ()) -> Any:
+    made = pydicom().Dataset()
+    made.update({e.tag: deepcopy(e) for e in source if e.keyword in keywords or e.tag.group in groups})
+    return made
+
+
 def _coded(value: str, meaning: str, scheme: str = "DCM") -> list[Any]:
-    code = pydicom().Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
-    return [code]
+    return [_dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
 
 
 def _sop(source: Any) -> Any:
-    made = pydicom().Dataset()
-    made.ReferencedSOPClassUID, made.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
-    return made
+    return _dataset(ReferencedSOPClassUID=source.SOPClassUID, ReferencedSOPInstanceUID=source.SOPInstanceUID)
+
+
+def _evidence(source: Any) -> list[Any]:
+    """Name a file within its series and its study (PS3.3 Table 10-4)."""
+    series = _dataset(SeriesInstanceUID=source.SeriesInstanceUID, ReferencedSOPSequence=[_sop(source)])
+    return [_dataset(StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=[series])]
 
 
 def _reference(source: Any, frame: int | None = None) -> Any:
@@ -298,10 +301,9 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
     dataset.NumberOfFrames = len(frames)
     shared = package.Dataset()
     for groups in source.get("SharedFunctionalGroupsSequence", ()):
-        shared.update({e.tag: deepcopy(e) for e in groups if e.keyword in keywords})
-    look, values, window = (package.Dataset() for _ in range(3))
+        shared.update(_copied(groups, keywords))
+    look, values, window = _copied(dataset, {*_ENHANCED, *_ENHANCED_MR}), package.Dataset(), package.Dataset()
     look.FrameType = dataset.ImageType
-    look.update({e.tag: e for e in dataset if e.keyword in {*_ENHANCED, *_ENHANCED_MR}})
     kind = {"CT": "CTImageFrameTypeSequence", "MR": "MRImageFrameTypeSequence", "PT": "PETFrameTypeSequence"}
     setattr(shared, kind[ENHANCED[dataset.SOPClassUID]], [look])
     for item, begins in ((values, "Rescale"), (window, "Window")):
@@ -309,10 +311,7 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
         for tag in item.keys():  # noqa: SIM118 - a dataset iterates over elements
             del dataset[tag]
     shared.PixelValueTransformationSequence, shared.FrameVOILUTSequence = [values], [window]
-    series, study = package.Dataset(), package.Dataset()
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = source.SeriesInstanceUID, [_sop(source)]
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = source.StudyInstanceUID, [series]
-    dataset.SourceImageEvidenceSequence = [study]
+    dataset.SourceImageEvidenceSequence = _evidence(source)
     dataset.SharedFunctionalGroupsSequence = [shared]
     # A dimension may point to a group of the acquisition, which is not kept.
     kept = [package.tag.Tag(keyword) for keyword in keywords]
@@ -323,15 +322,12 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
         dataset.DimensionIndexSequence = [deepcopy(indices[at]) for at in places]
     own = []
     for number in frames:
-        groups = source.PerFrameFunctionalGroupsSequence[number]
-        frame = package.Dataset()
-        frame.update({e.tag: deepcopy(e) for e in groups if e.keyword in keywords})
+        frame = _copied(source.PerFrameFunctionalGroupsSequence[number], keywords)
         for content in frame.get("FrameContentSequence", ()):
             if found := content.get("DimensionIndexValues"):
                 found = [found] if isinstance(found, int) else found
                 content.DimensionIndexValues = [found[at] for at in places if at < len(found)]
-        derivation = package.Dataset()
-        derivation.DerivationCodeSequence = dataset.DerivationCodeSequence
+        derivation = _dataset(DerivationCodeSequence=dataset.DerivationCodeSequence)
         derivation.SourceImageSequence = [_reference(source, number + 1)]
         frame.DerivationImageSequence = [derivation]
         own.append(frame)
@@ -341,33 +337,22 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
 
 def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, hounsfield: bool) -> None:
     """The pixels (N, H, W, C) of all frames and what describes them: 16 bits for grey, 8 for colours."""
-    number = pydicom().valuerep.DSfloat
-    colours = pixels.shape[3] == 3
-    if colours:
-        if pixels.dtype == np.uint16:
-            pixels = (pixels >> 8).astype(np.uint8)
-        dataset.PlanarConfiguration = 0
-    bits = 8 if colours else 16
-    dataset.SamplesPerPixel = pixels.shape[3]
-    dataset.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
-    dataset.Rows, dataset.Columns = pixels.shape[1:3]
-    dataset.BitsAllocated = dataset.BitsStored = bits
-    dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
-    raw = np.ascontiguousarray(pixels, dtype=np.dtype("u1") if colours else np.dtype("<u2")).tobytes()
-    dataset.PixelData = raw + b"\0" * (len(raw) % 2)
-    dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
-    if colours:
+    number = partial(pydicom().valuerep.DSfloat, auto_format=True)
+    frames = pixels if "NumberOfFrames" in dataset else pixels[0]
+    if frames.shape[-1] == 3:
+        colours = (frames >> 8).astype(np.uint8) if frames.dtype == np.uint16 else frames
+        dataset.set_pixel_data(colours, "RGB", 8, generate_instance_uid=False)
         return
+    grey = frames[..., 0].astype(np.uint16)
+    dataset.set_pixel_data(grey, "MONOCHROME2", 16, generate_instance_uid=False)
     slope, low, high = translated.slope, translated.low, translated.high
     if not translated.plain or dataset.SOPClassUID in {pydicom().uid.CTImageStorage, *ENHANCED}:
-        dataset.RescaleSlope = number(slope, auto_format=True)
-        dataset.RescaleIntercept = number(translated.intercept, auto_format=True)
+        dataset.RescaleSlope, dataset.RescaleIntercept = number(slope), number(translated.intercept)
         dataset.RescaleType = "HU" if hounsfield else "US"
     low = translated.intercept if low is None else low
     high = low + slope * np.iinfo(translated.dtype).max if high is None else high
     low, high = SOFT_TISSUE if hounsfield else (low, high)
-    dataset.WindowCenter = number((low + high) / 2, auto_format=True)
-    dataset.WindowWidth = number(max(high - low, 1), auto_format=True)
+    dataset.WindowCenter, dataset.WindowWidth = number((low + high) / 2), number(max(high - low, 1))
 
 
 @dataclass(frozen=True, slots=True)
