@@ -1,22 +1,20 @@
-"""Reads the slices of a DICOM series in their order in space, in the units of its modality.
+"""Sorts DICOM files into series and contrasts, and reads their slices in their order in space, in the modality's units.
 
-The rule: what leaves is the pixels alone; headers are read here for order, units and warnings. Values of all slices are
-treated alike.
+The rule: what leaves is the pixels alone; headers are read here for order, units and warnings. Values of all slices of
+one contrast are treated alike, and the names of contrasts have numbers alone.
 """
 
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import logging
-import os
 import shlex
 import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import ImageLimits
-from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable, InputError
-from ddib_fed.formats.dicom_contrasts import Members, no_anatomy
-from ddib_fed.formats.study import memory_of_values, parts_of, safe_name
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.formats.study import faults, memory_of_values, parts_of
 from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
 DECODING: Final = 12
@@ -67,9 +64,27 @@ _FLATTENED: Final = (
 """Functional groups whose attributes a plain slice has in its header."""
 
 
+Members = list[tuple[Path, Any]]
+"""Path and header (`SORTED_BY`) of each slice of a series; slices that are frames of one file share its path."""
 _OF_THE_STANDARD: Final = "1.2.840.10008."
 COPIES: Final = "copies of other DICOM files"
 """What further files of the same picture, byte for byte, are counted as."""
+_CONTRASTS: Final = {
+    "echo": ("EchoTime", "EffectiveEchoTime", "EchoNumbers"),
+    "b": ("DiffusionBValue",),
+    "inversion": ("InversionTime",),
+    "time": ("TemporalPositionIdentifier", "TemporalPositionIndex"),
+    "type": ("ImageType", "FrameType"),
+}
+"""Attributes whose values tell the contrasts of a series apart, by what a contrast is called."""
+_MAGNITUDES_ALONE: Final = "phase, real or imaginary picture"
+_NO_ANATOMY: Final = {
+    "localizer": {"LOCALIZER", "SCOUT", "TOPOGRAM"},
+    "mosaic of slices": {"MOSAIC"},
+    "screen or protocol": {"SCREEN SAVE", "CT_SOM5 PROT"},
+    _MAGNITUDES_ALONE: {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP", "R", "REAL", "I", "IMAGINARY"},
+}  # fmt: skip
+"""Types of pictures, by their third and further values, that are no slices of anatomy; the last of MR alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +128,13 @@ def read_header(path: Path, attributes: list[str] | None = None) -> Any:
         if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
             _require_inflated(path, meta)
         header = package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
-        for each in (header.file_meta, header):
-            each.walk(
-                lambda _, element: element.value
-            )  # malformed values are found here, and not when they are used
+        for each in (header.file_meta, header):  # pydicom reads a value, or fails to, when it is first used
+            each.walk(lambda _, element: element.value)
         return header
 
 
 def _require_inflated(path: Path, meta: Any) -> None:
-    """Return if a deflated file does not become too large, before all of it is in memory."""
+    """Raise ImageUnreadable if a deflated file becomes too large, before all of it is in memory."""
     size, inflate = 0, zlib.decompressobj(-zlib.MAX_WBITS)
     with path.open("rb") as file:
         # Preamble, prefix, and the element of the length itself.
@@ -166,21 +179,15 @@ def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
     good: Members = []
     bad: list[tuple[Path, DdibError]] = []
     for path, found in _by_file(members).items():
-        headers = [header for _, header in found]
+        slices = [(path, header) for _, header in found]
         try:
-            with _faults(path):
-                for header in headers:
-                    _check(path, header)
-                in_space(
-                    [(path, header) for header in headers]
-                )  # raises where a number of an instance is none
-                _require_memory(str(path), headers, [path])
-            for _ in _planes(path, [frame_of(header) for header in headers]):
+            _checked(str(path), slices)
+            for _ in _planes(path, [frame_of(header) for _, header in slices]):
                 pass
-        except (ImageUnreadable, ImageTooLarge) as error:
+        except InputError as error:
             bad.append((path, error.kept()))
         else:
-            good += [(path, header) for header in headers]
+            good += slices
     return good, bad
 
 
@@ -196,23 +203,15 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
     """The slices of one series, or of one of its contrasts, and their values (N, H, W, C): uint8 colours, or float32 in
     units of the modality. Padding has the least value of all slices.
     """
-    for path, header in headers:
-        _check(path, header)
-    ordered = in_space(headers)
-    shapes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel", 1))) for _, h in ordered}
-    if len(shapes) != 1:
-        why = f"{called}: its slices have {len(shapes)} sizes"
-        raise _bad(why, "put the slices of each size into a folder of their own", InputError)
-    ((rows, columns, samples),) = shapes
+    ordered = _checked(called, headers)
     paths, sorted_by = zip(*ordered, strict=True)
-    _require_memory(called, sorted_by, paths)
     values: NDArray[Any] = np.empty(0)
     read: dict[int, Any] = {}
     for path, found in _by_file(ordered).items():
         places, frames = [at for at, _ in found], [frame_of(header) for _, header in found]
         for at, (header, plane) in zip(places, _planes(path, frames), strict=True):
             if not values.size:
-                values = np.empty((len(paths), rows, columns, samples), dtype=plane.dtype)
+                values = np.empty((len(paths), *plane.shape), dtype=plane.dtype)
             values[at], read[at] = plane, header
     if values.dtype.kind == "f":
         least = np.fmin.reduce(values, axis=None)
@@ -287,7 +286,7 @@ def is_parallel(headers: Sequence[Any]) -> bool:
 
 
 def _check(path: Path, header: Any) -> None:
-    """Return if a file is one plain picture."""
+    """Raise ImageUnreadable unless a header is that of one plain picture."""
     frames = int(header.get("NumberOfFrames", None) or 1)
     kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
     if "Rows" not in header or "Columns" not in header:
@@ -306,16 +305,25 @@ def _check(path: Path, header: Any) -> None:
     raise _bad(f"{path} {what}", how)
 
 
-def _require_memory(called: str, headers: Sequence[Any], paths: Iterable[Path]) -> None:
-    """Raise unless there is memory for slices of one size: their values, the largest file, and the decoding of one."""
-    rows, columns, samples = (
-        int(headers[0].get(name) or 1) for name in ("Rows", "Columns", "SamplesPerPixel")
-    )
-    values = rows * columns * samples
-    need = memory_of_values(len(headers) * values, 4 if samples == 1 else 1) + DECODING * values
-    need += max(path.stat().st_size for path in paths)
-    hint = "translate a part of it: ddib translate FOLDER/0*.dcm, or files of fewer frames"
-    ImageLimits().check_memory(need, hint, f"{called}, {len(headers)} x {rows} x {columns} pixels,")
+def _checked(called: str, members: Members) -> Members:
+    """Return slices in their order in space; raise InputError unless they are pictures of one size, for whose values,
+    and for the largest file and the decoding of one slice, there is memory.
+    """
+    with _faults(members[0][0]):
+        for path, header in members:
+            _check(path, header)
+        ordered = in_space(members)
+        sizes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel") or 1)) for _, h in ordered}
+        if len(sizes) != 1:
+            why = f"{called}: its slices have {len(sizes)} sizes"
+            raise _bad(why, "put the slices of each size into a folder of their own", InputError)
+        ((rows, columns, samples),) = sizes
+        values = rows * columns * samples
+        need = memory_of_values(len(ordered) * values, 4 if samples == 1 else 1) + DECODING * values
+        need += max(path.stat().st_size for path, _ in ordered)
+        hint = "translate a part of it: ddib translate FOLDER/0*.dcm, or files of fewer frames"
+        ImageLimits().check_memory(need, hint, f"{called}, {len(ordered)} x {rows} x {columns} pixels,")
+    return ordered
 
 
 def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any]]]:
@@ -460,17 +468,9 @@ def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
             yield f"{called}: {odd} of {len(gaps)} distances between slices are not {usual:.3g} mm: is a slice missing?"
 
 
-@contextmanager
-def _faults(path: Path) -> Iterator[None]:
-    """Maps what pydicom and its decoders raise on damaged files to ours."""
-    try:
-        yield
-    except DdibError:
-        raise
-    except Exception as error:
-        hint = f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})"
-        why = f"{path} cannot be read as DICOM: {type(error).__name__}: {error}"
-        raise _bad(why[:400], hint) from error
+def _faults(path: Path) -> AbstractContextManager[None]:
+    hint = f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})"
+    return faults(f"{path} cannot be read as DICOM", hint)
 
 
 def readable_syntaxes() -> list[str]:
@@ -478,7 +478,7 @@ def readable_syntaxes() -> list[str]:
     uids = pydicom().uid
     found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
     for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
-        with suppress(NotImplementedError):  # it knows no decoder, such as of video
+        with suppress(NotImplementedError):  # pydicom has no decoder for this transfer syntax
             if syntax not in found and pydicom().pixels.get_decoder(syntax).is_available:
                 found.append(syntax)
     return found
@@ -493,7 +493,7 @@ class SortedFiles:
     others: Counter[str]
 
     def require_pictures(self, given: Path) -> None:
-        """Raise ImageUnreadable where there is no picture, and none that cannot be read."""
+        """Raise ImageUnreadable if the files have no picture, readable or not."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.others.items())
         why = f"{given} holds no DICOM pictures of anatomy{kinds and ': '}{kinds}"
         if not self.series and not self.unreadable:
@@ -522,17 +522,16 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
     series: dict[str, Members] = {}
     for (path, header), *more in pictures.values():
         others[COPIES] += len(more)
-        unlike = [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]
-        if not unlike:
-            for each in slices_of(header):
-                if what := no_anatomy(each):
-                    others[what] += 1
-                else:
-                    series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, each))
-        for each in (path, *unlike) if unlike else ():
+        if unlike := [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]:
             why = f"{path} and {unlike[0]} have the same SOP Instance UID and different contents"
             hint = "remove the one that is wrong, or translate each of them in a folder of its own"
-            unreadable.append((each, _bad(why, hint, InputError)))
+            unreadable += [(each, _bad(why, hint, InputError)) for each in (path, *unlike)]
+            continue
+        for each in slices_of(header):
+            if what := no_anatomy(each):
+                others[what] += 1
+            else:
+                series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, each))
     return SortedFiles(series, tuple(unreadable), +others)
 
 
@@ -544,10 +543,7 @@ def checked_header(path: Path) -> Any:
     header = _sorted_header(path)
     if header.get("SyntheticData") == "YES":
         raise _bad(f"{path} is synthetic itself", "route other series alone")
-    slices = slices_of(header)
-    for each in slices:
-        _check(path, each)
-    _require_memory(str(path), slices, [path])
+    _checked(str(path), [(path, each) for each in slices_of(header)])
     return header
 
 
@@ -558,9 +554,8 @@ def _sorted_header(path: Path) -> Any:
         raise _bad(f"{path} does not begin as DICOM files do: it {what}", how)
     header = read_header(path, SORTED_BY)
     why, needed = "", ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")
-    with _faults(path):  # what is no value raises when it is first asked for
-        for look in (slices_of, _class_without_pixels):
-            look(header)
+    with _faults(path):
+        slices_of(header)  # raises if a functional group is none
         if "Rows" in header and not all(header.get(name) for name in needed):
             why = "has no UID of its class, its series or its own, so nothing can be derived from it"
         frames = int(header.get("NumberOfFrames", None) or 1)
@@ -587,21 +582,61 @@ def _class_without_pixels(header: Any) -> str:
     return f"DICOM {uid.name.removesuffix(' Storage')}" if is_other else ""
 
 
-def names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
-    """A name for the results of each series, by its UID."""
-    alone = root is None and len({path for members in series.values() for path, _ in members}) == 1
-    names = {}
-    for uid, members in series.items():
-        common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
-        below = () if root is None else common.relative_to(root.absolute()).parts
-        number = uid_sha256(uid)[:8]
-        with suppress(TypeError, ValueError, OverflowError):
-            number = str(int(members[0][1].get("SeriesNumber", None)))
-        place = safe_name((root or common).resolve().name), *below, f"series-{number}"
-        names[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
-    alike = Counter(names.values())
-    return {uid: name if alike[name] == 1 else f"{name}-{uid_sha256(uid)[:8]}" for uid, name in names.items()}
+def no_anatomy(header: Any) -> str:
+    """What a picture is by its type that shows no slice of anatomy, in words; empty for a slice."""
+    modality, types = header.get("Modality"), ("FrameType" if "FrameType" in header else "ImageType")
+    words = {text.upper() for _, text in _comparable(header, types)[2:]}
+    words.add(str(header.get("ComplexImageComponent")))
+    for what, known in _NO_ANATOMY.items():
+        if words & known and (modality == "MR" or what != _MAGNITUDES_ALONE):
+            return f"DICOM {what}"
+    colours = modality in {"CT", "MR", "PT"} and header.get("SamplesPerPixel") == 3
+    return "DICOM colour map" if colours else ""
 
 
-def uid_sha256(uid: str) -> str:
-    return hashlib.sha256(uid.encode()).hexdigest()
+def contrasts_of(members: Members) -> dict[str, Members]:
+    """The slices of a series by their contrast, such as `echo2-type1`; the only one has no name.
+
+    Contrasts are numbered by their values, and slices of one contrast that lie at one place by when they were acquired.
+    """
+    columns: list[Sequence[Any]] = [
+        [tuple(_comparable(header, keyword) for keyword in keywords) for _, header in members]
+        for keywords in _CONTRASTS.values()
+    ]
+    columns.append(_repeats(members, [*zip(*columns, strict=True)]))
+    named = []
+    for what, column in zip((*_CONTRASTS, "repeat"), columns, strict=True):
+        numbers = {value: number for number, value in enumerate(sorted(set(column)), 1)}
+        named.append([f"{what}{numbers[value]}" if len(numbers) > 1 else "" for value in column])
+    parts: dict[str, Members] = {}
+    for member, *names in zip(members, *named, strict=True):
+        parts.setdefault("-".join(filter(None, names)), []).append(member)
+    return {name: parts[name] for name in sorted(parts, key=lambda each: (len(each), each))}
+
+
+def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:
+    """How many slices of its contrast were acquired at the place of each before it."""
+
+    def acquired(at: int) -> tuple[Any, ...]:
+        path, header = members[at]
+        when = ("TriggerTime", "AcquisitionDate", "AcquisitionTime", "InstanceNumber")
+        return *(_comparable(header, keyword) for keyword in when), str(path)
+
+    seen, found = Counter[Any](), [0] * len(members)
+    for at in sorted(range(len(members)), key=acquired):
+        header = members[at][1]
+        place = _comparable(header, "ImagePositionPatient"), _comparable(header, "ImageOrientationPatient")
+        if place[0]:
+            found[at] = seen[contrasts[at], place]
+            seen[contrasts[at], place] += 1
+    return found
+
+
+def _comparable(header: Any, keyword: str) -> tuple[tuple[float, str], ...]:
+    """The values of an attribute, which can be sorted; none where there are none, or no valid ones."""
+    with suppress(TypeError, ValueError, OverflowError):
+        found = header.get(keyword)
+        values = found if isinstance(found, MutableSequence) else [found]
+        kept = [value for value in values if value not in {None, ""}]
+        return tuple((0.0, v.strip()) if isinstance(v, str) else (round(float(v), 3), "") for v in kept)
+    return ()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,18 +27,17 @@ from ddib_fed.data.pictures import Pixels
 from ddib_fed.errors import InputError
 from ddib_fed.formats.dicom import (
     ENHANCED,
+    Members,
     Series,
     affine_of,
+    contrasts_of,
     frame_of,
-    names_of,
     pydicom,
     read_header,
     read_series,
     readable,
     sort_files,
-    uid_sha256,
 )
-from ddib_fed.formats.dicom_contrasts import Members, contrasts_of
 from ddib_fed.formats.study import (
     PERCENTILES,
     Assembled,
@@ -50,6 +50,7 @@ from ddib_fed.formats.study import (
     StudyResults,
     Unread,
     chosen_rule,
+    safe_name,
 )
 from ddib_fed.formats.volumes import Volumes, axial, from_axial, orientation_of, spacing_of
 from ddib_fed.names import __version__
@@ -400,16 +401,36 @@ def find_dicom(
     found = sort_files(files)
     found.require_pictures(given)
     unread, bad, settings = list[Unread](), [*found.unreadable], options.settings("intensity")
-    for uid, of_series in names_of(found.series, root).items():
+    for uid, of_series in _names_of(found.series, root).items():
         good, unreadable = readable(found.series[uid])
         bad += unreadable
         for contrast, slices in contrasts_of(good).items():
             name = f"{of_series}-{contrast}" if contrast else of_series
             inputs = tuple(dict.fromkeys(path for path, _ in slices))
             label = f"{given}: {name}" if len(found.series) > 1 or contrast else ""
-            origin = Origin(given, name, (name,), inputs, settings, label, series_sha256=uid_sha256(uid))
+            origin = Origin(given, name, (name,), inputs, settings, label, series_sha256=_sha256(uid))
             unread.append(Unread(origin, partial(read_dicom, slices, contrast, options)))
     return unread, bad, found.others
+
+
+def _names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
+    """A name for the results of each series, by its UID."""
+    alone = root is None and len({path for members in series.values() for path, _ in members}) == 1
+    names = {}
+    for uid, members in series.items():
+        common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
+        below = () if root is None else common.relative_to(root.absolute()).parts
+        number = _sha256(uid)[:8]
+        with suppress(TypeError, ValueError, OverflowError):
+            number = str(int(members[0][1].get("SeriesNumber", None)))
+        place = safe_name((root or common).resolve().name), *below, f"series-{number}"
+        names[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
+    alike = Counter(names.values())
+    return {uid: name if alike[name] == 1 else f"{name}-{_sha256(uid)[:8]}" for uid, name in names.items()}
+
+
+def _sha256(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()
 
 
 def read_dicom(members: Members, contrast: str, options: Options, origin: Origin) -> DicomStudy:

@@ -10,8 +10,7 @@ import gzip
 import io
 import math
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import ImageLimits, Pixels
-from ddib_fed.errors import DdibError, ImageUnreadable
+from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.study import (
     Assembled,
     Options,
@@ -29,6 +28,7 @@ from ddib_fed.formats.study import (
     Study,
     StudyResults,
     chosen_rule,
+    faults,
     memory_of_values,
     parts_of,
 )
@@ -180,17 +180,9 @@ def read_volume(path: Path) -> NDArray[Any]:
     return found if image is None else axial(found, _orientation(image))
 
 
-@contextmanager
-def _faults(path: Path) -> Iterator[None]:
-    """Maps what nibabel raises on damaged files, which is any exception, to `ImageUnreadable`."""
-    try:
-        yield
-    except DdibError:
-        raise
-    except Exception as error:
-        what, how = beginning_of(path)
-        why = " ".join(str(error).split())[:300]
-        raise ImageUnreadable(f"{path}: it cannot be read: it {what} ({why})", hint=how) from error
+def _faults(path: Path) -> AbstractContextManager[None]:
+    what, how = beginning_of(path)
+    return faults(f"{path}: it cannot be read: it {what}", how)
 
 
 def _nibabel() -> Any:
