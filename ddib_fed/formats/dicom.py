@@ -66,9 +66,6 @@ _FLATTENED: Final = (
 
 Members = list[tuple[Path, Any]]
 """Path and header (`SORTED_BY`) of each slice of a series; slices that are frames of one file share its path."""
-_OF_THE_STANDARD: Final = "1.2.840.10008."
-COPIES: Final = "copies of other DICOM files"
-"""What further files of the same picture, byte for byte, are counted as."""
 _CONTRASTS: Final = {
     "echo": ("EchoTime", "EffectiveEchoTime", "EchoNumbers"),
     "b": ("DiffusionBValue",),
@@ -521,7 +518,7 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
             unreadable.append((path, _bad(ends, COPY)))
     series: dict[str, Members] = {}
     for (path, header), *more in pictures.values():
-        others[COPIES] += len(more)
+        others["copies of other DICOM files"] += len(more)
         if unlike := [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]:
             why = f"{path} and {unlike[0]} have the same SOP Instance UID and different contents"
             hint = "remove the one that is wrong, or translate each of them in a folder of its own"
@@ -576,7 +573,7 @@ def _class_without_pixels(header: Any) -> str:
         return "DICOMDIR"
     if len(found) > 1 or not uid:
         return ""
-    if not uid.startswith(_OF_THE_STANDARD):
+    if uid.is_private:
         return "DICOM file of a private class without pixels"
     is_other = uid.type == "SOP Class" and "Image" not in uid.name
     return f"DICOM {uid.name.removesuffix(' Storage')}" if is_other else ""

@@ -52,7 +52,7 @@ from ddib_fed.formats.study import (
     chosen_rule,
     safe_name,
 )
-from ddib_fed.formats.volumes import Volumes, axial, from_axial, orientation_of, spacing_of
+from ddib_fed.formats.volumes import Volumes, orientation_of, sliced, spacing_of, unsliced
 from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
@@ -358,7 +358,7 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
 
 @dataclass(frozen=True, slots=True)
 class DicomStudy(Study):
-    pixels: Slices | Volumes
+    pixels: Slices
     series: Series
     orientation: NDArray[Any] | None = None
     """Of a volume, as nibabel has it."""
@@ -379,7 +379,7 @@ class DicomStudy(Study):
     def assemble(self, translated: StudyResults) -> Assembled:
         stack = self.pixels.stack(translated)
         if self.orientation is not None:
-            stack = from_axial(stack, self.orientation)
+            stack = unsliced(stack, self.orientation)
         report, said = self.pixels.summary(translated)
         contents = derived_series(self.series, stack, translated, self.pixels)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
@@ -446,5 +446,5 @@ def read_dicom(members: Members, contrast: str, options: Options, origin: Origin
         return DicomStudy(origin, Slices.of(values, rule), series)
     affine = affine_of(series.headers)
     orientation = orientation_of(affine)
-    volume, spacing = axial(values, orientation), spacing_of(affine, orientation)
-    return DicomStudy(origin, Volumes.of(volume[None], rule, spacing, options.volume), series, orientation)
+    volume, spacing = sliced(values, orientation), spacing_of(affine, orientation)
+    return DicomStudy(origin, Volumes.fit(volume[None], rule, spacing, options.volume), series, orientation)

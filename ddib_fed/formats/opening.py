@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -80,12 +81,12 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
 def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
     """The same with different names for all results: of files that differ in their suffix alone with the suffix."""
     times = Counter(each.origin.name.casefold() for each in unread)
-    named = []
+    named, taken = list[Unread](), dict[str, Path]()
     for each in unread:
-        alone = times[each.origin.name.casefold()] == 1
-        named.append(each if alone else each.renamed(each.origin.name + each.origin.suffix.replace(".", "-")))
-    taken: dict[str, Path] = {}
-    for origin in (each.origin for each in named):
+        origin = each.origin
+        if times[origin.name.casefold()] > 1:
+            origin = origin.renamed(origin.name + origin.suffix.replace(".", "-"))
+        named.append(replace(each, origin=origin))
         first = taken.setdefault(origin.name, origin.given)
         if first is not origin.given:
             raise UsageError(

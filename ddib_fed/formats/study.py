@@ -88,15 +88,19 @@ class IntensityRule:
         )
 
     @property
+    def as_it_is(self) -> bool:
+        return self.name in {"values", "hu"}
+
+    @property
     def text(self) -> str:
         """The rule as `parse` takes it, without a value of any file."""
-        if self.name in {"values", "hu"}:
+        if self.as_it_is:
             return self.name
         return f"{self.name}:{self.first:.12g},{self.second:.12g}@{self.low:.12g}:{self.high:.12g}"
 
     def on(self, values: NDArray[Any]) -> Intensity:
-        if self.name in {"values", "hu"}:
-            return Intensity(self.name)
+        if self.as_it_is:
+            return Intensity(self)
         if self.name == "window":
             black, white = self.first - self.second / 2, self.first + self.second / 2
         else:
@@ -104,8 +108,7 @@ class IntensityRule:
             if not finite.size:
                 raise ImageUnreadable("none of its values is finite")
             ends = float(finite.min()), float(finite.max())
-            shares = (self.first, self.second)
-            black, white = (float(v) for v in np.percentile(finite, shares, overwrite_input=True))
+            black, white = map(float, np.percentile(finite, (self.first, self.second), overwrite_input=True))
             if black == white:
                 black, white = ends
             if black == white:
@@ -113,54 +116,51 @@ class IntensityRule:
                     f"all its values are {black:g}, so percentiles say nothing",
                     hint="--intensity window:CENTRE,WIDTH",
                 )
-        return Intensity(self.name, black, white, self.low, self.high)
+        return Intensity(self, black, white)
 
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    name: str
+    """A rule for some values, of which black and white become the ends of its range."""
+
+    rule: IntensityRule
     black: float = 0.0
     white: float = 255.0
-    low: float = 0.0
-    high: float = 255.0
-
-    @property
-    def as_it_is(self) -> bool:
-        return self.name in {"values", "hu"}
 
     def numbers(self, values: NDArray[Any]) -> Pixels:
         """The numbers of some values: uint8 or uint16 where the range allows it, else int16 or float32."""
-        if self.as_it_is:
+        if self.rule.as_it_is:
             return _narrowed(values)
-        wide = np.result_type(values.dtype, np.float32).type
-        whole = self.low >= 0 and self.low.is_integer() and self.high.is_integer() and self.high <= 65535
-        kind = np.float32 if not whole else np.uint8 if self.high <= 255 else np.uint16
+        low, high, wide = self.rule.low, self.rule.high, np.result_type(values.dtype, np.float32).type
+        whole = low >= 0 and low.is_integer() and high.is_integer() and high <= 65535
+        kind = np.float32 if not whole else np.uint8 if high <= 255 else np.uint16
         numbers = np.empty(values.shape, kind)
         for part in parts_of(values):
             share = (values[part].astype(wide) - wide(self.black)) / wide(self.white - self.black)
             share = np.where(np.isfinite(values[part]), share.clip(0.0, 1.0), wide(0))
-            scaled = share * wide(self.high - self.low) + wide(self.low)
+            scaled = share * wide(high - low) + wide(low)
             numbers[part] = np.rint(scaled) if whole else scaled
         return numbers
 
     def record(self, values: NDArray[Any]) -> dict[str, Any]:
         """What the provenance says: the rule, its numbers, how much was clipped, and the way back."""
-        if self.as_it_is:
-            return {"rule": self.name, "number": "value", "inverse": "value = number", "clipped": 0.0}
+        rule = self.rule
+        if rule.as_it_is:
+            return {"rule": rule.name, "number": "value", "inverse": "value = number", "clipped": 0.0}
         finite = outside = 0
         for each in (values[part] for part in parts_of(values)):
             is_finite = np.isfinite(each)
             finite += int(is_finite.sum())
             outside += int((is_finite & ((each < self.black) | (each > self.white))).sum())
-        back = (self.white - self.black) / (self.high - self.low)
+        back = (self.white - self.black) / (rule.high - rule.low)
         return {
-            "rule": self.name,
+            "rule": rule.name,
             "black": self.black,
             "white": self.white,
-            "low": self.low,
-            "high": self.high,
+            "low": rule.low,
+            "high": rule.high,
             "number": "low + (value - black) / (white - black) * (high - low), clipped to low..high",
-            "inverse": f"value = {self.black:.9g} + (number - {self.low:.9g}) * {back:.9g}",
+            "inverse": f"value = {self.black:.9g} + (number - {rule.low:.9g}) * {back:.9g}",
             "clipped": round(outside / values.size, 6),
             "not_finite": values.size - finite,
         }
@@ -538,9 +538,6 @@ class Unread:
     origin: Origin
     reader: Callable[[Origin], Study]
 
-    def renamed(self, name: str) -> Unread:
-        return self if name == self.origin.name else replace(self, origin=self.origin.renamed(name))
-
 
 class Studies:
     """Studies, each of which is read when it is asked for; the last one alone is kept, so that memory holds one."""
@@ -579,7 +576,7 @@ class Choice(NamedTuple):
 
 
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:
-    """Return if a result (H, W, C) is of the size that was sent."""
+    """Raise InputError unless a result (H, W, C) has the size that was sent."""
     if plane.shape[:2] != size:
         found, sent = (f"{height} x {width}" for height, width in (plane.shape[:2], size))
         raise InputError(
@@ -592,6 +589,9 @@ def require_size(plane: Pixels, size: tuple[int, int]) -> None:
 class Slices(Planes):
     """A volume (N, H, W, C) in the numbers that a model takes."""
 
+    outside: float
+    """Share of what is no background that the model does not see."""
+
     @classmethod
     def of(cls, values: NDArray[Any], rule: IntensityRule) -> Slices:
         intensity = rule.on(values)
@@ -602,7 +602,7 @@ class Slices(Planes):
         )
         if not sent:
             raise ImageUnreadable("none of its slices shows anything but background")
-        return cls(numbers, sent, intensity.record(values), rule.text)
+        return cls(numbers, sent, intensity.record(values), rule.text, 0.0)
 
     @property
     def places(self) -> range:
@@ -616,24 +616,33 @@ class Slices(Planes):
             digest.update(np.ascontiguousarray(plane).data)
         return digest.digest()
 
+    def fitted(self, item: Pixels, background: float) -> Pixels:
+        """Return a result on the study's own grid, whose outside is background; raise InputError on another size."""
+        del background
+        require_size(item, self.numbers.shape[1:3])
+        return item
+
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        """The part of an item's numbers that the model sees."""
+        return ()
+
     def stack(self, translated: StudyResults) -> Pixels:
-        """All planes (N, H, W, C), with background where none was sent or translated."""
-        count, height, width, _ = self.numbers.shape
-        shape = (count, height, width, translated.channels)
+        """All slices (N, H, W, C), of volumes (N * D, H, W, C), with background where nothing was translated."""
+        shape = (*self.numbers.shape[:-1], translated.channels)
         stack = np.full(shape, translated.background, dtype=translated.dtype)
-        for at, plane in zip(self.sent, translated.planes, strict=True):
-            if plane is not None:
-                require_size(plane, (height, width))
-                stack[at] = plane
-        return stack
+        for at, item in zip(self.sent, translated.planes, strict=True):
+            if item is not None:
+                stack[at] = self.fitted(item, translated.background)
+        return stack.reshape(-1, *shape[-3:])
 
     def covered(self, translated: StudyResults) -> Pixels | None:
-        """1 where something was translated (N, H, W, 1); None where no plane was refused."""
-        if not (missing := self.missing(translated)):
-            return None
-        there = np.zeros((*self.numbers.shape[:3], 1), np.uint8)
-        there[sorted({*self.sent} - {*missing})] = 1
-        return there
+        """1 where something was translated, shaped as `stack` with one channel; None if that is everywhere."""
+        missing = self.missing(translated)
+        there = np.zeros((*self.numbers.shape[:-1], 1), np.uint8)
+        for at in {*self.sent} - {*missing}:
+            there[at][self.inside] = 1
+        return there.reshape(-1, *there.shape[-3:]) if missing or self.outside else None
 
     def summary(self, translated: StudyResults) -> tuple[dict[str, Any], tuple[str, ...]]:
         """Sections of the provenance, and lines for the person."""

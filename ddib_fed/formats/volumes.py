@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels, encode_volume
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.formats.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty
+from ddib_fed.formats.study import EMPTY, Grid, IntensityRule, Slices, StudyResults, is_empty
 from ddib_fed.record import PictureFigures
 
 ALIKE: Final = 1e-3
@@ -28,6 +28,8 @@ ALIKE: Final = 1e-3
 MOST_OUTSIDE: Final = 0.01
 """Share of what is no background that may lie outside the model's grid."""
 _SAME: Final = np.array([[0, 1], [1, 1], [2, 1]])
+# In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
+PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 
 Floats = NDArray[np.float32]
 
@@ -84,29 +86,37 @@ def _resampled(volume: Pixels, weights: Sequence[Floats], background: float) -> 
     return (found if volume.dtype.kind == "f" else np.rint(found)).astype(volume.dtype)
 
 
-def orientation_of(affine: NDArray[np.float64]) -> NDArray[Any]:
+def orientation_of(affine: NDArray[np.float64], hint: str = "export it again") -> NDArray[Any]:
     """(3, 2): for each axis of values its canonical axis (right, anterior, superior), and 1 or -1 for its direction."""
     from nibabel import io_orientation
 
-    found: NDArray[Any] = io_orientation(affine)
-    return found
+    finite = np.isfinite(affine).all()
+    orientation: NDArray[Any] = io_orientation(affine) if finite else np.full((3, 2), np.nan)
+    if np.isnan(orientation).any():
+        why = "an axis is all zero" if finite else "it is not finite"
+        raise ImageUnreadable(f"its affine has no orientation: {why}", hint=hint)
+    return orientation
 
 
-def axial(values: NDArray[Any], orientation: NDArray[Any]) -> NDArray[Any]:
-    """Values (i, j, k, ...) of an orientation as (D, H, W, ...)."""
+def sliced(values: NDArray[Any], orientation: NDArray[Any], plane: str = "axial") -> NDArray[Any]:
+    """Values (i, j, k, ...) of an orientation as slices (N, H, W, ...) of a plane; axial ones are (D, H, W, ...)."""
     from nibabel import orientations
 
-    canonical: NDArray[Any] = orientations.apply_orientation(values, orientation)
-    return canonical.swapaxes(0, 2)[:, ::-1]
+    through, across, up = PLANES[plane]
+    canonical = orientations.apply_orientation(values, orientation)
+    return np.moveaxis(canonical, (through, up, across), (0, 1, 2))[:, ::-1]
 
 
-def from_axial(volume: NDArray[Any], orientation: NDArray[Any]) -> NDArray[Any]:
-    """The inverse of `axial`."""
+def unsliced(slices: NDArray[Any], orientation: NDArray[Any], plane: str = "axial") -> NDArray[Any]:
+    """The inverse of `sliced`."""
     from nibabel import orientations
 
-    back = orientations.ornt_transform(_SAME, orientation)
-    found: NDArray[Any] = orientations.apply_orientation(volume[:, ::-1].swapaxes(0, 2), back)
-    return found
+    through, across, up = PLANES[plane]
+    canonical = np.moveaxis(slices[:, ::-1], (0, 1, 2), (through, up, across))
+    values: NDArray[Any] = orientations.apply_orientation(
+        canonical, orientations.ornt_transform(_SAME, orientation)
+    )
+    return values
 
 
 def spacing_of(affine: NDArray[np.float64], orientation: NDArray[Any]) -> tuple[float, float, float]:
@@ -117,17 +127,15 @@ def spacing_of(affine: NDArray[np.float64], orientation: NDArray[Any]) -> tuple[
 
 
 @dataclass(frozen=True, slots=True)
-class Volumes(Planes):
+class Volumes(Slices):
     """Volumes (N, D, H, W, C) on their own grid, in the numbers that a model takes."""
 
     axes: tuple[Axis, ...]
     spacing: tuple[float, ...]
     grid: Grid
-    outside: float
-    """Share of what is no background that the model does not see."""
 
     @classmethod
-    def of(cls, values: NDArray[Any], rule: IntensityRule, spacing: Sequence[float], grid: Grid) -> Volumes:
+    def fit(cls, values: NDArray[Any], rule: IntensityRule, spacing: Sequence[float], grid: Grid) -> Volumes:
         """Of values (N, D, H, W, C) with mm between voxels."""
         sides = values.shape[1:4]
         if min(sides) < 2:
@@ -161,16 +169,16 @@ class Volumes(Planes):
                 f"model's volumes {model} mm (depth, height, width)",
                 hint=f'--size {whole}, or [model] scene = "{whole}" at both nodes; or cut it to the part that is meant',
             )
-        return cls(numbers, sent, intensity.record(values), rule.text, axes, tuple(spacing), grid, outside)
-
-    @property
-    def places(self) -> range:
-        return range(len(self.numbers))
+        return cls(numbers, sent, intensity.record(values), rule.text, outside, axes, tuple(spacing), grid)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         lost = f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated"
         return (*super(Volumes, self).warnings, *((lost,) if self.outside else ()))
+
+    @property
+    def volume_sha256(self) -> bytes:
+        return b""
 
     def computed(self, translated: StudyResults) -> PictureFigures:
         del translated  # whose volumes have the model's size
@@ -197,30 +205,14 @@ class Volumes(Planes):
         for at in self.sent:
             yield encode_volume(_resampled(self.numbers[at], weights, least))
 
-    def stack(self, translated: StudyResults) -> Pixels:
-        """All axial slices (N * D, H, W, C) on the volumes' own grid, with background where nothing was translated."""
-        count, *sides, _ = self.numbers.shape
-        shape = (count, *sides, translated.channels)
-        stack = np.full(shape, translated.background, dtype=translated.dtype)
-        weights = [axis.back() for axis in self.axes]
-        for at, volume in zip(self.sent, translated.planes, strict=True):
-            if volume is not None:
-                if volume.shape[:3] != self.grid.sides:
-                    raise InputError(
-                        f"a result of {volume.shape[:3]} voxels came, {self.grid.sides} were sent"
-                    )
-                stack[at] = _resampled(volume, weights, translated.background)
-        return stack.reshape(-1, *shape[2:])
+    def fitted(self, item: Pixels, background: float) -> Pixels:
+        if item.shape[:3] != self.grid.sides:
+            raise InputError(f"a result of {item.shape[:3]} voxels came, {self.grid.sides} were sent")
+        return _resampled(item, [axis.back() for axis in self.axes], background)
 
-    def covered(self, translated: StudyResults) -> Pixels | None:
-        missing = self.missing(translated)
-        if not missing and not self.outside:
-            return None
-        there = np.zeros((*self.numbers.shape[:4], 1), np.uint8)
-        inside = tuple(axis.inside for axis in self.axes)
-        for at in {*self.sent} - {*missing}:
-            there[at][inside] = 1
-        return there.reshape(-1, *there.shape[2:])
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        return tuple(axis.inside for axis in self.axes)
 
     def summary(self, translated: StudyResults) -> tuple[dict[str, Any], tuple[str, ...]]:
         fit = {
