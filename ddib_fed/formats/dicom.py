@@ -223,17 +223,16 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
     return Series(headers_read, paths, tuple(_warnings(called, sorted_by)), contrast), values
 
 
-def in_space(headers: Members) -> Members:
+def in_space(members: Members) -> Members:
     """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
-    placed = is_parallel([header for _, header in headers])
-    placed = placed and all(position(header) is not None for _, header in headers)
+    places = _places([header for _, header in members])
 
-    def order(entry: tuple[Path, Any]) -> tuple[float, int, str]:
-        path, header = entry
-        place = round(position(header) or 0.0, 4) if placed else 0.0
+    def order(at: int) -> tuple[float, int, str]:
+        path, header = members[at]
+        place = 0.0 if places is None else round(places[at], 4)
         return place, int(header.get("InstanceNumber", None) or 0), str(path)
 
-    return sorted(headers, key=order)
+    return [members[at] for at in sorted(range(len(members)), key=order)]
 
 
 def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
@@ -243,13 +242,16 @@ def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None
     return None
 
 
-def position(header: Any) -> float | None:
-    """Distance of a slice from the origin along its normal, mm; None where the header does not say."""
-    directions = _floats(header, "ImageOrientationPatient", 6)
-    corner = _floats(header, "ImagePositionPatient", 3)
-    if directions is None or corner is None:
-        return None
-    return float(np.cross(directions[:3], directions[3:]) @ corner)
+def _places(headers: Sequence[Any]) -> list[float] | None:
+    """Distances of slices from the origin along their normal, mm; None unless all say where they lie, in parallel."""
+    places = []
+    for header in headers:
+        directions = _floats(header, "ImageOrientationPatient", 6)
+        corner = _floats(header, "ImagePositionPatient", 3)
+        if directions is None or corner is None:
+            return None
+        places.append(float(np.cross(directions[:3], directions[3:]) @ corner))
+    return places if is_parallel(headers) else None
 
 
 def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
@@ -259,8 +261,7 @@ def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
     first, last = headers[0], headers[-1]
     directions, spacing = _floats(first, "ImageOrientationPatient", 6), _floats(first, "PixelSpacing", 2)
     corners = [_floats(header, "ImagePositionPatient", 3) for header in (first, last)]
-    gaps = np.diff([position(header) or 0.0 for header in headers])
-    placed = is_parallel(headers) and (gaps > 1e-3).all()
+    placed = (places := _places(headers)) is not None and (np.diff(places) > 1e-3).all()
     if directions is None or spacing is None or corners[0] is None or corners[1] is None or not placed:
         raise ImageUnreadable(
             "its slices are no volume, which the source's model takes: each must say where it lies, in parallel and "
@@ -456,9 +457,8 @@ def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
     if not is_parallel(headers):
         yield f"{called}: the slices are not parallel; they are taken in the order of their instance numbers"
         return
-    places = [position(header) for header in headers]
-    if len(headers) > 2 and all(place is not None for place in places):
-        gaps = np.diff([place or 0.0 for place in places])
+    if len(headers) > 2 and (places := _places(headers)) is not None:
+        gaps = np.diff(places)
         usual = float(np.median(gaps))
         odd = int(np.count_nonzero(np.abs(gaps - usual) > ODD_GAP * abs(usual) + 1e-4))
         if odd:

@@ -436,7 +436,7 @@ def _sha256(uid: str) -> str:
 def read_dicom(members: Members, contrast: str, options: Options, origin: Origin) -> DicomStudy:
     series, values = read_series(origin.called, members, contrast)
     odd = series.without_units
-    rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
+    rule = chosen_rule(options, values, series.modality)
     if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
         raise InputError(
             f"{len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",

@@ -53,9 +53,7 @@ class NiftiStudy(Study):
     image: Any
     plane: str
 
-    @property
-    def kind(self) -> str:
-        return "NIfTI volume"
+    kind = "NIfTI volume"
 
     def assemble(self, translated: StudyResults) -> Assembled:
         """The volume of the results, as the input lies in its file."""
@@ -120,7 +118,7 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     plane = options.slices if options.volume is None else "axial"
     if len(image.shape) == 2:
         plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
-    rule = chosen_rule(options.intensity, values, of_model=options.of_model)
+    rule = chosen_rule(options, values)
     slices = sliced(values.reshape((*image.shape, 1, 1)[:4]), orientation, plane)
     ordered = np.moveaxis(slices, 3, 0)[..., None]
     if options.volume is not None:

@@ -39,7 +39,6 @@ Bad = list[tuple[Path, DdibError]]
 """What cannot be read, and why."""
 AUTO: Final = "auto"
 LATENT: Final = ".latent.npy"
-"""Of the file beside a picture in one part that holds its latent."""
 PERCENTILES: Final = "percentile:0.5,99.5"
 """The rule for what has no units of its own, such as MR."""
 EMPTY: Final = 0.02
@@ -166,20 +165,18 @@ class Intensity:
         }
 
 
-def chosen_rule(
-    text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False
-) -> IntensityRule:
+def chosen_rule(options: Options, values: NDArray[Any], modality: str = "") -> IntensityRule:
     """The rule that was asked for, or of the source's model; for `auto` bytes stay, CT is in Hounsfield units, and all
     else goes by percentiles.
     """
-    if text == AUTO:
+    if options.intensity == AUTO:
         usual = "hu" if modality == "CT" else PERCENTILES
         return IntensityRule.parse("values" if values.dtype == np.uint8 else usual)
-    rule = IntensityRule.parse(text)
+    rule = IntensityRule.parse(options.intensity)
     if rule.name == "hu" and modality != "CT":
         this, other = modality or "no DICOM", "values, if its numbers are Hounsfield units"
         hint = f"--intensity {PERCENTILES if modality else other}"
-        if not of_model:
+        if not options.of_model:
             raise UsageError(f"--intensity hu is for CT, this is {this}", hint=hint)
         raise ImageUnreadable(
             f"the source's model was trained on CT in Hounsfield units, this is {this}",

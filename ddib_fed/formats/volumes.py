@@ -103,7 +103,7 @@ def sliced(values: NDArray[Any], orientation: NDArray[Any], plane: str = "axial"
     from nibabel import orientations
 
     through, across, up = PLANES[plane]
-    canonical = orientations.apply_orientation(values, orientation)
+    canonical: NDArray[Any] = orientations.apply_orientation(values, orientation)
     return np.moveaxis(canonical, (through, up, across), (0, 1, 2))[:, ::-1]
 
 
