@@ -30,7 +30,7 @@ from ddib_fed.formats.dicom import (
     Members,
     Series,
     affine_of,
-    contrasts_of,
+    comparable,
     frame_of,
     pydicom,
     read_header,
@@ -45,14 +45,13 @@ from ddib_fed.formats.study import (
     Options,
     Origin,
     Planes,
-    Slices,
     Study,
     StudyResults,
     Unread,
     chosen_rule,
     safe_name,
 )
-from ddib_fed.formats.volumes import Volumes, orientation_of, sliced, spacing_of, unsliced
+from ddib_fed.formats.volumes import Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
 from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
@@ -109,6 +108,14 @@ _KEPT_OF_FRAMES: Final = (
     "IrradiationEventIdentificationSequence",
 )  # fmt: skip
 """Functional groups that are true of a result: where, when and of what a frame is."""
+_CONTRASTS: Final = {
+    "echo": ("EchoTime", "EffectiveEchoTime", "EchoNumbers"),
+    "b": ("DiffusionBValue",),
+    "inversion": ("InversionTime",),
+    "time": ("TemporalPositionIdentifier", "TemporalPositionIndex"),
+    "type": ("ImageType", "FrameType"),
+}
+"""Attributes whose values tell the contrasts of a series apart, by what a contrast is called."""
 _EQUIPMENT: Final = (
     "Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
 )  # fmt: skip
@@ -404,7 +411,7 @@ def find_dicom(
     for uid, of_series in _names_of(found.series, root).items():
         good, unreadable = readable(found.series[uid])
         bad += unreadable
-        for contrast, slices in contrasts_of(good).items():
+        for contrast, slices in _contrasts_of(good).items():
             name = f"{of_series}-{contrast}" if contrast else of_series
             inputs = tuple(dict.fromkeys(path for path, _ in slices))
             label = f"{given}: {name}" if len(found.series) > 1 or contrast else ""
@@ -431,6 +438,44 @@ def _names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str
 
 def _sha256(uid: str) -> str:
     return hashlib.sha256(uid.encode()).hexdigest()
+
+
+def _contrasts_of(members: Members) -> dict[str, Members]:
+    """The slices of a series by their contrast, such as `echo2-type1`; the only one has no name.
+
+    Contrasts are numbered by their values, and slices of one contrast that lie at one place by when they were acquired.
+    """
+    columns: list[Sequence[Any]] = [
+        [tuple(comparable(header, keyword) for keyword in keywords) for _, header in members]
+        for keywords in _CONTRASTS.values()
+    ]
+    columns.append(_repeats(members, [*zip(*columns, strict=True)]))
+    named = []
+    for what, column in zip((*_CONTRASTS, "repeat"), columns, strict=True):
+        numbers = {value: number for number, value in enumerate(sorted(set(column)), 1)}
+        named.append([f"{what}{numbers[value]}" if len(numbers) > 1 else "" for value in column])
+    parts: dict[str, Members] = {}
+    for member, *names in zip(members, *named, strict=True):
+        parts.setdefault("-".join(filter(None, names)), []).append(member)
+    return {name: parts[name] for name in sorted(parts, key=lambda each: (len(each), each))}
+
+
+def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:
+    """How many slices of its contrast were acquired at the place of each before it."""
+
+    def acquired(at: int) -> tuple[Any, ...]:
+        path, header = members[at]
+        when = ("TriggerTime", "AcquisitionDate", "AcquisitionTime", "InstanceNumber")
+        return *(comparable(header, keyword) for keyword in when), str(path)
+
+    seen, found = Counter[Any](), [0] * len(members)
+    for at in sorted(range(len(members)), key=acquired):
+        header = members[at][1]
+        place = comparable(header, "ImagePositionPatient"), comparable(header, "ImageOrientationPatient")
+        if place[0]:
+            found[at] = seen[contrasts[at], place]
+            seen[contrasts[at], place] += 1
+    return found
 
 
 def read_dicom(members: Members, contrast: str, options: Options, origin: Origin) -> DicomStudy:

@@ -24,7 +24,6 @@ from ddib_fed.formats.study import (
     Assembled,
     Options,
     Origin,
-    Slices,
     Study,
     StudyResults,
     chosen_rule,
@@ -32,7 +31,7 @@ from ddib_fed.formats.study import (
     memory_of_values,
     parts_of,
 )
-from ddib_fed.formats.volumes import PLANES, Volumes, orientation_of, sliced, spacing_of, unsliced
+from ddib_fed.formats.volumes import PLANES, Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
 from ddib_fed.names import __version__
 from ddib_fed.recognition import beginning_of
 

@@ -113,9 +113,8 @@ def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | N
     if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
         return None
     files = {path.parent / name: written for name, written in report["files"].items()}
-    if not files or record.input_sha256 != origin.sha256():
-        return None
-    if not all(has_sha256(file, written) for file, written in files.items()):
+    kept = bool(files) and all(has_sha256(file, written) for file, written in files.items())
+    if not kept or record.input_sha256 != origin.sha256():
         return None
     said = filter(None, (record.lost, "was translated by an earlier run; --force translates it again"))
     return WrittenStudy(origin.given, tuple(files), path, record, report, tuple(said))
