@@ -33,9 +33,9 @@ DECODING: Final = 12
 _FREE_RUNS: Final = 1 << 24
 """Bytes that run lengths may become whatever the picture's size."""
 MAX_INFLATED: Final = 1 << 28
-"""Bytes that a deflated file may become."""
+"""A deflated file may inflate to this many bytes."""
 ODD_GAP: Final = 0.1
-"""Share of the usual distance by which that of two slices may differ."""
+"""A distance between slices may differ from the median by this share of it."""
 # Modalities whose pictures often show the person's name, and have no BurnedInAnnotation that can be relied on.
 OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM", "SM", "DX", "CR"})
 _PICTURES: Final = frozenset(
@@ -90,7 +90,7 @@ class Series:
 
     @property
     def without_units(self) -> tuple[str, ...]:
-        """The slices of a CT whose values are in no Hounsfield units, and why; none of another modality."""
+        """Name the slices of a CT whose values are in no Hounsfield units, and why; none for another modality."""
         found = zip(self.paths, map(_not_hounsfield, self.headers), strict=True)
         return tuple(f"{path} {why}" for path, why in found if why and self.modality == "CT")
 
@@ -110,7 +110,7 @@ def pydicom() -> Any:
 
 
 def read_header(path: Path, attributes: list[str] | None = None) -> Any:
-    """The dataset of a file, without pixels."""
+    """Return the dataset of a file without pixels; raise ImageUnreadable if one of its values is malformed."""
     package = pydicom()
     with _faults(path):
         meta = package.filereader.read_file_meta_info(path)
@@ -159,12 +159,12 @@ def slices_of(header: Any) -> list[Any]:
 
 
 def frame_of(header: Any) -> int:
-    """The place of a slice among the frames of its file."""
+    """Return the index of a slice among the frames of its file, from 0."""
     return int(header.get("ReferencedFrameNumber", 1)) - 1
 
 
 def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
-    """The slices whose pixels can be read, and why others cannot: a file with one bad frame is left out whole."""
+    """Decode all slices; return those of whole files, and the error of each file with a bad frame."""
     good: Members = []
     bad: list[tuple[Path, DdibError]] = []
     for path, found in _by_file(members).items():
@@ -181,7 +181,7 @@ def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
 
 
 def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
-    """The slices of each file: their places among all, and their headers."""
+    """Group slices by file, with their index among all."""
     found: dict[Path, list[tuple[int, Any]]] = {}
     for at, (path, header) in enumerate(members):
         found.setdefault(path, []).append((at, header))
@@ -216,7 +216,7 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
 
 
 def in_space(members: Members) -> Members:
-    """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
+    """Sort slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
     places = _places([header for _, header in members])
 
     def order(at: int) -> tuple[float, int, str]:
@@ -235,7 +235,7 @@ def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None
 
 
 def _places(headers: Sequence[Any]) -> list[float] | None:
-    """Distances of slices from the origin along their normal, mm; None unless all say where they lie, in parallel."""
+    """Return distances of slices from the origin along their normal, mm; None unless all are placed and parallel."""
     places = []
     for header in headers:
         directions = _floats(header, "ImageOrientationPatient", 6)
@@ -270,7 +270,7 @@ def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
 
 
 def is_parallel(headers: Sequence[Any]) -> bool:
-    """Whether all slices have the same direction, or one says none."""
+    """Return whether all slices have the same direction, or the direction of one is unknown."""
     found = [_floats(header, "ImageOrientationPatient", 6) for header in headers]
     return any(each is None for each in found) or bool(np.ptp(np.array(found), axis=0).max() < 1e-3)
 
@@ -317,7 +317,7 @@ def _checked(called: str, members: Members) -> Members:
 
 
 def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any]]]:
-    """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding."""
+    """Yield the header and the values (H, W, C) of frames of one file; padding is NaN."""
     package = pydicom()
     with _faults(path), warnings.catch_warnings(action="ignore"):  # of decoders, too
         whole, source = read_header(path), path  # type: Any, Any
@@ -420,7 +420,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _not_hounsfield(header: Any) -> str:
-    """Why the values of a CT's slice are in no Hounsfield units; empty where they are (PS3.3 C.11.1.1.2)."""
+    """Say why the values of a CT's slice are in no Hounsfield units; empty if they are (PS3.3 C.11.1.1.2)."""
     if tables := header.get("ModalityLUTSequence"):
         kind = tables[0].get("ModalityLUTType")
     elif None in {header.get("RescaleSlope"), header.get("RescaleIntercept")}:
@@ -431,7 +431,7 @@ def _not_hounsfield(header: Any) -> str:
 
 
 def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
-    """What a person has to know before pixels leave this machine."""
+    """Yield warnings that a user must see before pixels leave this machine."""
     marks = {str(header.get("BurnedInAnnotation", "")).upper() for header in headers}
     modality = str(headers[0].get("Modality", ""))
     if "YES" in marks:
@@ -463,7 +463,7 @@ def _faults(path: Path) -> AbstractContextManager[None]:
 
 
 def readable_syntaxes() -> list[str]:
-    """The transfer syntaxes that can be read with the decoders that are installed, uncompressed ones first."""
+    """List the transfer syntaxes for which a decoder is installed, uncompressed ones first."""
     uids = pydicom().uid
     found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
     for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
@@ -475,8 +475,6 @@ def readable_syntaxes() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SortedFiles:
-    """DICOM files by what they are."""
-
     series: Mapping[str, Members]
     unreadable: tuple[tuple[Path, DdibError], ...]
     others: Counter[str]
@@ -490,7 +488,7 @@ class SortedFiles:
 
 
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
-    """Look into the header of each file."""
+    """Sort files into series by their headers; count files that show no anatomy, and copies."""
     pictures: dict[str, Members] = {}
     unreadable: list[tuple[Path, DdibError]] = []
     others: Counter[str] = Counter()
@@ -537,7 +535,7 @@ def checked_header(path: Path) -> Any:
 
 
 def _sorted_header(path: Path) -> Any:
-    """The attributes by which a file is sorted; of a picture with its identity."""
+    """Return a file's attributes of SORTED_BY; raise ImageUnreadable if it is a picture without its UIDs."""
     if not is_dicom(path):
         what, how = beginning_of(path)
         raise _bad(f"{path} does not begin as DICOM files do: it {what}", how)
@@ -556,7 +554,7 @@ def _sorted_header(path: Path) -> Any:
 
 
 def _class_without_pixels(header: Any) -> str:
-    """The class of a file that is no picture, in words; empty where it is one, or unknown."""
+    """Name the class of a file that is no picture; empty for a picture or an unknown class."""
     uids = pydicom().uid
     of_file = str(header.file_meta.get("MediaStorageSOPClassUID", ""))
     found = {of_file, str(header.get("SOPClassUID", ""))}
@@ -572,7 +570,7 @@ def _class_without_pixels(header: Any) -> str:
 
 
 def no_anatomy(header: Any) -> str:
-    """What a picture is by its type that shows no slice of anatomy, in words; empty for a slice."""
+    """Name the type of a picture that shows no slice of anatomy; empty for a slice."""
     modality, types = header.get("Modality"), ("FrameType" if "FrameType" in header else "ImageType")
     words = {text.upper() for _, text in comparable(header, types)[2:]}
     words.add(str(header.get("ComplexImageComponent")))
@@ -584,7 +582,7 @@ def no_anatomy(header: Any) -> str:
 
 
 def comparable(header: Any, keyword: str) -> tuple[tuple[float, str], ...]:
-    """The values of an attribute, which can be sorted; none where there are none, or no valid ones."""
+    """Return the values of an attribute in a form that can be sorted; empty if none is valid."""
     with suppress(TypeError, ValueError, OverflowError):
         found = header.get(keyword)
         values = found if isinstance(found, MutableSequence) else [found]

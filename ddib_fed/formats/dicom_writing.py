@@ -227,7 +227,7 @@ def _kept(source: Any, *, colours: bool, echoes: bool) -> Any:
 
 
 def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
-    """New UIDs, times, and the marks of a synthetic, derived picture."""
+    """Set new UIDs, times, and the marks of a synthetic, derived picture."""
     for name in ("SOPInstanceUID", "SeriesInstanceUID"):
         frame = source.get("ReferencedFrameNumber", "") if name == "SOPInstanceUID" else ""
         number = uuid.uuid5(_SPACE, f"{source[name].value} {frame} {recipe}").int
@@ -243,7 +243,7 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
 
 
 def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime, lost: str) -> None:
-    """From which picture, by what, and how it was derived."""
+    """State the source image, the equipment and the method of a derived picture."""
     first = translated.first
     doubts = sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
     facts = "not for diagnosis", lost, translated.clipped, "doubtful: " * bool(doubts) + ", ".join(doubts)
@@ -295,7 +295,7 @@ def _evidence(source: Any) -> list[Any]:
 
 
 def _reference(source: Any, frame: int | None = None) -> Any:
-    """The source image, or a frame of it, as what a result was processed from."""
+    """Refer to the source image, or to a frame of it."""
     made = _sop(source)
     if frame := frame or source.get("ReferencedFrameNumber"):
         made.ReferencedFrameNumber = int(frame)
@@ -304,7 +304,7 @@ def _reference(source: Any, frame: int | None = None) -> Any:
 
 
 def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequence[str]) -> Any:
-    """The functional groups of an enhanced result (PS3.3 C.7.6.16): some of the source's, and our values."""
+    """Set the functional groups of an enhanced result (PS3.3 C.7.6.16): some of the source's, and our values."""
     package = pydicom()
     dataset.NumberOfFrames = len(frames)
     shared = package.Dataset()
@@ -344,7 +344,7 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
 
 
 def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, hounsfield: bool) -> None:
-    """The pixels (N, H, W, C) of all frames and what describes them: 16 bits for grey, 8 for colours."""
+    """Set the pixels (N, H, W, C) of all frames and their attributes: 16 bits for grey, 8 for colours."""
     number = partial(pydicom().valuerep.DSfloat, auto_format=True)
     frames = pixels if "NumberOfFrames" in dataset else pixels[0]
     if frames.shape[-1] == 3:
@@ -404,7 +404,7 @@ class DicomStudy(Study):
 def find_dicom(
     given: Path, files: Iterable[Path], root: Path | None, options: Options
 ) -> tuple[list[Unread], Bad, Counter[str]]:
-    """The series among some files, what cannot be read, and how many others."""
+    """Return the contrasts of all series among files, the errors of unreadable ones, and counts of others."""
     found = sort_files(files)
     found.require_pictures(given)
     unread, bad, settings = list[Unread](), [*found.unreadable], options.settings("intensity")
@@ -421,7 +421,7 @@ def find_dicom(
 
 
 def _names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
-    """A name for the results of each series, by its UID."""
+    """Name the results of each series, by its UID."""
     alone = root is None and len({path for members in series.values() for path, _ in members}) == 1
     names = {}
     for uid, members in series.items():
@@ -461,7 +461,7 @@ def _contrasts_of(members: Members) -> dict[str, Members]:
 
 
 def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:
-    """How many slices of its contrast were acquired at the place of each before it."""
+    """Count, for each slice, those of its contrast that were acquired at its place before it."""
 
     def acquired(at: int) -> tuple[Any, ...]:
         path, header = members[at]

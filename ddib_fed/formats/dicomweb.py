@@ -83,7 +83,7 @@ class Web:
         return "answers QIDO-RS"
 
     def store(self, files: Sequence[Path], stored: Callable[[Path], object]) -> None:
-        """STOW-RS of each file; `stored` is called when the service has it."""
+        """Send each file by STOW-RS, and call `stored` when the service has it."""
         for path in files:
             dataset = pydicom().dcmread(path)
             with self._explained():
@@ -96,7 +96,7 @@ class Web:
             stored(path)
 
     def fetch(self, query: Mapping[str, str], folder: Path) -> int:
-        """The instances of the one study that a query finds, as files; how many."""
+        """Write the instances of the one study that a query finds to a folder; return their number."""
         with self._explained():
             found = self.client.search_for_studies(search_filters=dict(query), limit=2)
             study = network.the_one([str(each["0020000D"]["Value"][0]) for each in found], query, self.url)
@@ -162,6 +162,6 @@ def parts(pieces: Iterable[bytes], content_type: str) -> Iterator[tuple[int, byt
 
 
 def _root(error: BaseException) -> str:
-    """What lies at the bottom of an error of requests, in its own words."""
+    """Return the message of the innermost error of requests."""
     text = str(error).rpartition("Caused by ")[2] or str(error)
     return text.rpartition("]")[2].partition("(_ssl")[0].strip(" :\"')") or text[:200]

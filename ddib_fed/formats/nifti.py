@@ -103,7 +103,6 @@ class NiftiStudy(Study):
 
 
 def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
-    """What the study of a volume is made from; results lie below the folder `within`."""
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     settings = options.settings("intensity", "slices")
     return Origin.of_file(path, settings, suffix=suffix, within=within, beside=[f".mask{suffix}"])

@@ -33,7 +33,7 @@ def open_paths(
 
 
 def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = None) -> Choice:
-    """The same of what was recognised; arguments and errors as of `open_paths`."""
+    """Open what was recognised, as `open_paths` does."""
     unread: list[Unread] = []
     slices: list[Path] = []
     ignored = Counter(found.ignored)
@@ -79,7 +79,7 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
 
 
 def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
-    """The same with different names for all results: of files that differ in their suffix alone with the suffix."""
+    """Add the suffix to names of results that would be alike; raise UsageError if some still are."""
     times = Counter(each.origin.name.casefold() for each in unread)
     named, taken = list[Unread](), dict[str, Path]()
     for each in unread:

@@ -36,13 +36,13 @@ from ddib_fed.errors import (
 from ddib_fed.record import PictureFigures, Translation
 
 Bad = list[tuple[Path, DdibError]]
-"""What cannot be read, and why."""
+"""Files that cannot be read, with their errors."""
 AUTO: Final = "auto"
 LATENT: Final = ".latent.npy"
 PERCENTILES: Final = "percentile:0.5,99.5"
 """The rule for what has no units of its own, such as MR."""
 EMPTY: Final = 0.02
-"""Share of the range within which a number counts as background."""
+"""A number within this share of the range of the background counts as background."""
 LEAST_STEP: Final = 1e-3
 """Share of the range by which values that are sent as they are may change."""
 LEAST_CONTENT: Final = 0.01
@@ -70,7 +70,7 @@ class IntensityRule:
 
     @classmethod
     def parse(cls, text: str) -> IntensityRule:
-        """The rule in `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
+        """Parse `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
         found = _RULE.fullmatch(text)
         if found is not None:
             name = found["name"].partition(":")[0]
@@ -127,7 +127,7 @@ class Intensity:
     white: float = 255.0
 
     def numbers(self, values: NDArray[Any]) -> Pixels:
-        """The numbers of some values: uint8 or uint16 where the range allows it, else int16 or float32."""
+        """Turn values into numbers: uint8 or uint16 where the range allows it, else int16 or float32."""
         if self.rule.as_it_is:
             return _narrowed(values)
         low, high, wide = self.rule.low, self.rule.high, np.result_type(values.dtype, np.float32).type
@@ -142,7 +142,7 @@ class Intensity:
         return numbers
 
     def record(self, values: NDArray[Any]) -> dict[str, Any]:
-        """What the provenance says: the rule, its numbers, how much was clipped, and the way back."""
+        """Return the rule, its numbers, the clipped share and the inverse, for the provenance."""
         rule = self.rule
         if rule.as_it_is:
             return {"rule": rule.name, "number": "value", "inverse": "value = number", "clipped": 0.0}
@@ -186,7 +186,7 @@ def chosen_rule(options: Options, values: NDArray[Any], modality: str = "") -> I
 
 
 def item_bytes(numbers: Pixels) -> bytes:
-    """Pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for numbers that a PNG cannot hold."""
+    """Encode pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for other types."""
     if numbers.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         return encode_png(np.ascontiguousarray(numbers))
     file = io.BytesIO()
@@ -213,7 +213,7 @@ def parts_of(values: NDArray[Any]) -> Iterator[tuple[int | slice, ...]]:
 
 
 def _narrowed(values: NDArray[Any]) -> Pixels:
-    """Values in the smallest type that a node takes and that keeps them."""
+    """Return values in the smallest type that a node takes and that keeps them."""
     if values.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         return values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -262,14 +262,14 @@ class Origin:
         results: Sequence[str] = (),
         beside: Sequence[str] = (),
     ) -> Origin:
-        """Of a file that becomes a file of the same kind."""
+        """Describe a file whose results lie below the folder `within`, by default one of the same kind."""
         called = within + safe_name(path.name[: len(path.name) - len(suffix)])
         outputs = tuple(called + each for each in results or (suffix,))
         others = tuple(called + each for each in beside)
         return cls(path, called, outputs, (path,), settings, beside=others, suffix=suffix)
 
     def renamed(self, name: str) -> Origin:
-        """The same, whose results are called otherwise."""
+        """Return the same origin with another name for its results."""
         outputs = tuple(name + each.removeprefix(self.name) for each in self.outputs)
         beside = tuple(name + each.removeprefix(self.name) for each in self.beside)
         return replace(self, name=name, outputs=outputs, beside=beside)
@@ -279,7 +279,7 @@ class Origin:
         return self.label or str(self.given)
 
     def sha256(self) -> str:
-        """Digest of all that is read, hex: of a file its own, of several that of their sorted digests."""
+        """Return the digest of one input, or of the sorted digests of several, hex."""
         digests = []
         for path in self.inputs:
             with path.open("rb") as file:
@@ -296,7 +296,7 @@ def safe_name(text: str) -> str:
 
 @contextmanager
 def naming(origin: Origin) -> Iterator[None]:
-    """Inside, an error about what a study holds or became names it; a wrong option is about no study."""
+    """Prefix errors about a study with its name; a wrong option is about no study."""
     try:
         yield
     except (InputError, ItemNotFound, JobFailed) as error:
@@ -412,7 +412,7 @@ class StudyResults:
 
     @property
     def clipped(self) -> str:
-        """How many values lay outside the range of the source's model, in a sentence; empty for none."""
+        """Say how many values lay outside the range of the source's model; empty if none did."""
         count = sum(record.picture.clipped for record in self.records if record and record.picture)
         return f"{count:,} values outside the range of the source's model were clipped" if count else ""
 
@@ -428,7 +428,7 @@ class StudyResults:
         return (self.slope, self.intercept) == (1.0, 0.0)
 
     def scaled(self, numbers: Pixels) -> Pixels:
-        """Raw values of numbers: themselves, or float32."""
+        """Return numbers in the target's units: unchanged if they are these, else float32."""
         if self.plain:
             return numbers
         raw: Pixels = numbers.astype(np.float32) * np.float32(self.slope) + np.float32(self.intercept)
@@ -468,7 +468,7 @@ class Planes(ABC):
         return b""
 
     def items(self) -> Iterator[bytes]:
-        """The content of each item, in order."""
+        """Yield the content of each item, in order."""
         places = self.places
         for at in self.sent:
             yield item_bytes(self.numbers[places[at]])

@@ -95,7 +95,7 @@ def _places(length: int, tile: int, overlap: int) -> tuple[slice, ...]:
 def blend(
     tiles: Sequence[NDArray[Any] | None], grid: TileGrid, channels: int, *, background: float = 0.0
 ) -> tuple[Floats, Mask]:
-    """(H, W, C) of the tiles that are there, weighted by a raised sine over what they share; and where any is."""
+    """Blend tiles by a raised sine over what they share; return (H, W, C), and where any tile is (H, W)."""
     sides = []
     for size, places in zip(grid.tile, grid.sides, strict=True):
         shared = max((before.stop - after.start for before, after in pairwise(places)), default=0)
@@ -142,7 +142,7 @@ class Tiles(Planes):
     def together(
         self, planes: Sequence[Pixels | None], channels: int, background: float
     ) -> tuple[Floats, Mask]:
-        """What came of the tiles that were sent, as `blend` gives it."""
+        """Blend the results of the tiles that were sent, as `blend` does."""
         tiles: list[Pixels | None] = [None] * len(self.grid)
         for at, plane in zip(self.sent, planes, strict=True):
             if plane is not None:
@@ -157,7 +157,7 @@ class Tiles(Planes):
         return _rounded(blended, translated.dtype), covered, self.report(translated, "tiles", **size)
 
     def figures(self, translated: StudyResults) -> tuple[dict[str, Any], Floats | None]:
-        """Size, what differs from the map, and the round trip, as a record; the picture that came back, if any."""
+        """Return size, difference from the map and round trip for the record, and the returned picture, if any."""
         figures: dict[str, Any] = {"height": self.grid.height, "width": self.grid.width}
         texts = [
             record.picture.differs_at if record and record.picture else "" for record in translated.records
@@ -200,7 +200,6 @@ class PictureStudy(Study):
         return kind if self.planes == 1 else f"{kind} in tiles"
 
     def assemble(self, translated: StudyResults) -> Assembled:
-        """The picture of the results, with its mask and with what came back."""
         made, covered, report = self.pixels.result(translated)
         figures, back = self.pixels.figures(translated)
         said, files = list[str](), {self.origin.outputs[0]: encode_png(made)}
@@ -215,7 +214,6 @@ class PictureStudy(Study):
 
 
 def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
-    """What the study of a picture is made from; results lie below the folder `within`."""
     settings = options.settings("intensity", "picture_tile", "most_tiles")
     beside = (".mask.png", ".returned.png", LATENT)
     return Origin.of_file(path, settings, suffix=path.suffix, within=within, results=(".png",), beside=beside)
