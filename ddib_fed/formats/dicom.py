@@ -195,7 +195,7 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
     ordered = _checked(called, headers)
     paths, sorted_by = zip(*ordered, strict=True)
     values: NDArray[Any] = np.empty(0)
-    read: dict[int, Any] = {}
+    read: list[Any] = [None] * len(paths)
     for path, found in _by_file(ordered).items():
         places, frames = [at for at, _ in found], [frame_of(header) for _, header in found]
         for at, (header, plane) in zip(places, _planes(path, frames), strict=True):
@@ -206,13 +206,12 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
         least = np.fmin.reduce(values, axis=None)
         for plane in values:  # padding is NaN until here
             plane[np.isnan(plane)] = 0 if np.isnan(least) else least
-    headers_read = tuple(read[at] for at in range(len(paths)))
-    transformed = {bool(each.get("ModalityLUTSequence")) or "RescaleSlope" in each for each in headers_read}
-    modality = headers_read[0].get("Modality")  # of CT the rule of intensity decides
+    transformed = {bool(each.get("ModalityLUTSequence")) or "RescaleSlope" in each for each in read}
+    modality = read[0].get("Modality")  # of CT the rule of intensity decides
     if (len(transformed) > 1 and modality != "CT") or (modality == "PT" and transformed != {True}):
         why = f"{called}: slices have no rescale slope, so their values are in no common units"
         raise _bad(why, "export it again with its rescale", InputError)
-    return Series(headers_read, paths, tuple(_warnings(called, sorted_by)), contrast), values
+    return Series(tuple(read), paths, tuple(_warnings(called, sorted_by)), contrast), values
 
 
 def in_space(members: Members) -> Members:

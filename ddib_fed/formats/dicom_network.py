@@ -205,9 +205,7 @@ def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iter
             tls_args=None if context is None else (context, peer.host),
             evt_handlers=[(event.EVT_CONN_OPEN, opened), (event.EVT_DATA_SENT, _without_delay)],
         )
-    if association is None:
-        raise _unreachable(own, peer)
-    if not association.is_established and not refused:
+    if association is None or not (association.is_established or refused):
         raise _why_not(own, peer, association, contexts)
     try:
         if not refused:
@@ -221,8 +219,8 @@ def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iter
 
 def _why_not(own: OwnEntity, peer: DicomPeer, association: Any, contexts: Sequence[Any]) -> DdibError:
     """Return the error that says why a peer made no association."""
-    answer = association.acceptor.primitive
-    if association.is_rejected:
+    answer = None if association is None else association.acceptor.primitive
+    if association is not None and association.is_rejected:
         reason = int(answer.result_source), int(answer.diagnostic)
         why, how = _REJECTIONS.get(reason, (f"its reason is {answer.reason_str}", LOG))
         why, how = (text.format(own=own.aet, called=peer.aet) for text in (why, how))
@@ -232,10 +230,6 @@ def _why_not(own: OwnEntity, peer: DicomPeer, association: Any, contexts: Sequen
         why = f"{peer} accepted the association and no presentation context of it: {asked}"
         how = "the peer's configuration says which storage classes and transfer syntaxes it takes"
         return RefusedError(why, hop="client", hint=how)
-    return _unreachable(own, peer)
-
-
-def _unreachable(own: OwnEntity, peer: DicomPeer) -> DdibError:
     why, hint = _unanswered(own, peer)
     return down(f"{peer}: {why}", hint)
 
