@@ -170,7 +170,9 @@ def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
     for path, found in _by_file(members).items():
         slices = [(path, header) for _, header in found]
         try:
-            _checked(str(path), slices)
+            _require_readable(str(path), slices)
+            with _faults(path):
+                in_space(slices)  # raises if an instance number is none
             for _ in _planes(path, [frame_of(header) for _, header in slices]):
                 pass
         except InputError as error:
@@ -192,7 +194,8 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
     """The slices of one series, or of one of its contrasts, and their values (N, H, W, C): uint8 colours, or float32 in
     units of the modality. Padding has the least value of all slices.
     """
-    ordered = _checked(called, headers)
+    _require_readable(called, headers)
+    ordered = in_space(headers)
     paths, sorted_by = zip(*ordered, strict=True)
     values: NDArray[Any] = np.empty(0)
     read: list[Any] = [None] * len(paths)
@@ -294,31 +297,29 @@ def _check(path: Path, header: Any) -> None:
     raise _bad(f"{path} {what}", how)
 
 
-def _checked(called: str, members: Members) -> Members:
-    """Return slices in their order in space; raise InputError unless they are pictures of one size, for whose values,
-    and for the largest file and the decoding of one slice, there is memory.
+def _require_readable(called: str, members: Members) -> None:
+    """Raise InputError unless slices are plain pictures of one size, and there is memory for their values, the largest
+    file and the decoding of one slice.
     """
     with _faults(members[0][0]):
         for path, header in members:
             _check(path, header)
-        ordered = in_space(members)
-        sizes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel") or 1)) for _, h in ordered}
+        sizes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel") or 1)) for _, h in members}
         if len(sizes) != 1:
             why = f"{called}: its slices have {len(sizes)} sizes"
             raise _bad(why, "put the slices of each size into a folder of their own", InputError)
         ((rows, columns, samples),) = sizes
         values = rows * columns * samples
-        need = memory_of_values(len(ordered) * values, 4 if samples == 1 else 1) + DECODING * values
-        need += max(path.stat().st_size for path, _ in ordered)
+        need = memory_of_values(len(members) * values, 4 if samples == 1 else 1) + DECODING * values
+        need += max(path.stat().st_size for path, _ in members)
         hint = "translate a part of it: ddib translate FOLDER/0*.dcm, or files of fewer frames"
-        ImageLimits().check_memory(need, hint, f"{called}, {len(ordered)} x {rows} x {columns} pixels,")
-    return ordered
+        ImageLimits().check_memory(need, hint, f"{called}, {len(members)} x {rows} x {columns} pixels,")
 
 
 def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any]]]:
     """Yield the header and the values (H, W, C) of frames of one file; padding is NaN."""
     package = pydicom()
-    with _faults(path), warnings.catch_warnings(action="ignore"):  # of decoders, too
+    with _faults(path), warnings.catch_warnings(action="ignore"):  # decoders warn, too
         whole, source = read_header(path), path  # type: Any, Any
         headers, syntax = slices_of(whole), whole.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated or syntax.is_deflated:
@@ -529,7 +530,7 @@ def checked_header(path: Path) -> Any:
     header = _sorted_header(path)
     if header.get("SyntheticData") == "YES":
         raise _bad(f"{path} is synthetic itself", "route other series alone")
-    _checked(str(path), [(path, each) for each in slices_of(header)])
+    _require_readable(str(path), [(path, each) for each in slices_of(header)])
     return header
 
 
