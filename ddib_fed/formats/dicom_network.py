@@ -219,7 +219,7 @@ def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iter
 
 def _why_not(own: OwnEntity, peer: DicomPeer, association: Any, contexts: Sequence[Any]) -> DdibError:
     """Return the error that says why a peer made no association."""
-    answer = None if association is None else association.acceptor.primitive
+    answer: Any = None if association is None else association.acceptor.primitive
     if association is not None and association.is_rejected:
         reason = int(answer.result_source), int(answer.diagnostic)
         why, how = _REJECTIONS.get(reason, (f"its reason is {answer.reason_str}", LOG))
