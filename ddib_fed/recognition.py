@@ -139,8 +139,6 @@ def _below(folder: Path, out: Path | None, kind_of: Callable[[Path], Format | No
 
 @dataclass(frozen=True, slots=True)
 class Below:
-    """What lies below a folder."""
-
     files: tuple[Path, ...]
     unreadable: tuple[Path, ...]
     ignored: Counter[str]
@@ -183,14 +181,14 @@ def format_of(path: Path) -> Format | None:
 
 
 def format_of_content(content: bytes) -> Format | None:
-    """The same of the bytes of a file that begins as one that a node takes does."""
+    """Return the format of a file's content that begins like a file that a node takes; None for any other."""
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         return Format.DICOM
     return Format.MAP if GEOTAGS & _tags(io.BytesIO(content)) else None
 
 
 def beginning(content: bytes, path: Path) -> tuple[str, str]:
-    """What a file is by its first bytes (352 are enough), and what helps where it should be something else."""
+    """Say what a file is by its first bytes (352 are enough), and which command helps."""
     found = next((suffix for suffix, openings in OPENINGS.items() if content.startswith(openings)), "")
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
         found = DICOM_SUFFIX
@@ -251,13 +249,13 @@ def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
 def tile_of(
     height: int, width: int, tile: tuple[int, int] | None, most: int | None
 ) -> tuple[int, int] | None:
-    """The size of the tiles of a picture; None where it is sent whole."""
+    """Return the size of the tiles of a picture; None if it is sent whole."""
     count = 0 if tile is None else tiles_in(height, width, tile)
     return tile if 0 < count <= (most or count) else None
 
 
 def _tags(file: BinaryIO) -> set[int]:
-    """The tags of a TIFF's pages, as far as they can be read; empty for anything else."""
+    """Return the tags of a TIFF's pages, as far as they can be read; empty for any other file."""
     opening = file.read(16)
     order = {b"II": "<", b"MM": ">"}.get(opening[:2])
     version = struct.unpack_from(f"{order}H", opening, 2)[0] if order and len(opening) == 16 else 0

@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from benchmarks.pacs.site import write
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import DdibError
-from ddib_fed.formats.dicom import checked_header, quiet, read_header, readable_syntaxes
+from ddib_fed.formats.dicom import checked_header, read_header, readable_syntaxes
 from ddib_fed.formats.dicom_network import TAKEN
 
 FOLDERS = (("pydicom", "data/test_files"), ("pynetdicom", "tests/dicom_files"), ("data_store", "data"))
@@ -42,13 +42,12 @@ def main() -> None:
 
 
 def row(path: Path) -> dict[str, Any]:
-    with quiet():
-        try:
-            header = read_header(path)
-        except DdibError as error:
-            return {"became": f"refused: {_why(error.detail, path)}"}
-        uids, kind = pydicom.uid, pydicom.uid.UID(str(header.get("SOPClassUID") or "none"))
-        syntax = header.file_meta.get("TransferSyntaxUID", "")
+    try:
+        header = read_header(path)
+    except DdibError as error:
+        return {"became": f"refused: {_why(error.detail, path)}"}
+    uids, kind = pydicom.uid, pydicom.uid.UID(str(header.get("SOPClassUID") or "none"))
+    syntax = header.file_meta.get("TransferSyntaxUID", "")
     looks = {
         "class": kind.name.removesuffix(" Storage"),
         "syntax": getattr(syntax, "name", str(syntax)).partition(",")[0],

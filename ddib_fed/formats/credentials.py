@@ -39,8 +39,6 @@ _HOW: Final = "docs/formats.md says which certificate is needed and how to make 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Whose statement it is."""
-
     chain: str
     key: str
     algorithm: str
@@ -73,7 +71,7 @@ class Credentials:
 
 
 def mark(content: bytes, record: Translation, credentials: Credentials) -> bytes:
-    """The PNG with a statement of its own; no file name, and nothing of the source picture."""
+    """Return the PNG with a signed statement, which has no file name and nothing of the source picture."""
     about = (
         f"Translated from {record.source_institution}/{record.source_domain} to "
         f"{record.target_institution}/{record.target_domain}"

@@ -1,22 +1,20 @@
-"""Reads the slices of a DICOM series in their order in space, in the units of its modality.
+"""Sorts DICOM files into series and contrasts, and reads their slices in their order in space, in the modality's units.
 
-The rule: what leaves is the pixels alone; headers are read here for order, units and warnings. Values of all slices are
-treated alike.
+The rule: what leaves is the pixels alone; headers are read here for order, units and warnings. Values of all slices of
+one contrast are treated alike, and the names of contrasts have numbers alone.
 """
 
 from __future__ import annotations
 
 import filecmp
-import hashlib
 import logging
-import os
 import shlex
 import struct
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,9 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import ImageLimits
-from ddib_fed.errors import DdibError, ImageTooLarge, ImageUnreadable, InputError
-from ddib_fed.formats.dicom_contrasts import Members, no_anatomy
-from ddib_fed.formats.study import memory_of_values, parts_of, safe_name
+from ddib_fed.errors import DdibError, ImageUnreadable, InputError
+from ddib_fed.formats.study import faults, memory_of_values, parts_of
 from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
 DECODING: Final = 12
@@ -36,11 +33,11 @@ DECODING: Final = 12
 _FREE_RUNS: Final = 1 << 24
 """Bytes that run lengths may become whatever the picture's size."""
 MAX_INFLATED: Final = 1 << 28
-"""Bytes that a deflated file may become."""
+"""A deflated file may inflate to this many bytes."""
 MAX_SCANS: Final = 64
 """Scans of a JPEG's frame: each is a passage over all pixels, whatever its own size."""
 ODD_GAP: Final = 0.1
-"""Share of the usual distance by which that of two slices may differ."""
+"""A distance between slices may differ from the median by this share of it."""
 # Modalities whose pictures often show the person's name, and have no BurnedInAnnotation that can be relied on.
 OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM", "SM", "DX", "CR"})
 _PICTURES: Final = frozenset(
@@ -69,9 +66,16 @@ _FLATTENED: Final = (
 """Functional groups whose attributes a plain slice has in its header."""
 
 
-_OF_THE_STANDARD: Final = "1.2.840.10008."
-COPIES: Final = "copies of other DICOM files"
-"""What further files of the same picture, byte for byte, are counted as."""
+Members = list[tuple[Path, Any]]
+"""Path and header (`SORTED_BY`) of each slice of a series; slices that are frames of one file share its path."""
+_MAGNITUDES_ALONE: Final = "phase, real or imaginary picture"
+_NO_ANATOMY: Final = {
+    "localizer": {"LOCALIZER", "SCOUT", "TOPOGRAM"},
+    "mosaic of slices": {"MOSAIC"},
+    "screen or protocol": {"SCREEN SAVE", "CT_SOM5 PROT"},
+    _MAGNITUDES_ALONE: {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP", "R", "REAL", "I", "IMAGINARY"},
+}  # fmt: skip
+"""Types of pictures, by their third and further values, that are no slices of anatomy; the last of MR alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ class Series:
     paths: tuple[Path, ...]
     warnings: tuple[str, ...]
     contrast: str = ""
-    """As of `contrasts_of`; empty for the only one of the series."""
+    """Its name among the contrasts of the series, such as `echo2-type1`; empty for the only one."""
 
     @property
     def modality(self) -> str:
@@ -88,7 +92,7 @@ class Series:
 
     @property
     def without_units(self) -> tuple[str, ...]:
-        """The slices of a CT whose values are in no Hounsfield units, and why; none of another modality."""
+        """Name the slices of a CT whose values are in no Hounsfield units, and why; none for another modality."""
         found = zip(self.paths, map(_not_hounsfield, self.headers), strict=True)
         return tuple(f"{path} {why}" for path, why in found if why and self.modality == "CT")
 
@@ -110,22 +114,20 @@ def pydicom() -> Any:
 
 
 def read_header(path: Path, attributes: list[str] | None = None) -> Any:
-    """The dataset of a file, without pixels."""
+    """Return the dataset of a file without pixels; raise ImageUnreadable if one of its values is malformed."""
     package = pydicom()
-    with _faults(path), quiet():
+    with _faults(path):
         meta = package.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") == package.uid.DeflatedExplicitVRLittleEndian:
             _require_inflated(path, meta)
         header = package.dcmread(path, stop_before_pixels=True, specific_tags=attributes)
-        for each in (header.file_meta, header):
-            each.walk(
-                lambda _, element: element.value
-            )  # malformed values are found here, and not when they are used
+        for each in (header.file_meta, header):  # pydicom reads a value, or fails to, when it is first used
+            each.walk(lambda _, element: element.value)
         return header
 
 
 def _require_inflated(path: Path, meta: Any) -> None:
-    """Return if a deflated file does not become too large, before all of it is in memory."""
+    """Raise ImageUnreadable if a deflated file becomes too large, before all of it is in memory."""
     size, inflate = 0, zlib.decompressobj(-zlib.MAX_WBITS)
     with path.open("rb") as file:
         # Preamble, prefix, and the element of the length itself.
@@ -161,35 +163,31 @@ def slices_of(header: Any) -> list[Any]:
 
 
 def frame_of(header: Any) -> int:
-    """The place of a slice among the frames of its file."""
+    """Return the index of a slice among the frames of its file, from 0."""
     return int(header.get("ReferencedFrameNumber", 1)) - 1
 
 
 def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
-    """The slices whose pixels can be read, and why others cannot: a file with one bad frame is left out whole."""
+    """Decode all slices; return those of whole files, and the error of each file with a bad frame."""
     good: Members = []
     bad: list[tuple[Path, DdibError]] = []
     for path, found in _by_file(members).items():
-        headers = [header for _, header in found]
+        slices = [(path, header) for _, header in found]
         try:
+            _require_readable(str(path), slices)
             with _faults(path):
-                for header in headers:
-                    _check(path, header)
-                in_space(
-                    [(path, header) for header in headers]
-                )  # raises where a number of an instance is none
-                _require_memory(str(path), headers, [path])
-            for _ in _planes(path, [frame_of(header) for header in headers]):
+                in_space(slices)  # raises if an instance number is none
+            for _ in _planes(path, [frame_of(header) for _, header in slices]):
                 pass
-        except (ImageUnreadable, ImageTooLarge) as error:
+        except InputError as error:
             bad.append((path, error.kept()))
         else:
-            good += [(path, header) for header in headers]
+            good += slices
     return good, bad
 
 
 def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
-    """The slices of each file: their places among all, and their headers."""
+    """Group slices by file, with their index among all."""
     found: dict[Path, list[tuple[int, Any]]] = {}
     for at, (path, header) in enumerate(members):
         found.setdefault(path, []).append((at, header))
@@ -200,48 +198,39 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
     """The slices of one series, or of one of its contrasts, and their values (N, H, W, C): uint8 colours, or float32 in
     units of the modality. Padding has the least value of all slices.
     """
-    for path, header in headers:
-        _check(path, header)
+    _require_readable(called, headers)
     ordered = in_space(headers)
-    shapes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel", 1))) for _, h in ordered}
-    if len(shapes) != 1:
-        why = f"{called}: its slices have {len(shapes)} sizes"
-        raise _bad(why, "put the slices of each size into a folder of their own", InputError)
-    ((rows, columns, samples),) = shapes
     paths, sorted_by = zip(*ordered, strict=True)
-    _require_memory(called, sorted_by, paths)
     values: NDArray[Any] = np.empty(0)
-    read: dict[int, Any] = {}
+    read: list[Any] = [None] * len(paths)
     for path, found in _by_file(ordered).items():
         places, frames = [at for at, _ in found], [frame_of(header) for _, header in found]
         for at, (header, plane) in zip(places, _planes(path, frames), strict=True):
             if not values.size:
-                values = np.empty((len(paths), rows, columns, samples), dtype=plane.dtype)
+                values = np.empty((len(paths), *plane.shape), dtype=plane.dtype)
             values[at], read[at] = plane, header
     if values.dtype.kind == "f":
         least = np.fmin.reduce(values, axis=None)
         for plane in values:  # padding is NaN until here
             plane[np.isnan(plane)] = 0 if np.isnan(least) else least
-    headers_read = tuple(read[at] for at in range(len(paths)))
-    transformed = {bool(each.get("ModalityLUTSequence")) or "RescaleSlope" in each for each in headers_read}
-    modality = headers_read[0].get("Modality")  # of CT the rule of intensity decides
+    transformed = {bool(each.get("ModalityLUTSequence")) or "RescaleSlope" in each for each in read}
+    modality = read[0].get("Modality")  # of CT the rule of intensity decides
     if (len(transformed) > 1 and modality != "CT") or (modality == "PT" and transformed != {True}):
         why = f"{called}: slices have no rescale slope, so their values are in no common units"
         raise _bad(why, "export it again with its rescale", InputError)
-    return Series(headers_read, paths, tuple(_warnings(called, sorted_by)), contrast), values
+    return Series(tuple(read), paths, tuple(_warnings(called, sorted_by)), contrast), values
 
 
-def in_space(headers: Members) -> Members:
-    """Slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
-    placed = is_parallel([header for _, header in headers])
-    placed = placed and all(position(header) is not None for _, header in headers)
+def in_space(members: Members) -> Members:
+    """Sort slices along the normal of their plane (PS3.3 C.7.6.2.1.1), else by instance number, else by name."""
+    places = _places([header for _, header in members])
 
-    def order(entry: tuple[Path, Any]) -> tuple[float, int, str]:
-        path, header = entry
-        place = round(position(header) or 0.0, 4) if placed else 0.0
+    def order(at: int) -> tuple[float, int, str]:
+        path, header = members[at]
+        place = 0.0 if places is None else round(places[at], 4)
         return place, int(header.get("InstanceNumber", None) or 0), str(path)
 
-    return sorted(headers, key=order)
+    return [members[at] for at in sorted(range(len(members)), key=order)]
 
 
 def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
@@ -251,13 +240,16 @@ def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None
     return None
 
 
-def position(header: Any) -> float | None:
-    """Distance of a slice from the origin along its normal, mm; None where the header does not say."""
-    directions = _floats(header, "ImageOrientationPatient", 6)
-    corner = _floats(header, "ImagePositionPatient", 3)
-    if directions is None or corner is None:
-        return None
-    return float(np.cross(directions[:3], directions[3:]) @ corner)
+def _places(headers: Sequence[Any]) -> list[float] | None:
+    """Return distances of slices from the origin along their normal, mm; None unless all are placed and parallel."""
+    places = []
+    for header in headers:
+        directions = _floats(header, "ImageOrientationPatient", 6)
+        corner = _floats(header, "ImagePositionPatient", 3)
+        if directions is None or corner is None:
+            return None
+        places.append(float(np.cross(directions[:3], directions[3:]) @ corner))
+    return places if is_parallel(headers) else None
 
 
 def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
@@ -267,8 +259,7 @@ def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
     first, last = headers[0], headers[-1]
     directions, spacing = _floats(first, "ImageOrientationPatient", 6), _floats(first, "PixelSpacing", 2)
     corners = [_floats(header, "ImagePositionPatient", 3) for header in (first, last)]
-    gaps = np.diff([position(header) or 0.0 for header in headers])
-    placed = is_parallel(headers) and (gaps > 1e-3).all()
+    placed = (places := _places(headers)) is not None and (np.diff(places) > 1e-3).all()
     if directions is None or spacing is None or corners[0] is None or corners[1] is None or not placed:
         raise ImageUnreadable(
             "its slices are no volume, which the source's model takes: each must say where it lies, in parallel and "
@@ -285,13 +276,13 @@ def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
 
 
 def is_parallel(headers: Sequence[Any]) -> bool:
-    """Whether all slices have the same direction, or one says none."""
+    """Return whether all slices have the same direction, or the direction of one is unknown."""
     found = [_floats(header, "ImageOrientationPatient", 6) for header in headers]
     return any(each is None for each in found) or bool(np.ptp(np.array(found), axis=0).max() < 1e-3)
 
 
 def _check(path: Path, header: Any) -> None:
-    """Return if a file is one plain picture."""
+    """Raise ImageUnreadable unless a header is that of one plain picture."""
     frames = int(header.get("NumberOfFrames", None) or 1)
     kind, bits = str(header.get("PhotometricInterpretation", "")), int(header.get("BitsAllocated", 0))
     if "Rows" not in header or "Columns" not in header:
@@ -310,22 +301,29 @@ def _check(path: Path, header: Any) -> None:
     raise _bad(f"{path} {what}", how)
 
 
-def _require_memory(called: str, headers: Sequence[Any], paths: Iterable[Path]) -> None:
-    """Raise unless there is memory for slices of one size: their values, the largest file, and the decoding of one."""
-    rows, columns, samples = (
-        int(headers[0].get(name) or 1) for name in ("Rows", "Columns", "SamplesPerPixel")
-    )
-    values = rows * columns * samples
-    need = memory_of_values(len(headers) * values, 4 if samples == 1 else 1) + DECODING * values
-    need += max(path.stat().st_size for path in paths)
-    hint = "translate a part of it: ddib translate FOLDER/0*.dcm, or files of fewer frames"
-    ImageLimits().check_memory(need, hint, f"{called}, {len(headers)} x {rows} x {columns} pixels,")
+def _require_readable(called: str, members: Members) -> None:
+    """Raise InputError unless slices are plain pictures of one size, and there is memory for their values, the largest
+    file and the decoding of one slice.
+    """
+    with _faults(members[0][0]):
+        for path, header in members:
+            _check(path, header)
+        sizes = {(int(h.Rows), int(h.Columns), int(h.get("SamplesPerPixel") or 1)) for _, h in members}
+        if len(sizes) != 1:
+            why = f"{called}: its slices have {len(sizes)} sizes"
+            raise _bad(why, "put the slices of each size into a folder of their own", InputError)
+        ((rows, columns, samples),) = sizes
+        values = rows * columns * samples
+        need = memory_of_values(len(members) * values, 4 if samples == 1 else 1) + DECODING * values
+        need += max(path.stat().st_size for path, _ in members)
+        hint = "translate a part of it: ddib translate FOLDER/0*.dcm, or files of fewer frames"
+        ImageLimits().check_memory(need, hint, f"{called}, {len(members)} x {rows} x {columns} pixels,")
 
 
 def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[Any]]]:
-    """The header and the pixels (H, W, C) of frames of one file, NaN where they are padding."""
+    """Yield the header and the values (H, W, C) of frames of one file; padding is NaN."""
     package = pydicom()
-    with _faults(path), quiet():
+    with _faults(path), warnings.catch_warnings(action="ignore"):  # decoders warn, too
         whole, source = read_header(path), path  # type: Any, Any
         headers, syntax = slices_of(whole), whole.file_meta.TransferSyntaxUID
         if syntax.is_encapsulated or syntax.is_deflated:
@@ -430,7 +428,7 @@ def _jpeg_size(frame: bytes) -> tuple[int, int, int] | None:
 
 
 def _not_hounsfield(header: Any) -> str:
-    """Why the values of a CT's slice are in no Hounsfield units; empty where they are (PS3.3 C.11.1.1.2)."""
+    """Say why the values of a CT's slice are in no Hounsfield units; empty if they are (PS3.3 C.11.1.1.2)."""
     if tables := header.get("ModalityLUTSequence"):
         kind = tables[0].get("ModalityLUTType")
     elif None in {header.get("RescaleSlope"), header.get("RescaleIntercept")}:
@@ -441,7 +439,7 @@ def _not_hounsfield(header: Any) -> str:
 
 
 def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
-    """What a person has to know before pixels leave this machine."""
+    """Yield warnings that a user must see before pixels leave this machine."""
     marks = {str(header.get("BurnedInAnnotation", "")).upper() for header in headers}
     modality = str(headers[0].get("Modality", ""))
     if "YES" in marks:
@@ -459,42 +457,25 @@ def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
     if not is_parallel(headers):
         yield f"{called}: the slices are not parallel; they are taken in the order of their instance numbers"
         return
-    places = [position(header) for header in headers]
-    if len(headers) > 2 and all(place is not None for place in places):
-        gaps = np.diff([place or 0.0 for place in places])
+    if len(headers) > 2 and (places := _places(headers)) is not None:
+        gaps = np.diff(places)
         usual = float(np.median(gaps))
         odd = int(np.count_nonzero(np.abs(gaps - usual) > ODD_GAP * abs(usual) + 1e-4))
         if odd:
             yield f"{called}: {odd} of {len(gaps)} distances between slices are not {usual:.3g} mm: is a slice missing?"
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress warnings: decoders' remarks on values that a file should not have hold these values."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextmanager
-def _faults(path: Path) -> Iterator[None]:
-    """Maps what pydicom and its decoders raise on damaged files to ours."""
-    try:
-        yield
-    except DdibError:
-        raise
-    except Exception as error:
-        hint = f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})"
-        why = f"{path} cannot be read as DICOM: {type(error).__name__}: {error}"
-        raise _bad(why[:400], hint) from error
+def _faults(path: Path) -> AbstractContextManager[None]:
+    hint = f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})"
+    return faults(f"{path} cannot be read as DICOM", hint)
 
 
 def readable_syntaxes() -> list[str]:
-    """The transfer syntaxes that can be read with the decoders that are installed, uncompressed ones first."""
+    """List the transfer syntaxes for which a decoder is installed, uncompressed ones first."""
     uids = pydicom().uid
     found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
     for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
-        with suppress(NotImplementedError):  # it knows no decoder, such as of video
+        with suppress(NotImplementedError):  # pydicom has no decoder for this transfer syntax
             if syntax not in found and pydicom().pixels.get_decoder(syntax).is_available:
                 found.append(syntax)
     return found
@@ -502,14 +483,12 @@ def readable_syntaxes() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class SortedFiles:
-    """DICOM files by what they are."""
-
     series: Mapping[str, Members]
     unreadable: tuple[tuple[Path, DdibError], ...]
     others: Counter[str]
 
     def require_pictures(self, given: Path) -> None:
-        """Raise ImageUnreadable where there is no picture, and none that cannot be read."""
+        """Raise ImageUnreadable if the files have no picture, readable or not."""
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.others.items())
         why = f"{given} holds no DICOM pictures of anatomy{kinds and ': '}{kinds}"
         if not self.series and not self.unreadable:
@@ -517,39 +496,37 @@ class SortedFiles:
 
 
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
-    """Look into the header of each file."""
+    """Sort files into series by their headers; count files that show no anatomy, and copies."""
     pictures: dict[str, Members] = {}
     unreadable: list[tuple[Path, DdibError]] = []
     others: Counter[str] = Counter()
-    with quiet():
-        for path in paths:
-            try:
-                header = _sorted_header(path)
-            except ImageUnreadable as error:
-                unreadable.append((path, error.kept()))
-                continue
-            if "Rows" in header:
-                pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
-            elif kind := _class_without_pixels(header):
-                others[kind] += 1
-            else:
-                kind = str(header.get("SOPClassUID") or "a DICOM file of no known class")
-                ends = f"{path} is {pydicom().uid.UID(kind).name}, and ends before its pixels: it is not complete"
-                unreadable.append((path, _bad(ends, COPY)))
+    for path in paths:
+        try:
+            header = _sorted_header(path)
+        except ImageUnreadable as error:
+            unreadable.append((path, error.kept()))
+            continue
+        if "Rows" in header:
+            pictures.setdefault(str(header.SOPInstanceUID), []).append((path, header))
+        elif kind := _class_without_pixels(header):
+            others[kind] += 1
+        else:
+            kind = str(header.get("SOPClassUID") or "a DICOM file of no known class")
+            ends = f"{path} is {pydicom().uid.UID(kind).name}, and ends before its pixels: it is not complete"
+            unreadable.append((path, _bad(ends, COPY)))
     series: dict[str, Members] = {}
     for (path, header), *more in pictures.values():
-        others[COPIES] += len(more)
-        unlike = [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]
-        if not unlike:
-            for each in slices_of(header):
-                if what := no_anatomy(each):
-                    others[what] += 1
-                else:
-                    series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, each))
-        for each in (path, *unlike) if unlike else ():
+        others["copies of other DICOM files"] += len(more)
+        if unlike := [other for other, _ in more if not filecmp.cmp(path, other, shallow=False)]:
             why = f"{path} and {unlike[0]} have the same SOP Instance UID and different contents"
             hint = "remove the one that is wrong, or translate each of them in a folder of its own"
-            unreadable.append((each, _bad(why, hint, InputError)))
+            unreadable += [(each, _bad(why, hint, InputError)) for each in (path, *unlike)]
+            continue
+        for each in slices_of(header):
+            if what := no_anatomy(each):
+                others[what] += 1
+            else:
+                series.setdefault(str(header.get("SeriesInstanceUID", "")), []).append((path, each))
     return SortedFiles(series, tuple(unreadable), +others)
 
 
@@ -561,23 +538,19 @@ def checked_header(path: Path) -> Any:
     header = _sorted_header(path)
     if header.get("SyntheticData") == "YES":
         raise _bad(f"{path} is synthetic itself", "route other series alone")
-    slices = slices_of(header)
-    for each in slices:
-        _check(path, each)
-    _require_memory(str(path), slices, [path])
+    _require_readable(str(path), [(path, each) for each in slices_of(header)])
     return header
 
 
 def _sorted_header(path: Path) -> Any:
-    """The attributes by which a file is sorted; of a picture with its identity."""
+    """Return a file's attributes of SORTED_BY; raise ImageUnreadable if it is a picture without its UIDs."""
     if not is_dicom(path):
         what, how = beginning_of(path)
         raise _bad(f"{path} does not begin as DICOM files do: it {what}", how)
     header = read_header(path, SORTED_BY)
     why, needed = "", ("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID")
-    with _faults(path):  # what is no value raises when it is first asked for
-        for look in (slices_of, _class_without_pixels):
-            look(header)
+    with _faults(path):
+        slices_of(header)  # raises if a functional group is none
         if "Rows" in header and not all(header.get(name) for name in needed):
             why = "has no UID of its class, its series or its own, so nothing can be derived from it"
         frames = int(header.get("NumberOfFrames", None) or 1)
@@ -589,7 +562,7 @@ def _sorted_header(path: Path) -> Any:
 
 
 def _class_without_pixels(header: Any) -> str:
-    """The class of a file that is no picture, in words; empty where it is one, or unknown."""
+    """Name the class of a file that is no picture; empty for a picture or an unknown class."""
     uids = pydicom().uid
     of_file = str(header.file_meta.get("MediaStorageSOPClassUID", ""))
     found = {of_file, str(header.get("SOPClassUID", ""))}
@@ -598,27 +571,29 @@ def _class_without_pixels(header: Any) -> str:
         return "DICOMDIR"
     if len(found) > 1 or not uid:
         return ""
-    if not uid.startswith(_OF_THE_STANDARD):
+    if uid.is_private:
         return "DICOM file of a private class without pixels"
     is_other = uid.type == "SOP Class" and "Image" not in uid.name
     return f"DICOM {uid.name.removesuffix(' Storage')}" if is_other else ""
 
 
-def names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
-    """A name for the results of each series, by its UID."""
-    alone = root is None and len({path for members in series.values() for path, _ in members}) == 1
-    names = {}
-    for uid, members in series.items():
-        common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
-        below = () if root is None else common.relative_to(root.absolute()).parts
-        number = uid_sha256(uid)[:8]
-        with quiet(), suppress(TypeError, ValueError, OverflowError):
-            number = str(int(members[0][1].get("SeriesNumber", None)))
-        place = safe_name((root or common).resolve().name), *below, f"series-{number}"
-        names[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
-    alike = Counter(names.values())
-    return {uid: name if alike[name] == 1 else f"{name}-{uid_sha256(uid)[:8]}" for uid, name in names.items()}
+def no_anatomy(header: Any) -> str:
+    """Name the type of a picture that shows no slice of anatomy; empty for a slice."""
+    modality, types = header.get("Modality"), ("FrameType" if "FrameType" in header else "ImageType")
+    words = {text.upper() for _, text in comparable(header, types)[2:]}
+    words.add(str(header.get("ComplexImageComponent")))
+    for what, known in _NO_ANATOMY.items():
+        if words & known and (modality == "MR" or what != _MAGNITUDES_ALONE):
+            return f"DICOM {what}"
+    colours = modality in {"CT", "MR", "PT"} and header.get("SamplesPerPixel") == 3
+    return "DICOM colour map" if colours else ""
 
 
-def uid_sha256(uid: str) -> str:
-    return hashlib.sha256(uid.encode()).hexdigest()
+def comparable(header: Any, keyword: str) -> tuple[tuple[float, str], ...]:
+    """Return the values of an attribute in a form that can be sorted; empty if none is valid."""
+    with suppress(TypeError, ValueError, OverflowError):
+        found = header.get(keyword)
+        values = found if isinstance(found, MutableSequence) else [found]
+        kept = [value for value in values if value not in {None, ""}]
+        return tuple((0.0, v.strip()) if isinstance(v, str) else (round(float(v), 3), "") for v in kept)
+    return ()

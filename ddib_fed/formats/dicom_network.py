@@ -32,14 +32,14 @@ from ddib_fed.errors import (
     extra,
 )
 from ddib_fed.files import is_disk_full, make_private_folders, read_private
-from ddib_fed.formats.dicom import pydicom, quiet, read_header, readable_syntaxes
+from ddib_fed.formats.dicom import pydicom, read_header, readable_syntaxes
 
 CONNECT_S: Final = 10.0
-"""Until a connection, a handshake or an answer to the request for an association."""
+"""Seconds to wait for a connection, a handshake or an answer to a request for an association."""
 ANSWER_S: Final = 300.0
-"""Until the answer to one message: a PACS may take a while for a large instance."""
+"""Seconds to wait for the answer to one message: a PACS may take a while for a large instance."""
 IDLE_S: Final = 60.0
-"""Silence of a sender after which its association is aborted."""
+"""Abort an association after this many seconds of silence."""
 PDU_BYTES: Final = 1 << 17
 """The length of a PDU that is announced: none that is longer is received, though the field allows 4 GiB."""
 MESSAGE_BYTES: Final = 1 << 20
@@ -49,9 +49,9 @@ MOST_MESSAGES: Final = 1000
 RESERVE: Final = 64 << 20
 """Bytes of the disk that stay free; less than this may arrive without a look at the room that there is."""
 LOOK_S: Final = 0.1
-"""The room for what arrives is looked at so often."""
+"""Look at the free space at most this often while instances arrive."""
 REPEAT_S: Final = 60.0
-"""A refusal is said again, and hosts are looked up again, after this time: a stranger may call at any rate."""
+"""Repeat a refusal in the log, and look hosts up, at most this often: a stranger may call at any rate."""
 LOG: Final = "its log says why"
 VERIFICATION: Final = "1.2.840.10008.1.1"
 TAKEN: Final = (
@@ -153,7 +153,7 @@ def _entity(own: OwnEntity) -> Any:
 
 
 def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[], str]) -> None:
-    """Abort an association that sends too much, and tell `refuse` why; `room` returns why the disk is full."""
+    """Abort an association that sends too much, and tell `refuse` why; `room` says why the disk is too full."""
     association, receive = event.assoc, event.assoc.dul.socket.recv
 
     def bounded(size: int) -> Any:
@@ -177,7 +177,7 @@ def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[], str])
 
 
 def no_room(folder: Path) -> str:
-    """Say why nothing more can be kept in a folder; empty if it can."""
+    """Say why a folder's disk is too full; empty if it is not."""
     free = shutil.disk_usage(folder).free
     return "" if free > RESERVE else f"{free >> 20:,} MiB of the disk are free (df -h {folder})"
 
@@ -192,7 +192,7 @@ def _without_delay(event: Any) -> None:
 
 @contextmanager
 def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iterator[Any]:
-    """An association with a peer; of those contexts that it does not accept all may be missing but one."""
+    """Open an association with a peer, which must accept at least one of the contexts."""
     context, event, refused = own.context(ssl.PROTOCOL_TLS_CLIENT), pynetdicom().evt, list[str]()
     opened = partial(_bound, refuse=refused.append, room=str)
     entity, association = _entity(own), None
@@ -205,9 +205,7 @@ def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iter
             tls_args=None if context is None else (context, peer.host),
             evt_handlers=[(event.EVT_CONN_OPEN, opened), (event.EVT_DATA_SENT, _without_delay)],
         )
-    if association is None:
-        raise _unreachable(own, peer)
-    if not association.is_established and not refused:
+    if association is None or not (association.is_established or refused):
         raise _why_not(own, peer, association, contexts)
     try:
         if not refused:
@@ -220,9 +218,9 @@ def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iter
 
 
 def _why_not(own: OwnEntity, peer: DicomPeer, association: Any, contexts: Sequence[Any]) -> DdibError:
-    """The error about an association that was not made."""
-    answer = association.acceptor.primitive
-    if association.is_rejected:
+    """Return the error that says why a peer made no association."""
+    answer: Any = None if association is None else association.acceptor.primitive
+    if association is not None and association.is_rejected:
         reason = int(answer.result_source), int(answer.diagnostic)
         why, how = _REJECTIONS.get(reason, (f"its reason is {answer.reason_str}", LOG))
         why, how = (text.format(own=own.aet, called=peer.aet) for text in (why, how))
@@ -232,10 +230,6 @@ def _why_not(own: OwnEntity, peer: DicomPeer, association: Any, contexts: Sequen
         why = f"{peer} accepted the association and no presentation context of it: {asked}"
         how = "the peer's configuration says which storage classes and transfer syntaxes it takes"
         return RefusedError(why, hop="client", hint=how)
-    return _unreachable(own, peer)
-
-
-def _unreachable(own: OwnEntity, peer: DicomPeer) -> DdibError:
     why, hint = _unanswered(own, peer)
     return down(f"{peer}: {why}", hint)
 
@@ -245,7 +239,7 @@ def down(why: str, hint: str = LOG) -> PeerUnreachable:
 
 
 def _unanswered(own: OwnEntity, peer: DicomPeer) -> tuple[str, str]:
-    """Why no association was even answered, by connecting again step by step; and what helps."""
+    """Say why a request for an association had no answer, by connecting again step by step; and what helps."""
     at, without = f"{peer.host}:{peer.port}", "does it ask for TLS? else unset [dicom] tls"
     try:
         with socket.create_connection((peer.host, peer.port), timeout=CONNECT_S) as plain:
@@ -277,14 +271,14 @@ def _unanswered(own: OwnEntity, peer: DicomPeer) -> tuple[str, str]:
 
 
 def _contexts(kinds: Iterable[str]) -> list[Any]:
-    """Of storage classes, in the two transfer syntaxes that every peer has."""
+    """Propose storage classes in the two transfer syntaxes that every peer has."""
     uids = pydicom().uid
     plain = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian]
     return [pynetdicom().build_context(kind, plain) for kind in dict.fromkeys(kinds)]
 
 
 def echo(own: OwnEntity, peer: DicomPeer) -> str:
-    """C-ECHO, and what of the usual storage classes the peer accepts; what is wrong is raised."""
+    """Send a C-ECHO, and name the usual storage classes that it accepts; raise PeerUnreachable or RefusedError."""
     usual = ("MRImageStorage", "CTImageStorage", "SecondaryCaptureImageStorage")
     uids = {name: getattr(pydicom().uid, name) for name in usual}
     with associated(own, peer, _contexts([VERIFICATION, *uids.values()])) as association:
@@ -299,15 +293,14 @@ def echo(own: OwnEntity, peer: DicomPeer) -> str:
 
 
 def store(own: OwnEntity, peer: DicomPeer, files: Sequence[Path], stored: Callable[[Path], object]) -> None:
-    """C-STORE of each file; `stored` is called when the peer has it. The first that it refuses is raised."""
+    """Send each file by C-STORE, and call `stored` when the peer has it; raise RefusedError at the first refusal."""
     meta = pydicom().filereader.read_file_meta_info
     with associated(
         own, peer, _contexts(meta(path).MediaStorageSOPClassUID for path in files)
     ) as association:
         for path in files:
             try:
-                with quiet():
-                    status = association.send_c_store(path).get("Status")
+                status = association.send_c_store(path).get("Status")
             except ValueError as error:  # no presentation context for it was accepted
                 why = f"{peer} takes no {meta(path).MediaStorageSOPClassUID.name}"
                 raise RefusedError(why, hop="client", hint=LOG) from error
@@ -341,7 +334,7 @@ def require_study(path: Path, study: str) -> None:
 
 
 def parse_query(text: str) -> dict[str, str]:
-    """The attributes of `KEYWORD=VALUE[&KEYWORD=VALUE...]`, of the study level."""
+    """Parse `KEYWORD=VALUE[&KEYWORD=VALUE...]`, attributes of the study level."""
     found = {}
     for part in text.split("&"):
         keyword, mark, value = part.partition("=")
@@ -360,7 +353,7 @@ def fetch(
     folder: Path,
     say: Callable[[str], object],
 ) -> int:
-    """C-FIND of one study, and C-MOVE of it to this machine, whose AE title the peer must know; how many instances."""
+    """Find one study (C-FIND) and have it sent here (C-MOVE), under an AE title that it knows; count its instances."""
     uids = pynetdicom().sop_class
     find, move = (getattr(uids, f"StudyRootQueryRetrieveInformationModel{each}") for each in ("Find", "Move"))
     asked = pydicom().Dataset()
@@ -495,7 +488,7 @@ class Receiver:
         return [each for each in self._server.active_associations if each.requestor.address == host]
 
     def _titles(self, host: str) -> set[str]:
-        """AE titles that may call from an address, of which "" is any."""
+        """Return the AE titles that may call from an address; "" stands for any."""
         titles = {caller.aet for caller, addresses in self._addresses.items() if host in addresses}
         if not titles and self._is_due("hosts", REPEAT_S):
             threading.Thread(target=self._look_up, daemon=True).start()  # meanwhile others call
@@ -508,7 +501,7 @@ class Receiver:
                 self._addresses[caller] = {str(each[4][0]) for each in found}
 
     def _is_due(self, what: str, every: float) -> bool:
-        """Tell whether something was not done for so long; from now on it was."""
+        """Return whether `what` was last due at least `every` seconds ago, and note that it is due now."""
         now = time.monotonic()
         if now - self._done.get(what, -math.inf) < every:
             return False
@@ -522,7 +515,7 @@ class Receiver:
             self.say(line)
 
     def _opened(self, event: Any) -> None:
-        """Bound the wait for the rest of a message, and the message."""
+        """Bound the size of what a connection sends, and the wait for it."""
 
         def refuse(why: str) -> None:
             how = "its log, more room in [dicom] most_gib, or --from without it"
@@ -533,7 +526,7 @@ class Receiver:
         _bound(event, refuse, partial(self._no_room, id(event.assoc)))
 
     def _no_room(self, association: int) -> str:
-        """Say, every LOOK_S, why what arrives is too much; empty if it is not."""
+        """Say, at most every LOOK_S, why there is no room for what arrives; empty if there is."""
         arrived, self.busy[association] = 0, time.monotonic()
         if not self._is_due("room", LOOK_S):
             return ""
@@ -543,7 +536,7 @@ class Receiver:
         return "" if arrived < RESERVE else self.room(arrived) or no_room(self.folder)
 
     def _requested(self, event: Any) -> None:
-        """Reject who is not to call, with the reason that the standard has for it."""
+        """Reject an association that is not allowed, with the reason of the standard."""
         association, host = event.assoc, event.assoc.requestor.address
         asked = association.requestor.primitive
         if asked.called_ae_title.strip() != self.own.aet:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
@@ -26,19 +27,17 @@ from ddib_fed.data.pictures import Pixels
 from ddib_fed.errors import InputError
 from ddib_fed.formats.dicom import (
     ENHANCED,
+    Members,
     Series,
     affine_of,
+    comparable,
     frame_of,
-    names_of,
     pydicom,
-    quiet,
     read_header,
     read_series,
     readable,
     sort_files,
-    uid_sha256,
 )
-from ddib_fed.formats.dicom_contrasts import Members, contrasts_of
 from ddib_fed.formats.study import (
     PERCENTILES,
     Assembled,
@@ -46,13 +45,13 @@ from ddib_fed.formats.study import (
     Options,
     Origin,
     Planes,
-    Slices,
     Study,
     StudyResults,
     Unread,
     chosen_rule,
+    safe_name,
 )
-from ddib_fed.formats.volumes import Volumes, axial, from_axial, orientation_of, spacing_of
+from ddib_fed.formats.volumes import Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
 from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
@@ -109,6 +108,14 @@ _KEPT_OF_FRAMES: Final = (
     "IrradiationEventIdentificationSequence",
 )  # fmt: skip
 """Functional groups that are true of a result: where, when and of what a frame is."""
+_CONTRASTS: Final = {
+    "echo": ("EchoTime", "EffectiveEchoTime", "EchoNumbers"),
+    "b": ("DiffusionBValue",),
+    "inversion": ("InversionTime",),
+    "time": ("TemporalPositionIdentifier", "TemporalPositionIndex"),
+    "type": ("ImageType", "FrameType"),
+}
+"""Attributes whose values tell the contrasts of a series apart, by what a contrast is called."""
 _EQUIPMENT: Final = (
     "Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
 )  # fmt: skip
@@ -145,28 +152,30 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixe
         _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
         return dataset
 
-    with quiet():
-        for path, source, plane in zip(series.paths, series.headers, stack, strict=True):
-            if source.SOPClassUID in ENHANCED and plane.shape[2] == 1:
-                enhanced.setdefault(path, []).append((frame_of(source), plane))
-                continue
-            made.append(begun(source, plane[None]))
-        for path, frames in enhanced.items():
-            numbers, planes = zip(*sorted(frames, key=lambda each: each[0]), strict=True)
-            whole = read_header(path)
-            kept = (*_KEPT_OF_FRAMES, "MREchoSequence") if "echo" in series.contrast else _KEPT_OF_FRAMES
-            made.append(_set_frames(begun(whole, np.stack(planes)), whole, numbers, kept))
-        return [_file(each) for each in made]
+    for path, source, plane in zip(series.paths, series.headers, stack, strict=True):
+        if source.SOPClassUID in ENHANCED and plane.shape[2] == 1:
+            enhanced.setdefault(path, []).append((frame_of(source), plane))
+            continue
+        made.append(begun(source, plane[None]))
+    for path, frames in enhanced.items():
+        numbers, planes = zip(*sorted(frames, key=lambda each: each[0]), strict=True)
+        whole = read_header(path)
+        kept = (*_KEPT_OF_FRAMES, "MREchoSequence") if "echo" in series.contrast else _KEPT_OF_FRAMES
+        made.append(_set_frames(begun(whole, np.stack(planes)), whole, numbers, kept))
+    return [_file(each) for each in made]
 
 
 def report_of(path: Path, why: str) -> bytes:
     """Write a Basic Text SR (PS3.3 A.35.1) of a file's study: its series was not translated, and why."""
-    source, package = read_header(path), pydicom()
+    package = pydicom()
+    source = package.dcmread(
+        path, stop_before_pixels=True
+    )  # read_header refuses a header with a malformed value
     now = datetime.now().astimezone()
-    made, text, image, study, series = (package.Dataset() for _ in range(5))
+    made = package.Dataset()
     for tag in source.keys():  # noqa: SIM118 - a dataset iterates over elements, and a malformed one is left out
         if tag.group in _KEPT_GROUPS or package.datadict.keyword_for_tag(tag) in _OF_STUDY:
-            with suppress(ValueError, TypeError, OverflowError):
+            with suppress(ValueError, TypeError, OverflowError, NotImplementedError):
                 made.add(deepcopy(source[tag]))
     made.remove_private_tags()
     made.SOPClassUID, made.Modality = package.uid.BasicTextSRStorage, "SR"
@@ -179,26 +188,19 @@ def report_of(path: Path, why: str) -> bytes:
     made.ReferencedPerformedProcedureStepSequence, made.PerformedProcedureCodeSequence = [], []
     made.ValueType, made.ContinuityOfContent = "CONTAINER", "SEPARATE"
     made.ConceptNameCodeSequence = _coded("NOTE", "Note on translation", "99DDIBFED")
-    text.RelationshipType, text.ValueType = "CONTAINS", "TEXT"
+    text = _dataset(RelationshipType="CONTAINS", ValueType="TEXT")
     text.ConceptNameCodeSequence = _coded("121106", "Comment")
     text.TextValue = f"The series of this image was not translated: {why}"
-    image.RelationshipType, image.ValueType = "CONTAINS", "IMAGE"
-    image.ReferencedSOPSequence = [_sop(source)]
+    image = _dataset(RelationshipType="CONTAINS", ValueType="IMAGE", ReferencedSOPSequence=[_sop(source)])
     made.ContentSequence = [text, image]
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = source.SeriesInstanceUID, [_sop(source)]
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = source.StudyInstanceUID, [series]
-    made.CurrentRequestedProcedureEvidenceSequence = [study]
+    made.CurrentRequestedProcedureEvidenceSequence = _evidence(source)
     return _file(made)
 
 
 def _file(dataset: Any) -> bytes:
-    package = pydicom()
-    meta = package.dataset.FileMetaDataset()
-    meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-    meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
-    dataset.file_meta, dataset.preamble = meta, None
-    file = io.BytesIO()
+    package, file = pydicom(), io.BytesIO()
+    dataset.file_meta = package.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = package.uid.ExplicitVRLittleEndian
     package.dcmwrite(file, dataset, enforce_file_format=True)
     return file.getvalue()
 
@@ -208,10 +210,7 @@ def _kept(source: Any, *, colours: bool, echoes: bool) -> Any:
 
     Of a series of several echoes that is also from which of them the picture was made (PS3.3 C.8.3.1).
     """
-    kept, keywords = pydicom().Dataset(), KEPT | (_ECHO if echoes and not colours else set())
-    for element in source:
-        if element.keyword in keywords or element.tag.group in _KEPT_GROUPS:
-            kept.add(deepcopy(element))
+    kept = _copied(source, KEPT | (_ECHO if echoes and not colours else set()), _KEPT_GROUPS)
     kept.remove_private_tags()
     uids = pydicom().uid
     uid = uids.UID(source.SOPClassUID)
@@ -223,13 +222,12 @@ def _kept(source: Any, *, colours: bool, echoes: bool) -> Any:
         asked |= _ENHANCED_MR if ENHANCED[uid] == "MR" else {}
         kept.SOPClassUID, kept.NumberOfFrames = uid, 1
     for keyword, value in asked.items():
-        if keyword not in kept:
-            setattr(kept, keyword, value)
+        kept.setdefault(keyword, value)
     return kept
 
 
 def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
-    """New UIDs, times, and the marks of a synthetic, derived picture."""
+    """Set new UIDs, times, and the marks of a synthetic, derived picture."""
     for name in ("SOPInstanceUID", "SeriesInstanceUID"):
         frame = source.get("ReferencedFrameNumber", "") if name == "SOPInstanceUID" else ""
         number = uuid.uuid5(_SPACE, f"{source[name].value} {frame} {recipe}").int
@@ -245,8 +243,8 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
 
 
 def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime, lost: str) -> None:
-    """From which picture, by what, and how it was derived."""
-    package, first = pydicom(), translated.first
+    """State the source image, the equipment and the method of a derived picture."""
+    first = translated.first
     doubts = sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
     facts = "not for diagnosis", lost, translated.clipped, "doubtful: " * bool(doubts) + ", ".join(doubts)
     models = f"models SHA-256 {first.source_model_sha256} and {first.target_model_sha256}"
@@ -254,18 +252,15 @@ def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetim
         f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
         f"Bridge ({MAKER} {__version__}); {models}; {'; '.join(filter(None, facts))}"
     )[:1024]
-    acquired, made = package.Dataset(), package.Dataset()
-    for name in _EQUIPMENT:
-        if name in source and source[name].value not in {None, ""}:
-            acquired.add(deepcopy(source[name]))
+    acquired = _copied(source, {name for name in _EQUIPMENT if source.get(name)})
     acquired.setdefault("Manufacturer", "UNKNOWN")  # a value is required
-    for each in (made, dataset):
-        each.Manufacturer, each.ManufacturerModelName = MAKER, "Dual Diffusion Implicit Bridge"
-        each.SoftwareVersions, each.DeviceSerialNumber = __version__, first.target_model_sha256 or "0"
+    acquired.PurposeOfReferenceCodeSequence = _coded("109101", "Acquisition Equipment")
+    made = _dataset(Manufacturer=MAKER, ManufacturerModelName="Dual Diffusion Implicit Bridge")
+    made.SoftwareVersions, made.DeviceSerialNumber = __version__, first.target_model_sha256 or "0"
+    dataset.update(made)
     made.ContributionDateTime = now.strftime("%Y%m%d%H%M%S%z")
     how = f"Translated from {translated.source} to {translated.target}; {models}"
     made.ContributionDescription = how[:1024]
-    acquired.PurposeOfReferenceCodeSequence = _coded("109101", "Acquisition Equipment")
     made.PurposeOfReferenceCodeSequence = _coded("109103", "Modifying Equipment")
     dataset.DerivationCodeSequence = _coded("DDIB", "Synthesis by a diffusion bridge", "99DDIBFED")
     dataset.SourceImageSequence = [_reference(source)]
@@ -273,20 +268,34 @@ def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetim
     dataset.ContributingEquipmentSequence = [*deepcopy(earlier), acquired, made]
 
 
-def _coded(value: str, meaning: str, scheme: str = "DCM") -> list[Any]:
-    code = pydicom().Dataset()
-    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, scheme, meaning
-    return [code]
-
-
-def _sop(source: Any) -> Any:
+def _dataset(**values: Any) -> Any:
     made = pydicom().Dataset()
-    made.ReferencedSOPClassUID, made.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+    made.update(values)
     return made
 
 
+def _copied(source: Iterable[Any], keywords: Collection[str], groups: Collection[int] = ()) -> Any:
+    made = pydicom().Dataset()
+    made.update({e.tag: deepcopy(e) for e in source if e.keyword in keywords or e.tag.group in groups})
+    return made
+
+
+def _coded(value: str, meaning: str, scheme: str = "DCM") -> list[Any]:
+    return [_dataset(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
+
+
+def _sop(source: Any) -> Any:
+    return _dataset(ReferencedSOPClassUID=source.SOPClassUID, ReferencedSOPInstanceUID=source.SOPInstanceUID)
+
+
+def _evidence(source: Any) -> list[Any]:
+    """Name a file within its series and its study (PS3.3 Table 10-4)."""
+    series = _dataset(SeriesInstanceUID=source.SeriesInstanceUID, ReferencedSOPSequence=[_sop(source)])
+    return [_dataset(StudyInstanceUID=source.StudyInstanceUID, ReferencedSeriesSequence=[series])]
+
+
 def _reference(source: Any, frame: int | None = None) -> Any:
-    """The source image, or a frame of it, as what a result was processed from."""
+    """Refer to the source image, or to a frame of it."""
     made = _sop(source)
     if frame := frame or source.get("ReferencedFrameNumber"):
         made.ReferencedFrameNumber = int(frame)
@@ -295,15 +304,14 @@ def _reference(source: Any, frame: int | None = None) -> Any:
 
 
 def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequence[str]) -> Any:
-    """The functional groups of an enhanced result (PS3.3 C.7.6.16): some of the source's, and our values."""
+    """Set the functional groups of an enhanced result (PS3.3 C.7.6.16): some of the source's, and our values."""
     package = pydicom()
     dataset.NumberOfFrames = len(frames)
     shared = package.Dataset()
     for groups in source.get("SharedFunctionalGroupsSequence", ()):
-        shared.update({e.tag: deepcopy(e) for e in groups if e.keyword in keywords})
-    look, values, window = (package.Dataset() for _ in range(3))
+        shared.update(_copied(groups, keywords))
+    look, values, window = _copied(dataset, {*_ENHANCED, *_ENHANCED_MR}), package.Dataset(), package.Dataset()
     look.FrameType = dataset.ImageType
-    look.update({e.tag: e for e in dataset if e.keyword in {*_ENHANCED, *_ENHANCED_MR}})
     kind = {"CT": "CTImageFrameTypeSequence", "MR": "MRImageFrameTypeSequence", "PT": "PETFrameTypeSequence"}
     setattr(shared, kind[ENHANCED[dataset.SOPClassUID]], [look])
     for item, begins in ((values, "Rescale"), (window, "Window")):
@@ -311,10 +319,7 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
         for tag in item.keys():  # noqa: SIM118 - a dataset iterates over elements
             del dataset[tag]
     shared.PixelValueTransformationSequence, shared.FrameVOILUTSequence = [values], [window]
-    series, study = package.Dataset(), package.Dataset()
-    series.SeriesInstanceUID, series.ReferencedSOPSequence = source.SeriesInstanceUID, [_sop(source)]
-    study.StudyInstanceUID, study.ReferencedSeriesSequence = source.StudyInstanceUID, [series]
-    dataset.SourceImageEvidenceSequence = [study]
+    dataset.SourceImageEvidenceSequence = _evidence(source)
     dataset.SharedFunctionalGroupsSequence = [shared]
     # A dimension may point to a group of the acquisition, which is not kept.
     kept = [package.tag.Tag(keyword) for keyword in keywords]
@@ -325,15 +330,12 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
         dataset.DimensionIndexSequence = [deepcopy(indices[at]) for at in places]
     own = []
     for number in frames:
-        groups = source.PerFrameFunctionalGroupsSequence[number]
-        frame = package.Dataset()
-        frame.update({e.tag: deepcopy(e) for e in groups if e.keyword in keywords})
+        frame = _copied(source.PerFrameFunctionalGroupsSequence[number], keywords)
         for content in frame.get("FrameContentSequence", ()):
             if found := content.get("DimensionIndexValues"):
                 found = [found] if isinstance(found, int) else found
                 content.DimensionIndexValues = [found[at] for at in places if at < len(found)]
-        derivation = package.Dataset()
-        derivation.DerivationCodeSequence = dataset.DerivationCodeSequence
+        derivation = _dataset(DerivationCodeSequence=dataset.DerivationCodeSequence)
         derivation.SourceImageSequence = [_reference(source, number + 1)]
         frame.DerivationImageSequence = [derivation]
         own.append(frame)
@@ -342,39 +344,28 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
 
 
 def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, hounsfield: bool) -> None:
-    """The pixels (N, H, W, C) of all frames and what describes them: 16 bits for grey, 8 for colours."""
-    number = pydicom().valuerep.DSfloat
-    colours = pixels.shape[3] == 3
-    if colours:
-        if pixels.dtype == np.uint16:
-            pixels = (pixels >> 8).astype(np.uint8)
-        dataset.PlanarConfiguration = 0
-    bits = 8 if colours else 16
-    dataset.SamplesPerPixel = pixels.shape[3]
-    dataset.PhotometricInterpretation = "RGB" if colours else "MONOCHROME2"
-    dataset.Rows, dataset.Columns = pixels.shape[1:3]
-    dataset.BitsAllocated = dataset.BitsStored = bits
-    dataset.HighBit, dataset.PixelRepresentation = bits - 1, 0
-    raw = np.ascontiguousarray(pixels, dtype=np.dtype("u1") if colours else np.dtype("<u2")).tobytes()
-    dataset.PixelData = raw + b"\0" * (len(raw) % 2)
-    dataset["PixelData"].VR = "OB" if bits == 8 else "OW"
-    if colours:
+    """Set the pixels (N, H, W, C) of all frames and their attributes: 16 bits for grey, 8 for colours."""
+    number = partial(pydicom().valuerep.DSfloat, auto_format=True)
+    frames = pixels if "NumberOfFrames" in dataset else pixels[0]
+    if frames.shape[-1] == 3:
+        colours = (frames >> 8).astype(np.uint8) if frames.dtype == np.uint16 else frames
+        dataset.set_pixel_data(colours, "RGB", 8, generate_instance_uid=False)
         return
+    grey = frames[..., 0].astype(np.uint16)
+    dataset.set_pixel_data(grey, "MONOCHROME2", 16, generate_instance_uid=False)
     slope, low, high = translated.slope, translated.low, translated.high
     if not translated.plain or dataset.SOPClassUID in {pydicom().uid.CTImageStorage, *ENHANCED}:
-        dataset.RescaleSlope = number(slope, auto_format=True)
-        dataset.RescaleIntercept = number(translated.intercept, auto_format=True)
+        dataset.RescaleSlope, dataset.RescaleIntercept = number(slope), number(translated.intercept)
         dataset.RescaleType = "HU" if hounsfield else "US"
     low = translated.intercept if low is None else low
     high = low + slope * np.iinfo(translated.dtype).max if high is None else high
     low, high = SOFT_TISSUE if hounsfield else (low, high)
-    dataset.WindowCenter = number((low + high) / 2, auto_format=True)
-    dataset.WindowWidth = number(max(high - low, 1), auto_format=True)
+    dataset.WindowCenter, dataset.WindowWidth = number((low + high) / 2), number(max(high - low, 1))
 
 
 @dataclass(frozen=True, slots=True)
 class DicomStudy(Study):
-    pixels: Slices | Volumes
+    pixels: Slices
     series: Series
     orientation: NDArray[Any] | None = None
     """Of a volume, as nibabel has it."""
@@ -395,7 +386,7 @@ class DicomStudy(Study):
     def assemble(self, translated: StudyResults) -> Assembled:
         stack = self.pixels.stack(translated)
         if self.orientation is not None:
-            stack = from_axial(stack, self.orientation)
+            stack = unsliced(stack, self.orientation)
         report, said = self.pixels.summary(translated)
         contents = derived_series(self.series, stack, translated, self.pixels)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
@@ -413,28 +404,84 @@ class DicomStudy(Study):
 def find_dicom(
     given: Path, files: Iterable[Path], root: Path | None, options: Options
 ) -> tuple[list[Unread], Bad, Counter[str]]:
-    """The series among some files, what cannot be read, and how many others."""
+    """Return the contrasts of all series among files, the errors of unreadable ones, and counts of others."""
     found = sort_files(files)
     found.require_pictures(given)
     unread, bad, settings = list[Unread](), [*found.unreadable], options.settings("intensity")
-    for uid, of_series in names_of(found.series, root).items():
+    for uid, of_series in _names_of(found.series, root).items():
         good, unreadable = readable(found.series[uid])
         bad += unreadable
-        with quiet():
-            contrasts = contrasts_of(good)
-        for contrast, slices in contrasts.items():
+        for contrast, slices in _contrasts_of(good).items():
             name = f"{of_series}-{contrast}" if contrast else of_series
             inputs = tuple(dict.fromkeys(path for path, _ in slices))
             label = f"{given}: {name}" if len(found.series) > 1 or contrast else ""
-            origin = Origin(given, name, (name,), inputs, settings, label, series_sha256=uid_sha256(uid))
+            origin = Origin(given, name, (name,), inputs, settings, label, series_sha256=_sha256(uid))
             unread.append(Unread(origin, partial(read_dicom, slices, contrast, options)))
     return unread, bad, found.others
+
+
+def _names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
+    """Name the results of each series, by its UID."""
+    alone = root is None and len({path for members in series.values() for path, _ in members}) == 1
+    names = {}
+    for uid, members in series.items():
+        common = Path(os.path.commonpath([path.absolute().parent for path, _ in members]))
+        below = () if root is None else common.relative_to(root.absolute()).parts
+        number = _sha256(uid)[:8]
+        with suppress(TypeError, ValueError, OverflowError):
+            number = str(int(members[0][1].get("SeriesNumber", None)))
+        place = safe_name((root or common).resolve().name), *below, f"series-{number}"
+        names[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
+    alike = Counter(names.values())
+    return {uid: name if alike[name] == 1 else f"{name}-{_sha256(uid)[:8]}" for uid, name in names.items()}
+
+
+def _sha256(uid: str) -> str:
+    return hashlib.sha256(uid.encode()).hexdigest()
+
+
+def _contrasts_of(members: Members) -> dict[str, Members]:
+    """The slices of a series by their contrast, such as `echo2-type1`; the only one has no name.
+
+    Contrasts are numbered by their values, and slices of one contrast that lie at one place by when they were acquired.
+    """
+    columns: list[Sequence[Any]] = [
+        [tuple(comparable(header, keyword) for keyword in keywords) for _, header in members]
+        for keywords in _CONTRASTS.values()
+    ]
+    columns.append(_repeats(members, [*zip(*columns, strict=True)]))
+    named = []
+    for what, column in zip((*_CONTRASTS, "repeat"), columns, strict=True):
+        numbers = {value: number for number, value in enumerate(sorted(set(column)), 1)}
+        named.append([f"{what}{numbers[value]}" if len(numbers) > 1 else "" for value in column])
+    parts: dict[str, Members] = {}
+    for member, *names in zip(members, *named, strict=True):
+        parts.setdefault("-".join(filter(None, names)), []).append(member)
+    return {name: parts[name] for name in sorted(parts, key=lambda each: (len(each), each))}
+
+
+def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:
+    """Count, for each slice, those of its contrast that were acquired at its place before it."""
+
+    def acquired(at: int) -> tuple[Any, ...]:
+        path, header = members[at]
+        when = ("TriggerTime", "AcquisitionDate", "AcquisitionTime", "InstanceNumber")
+        return *(comparable(header, keyword) for keyword in when), str(path)
+
+    seen, found = Counter[Any](), [0] * len(members)
+    for at in sorted(range(len(members)), key=acquired):
+        header = members[at][1]
+        place = comparable(header, "ImagePositionPatient"), comparable(header, "ImageOrientationPatient")
+        if place[0]:
+            found[at] = seen[contrasts[at], place]
+            seen[contrasts[at], place] += 1
+    return found
 
 
 def read_dicom(members: Members, contrast: str, options: Options, origin: Origin) -> DicomStudy:
     series, values = read_series(origin.called, members, contrast)
     odd = series.without_units
-    rule = chosen_rule(options.intensity, values, series.modality, of_model=options.of_model)
+    rule = chosen_rule(options, values, series.modality)
     if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
         raise InputError(
             f"{len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
@@ -444,5 +491,5 @@ def read_dicom(members: Members, contrast: str, options: Options, origin: Origin
         return DicomStudy(origin, Slices.of(values, rule), series)
     affine = affine_of(series.headers)
     orientation = orientation_of(affine)
-    volume, spacing = axial(values, orientation), spacing_of(affine, orientation)
-    return DicomStudy(origin, Volumes.of(volume[None], rule, spacing, options.volume), series, orientation)
+    volume, spacing = sliced(values, orientation), spacing_of(affine, orientation)
+    return DicomStudy(origin, Volumes.fit(volume[None], rule, spacing, options.volume), series, orientation)

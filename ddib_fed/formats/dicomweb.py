@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 from ddib_fed.errors import ConfigError, RefusedError, Unauthenticated, UsageError, extra
 from ddib_fed.files import read_private
 from ddib_fed.formats import dicom_network as network
-from ddib_fed.formats.dicom import pydicom, quiet
+from ddib_fed.formats.dicom import pydicom
 from ddib_fed.formats.dicom_network import LOG, OwnEntity, down
 
 _KIND = "application/dicom"
@@ -83,12 +83,11 @@ class Web:
         return "answers QIDO-RS"
 
     def store(self, files: Sequence[Path], stored: Callable[[Path], object]) -> None:
-        """STOW-RS of each file; `stored` is called when the service has it."""
+        """Send each file by STOW-RS, and call `stored` when the service has it."""
         for path in files:
-            with quiet():
-                dataset = pydicom().dcmread(path)
-                with self._explained():
-                    answer = self.client.store_instances([dataset])
+            dataset = pydicom().dcmread(path)
+            with self._explained():
+                answer = self.client.store_instances([dataset])
             has = [each.get("ReferencedSOPInstanceUID") for each in answer.get("ReferencedSOPSequence") or ()]
             if dataset.SOPInstanceUID not in has:
                 code = int((answer.get("FailedSOPSequence") or [{}])[0].get("FailureReason", 0))
@@ -97,7 +96,7 @@ class Web:
             stored(path)
 
     def fetch(self, query: Mapping[str, str], folder: Path) -> int:
-        """The instances of the one study that a query finds, as files; how many."""
+        """Write the instances of the one study that a query finds to a folder; return their number."""
         with self._explained():
             found = self.client.search_for_studies(search_filters=dict(query), limit=2)
             study = network.the_one([str(each["0020000D"]["Value"][0]) for each in found], query, self.url)
@@ -163,6 +162,6 @@ def parts(pieces: Iterable[bytes], content_type: str) -> Iterator[tuple[int, byt
 
 
 def _root(error: BaseException) -> str:
-    """What lies at the bottom of an error of requests, in its own words."""
+    """Return the message of the innermost error of requests."""
     text = str(error).rpartition("Caused by ")[2] or str(error)
     return text.rpartition("]")[2].partition("(_ssl")[0].strip(" :\"')") or text[:200]

@@ -10,8 +10,7 @@ import gzip
 import io
 import math
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,19 +19,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import ImageLimits, Pixels
-from ddib_fed.errors import DdibError, ImageUnreadable
+from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.study import (
     Assembled,
     Options,
     Origin,
-    Slices,
     Study,
     StudyResults,
     chosen_rule,
+    faults,
     memory_of_values,
     parts_of,
 )
-from ddib_fed.formats.volumes import Volumes, axial, spacing_of
+from ddib_fed.formats.volumes import PLANES, Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
 from ddib_fed.names import __version__
 from ddib_fed.recognition import beginning_of
 
@@ -42,22 +41,18 @@ _PLACE: Final = (
     "qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
     "sform_code", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
-# In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
 _MM: Final = {"meter": 1000.0, "micron": 0.001}
-PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 
 
 @dataclass(frozen=True, slots=True)
 class NiftiStudy(Study):
     """A volume, or several of one time series."""
 
-    pixels: Slices | Volumes
+    pixels: Slices
     image: Any
     plane: str
 
-    @property
-    def kind(self) -> str:
-        return "NIfTI volume"
+    kind = "NIfTI volume"
 
     def assemble(self, translated: StudyResults) -> Assembled:
         """The volume of the results, as the input lies in its file."""
@@ -79,14 +74,10 @@ class NiftiStudy(Study):
 
     def _volume(self, stack: Pixels) -> Pixels:
         """Slices (N, H, W, C) as the input lies in its file."""
-        image, (through, across, up) = self.image, PLANES[self.plane]
+        image = self.image
         times = (*image.shape, 1, 1)[3]
-        ordered = stack.reshape(times, -1, *stack.shape[1:])[:, :, ::-1]
-        axes = {through: 1, up: 2, across: 3}
-        canonical = ordered.transpose(axes[0], axes[1], axes[2], 0, 4)
-        orientations = _nibabel().orientations
-        back = orientations.ornt_transform(np.array([[0, 1], [1, 1], [2, 1]]), _orientation(image))
-        volume: Pixels = orientations.apply_orientation(canonical, back)
+        slices = np.moveaxis(stack.reshape(times, -1, *stack.shape[1:]), 0, 3)
+        volume = unsliced(slices, orientation_of(image.affine), self.plane)
         # Colours are one more axis, as the 5th of NIfTI for vectors.
         return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
 
@@ -112,7 +103,6 @@ class NiftiStudy(Study):
 
 
 def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
-    """What the study of a volume is made from; results lie below the folder `within`."""
     suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
     settings = options.settings("intensity", "slices")
     return Origin.of_file(path, settings, suffix=suffix, within=within, beside=[f".mask{suffix}"])
@@ -122,21 +112,19 @@ def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     path = origin.given
     image = _opened(path)
     values = _values(path, image)
-    orientation, plane = _orientation(image), options.slices if options.volume is None else "axial"
+    orientation = orientation_of(image.affine, _NO_PLACE)
+    plane = options.slices if options.volume is None else "axial"
     if len(image.shape) == 2:
         plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
-    rule = chosen_rule(options.intensity, values, of_model=options.of_model)
-    canonical = _nibabel().apply_orientation(values.reshape((*image.shape, 1, 1)[:4]), orientation)
-    through, across, up = PLANES[plane]
-    ordered = canonical.transpose(3, through, up, across)[:, :, ::-1]
+    rule = chosen_rule(options, values)
+    slices = sliced(values.reshape((*image.shape, 1, 1)[:4]), orientation, plane)
+    ordered = np.moveaxis(slices, 3, 0)[..., None]
     if options.volume is not None:
-        spacing = [
-            _MM.get(image.header.get_xyzt_units()[0], 1.0) * mm
-            for mm in spacing_of(image.affine, orientation)
-        ]
-        return NiftiStudy(origin, Volumes.of(ordered[..., None], rule, spacing, options.volume), image, plane)
-    values = ordered.reshape(-1, *ordered.shape[2:], 1)
-    del canonical, ordered  # of a large volume one copy is enough
+        unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
+        spacing = [unit * mm for mm in spacing_of(image.affine, orientation)]
+        return NiftiStudy(origin, Volumes.fit(ordered, rule, spacing, options.volume), image, plane)
+    values = ordered.reshape(-1, *ordered.shape[2:])
+    del slices, ordered  # of a large volume one copy is enough
     return NiftiStudy(origin, Slices.of(values, rule), image, plane)
 
 
@@ -177,20 +165,12 @@ def read_volume(path: Path) -> NDArray[Any]:
             f"{path}: it is no volume of three axes, or not finite", hint="one volume a file"
         )
     found = found.astype(np.float32)
-    return found if image is None else axial(found, _orientation(image))
+    return found if image is None else sliced(found, orientation_of(image.affine, _NO_PLACE))
 
 
-@contextmanager
-def _faults(path: Path) -> Iterator[None]:
-    """Maps what nibabel raises on damaged files, which is any exception, to `ImageUnreadable`."""
-    try:
-        yield
-    except DdibError:
-        raise
-    except Exception as error:
-        what, how = beginning_of(path)
-        why = " ".join(str(error).split())[:300]
-        raise ImageUnreadable(f"{path}: it cannot be read: it {what} ({why})", hint=how) from error
+def _faults(path: Path) -> AbstractContextManager[None]:
+    what, how = beginning_of(path)
+    return faults(f"{path}: it cannot be read: it {what}", how)
 
 
 def _nibabel() -> Any:
@@ -210,14 +190,3 @@ def _opened(path: Path) -> Any:
         header = kind.header_class.from_fileobj(io.BytesIO(opening[: kind.header_class.sizeof_hdr]))
         header.get_xyzt_units()  # raises where the codes of units are none of the standard
         return kind(kind.ImageArrayProxy(path, header.copy()), header.get_best_affine(), header)
-
-
-def _orientation(image: Any) -> NDArray[Any]:
-    """(3, 2): for each axis in the file its canonical axis, and 1 or -1 for its direction."""
-    affine = image.affine
-    finite = np.isfinite(affine).all()
-    found: NDArray[Any] = _nibabel().io_orientation(affine) if finite else np.full((3, 2), np.nan)
-    if np.isnan(found).any():
-        why = "an axis is all zero" if finite else "it is not finite"
-        raise ImageUnreadable(f"its affine has no orientation: {why}", hint=_NO_PLACE)
-    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -32,7 +33,7 @@ def open_paths(
 
 
 def open_recognised(found: Recognised, options: Options, *, bad: Bad | None = None) -> Choice:
-    """The same of what was recognised; arguments and errors as of `open_paths`."""
+    """Open what was recognised, as `open_paths` does."""
     unread: list[Unread] = []
     slices: list[Path] = []
     ignored = Counter(found.ignored)
@@ -78,14 +79,14 @@ def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
 
 
 def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
-    """The same with different names for all results: of files that differ in their suffix alone with the suffix."""
+    """Add the suffix to names of results that would be alike; raise UsageError if some still are."""
     times = Counter(each.origin.name.casefold() for each in unread)
-    named = []
+    named, taken = list[Unread](), dict[str, Path]()
     for each in unread:
-        alone = times[each.origin.name.casefold()] == 1
-        named.append(each if alone else each.renamed(each.origin.name + each.origin.suffix.replace(".", "-")))
-    taken: dict[str, Path] = {}
-    for origin in (each.origin for each in named):
+        origin = each.origin
+        if times[origin.name.casefold()] > 1:
+            origin = origin.renamed(origin.name + origin.suffix.replace(".", "-"))
+        named.append(replace(each, origin=origin))
         first = taken.setdefault(origin.name, origin.given)
         if first is not origin.given:
             raise UsageError(

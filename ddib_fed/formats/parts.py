@@ -24,7 +24,7 @@ from ddib_fed.formats.study import LATENT, Assembled, ItemResult, Origin, Study,
 from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
 
 FORMAT = 1
-"""Of the section `study` of a record."""
+"""Version of the section `study` of a record."""
 MASK = "mask"
 """Of the file that is 0 where nothing was translated: NAME.mask.png, NAME.mask.nii.gz."""
 INTENSITY = "intensity"
@@ -53,7 +53,7 @@ class WrittenStudy:
 
     @property
     def refused(self) -> str:
-        """Which items are not translated, and why, in a sentence; empty for none."""
+        """Say which items were refused, and why; empty if none was."""
         found = [item for item in self.report["items"] if item.get("refused")]
         if not found:
             return ""
@@ -105,7 +105,7 @@ def translate_study(
 
 
 def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | None:
-    """The output of a study that is on the disk already; None if it is not, or is that of something else."""
+    """Return the output of a study that is on the disk already; None if it is incomplete or of another request."""
     path = out / f"{origin.name}.json"
     record, report = Translation.read(path), (read_json(path) or {}).get("study")
     if record is None or not isinstance(report, dict) or report.get("format") != FORMAT:
@@ -113,9 +113,8 @@ def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | N
     if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
         return None
     files = {path.parent / name: written for name, written in report["files"].items()}
-    if not files or record.input_sha256 != origin.sha256():
-        return None
-    if not all(has_sha256(file, written) for file, written in files.items()):
+    kept = bool(files) and all(has_sha256(file, written) for file, written in files.items())
+    if not kept or record.input_sha256 != origin.sha256():
         return None
     said = filter(None, (record.lost, "was translated by an earlier run; --force translates it again"))
     return WrittenStudy(origin.given, tuple(files), path, record, report, tuple(said))
@@ -161,7 +160,7 @@ def _write_items(study: Study, folder: Path) -> list[Path]:
 
 
 def _result(item: Path, results: Path, asked: str) -> ItemResult | None:
-    """The result of an item that is on the disk, of this request and of these bytes."""
+    """Return the result on the disk of an item and a request; None unless it is whole and of the same bytes."""
     record = Translation.read(results / f"{item.stem}.json")
     if record is None or (record.asked_sha256, record.input_sha256) != (asked, _digest(item.read_bytes())):
         return None
@@ -178,7 +177,7 @@ def _result(item: Path, results: Path, asked: str) -> ItemResult | None:
 def _check_missing(
     study: Study, items: Sequence[Path], missing: Sequence[int], refused: Mapping[Path, str]
 ) -> None:
-    """Return if the planes without a result may be written as background: all were refused, but not all planes."""
+    """Raise JobFailed unless the planes without a result were refused, and others were translated."""
     kept = [at for at in missing if items[at] not in refused]
     planes = [study.sent[at] for at in kept or missing]
     what = f"{study.origin.called}: {len(planes)} of {len(items)} planes were not translated ({_numbers(planes)})"
@@ -197,7 +196,7 @@ def _numbers(planes: Sequence[int]) -> str:
 
 
 def _misfit(study: Study, error: PictureMisfit) -> PictureMisfit:
-    """The error about items that do not fit the model as one about their study, with what would fit."""
+    """Return the misfit of an item as one of its study, with a rule of intensity that fits."""
     facts, called = error.facts, study.origin.called
     if facts.get("problem") == "colour":
         detail = f"{called}: it is in colour, and the model takes grey pictures"
@@ -255,7 +254,7 @@ def write_outputs(
 def _record(
     study: Study, translated: StudyResults, made: Assembled, why: Sequence[str]
 ) -> tuple[Translation, dict[str, Any]]:
-    """What the items have in common, as the record of any translation, and the study's own section."""
+    """Merge the records of the items into one, and write the section `study`."""
     records = [record for record in translated.records if record is not None]
     beside = Path(study.name).parent  # names are relative to the record's folder
     digests = {

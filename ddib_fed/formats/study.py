@@ -36,14 +36,13 @@ from ddib_fed.errors import (
 from ddib_fed.record import PictureFigures, Translation
 
 Bad = list[tuple[Path, DdibError]]
-"""What cannot be read, and why."""
+"""Files that cannot be read, with their errors."""
 AUTO: Final = "auto"
 LATENT: Final = ".latent.npy"
-"""Of the file beside a picture in one part that holds its latent."""
 PERCENTILES: Final = "percentile:0.5,99.5"
 """The rule for what has no units of its own, such as MR."""
 EMPTY: Final = 0.02
-"""Share of the range within which a number counts as background."""
+"""A number within this share of the range of the background counts as background."""
 LEAST_STEP: Final = 1e-3
 """Share of the range by which values that are sent as they are may change."""
 LEAST_CONTENT: Final = 0.01
@@ -71,7 +70,7 @@ class IntensityRule:
 
     @classmethod
     def parse(cls, text: str) -> IntensityRule:
-        """The rule in `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
+        """Parse `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
         found = _RULE.fullmatch(text)
         if found is not None:
             name = found["name"].partition(":")[0]
@@ -88,15 +87,19 @@ class IntensityRule:
         )
 
     @property
+    def as_it_is(self) -> bool:
+        return self.name in {"values", "hu"}
+
+    @property
     def text(self) -> str:
         """The rule as `parse` takes it, without a value of any file."""
-        if self.name in {"values", "hu"}:
+        if self.as_it_is:
             return self.name
         return f"{self.name}:{self.first:.12g},{self.second:.12g}@{self.low:.12g}:{self.high:.12g}"
 
     def on(self, values: NDArray[Any]) -> Intensity:
-        if self.name in {"values", "hu"}:
-            return Intensity(self.name)
+        if self.as_it_is:
+            return Intensity(self)
         if self.name == "window":
             black, white = self.first - self.second / 2, self.first + self.second / 2
         else:
@@ -104,8 +107,7 @@ class IntensityRule:
             if not finite.size:
                 raise ImageUnreadable("none of its values is finite")
             ends = float(finite.min()), float(finite.max())
-            shares = (self.first, self.second)
-            black, white = (float(v) for v in np.percentile(finite, shares, overwrite_input=True))
+            black, white = map(float, np.percentile(finite, (self.first, self.second), overwrite_input=True))
             if black == white:
                 black, white = ends
             if black == white:
@@ -113,73 +115,68 @@ class IntensityRule:
                     f"all its values are {black:g}, so percentiles say nothing",
                     hint="--intensity window:CENTRE,WIDTH",
                 )
-        return Intensity(self.name, black, white, self.low, self.high)
+        return Intensity(self, black, white)
 
 
 @dataclass(frozen=True, slots=True)
 class Intensity:
-    name: str
+    """A rule for some values, of which black and white become the ends of its range."""
+
+    rule: IntensityRule
     black: float = 0.0
     white: float = 255.0
-    low: float = 0.0
-    high: float = 255.0
-
-    @property
-    def as_it_is(self) -> bool:
-        return self.name in {"values", "hu"}
 
     def numbers(self, values: NDArray[Any]) -> Pixels:
-        """The numbers of some values: uint8 or uint16 where the range allows it, else int16 or float32."""
-        if self.as_it_is:
+        """Turn values into numbers: uint8 or uint16 where the range allows it, else int16 or float32."""
+        if self.rule.as_it_is:
             return _narrowed(values)
-        wide = np.result_type(values.dtype, np.float32).type
-        whole = self.low >= 0 and self.low.is_integer() and self.high.is_integer() and self.high <= 65535
-        kind = np.float32 if not whole else np.uint8 if self.high <= 255 else np.uint16
+        low, high, wide = self.rule.low, self.rule.high, np.result_type(values.dtype, np.float32).type
+        whole = low >= 0 and low.is_integer() and high.is_integer() and high <= 65535
+        kind = np.float32 if not whole else np.uint8 if high <= 255 else np.uint16
         numbers = np.empty(values.shape, kind)
         for part in parts_of(values):
             share = (values[part].astype(wide) - wide(self.black)) / wide(self.white - self.black)
             share = np.where(np.isfinite(values[part]), share.clip(0.0, 1.0), wide(0))
-            scaled = share * wide(self.high - self.low) + wide(self.low)
+            scaled = share * wide(high - low) + wide(low)
             numbers[part] = np.rint(scaled) if whole else scaled
         return numbers
 
     def record(self, values: NDArray[Any]) -> dict[str, Any]:
-        """What the provenance says: the rule, its numbers, how much was clipped, and the way back."""
-        if self.as_it_is:
-            return {"rule": self.name, "number": "value", "inverse": "value = number", "clipped": 0.0}
+        """Return the rule, its numbers, the clipped share and the inverse, for the provenance."""
+        rule = self.rule
+        if rule.as_it_is:
+            return {"rule": rule.name, "number": "value", "inverse": "value = number", "clipped": 0.0}
         finite = outside = 0
         for each in (values[part] for part in parts_of(values)):
             is_finite = np.isfinite(each)
             finite += int(is_finite.sum())
             outside += int((is_finite & ((each < self.black) | (each > self.white))).sum())
-        back = (self.white - self.black) / (self.high - self.low)
+        back = (self.white - self.black) / (rule.high - rule.low)
         return {
-            "rule": self.name,
+            "rule": rule.name,
             "black": self.black,
             "white": self.white,
-            "low": self.low,
-            "high": self.high,
+            "low": rule.low,
+            "high": rule.high,
             "number": "low + (value - black) / (white - black) * (high - low), clipped to low..high",
-            "inverse": f"value = {self.black:.9g} + (number - {self.low:.9g}) * {back:.9g}",
+            "inverse": f"value = {self.black:.9g} + (number - {rule.low:.9g}) * {back:.9g}",
             "clipped": round(outside / values.size, 6),
             "not_finite": values.size - finite,
         }
 
 
-def chosen_rule(
-    text: str, values: NDArray[Any], modality: str = "", *, of_model: bool = False
-) -> IntensityRule:
+def chosen_rule(options: Options, values: NDArray[Any], modality: str = "") -> IntensityRule:
     """The rule that was asked for, or of the source's model; for `auto` bytes stay, CT is in Hounsfield units, and all
     else goes by percentiles.
     """
-    if text == AUTO:
+    if options.intensity == AUTO:
         usual = "hu" if modality == "CT" else PERCENTILES
         return IntensityRule.parse("values" if values.dtype == np.uint8 else usual)
-    rule = IntensityRule.parse(text)
+    rule = IntensityRule.parse(options.intensity)
     if rule.name == "hu" and modality != "CT":
         this, other = modality or "no DICOM", "values, if its numbers are Hounsfield units"
         hint = f"--intensity {PERCENTILES if modality else other}"
-        if not of_model:
+        if not options.of_model:
             raise UsageError(f"--intensity hu is for CT, this is {this}", hint=hint)
         raise ImageUnreadable(
             f"the source's model was trained on CT in Hounsfield units, this is {this}",
@@ -189,7 +186,7 @@ def chosen_rule(
 
 
 def item_bytes(numbers: Pixels) -> bytes:
-    """Pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for numbers that a PNG cannot hold."""
+    """Encode pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for other types."""
     if numbers.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         return encode_png(np.ascontiguousarray(numbers))
     file = io.BytesIO()
@@ -216,7 +213,7 @@ def parts_of(values: NDArray[Any]) -> Iterator[tuple[int | slice, ...]]:
 
 
 def _narrowed(values: NDArray[Any]) -> Pixels:
-    """Values in the smallest type that a node takes and that keeps them."""
+    """Return values in the smallest type that a node takes and that keeps them."""
     if values.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         return values
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -265,14 +262,14 @@ class Origin:
         results: Sequence[str] = (),
         beside: Sequence[str] = (),
     ) -> Origin:
-        """Of a file that becomes a file of the same kind."""
+        """Describe a file whose results lie below the folder `within`, by default one of the same kind."""
         called = within + safe_name(path.name[: len(path.name) - len(suffix)])
         outputs = tuple(called + each for each in results or (suffix,))
         others = tuple(called + each for each in beside)
         return cls(path, called, outputs, (path,), settings, beside=others, suffix=suffix)
 
     def renamed(self, name: str) -> Origin:
-        """The same, whose results are called otherwise."""
+        """Return the same origin with another name for its results."""
         outputs = tuple(name + each.removeprefix(self.name) for each in self.outputs)
         beside = tuple(name + each.removeprefix(self.name) for each in self.beside)
         return replace(self, name=name, outputs=outputs, beside=beside)
@@ -282,7 +279,7 @@ class Origin:
         return self.label or str(self.given)
 
     def sha256(self) -> str:
-        """Digest of all that is read, hex: of a file its own, of several that of their sorted digests."""
+        """Return the digest of one input, or of the sorted digests of several, hex."""
         digests = []
         for path in self.inputs:
             with path.open("rb") as file:
@@ -299,13 +296,25 @@ def safe_name(text: str) -> str:
 
 @contextmanager
 def naming(origin: Origin) -> Iterator[None]:
-    """Inside, an error about what a study holds or became names it; a wrong option is about no study."""
+    """Prefix errors about a study with its name; a wrong option is about no study."""
     try:
         yield
     except (InputError, ItemNotFound, JobFailed) as error:
         if origin.called not in error.detail and not isinstance(error, UsageError | ExtraMissing):
             error.detail, error.hop = f"{origin.called}: {error.detail}", error.hop or "client"
         raise
+
+
+@contextmanager
+def faults(what: str, hint: str) -> Iterator[None]:
+    """Raise ImageUnreadable for whatever a library raises inside: on a damaged or forged file it may be anything."""
+    try:
+        yield
+    except DdibError:
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}".partition("\nTraceback")[0]
+        raise ImageUnreadable(f"{what}: {' '.join(why.split())[:300]}", hop="client", hint=hint) from error
 
 
 class Grid(NamedTuple):
@@ -403,7 +412,7 @@ class StudyResults:
 
     @property
     def clipped(self) -> str:
-        """How many values lay outside the range of the source's model, in a sentence; empty for none."""
+        """Say how many values lay outside the range of the source's model; empty if none did."""
         count = sum(record.picture.clipped for record in self.records if record and record.picture)
         return f"{count:,} values outside the range of the source's model were clipped" if count else ""
 
@@ -419,7 +428,7 @@ class StudyResults:
         return (self.slope, self.intercept) == (1.0, 0.0)
 
     def scaled(self, numbers: Pixels) -> Pixels:
-        """Raw values of numbers: themselves, or float32."""
+        """Return numbers in the target's units: unchanged if they are these, else float32."""
         if self.plain:
             return numbers
         raw: Pixels = numbers.astype(np.float32) * np.float32(self.slope) + np.float32(self.intercept)
@@ -459,7 +468,7 @@ class Planes(ABC):
         return b""
 
     def items(self) -> Iterator[bytes]:
-        """The content of each item, in order."""
+        """Yield the content of each item, in order."""
         places = self.places
         for at in self.sent:
             yield item_bytes(self.numbers[places[at]])
@@ -526,9 +535,6 @@ class Unread:
     origin: Origin
     reader: Callable[[Origin], Study]
 
-    def renamed(self, name: str) -> Unread:
-        return self if name == self.origin.name else replace(self, origin=self.origin.renamed(name))
-
 
 class Studies:
     """Studies, each of which is read when it is asked for; the last one alone is kept, so that memory holds one."""
@@ -567,64 +573,10 @@ class Choice(NamedTuple):
 
 
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:
-    """Return if a result (H, W, C) is of the size that was sent."""
+    """Raise InputError unless a result (H, W, C) has the size that was sent."""
     if plane.shape[:2] != size:
         found, sent = (f"{height} x {width}" for height, width in (plane.shape[:2], size))
         raise InputError(
             f"results have {found} pixels, {sent} were sent: the model crops pictures, so they cannot be put together",
             hint="a source whose model has the size rule resize or pad (ddib domains)",
         )
-
-
-@dataclass(frozen=True, slots=True)
-class Slices(Planes):
-    """A volume (N, H, W, C) in the numbers that a model takes."""
-
-    @classmethod
-    def of(cls, values: NDArray[Any], rule: IntensityRule) -> Slices:
-        intensity = rule.on(values)
-        numbers = intensity.numbers(values)
-        least, most = float(numbers.min()), float(numbers.max())
-        sent = tuple(
-            at for at, plane in enumerate(numbers) if not is_empty(plane, least, max(most - least, 1e-9))
-        )
-        if not sent:
-            raise ImageUnreadable("none of its slices shows anything but background")
-        return cls(numbers, sent, intensity.record(values), rule.text)
-
-    @property
-    def places(self) -> range:
-        return range(len(self.numbers))
-
-    @property
-    def volume_sha256(self) -> bytes:
-        # Not of the file: under another rule of intensity two slices with one noise would give it away.
-        digest = hashlib.sha256(f"{self.numbers.dtype} {self.numbers.shape}".encode())
-        for plane in self.numbers:
-            digest.update(np.ascontiguousarray(plane).data)
-        return digest.digest()
-
-    def stack(self, translated: StudyResults) -> Pixels:
-        """All planes (N, H, W, C), with background where none was sent or translated."""
-        count, height, width, _ = self.numbers.shape
-        shape = (count, height, width, translated.channels)
-        stack = np.full(shape, translated.background, dtype=translated.dtype)
-        for at, plane in zip(self.sent, translated.planes, strict=True):
-            if plane is not None:
-                require_size(plane, (height, width))
-                stack[at] = plane
-        return stack
-
-    def covered(self, translated: StudyResults) -> Pixels | None:
-        """1 where something was translated (N, H, W, 1); None where no plane was refused."""
-        if not (missing := self.missing(translated)):
-            return None
-        there = np.zeros((*self.numbers.shape[:3], 1), np.uint8)
-        there[sorted({*self.sent} - {*missing})] = 1
-        return there
-
-    def summary(self, translated: StudyResults) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Sections of the provenance, and lines for the person."""
-        empty = sorted({*self.places} - {*self.sent})
-        said = f"{len(empty)} of {len(self.numbers)} slices are background and were not sent"
-        return self.report(translated, "slices", empty=empty), (said,) if empty else ()

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -72,41 +72,33 @@ class TileGrid:
         return cls(height, width, (min(tile[0], height), min(tile[1], width)), min(tile) // 2)
 
     @cached_property
-    def rows(self) -> tuple[int, ...]:
-        return _starts(self.height, self.tile[0], self.overlap)
-
-    @cached_property
-    def columns(self) -> tuple[int, ...]:
-        return _starts(self.width, self.tile[1], self.overlap)
+    def sides(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+        """The tiles' places down and across the picture."""
+        return _places(self.height, self.tile[0], self.overlap), _places(
+            self.width, self.tile[1], self.overlap
+        )
 
     def __len__(self) -> int:
-        return len(self.rows) * len(self.columns)
+        return len(self.sides[0]) * len(self.sides[1])
 
     def windows(self) -> list[tuple[slice, slice]]:
         """Each tile's place, row by row."""
-        height, width = self.tile
-        return [
-            (slice(top, top + height), slice(left, left + width))
-            for top in self.rows
-            for left in self.columns
-        ]
+        return [*product(*self.sides)]
 
 
-def _starts(length: int, tile: int, overlap: int) -> tuple[int, ...]:
-    if tile >= length:
-        return (0,)
-    step = max(1, tile - overlap)
-    count = 1 + -(-(length - tile) // step)
-    return tuple(round(i * (length - tile) / (count - 1)) for i in range(count))
+def _places(length: int, tile: int, overlap: int) -> tuple[slice, ...]:
+    gaps = -(-(length - tile) // max(1, tile - overlap))
+    starts = (round(i * (length - tile) / max(1, gaps)) for i in range(gaps + 1))
+    return tuple(slice(start, start + tile) for start in starts)
 
 
 def blend(
     tiles: Sequence[NDArray[Any] | None], grid: TileGrid, channels: int, *, background: float = 0.0
 ) -> tuple[Floats, Mask]:
-    """(H, W, C) of the tiles that are there, weighted by a raised sine over what they share; and where any is."""
+    """Blend tiles by a raised sine over what they share; return (H, W, C), and where any tile is (H, W)."""
     sides = []
-    for size, starts in zip(grid.tile, (grid.rows, grid.columns), strict=True):
-        shared = max((before + size - after for before, after in pairwise(starts)), default=0)
+    for size, places in zip(grid.tile, grid.sides, strict=True):
+        shared = max((before.stop - after.start for before, after in pairwise(places)), default=0)
         shared = min(shared, size // 2 or 1)
         edge = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
         sides.append(np.sin(np.pi / 2 * np.clip(edge / max(shared, 0.5), 0, 1)) ** 2)
@@ -150,7 +142,7 @@ class Tiles(Planes):
     def together(
         self, planes: Sequence[Pixels | None], channels: int, background: float
     ) -> tuple[Floats, Mask]:
-        """What came of the tiles that were sent, as `blend` gives it."""
+        """Blend the results of the tiles that were sent, as `blend` does."""
         tiles: list[Pixels | None] = [None] * len(self.grid)
         for at, plane in zip(self.sent, planes, strict=True):
             if plane is not None:
@@ -165,7 +157,7 @@ class Tiles(Planes):
         return _rounded(blended, translated.dtype), covered, self.report(translated, "tiles", **size)
 
     def figures(self, translated: StudyResults) -> tuple[dict[str, Any], Floats | None]:
-        """Size, what differs from the map, and the round trip, as a record; the picture that came back, if any."""
+        """Return size, difference from the map and round trip for the record, and the returned picture, if any."""
         figures: dict[str, Any] = {"height": self.grid.height, "width": self.grid.width}
         texts = [
             record.picture.differs_at if record and record.picture else "" for record in translated.records
@@ -208,7 +200,6 @@ class PictureStudy(Study):
         return kind if self.planes == 1 else f"{kind} in tiles"
 
     def assemble(self, translated: StudyResults) -> Assembled:
-        """The picture of the results, with its mask and with what came back."""
         made, covered, report = self.pixels.result(translated)
         figures, back = self.pixels.figures(translated)
         said, files = list[str](), {self.origin.outputs[0]: encode_png(made)}
@@ -223,7 +214,6 @@ class PictureStudy(Study):
 
 
 def picture_origin(path: Path, options: Options, within: str = "") -> Origin:
-    """What the study of a picture is made from; results lie below the folder `within`."""
     settings = options.settings("intensity", "picture_tile", "most_tiles")
     beside = (".mask.png", ".returned.png", LATENT)
     return Origin.of_file(path, settings, suffix=path.suffix, within=within, results=(".png",), beside=beside)
@@ -284,9 +274,7 @@ class GeoTiffStudy(Study):
     georeference: Georeference
     valid: Mask
 
-    @property
-    def kind(self) -> str:
-        return "GeoTIFF"
+    kind = "GeoTIFF"
 
     def assemble(self, translated: StudyResults) -> Assembled:
         made, covered, report = self.pixels.result(translated)
@@ -343,7 +331,7 @@ def geotiff_origin(path: Path, options: Options, within: str = "") -> Origin:
 
 def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
     values, valid, where, units = _read(origin.given)
-    rule = chosen_rule(options.intensity, values, of_model=options.of_model)
+    rule = chosen_rule(options, values)
     seen = values if valid.all() else values[valid]
     intensity = rule.on(seen)
     grid = TileGrid.of(valid.shape[0], valid.shape[1], options.tile)

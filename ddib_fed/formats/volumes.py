@@ -1,8 +1,8 @@
-"""Whole volumes: fitted to the grid of a model of volumes, and results brought back to the volume's own grid.
+"""Volumes in slices; or whole, fitted to the grid of a model of volumes, and results brought back to their own grid.
 
-Axes are depth, height and width, from inferior to superior, anterior to posterior and left to right: the axial slices
-one above the other. Both grids have one centre, and an oblique volume keeps its own axes. Along each axis, with r the
-model's spacing over the volume's,
+Axes of a whole volume are depth, height and width, from inferior to superior, anterior to posterior and left to right:
+the axial slices one above the other. Both grids have one centre, and an oblique volume keeps its own axes. Along each
+axis, with r the model's spacing over the volume's,
 
     value(m) = sum_j w_j value(j),  w_j ~ max(0, 1 - |m r + offset - j| / max(1, r)),  sum_j w_j = 1
 
@@ -11,6 +11,7 @@ which is linear interpolation, and where voxels become larger a mean over them. 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels, encode_volume
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.formats.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty
+from ddib_fed.formats.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty, require_size
 from ddib_fed.record import PictureFigures
 
 ALIKE: Final = 1e-3
@@ -28,6 +29,8 @@ ALIKE: Final = 1e-3
 MOST_OUTSIDE: Final = 0.01
 """Share of what is no background that may lie outside the model's grid."""
 _SAME: Final = np.array([[0, 1], [1, 1], [2, 1]])
+# In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
+PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
 
 Floats = NDArray[np.float32]
 
@@ -64,6 +67,11 @@ class Axis:
         return _weights(self.places, self.model, 1 / self.ratio)
 
 
+def _ratio(model: float, own: float) -> float:
+    ratio = model / own
+    return 1.0 if abs(ratio - 1) < ALIKE else ratio
+
+
 def _within(places: NDArray[np.floating], count: int) -> NDArray[np.bool_]:
     return (places > -0.5 - 1e-6) & (places < count - 0.5 + 1e-6)
 
@@ -84,29 +92,37 @@ def _resampled(volume: Pixels, weights: Sequence[Floats], background: float) -> 
     return (found if volume.dtype.kind == "f" else np.rint(found)).astype(volume.dtype)
 
 
-def orientation_of(affine: NDArray[np.float64]) -> NDArray[Any]:
+def orientation_of(affine: NDArray[np.float64], hint: str = "export it again") -> NDArray[Any]:
     """(3, 2): for each axis of values its canonical axis (right, anterior, superior), and 1 or -1 for its direction."""
     from nibabel import io_orientation
 
-    found: NDArray[Any] = io_orientation(affine)
-    return found
+    finite = np.isfinite(affine).all()
+    orientation: NDArray[Any] = io_orientation(affine) if finite else np.full((3, 2), np.nan)
+    if np.isnan(orientation).any():
+        why = "an axis is all zero" if finite else "it is not finite"
+        raise ImageUnreadable(f"its affine has no orientation: {why}", hint=hint)
+    return orientation
 
 
-def axial(values: NDArray[Any], orientation: NDArray[Any]) -> NDArray[Any]:
-    """Values (i, j, k, ...) of an orientation as (D, H, W, ...)."""
+def sliced(values: NDArray[Any], orientation: NDArray[Any], plane: str = "axial") -> NDArray[Any]:
+    """Values (i, j, k, ...) of an orientation as slices (N, H, W, ...) of a plane; axial ones are (D, H, W, ...)."""
     from nibabel import orientations
 
+    through, across, up = PLANES[plane]
     canonical: NDArray[Any] = orientations.apply_orientation(values, orientation)
-    return canonical.swapaxes(0, 2)[:, ::-1]
+    return np.moveaxis(canonical, (through, up, across), (0, 1, 2))[:, ::-1]
 
 
-def from_axial(volume: NDArray[Any], orientation: NDArray[Any]) -> NDArray[Any]:
-    """The inverse of `axial`."""
+def unsliced(slices: NDArray[Any], orientation: NDArray[Any], plane: str = "axial") -> NDArray[Any]:
+    """The inverse of `sliced`."""
     from nibabel import orientations
 
-    back = orientations.ornt_transform(_SAME, orientation)
-    found: NDArray[Any] = orientations.apply_orientation(volume[:, ::-1].swapaxes(0, 2), back)
-    return found
+    through, across, up = PLANES[plane]
+    canonical = np.moveaxis(slices[:, ::-1], (0, 1, 2), (through, up, across))
+    values: NDArray[Any] = orientations.apply_orientation(
+        canonical, orientations.ornt_transform(_SAME, orientation)
+    )
+    return values
 
 
 def spacing_of(affine: NDArray[np.float64], orientation: NDArray[Any]) -> tuple[float, float, float]:
@@ -117,17 +133,81 @@ def spacing_of(affine: NDArray[np.float64], orientation: NDArray[Any]) -> tuple[
 
 
 @dataclass(frozen=True, slots=True)
-class Volumes(Planes):
+class Slices(Planes):
+    """A volume (N, H, W, C) in the numbers that a model takes."""
+
+    outside: float
+    """Share of what is no background that the model does not see."""
+
+    @classmethod
+    def of(cls, values: NDArray[Any], rule: IntensityRule) -> Slices:
+        intensity = rule.on(values)
+        numbers = intensity.numbers(values)
+        least, most = float(numbers.min()), float(numbers.max())
+        sent = tuple(
+            at for at, plane in enumerate(numbers) if not is_empty(plane, least, max(most - least, 1e-9))
+        )
+        if not sent:
+            raise ImageUnreadable("none of its slices shows anything but background")
+        return cls(numbers, sent, intensity.record(values), rule.text, 0.0)
+
+    @property
+    def places(self) -> range:
+        return range(len(self.numbers))
+
+    @property
+    def volume_sha256(self) -> bytes:
+        # Not of the file: under another rule of intensity two slices with one noise would give it away.
+        digest = hashlib.sha256(f"{self.numbers.dtype} {self.numbers.shape}".encode())
+        for plane in self.numbers:
+            digest.update(np.ascontiguousarray(plane).data)
+        return digest.digest()
+
+    def fitted(self, item: Pixels, background: float) -> Pixels:
+        """Return a result on the study's own grid, whose outside is background; raise InputError on another size."""
+        del background
+        require_size(item, self.numbers.shape[1:3])
+        return item
+
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        """The part of an item's numbers that the model sees."""
+        return ()
+
+    def stack(self, translated: StudyResults) -> Pixels:
+        """All slices (N, H, W, C), of volumes (N * D, H, W, C), with background where nothing was translated."""
+        shape = (*self.numbers.shape[:-1], translated.channels)
+        stack = np.full(shape, translated.background, dtype=translated.dtype)
+        for at, item in zip(self.sent, translated.planes, strict=True):
+            if item is not None:
+                stack[at] = self.fitted(item, translated.background)
+        return stack.reshape(-1, *shape[-3:])
+
+    def covered(self, translated: StudyResults) -> Pixels | None:
+        """1 where something was translated, shaped as `stack` with one channel; None if that is everywhere."""
+        missing = self.missing(translated)
+        there = np.zeros((*self.numbers.shape[:-1], 1), np.uint8)
+        for at in {*self.sent} - {*missing}:
+            there[at][self.inside] = 1
+        return there.reshape(-1, *there.shape[-3:]) if missing or self.outside else None
+
+    def summary(self, translated: StudyResults) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Sections of the provenance, and lines for the person."""
+        empty = sorted({*self.places} - {*self.sent})
+        said = f"{len(empty)} of {len(self.numbers)} slices are background and were not sent"
+        return self.report(translated, "slices", empty=empty), (said,) if empty else ()
+
+
+@dataclass(frozen=True, slots=True)
+class Volumes(Slices):
     """Volumes (N, D, H, W, C) on their own grid, in the numbers that a model takes."""
 
     axes: tuple[Axis, ...]
     spacing: tuple[float, ...]
     grid: Grid
-    outside: float
-    """Share of what is no background that the model does not see."""
 
     @classmethod
-    def of(cls, values: NDArray[Any], rule: IntensityRule, spacing: Sequence[float], grid: Grid) -> Volumes:
+    def fit(cls, values: NDArray[Any], rule: IntensityRule, spacing: Sequence[float], grid: Grid) -> Volumes:
         """Of values (N, D, H, W, C) with mm between voxels."""
         sides = values.shape[1:4]
         if min(sides) < 2:
@@ -137,11 +217,8 @@ class Volumes(Planes):
             )
         if not all(1e-6 < mm < 1e6 for mm in spacing):
             raise ImageUnreadable("its voxels have no size", hint="set its spacing in mm (pixdim)")
-        ratios = [wanted / own for wanted, own in zip(grid.spacing or spacing, spacing, strict=True)]
-        axes = tuple(
-            Axis(own, model, 1.0 if abs(ratio - 1) < ALIKE else ratio)
-            for own, model, ratio in zip(sides, grid.sides, ratios, strict=True)
-        )
+        ratios = map(_ratio, grid.spacing or spacing, spacing)
+        axes = tuple(Axis(*each) for each in zip(sides, grid.sides, ratios, strict=True))
         intensity = rule.on(values)
         numbers = intensity.numbers(values)
         least, width = float(numbers.min()), max(float(np.ptp(numbers)), 1e-9)
@@ -152,8 +229,9 @@ class Volumes(Planes):
         seen = shown[(slice(None), *(axis.inside for axis in axes))]
         outside = 1.0 - np.count_nonzero(seen) / np.count_nonzero(shown)
         if outside > MOST_OUTSIDE:
-            own, model = (
-                " x ".join(f"{side:.0f}" for side in lengths) for lengths in _lengths(axes, spacing)
+            own = " x ".join(f"{axis.own * mm:.0f}" for axis, mm in zip(axes, spacing, strict=True))
+            model = " x ".join(
+                f"{axis.model * axis.ratio * mm:.0f}" for axis, mm in zip(axes, spacing, strict=True)
             )
             whole = "x".join(str(max(axis.model, int(np.ceil(axis.own / axis.ratio)))) for axis in axes)
             raise ImageUnreadable(
@@ -161,34 +239,31 @@ class Volumes(Planes):
                 f"model's volumes {model} mm (depth, height, width)",
                 hint=f'--size {whole}, or [model] scene = "{whole}" at both nodes; or cut it to the part that is meant',
             )
-        return cls(numbers, sent, intensity.record(values), rule.text, axes, tuple(spacing), grid, outside)
-
-    @property
-    def places(self) -> range:
-        return range(len(self.numbers))
+        return cls(numbers, sent, intensity.record(values), rule.text, outside, axes, tuple(spacing), grid)
 
     @property
     def warnings(self) -> tuple[str, ...]:
         lost = f"{self.outside:.2%} of what it shows lies outside the model's field of view, and is not translated"
         return (*super(Volumes, self).warnings, *((lost,) if self.outside else ()))
 
+    @property
+    def volume_sha256(self) -> bytes:
+        return b""
+
     def computed(self, translated: StudyResults) -> PictureFigures:
         del translated  # whose volumes have the model's size
-        own, (height, width) = (
-            [axis.own for axis in self.axes],
-            [axis.own / axis.ratio for axis in self.axes[1:]],
-        )
-        made = PictureFigures(depth=own[0], height=own[1], width=own[2])
-        there = {"fitted_height": max(1, round(height)), "fitted_width": max(1, round(width))}
-        return made if [*there.values()] == own[1:] else made.model_copy(update=there)
+        depth, *own = (axis.own for axis in self.axes)
+        fitted = [max(1, round(axis.own / axis.ratio)) for axis in self.axes[1:]]
+        figures = PictureFigures(depth=depth, height=own[0], width=own[1])
+        if fitted == own:
+            return figures
+        return figures.model_copy(update={"fitted_height": fitted[0], "fitted_width": fitted[1]})
 
     def resampled(self, spacing: Sequence[float]) -> Iterator[Pixels]:
         """Each volume (D, H, W, C) whole, at mm between voxels; for training."""
-        least, axes = float(self.numbers.min()), []
-        for own, before, after in zip(self.numbers.shape[1:4], self.spacing, spacing, strict=True):
-            ratio = after / before
-            same = abs(ratio - 1) < ALIKE
-            axes.append(Axis(own, own if same else max(1, round(own / ratio)), 1.0 if same else ratio))
+        least, ratios = float(self.numbers.min()), map(_ratio, spacing, self.spacing)
+        sides = zip(self.numbers.shape[1:4], ratios, strict=True)
+        axes = [Axis(own, max(1, round(own / ratio)), ratio) for own, ratio in sides]
         for at in self.sent:
             yield _resampled(self.numbers[at], [axis.there() for axis in axes], least)
 
@@ -197,30 +272,14 @@ class Volumes(Planes):
         for at in self.sent:
             yield encode_volume(_resampled(self.numbers[at], weights, least))
 
-    def stack(self, translated: StudyResults) -> Pixels:
-        """All axial slices (N * D, H, W, C) on the volumes' own grid, with background where nothing was translated."""
-        count, *sides, _ = self.numbers.shape
-        shape = (count, *sides, translated.channels)
-        stack = np.full(shape, translated.background, dtype=translated.dtype)
-        weights = [axis.back() for axis in self.axes]
-        for at, volume in zip(self.sent, translated.planes, strict=True):
-            if volume is not None:
-                if volume.shape[:3] != self.grid.sides:
-                    raise InputError(
-                        f"a result of {volume.shape[:3]} voxels came, {self.grid.sides} were sent"
-                    )
-                stack[at] = _resampled(volume, weights, translated.background)
-        return stack.reshape(-1, *shape[2:])
+    def fitted(self, item: Pixels, background: float) -> Pixels:
+        if item.shape[:3] != self.grid.sides:
+            raise InputError(f"a result of {item.shape[:3]} voxels came, {self.grid.sides} were sent")
+        return _resampled(item, [axis.back() for axis in self.axes], background)
 
-    def covered(self, translated: StudyResults) -> Pixels | None:
-        missing = self.missing(translated)
-        if not missing and not self.outside:
-            return None
-        there = np.zeros((*self.numbers.shape[:4], 1), np.uint8)
-        inside = tuple(axis.inside for axis in self.axes)
-        for at in {*self.sent} - {*missing}:
-            there[at][inside] = 1
-        return there.reshape(-1, *there.shape[2:])
+    @property
+    def inside(self) -> tuple[slice, ...]:
+        return tuple(axis.inside for axis in self.axes)
 
     def summary(self, translated: StudyResults) -> tuple[dict[str, Any], tuple[str, ...]]:
         fit = {
@@ -235,9 +294,3 @@ class Volumes(Planes):
         }
         shrink = max(1.0, *(axis.ratio for axis in self.axes))
         return {**self.report(translated, "volumes", **fit), "shrink": shrink}, self.warnings
-
-
-def _lengths(axes: Sequence[Axis], spacing: Sequence[float]) -> tuple[list[float], list[float]]:
-    """mm of the volume and of the model's grid along each axis."""
-    pairs = list(zip(axes, spacing, strict=True))
-    return [axis.own * mm for axis, mm in pairs], [axis.model * axis.ratio * mm for axis, mm in pairs]

@@ -22,15 +22,15 @@ VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 )
 def test_numbers_fill_the_range_and_the_stated_inverse_undoes_them(text, dtype, top):
     """Within half a step of the type, for values that are not clipped."""
-    rule = IntensityRule.parse(text).on(VALUES)
-    numbers = rule.numbers(VALUES)
+    intensity = IntensityRule.parse(text).on(VALUES)
+    numbers, rule = intensity.numbers(VALUES), intensity.rule
     assert numbers.dtype == dtype
     assert numbers.max() == top
-    stated = rule.record(VALUES)
+    stated = intensity.record(VALUES)
     number = numbers.astype(np.float64)
     back = eval(stated["inverse"].partition("=")[2], {"number": number})
-    inside = (rule.black <= VALUES) & (rule.white >= VALUES)
-    step = (rule.white - rule.black) / (rule.high - rule.low) if dtype != np.float32 else 1e-3
+    inside = (intensity.black <= VALUES) & (intensity.white >= VALUES)
+    step = (intensity.white - intensity.black) / (rule.high - rule.low) if dtype != np.float32 else 1e-3
     assert np.abs(back - VALUES)[inside].max() <= 0.52 * step  # float32 in between
     assert stated["clipped"] == pytest.approx(1 - inside.mean(), abs=1e-6)
 

@@ -12,7 +12,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageUnreadable, InputError, JobFailed
-from ddib_fed.formats.dicom import quiet
+from ddib_fed.formats.dicom_writing import report_of
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import Options, StudyResults
 from ddib_fed.names import __version__
@@ -81,8 +81,7 @@ def test_files_that_are_no_pictures_are_counted(tmp_path):
     for keyword in ("Rows", "Columns", "PixelData"):
         delattr(own, keyword)
     own.SOPClassUID = own.file_meta.MediaStorageSOPClassUID = "1.3.12.2.1107.5.9.1"
-    with quiet():
-        own.save_as(tmp_path / "mr" / "private.dcm")
+    own.save_as(tmp_path / "mr" / "private.dcm")
     found = open_paths([tmp_path / "mr"], Options())
     assert found.ignored == Counter(
         {"DICOM RT Plan": 1, "DICOM Basic Text SR": 1, "DICOM file of a private class without pixels": 1}
@@ -304,7 +303,8 @@ def datasets(made):
 
 @pytest.fixture
 def ct(tmp_path):
-    write_series(tmp_path / "ct", FOUR_SLICES, header="CT_small.dcm", intercept=-1024)
+    versions = {"SoftwareVersions": ["15", "LX"]}
+    write_series(tmp_path / "ct", FOUR_SLICES, header="CT_small.dcm", intercept=-1024, **versions)
     return only(tmp_path / "ct")
 
 
@@ -321,7 +321,7 @@ def test_every_file_says_what_it_is(ct):
         assert reference.ReferencedSOPInstanceUID == source.SOPInstanceUID
         acquired, maker = made.ContributingEquipmentSequence
         assert (acquired.Manufacturer, maker.Manufacturer) == ("GE MEDICAL SYSTEMS", "ddib-fed")
-        assert maker.SoftwareVersions == __version__
+        assert (acquired.SoftwareVersions, maker.SoftwareVersions) == (["15", "LX"], __version__)
         assert all(digest in maker.ContributionDescription for digest in ("ab" * 32, "cd" * 32))
         assert made.SeriesDescription == "SYNTHETIC south.example/relief"
         assert made.SeriesNumber == source.SeriesNumber + 1000
@@ -483,6 +483,19 @@ def test_a_slice_of_a_malformed_value_is_named_and_the_others_are_read(element, 
     (study,) = open_paths([tmp_path / "mr"], Options(), bad=bad).studies
     assert [each.name for each, _ in bad] == [path.name]
     assert len(study.sent) == 3
+
+
+@pytest.mark.parametrize("keyword", ["FlipAngle", "PatientWeight"])
+def test_a_report_leaves_out_a_malformed_value(keyword, tmp_path):
+    """A series that cannot be translated for it is reported all the same."""
+    (path,) = write_series(tmp_path / "mr", FOUR_SLICES[:1], PatientID="ADA", **{keyword: 3})
+    tag = pydicom.tag.Tag(keyword)
+    element = tag.group.to_bytes(2, "little") + tag.element.to_bytes(2, "little")
+    content = path.read_bytes()
+    assert content.count(element + b"DS") == 1
+    path.write_bytes(content.replace(element + b"DS", element + b"ZZ"))
+    made = pydicom.dcmread(io.BytesIO(report_of(path, "its header is malformed")))
+    assert (made.PatientID, keyword in made) == ("ADA", False)
 
 
 @pytest.mark.parametrize(
