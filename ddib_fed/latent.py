@@ -48,11 +48,7 @@ class Latent:
 
     @classmethod
     def from_bytes(
-        cls,
-        data: bytes | bytearray | memoryview,
-        sample_shape: Sequence[int],
-        *,
-        sha256: bytes | None = None,
+        cls, data: bytes | bytearray | memoryview, sample_shape: Sequence[int], *, sha256: bytes | None = None
     ) -> Latent:
         """The latent in little-endian row-major bytes, which are not copied on usual machines."""
         samples, rest = divmod(len(data), math.prod(sample_shape) * ITEM_BYTES)

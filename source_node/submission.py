@@ -334,12 +334,7 @@ class Staging:
         if not self.accepted_before:
             self._spool.sync(self._job_id, [row.file for row in self.files])
         job_id, repeated = self._store.insert(
-            self._job_id,
-            self.owner,
-            self._request,
-            self.files,
-            new=not self.accepted_before,
-            mark=self._mark,
+            self._job_id, self.owner, self._request, self.files, new=not self.accepted_before, mark=self._mark
         )
         return self._store.get(job_id), repeated
 

@@ -24,14 +24,7 @@ from typing import Annotated, Final, Literal
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import (
-    AwareDatetime,
-    Field,
-    FiniteFloat,
-    ValidationError,
-    field_serializer,
-    model_validator,
-)
+from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError, field_serializer, model_validator
 
 from ddib_fed.errors import (
     CalibrationAltered,

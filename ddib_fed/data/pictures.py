@@ -211,19 +211,26 @@ def too_many_frames(what: str, frames: int | None = None) -> ImageTooLarge:
 
 
 @contextmanager
-def faults_as_unreadable(format_name: str) -> Iterator[None]:
-    """Maps every exception of a decoder on untrusted bytes to `ImageUnreadable`."""
+def faults(what: str, hint: str, hop: str = "") -> Iterator[None]:
+    """Raise ImageUnreadable for whatever a library raises inside: on a damaged or forged file it may be anything."""
     try:
         yield
-    except PointsUnreadable as error:
-        raise ImageUnreadable(f"the .npy cannot be read: {error.detail}", facts=error.facts) from error
     except DdibError:
         raise
-    except Exception as error:  # decoders raise any exception on forged files, MemoryError included
-        raise ImageUnreadable(
-            f"the {format_name} cannot be decoded: {type(error).__name__}: {error}"[:300],
-            hint="it may be truncated or damaged: open it in a viewer and save it again",
-        ) from error
+    except Exception as error:  # MemoryError included
+        why = f"{type(error).__name__}: {error}".partition("\nTraceback")[0]
+        raise ImageUnreadable(f"{what}: {' '.join(why.split())[:300]}", hop=hop, hint=hint) from error
+
+
+@contextmanager
+def faults_as_unreadable(format_name: str) -> Iterator[None]:
+    """Raise ImageUnreadable for whatever the decoder of a plain file raises inside."""
+    hint = "it may be truncated or damaged: open it in a viewer and save it again"
+    try:
+        with faults(f"the {format_name} cannot be decoded", hint):
+            yield
+    except PointsUnreadable as error:
+        raise ImageUnreadable(f"the .npy cannot be read: {error.detail}", facts=error.facts) from error
 
 
 def bands(height: int, width: int) -> Iterator[tuple[int, int]]:

@@ -282,11 +282,7 @@ def _between(name: str, ends: tuple[float, float], steps: int) -> Tensor:
 
 
 def discrete_schedule(
-    name: str,
-    steps: int,
-    *,
-    rescale_timesteps: bool = False,
-    ends: tuple[float, float] | None = None,
+    name: str, steps: int, *, rescale_timesteps: bool = False, ends: tuple[float, float] | None = None
 ) -> DiscreteSchedule:
     """The named schedule on `steps` integer steps, as guided-diffusion makes them, or between the betas in `ends`."""
     too_many = f"a schedule has at most {MOST_STEPS:,} steps, not {steps:,}"

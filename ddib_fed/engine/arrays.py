@@ -15,21 +15,8 @@ import torch
 
 from ddib_fed.diffusion.plans import DEFAULT_SETTINGS, SolverSettings
 from ddib_fed.engine.local_party import LocalParty, only
-from ddib_fed.engine.model import (
-    DomainModel,
-    check_calibration,
-    check_decoding,
-    check_encoding,
-)
-from ddib_fed.engine.party import (
-    Array,
-    Labels,
-    Leg,
-    OnStep,
-    RowDraw,
-    ToDecode,
-    ToTranslate,
-)
+from ddib_fed.engine.model import DomainModel, check_calibration, check_decoding, check_encoding
+from ddib_fed.engine.party import Array, Labels, Leg, OnStep, RowDraw, ToDecode, ToTranslate
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.latent import Latent
 from ddib_fed.models.units import ChannelMap
@@ -82,11 +69,7 @@ def check_translation(source: LocalParty, target: LocalParty, asked: ArraySettin
 
 
 def draw_samples(
-    party: LocalParty,
-    count: int,
-    asked: ArraySettings = PLAIN,
-    *,
-    on_progress: OnProgress | None = None,
+    party: LocalParty, count: int, asked: ArraySettings = PLAIN, *, on_progress: OnProgress | None = None
 ) -> Array:
     """Draw samples from a model: the first `count` of the seed, pictures in [-1, 1]."""
     check_decoding(party.model, asked.settings, asked.target_class, asked.guidance)

@@ -624,11 +624,7 @@ def _ray(address: str, cpus: int = 0, *, own: bool = False) -> Any:
     options: dict[str, Any] = {"namespace": "ddib-fed"}
     try:
         if address == LOCAL:
-            options = {
-                "num_cpus": cpus,
-                "include_dashboard": False,
-                "object_store_memory": LOCAL_STORE_BYTES,
-            }
+            options = {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
         else:
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), DIAL_S).close()

@@ -90,10 +90,7 @@ class DomainModel:
         return self.bundle.denoiser(self.dtype, self.device)
 
     def denoiser(
-        self,
-        guidance: Guidance = UNGUIDED,
-        calibration: ChannelMap | None = None,
-        share: float = 1.0,
+        self, guidance: Guidance = UNGUIDED, calibration: ChannelMap | None = None, share: float = 1.0
     ) -> Denoiser:
         """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
 

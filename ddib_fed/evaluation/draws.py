@@ -15,14 +15,7 @@ import torch
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import DOMAINS
-from ddib_fed.engine.arrays import (
-    ArraySettings,
-    Counter,
-    OnProgress,
-    draw_samples,
-    point_draw,
-    turns,
-)
+from ddib_fed.engine.arrays import ArraySettings, Counter, OnProgress, draw_samples, point_draw, turns
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.party import ToDecode
 from ddib_fed.evaluation import sheets

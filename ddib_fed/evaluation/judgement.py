@@ -281,21 +281,14 @@ _OF_WAYS: Final = (
         {"partner_pixels": "share"},
         "By the MSE of pictures less their mean.",
     ),
-    (
-        "Sharpness",
-        {"sharpness": "share of the truth's, or the domain's"},
-        "Mean change from pixel to pixel.",
-    ),
+    ("Sharpness", {"sharpness": "share of the truth's, or the domain's"}, "Mean change from pixel to pixel."),
     (
         "Feature distance to the target domain",
         {"frechet_early": "Frechet"},
         f"On {features.NAME}; not the published FID. Of few pictures the distance is too large.",
     ),
 )
-_OF_PICTURES: Final = {
-    "cycle_psnr": "round trip, PSNR dB",
-    "edge_correlation": "edge correlation",
-}
+_OF_PICTURES: Final = {"cycle_psnr": "round trip, PSNR dB", "edge_correlation": "edge correlation"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -348,10 +348,7 @@ def structure(
         centres = mapping.map.apply(np.array(thresholds.classes)[..., None])[..., 0]
         units = mapping.source.apply(source), mapping.target.apply(translated)
         differs = classes(mapping.map.apply(units[0]), centres) != classes(units[1], centres)
-    return Structure(
-        np.array([_edge_correlation(a, b) for a, b in zip(before, after, strict=True)]),
-        differs,
-    )
+    return Structure(np.array([_edge_correlation(a, b) for a, b in zip(before, after, strict=True)]), differs)
 
 
 def classes(units: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.intp]:

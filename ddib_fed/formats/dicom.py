@@ -23,9 +23,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import ImageLimits
+from ddib_fed.data.pictures import ImageLimits, faults
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
-from ddib_fed.formats.study import faults, memory_of_values, parts_of
+from ddib_fed.formats.study import memory_of_values, parts_of
 from ddib_fed.recognition import COPY, beginning_of, is_dicom
 
 DECODING: Final = 12
@@ -467,7 +467,7 @@ def _warnings(called: str, headers: Sequence[Any]) -> Iterator[str]:
 
 def _faults(path: Path) -> AbstractContextManager[None]:
     hint = f"dcmdjpeg or gdcmconv --raw decompress it; is it complete? (dcmdump {shlex.quote(str(path))})"
-    return faults(f"{path} cannot be read as DICOM", hint)
+    return faults(f"{path} cannot be read as DICOM", hint, "client")
 
 
 def readable_syntaxes() -> list[str]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import ImageLimits, Pixels
+from ddib_fed.data.pictures import ImageLimits, Pixels, faults
 from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.study import (
     Assembled,
@@ -27,7 +27,6 @@ from ddib_fed.formats.study import (
     Study,
     StudyResults,
     chosen_rule,
-    faults,
     memory_of_values,
     parts_of,
 )
@@ -56,6 +55,8 @@ class NiftiStudy(Study):
 
     def assemble(self, translated: StudyResults) -> Assembled:
         """The volume of the results, as the input lies in its file."""
+        import nibabel
+
         stack = self.pixels.stack(translated)
         report, said = self.pixels.summary(translated)
         files = {self.origin.outputs[0]: self._file(self._volume(translated.scaled(stack)), translated)}
@@ -67,7 +68,7 @@ class NiftiStudy(Study):
             "plane": self.plane,
             "shape": [int(side) for side in self.image.shape],
             "affine": self.image.affine.tolist(),
-            "orientation": "".join(_nibabel().aff2axcodes(self.image.affine)),
+            "orientation": "".join(nibabel.aff2axcodes(self.image.affine)),
             "slices_in": "RAS: rows downwards, columns to the right of the head, or to the front of sagittal slices",
         }
         return Assembled(files, report, said)
@@ -82,7 +83,8 @@ class NiftiStudy(Study):
         return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
 
     def _file(self, volume: Pixels, translated: StudyResults) -> bytes:
-        nibabel = _nibabel()
+        import nibabel
+
         made = type(self.image)(np.ascontiguousarray(volume), None)
         header, given = made.header, self.image.header
         zooms = given.get_zooms()
@@ -170,18 +172,13 @@ def read_volume(path: Path) -> NDArray[Any]:
 
 def _faults(path: Path) -> AbstractContextManager[None]:
     what, how = beginning_of(path)
-    return faults(f"{path}: it cannot be read: it {what}", how)
-
-
-def _nibabel() -> Any:
-    import nibabel
-
-    return nibabel
+    return faults(f"{path}: it cannot be read: it {what}", how, "client")
 
 
 def _opened(path: Path) -> Any:
     """Return the image whose header a file begins with, without its extensions, which can unpack to any size."""
-    nibabel = _nibabel()
+    import nibabel
+
     with _faults(path), nibabel.openers.ImageOpener(path) as file:
         opening = file.read(_LONGEST_HEADER)
         kind = nibabel.Nifti2Image if opening[4:7] == b"n+2" else nibabel.Nifti1Image

@@ -68,12 +68,7 @@ class WrittenStudy:
 
 
 def translate_study(
-    study: Study,
-    out: Path,
-    translate: TranslateFiles,
-    *,
-    asked: str,
-    force: bool = False,
+    study: Study, out: Path, translate: TranslateFiles, *, asked: str, force: bool = False
 ) -> WrittenStudy:
     """Translate the items of a study that have no result yet, and write its output (`finished_study` first).
 
@@ -212,10 +207,7 @@ def _misfit(study: Study, error: PictureMisfit) -> PictureMisfit:
 
 
 def write_outputs(
-    study: Study,
-    results: Sequence[ItemResult | None],
-    out: Path,
-    why: Sequence[str] = (),
+    study: Study, results: Sequence[ItemResult | None], out: Path, why: Sequence[str] = ()
 ) -> WrittenStudy:
     """Put results together, and write the output: all its files aside, then into their places, and the record last."""
     with naming(study.origin):

@@ -305,18 +305,6 @@ def naming(origin: Origin) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def faults(what: str, hint: str) -> Iterator[None]:
-    """Raise ImageUnreadable for whatever a library raises inside: on a damaged or forged file it may be anything."""
-    try:
-        yield
-    except DdibError:
-        raise
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}".partition("\nTraceback")[0]
-        raise ImageUnreadable(f"{what}: {' '.join(why.split())[:300]}", hop="client", hint=hint) from error
-
-
 class Grid(NamedTuple):
     """The voxels of a model of volumes along depth, height and width, and mm between them; none if it does not say."""
 

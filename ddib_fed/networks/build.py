@@ -13,13 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.errors import SettingsInvalid, extra
-from ddib_fed.networks.config import (
-    AnyConfig,
-    ClassifierConfig,
-    LibraryConfig,
-    MlpConfig,
-    UNetConfig,
-)
+from ddib_fed.networks.config import AnyConfig, ClassifierConfig, LibraryConfig, MlpConfig, UNetConfig
 from ddib_fed.networks.mlp import ResidualMLP, SyntheticModel
 from ddib_fed.networks.placement import spread, without_autocast
 from ddib_fed.networks.spectrum import Spectrum, spectrum_of

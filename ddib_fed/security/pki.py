@@ -319,11 +319,7 @@ def issue_to_folder(
 
 
 def issue_client(
-    issuer_folder: Path,
-    client_folder: Path,
-    name: str,
-    *,
-    lifetime: timedelta | None = None,
+    issuer_folder: Path, client_folder: Path, name: str, *, lifetime: timedelta | None = None
 ) -> TlsCredentials:
     """Make a client's key and leaf in its own folder, on the issuer's machine."""
     if (client_folder / "leaf.key").exists():

@@ -21,13 +21,7 @@ from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Progress, Survey, expand
 from ddib_fed.data.shipped import BLOCK_MM, SHIPPED, shipped_bytes, shipped_domain
 from ddib_fed.data.synthetic import draw
-from ddib_fed.errors import (
-    FileMissing,
-    InputError,
-    MemoryExhausted,
-    SettingsInvalid,
-    UsageError,
-)
+from ddib_fed.errors import FileMissing, InputError, MemoryExhausted, SettingsInvalid, UsageError
 from ddib_fed.formats.nifti import read_volume
 from ddib_fed.formats.study import PERCENTILES, IntensityRule
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, carried_domain, data_note

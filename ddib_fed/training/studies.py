@@ -20,14 +20,7 @@ from numpy.typing import NDArray
 from ddib_fed.data import folder as folders
 from ddib_fed.data.folder import Entry, Folder, Progress
 from ddib_fed.data.pictures import Picture, decode_image
-from ddib_fed.errors import (
-    DdibError,
-    ExtraMissing,
-    ImageUnreadable,
-    InputError,
-    SettingsInvalid,
-    UsageError,
-)
+from ddib_fed.errors import DdibError, ExtraMissing, ImageUnreadable, InputError, SettingsInvalid, UsageError
 from ddib_fed.models.manifest import DataNote, PictureFormat
 from ddib_fed.training.config import TrainConfig
 

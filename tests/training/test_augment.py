@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ddib_fed.training.augment import scan_like
+from ddib_fed.training.pictures import scan_like
 
 
 def test_a_picture_is_changed_by_its_number_alone_and_a_mask_stays_one() -> None:
