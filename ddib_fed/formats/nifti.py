@@ -83,7 +83,7 @@ class NiftiStudy(Study):
         return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
 
     def _file(self, volume: Pixels, translated: StudyResults) -> bytes:
-        import nibabel
+        from nibabel.spatialimages import HeaderDataError
 
         made = type(self.image)(np.ascontiguousarray(volume), None)
         header, given = made.header, self.image.header
@@ -95,7 +95,7 @@ class NiftiStudy(Study):
         header["pixdim"][0] = given["pixdim"][0]
         try:
             given.get_qform()
-        except (ValueError, nibabel.spatialimages.HeaderDataError):
+        except (ValueError, HeaderDataError):
             header["qform_code"] = 0  # it is no rotation, so the other form says where the volume lies
         if volume.ndim == 5:
             header.set_intent("vector")
@@ -177,11 +177,11 @@ def _faults(path: Path) -> AbstractContextManager[None]:
 
 def _opened(path: Path) -> Any:
     """Return the image whose header a file begins with, without its extensions, which can unpack to any size."""
-    import nibabel
+    from nibabel import Nifti1Image, Nifti2Image, openers
 
-    with _faults(path), nibabel.openers.ImageOpener(path) as file:
+    with _faults(path), openers.ImageOpener(path) as file:
         opening = file.read(_LONGEST_HEADER)
-        kind = nibabel.Nifti2Image if opening[4:7] == b"n+2" else nibabel.Nifti1Image
+        kind = Nifti2Image if opening[4:7] == b"n+2" else Nifti1Image
         if not kind.header_class.may_contain_header(opening):
             raise ValueError("its header is none of NIfTI")
         header = kind.header_class.from_fileobj(io.BytesIO(opening[: kind.header_class.sizeof_hdr]))

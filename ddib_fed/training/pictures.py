@@ -509,7 +509,6 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool) -> tuple[float
 # Changes that another head or scanner brings (`augment = "scan"`). In order, v in [0, 1]: a smooth displacement with a
 # change of scale; v^g; a smooth factor (bias field); noise. The strengths are those at which a model of one head
 # reconstructs another one (docs/own-pictures.md).
-
 SCALE = 0.08
 """Deviation of the logarithm of a change of size."""
 BEND, KNOTS = 0.02, 5
