@@ -229,7 +229,7 @@ def read_private(path: Path, *, hint: str = "", max_bytes: int = MAX_SMALL_FILE_
 
 
 def refuse_open_folder(folder: Path) -> None:
-    """Return if only its owner, this user or root, can put files into a folder."""
+    """Raise unless only its owner, this user or root, can put files into a folder."""
     try:
         found = folder.stat()
     except OSError as exc:

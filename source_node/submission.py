@@ -179,7 +179,7 @@ def target_classes(side: ContractSide, terms: GuidanceTerms, request: JobHeader)
 def check_request(
     owner: str, request: JobHeader, node: NodeContext, earlier: JobHeader | None = None
 ) -> None:
-    """Return if this node can do what a client asks for; its calibration and the solver's defaults are filled in."""
+    """Raise unless this node can do what a client asks for; fill in its calibration and the solver's defaults."""
     _check_fields(request, node.config.limits)
     require(not request.calibration_sha256, "calibration_sha256", "must be empty: the node sets it")
     calibration = choose_calibration(node, request, earlier)
@@ -192,7 +192,7 @@ def check_request(
 
 
 def check_allowed(owner: str, request: JobHeader, config: NodeConfig) -> None:
-    """Return if the policy allows a job: when it is submitted, and at each try, for it may be another one by then."""
+    """Raise unless the policy allows a job: when it is submitted, and at each try, as the policy may have changed."""
     policy, settings = config.policy, solver_settings(request.solver)
     client = Identity.parse(owner).name
     check_target(client, request.target_institution, request.target_domain, policy)

@@ -246,7 +246,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             self._idle.wait_for(lambda: not self.active, max(0.0, timeout_s))
 
     def _check(self, contract: Contract, header: pb.DecodeHeader) -> None:
-        """Return if the contract and this node's policy and model allow what the header of a call asks for."""
+        """Raise unless the contract and this node's policy and model allow what the header of a call asks for."""
         limits, config, guidance = contract.limits, self._node.config, guidance_from_pb(header.guidance)
         most = limits.max_items_per_stream
         require(1 <= header.items <= most, "items", f"must be from 1 to {most}")
@@ -404,7 +404,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
             return node.calibrations.add(proposed, now=now)
 
     def _open(self, domain: str) -> None:
-        """Return if the service answers at all: ready, allowed, of this domain, within the quota."""
+        """Raise unless the service answers at all: ready, allowed, of this domain, within the quota."""
         _ = self._node.engine  # refuses while loading or draining
         config, peer = self._node.config, caller()
         self._node.quotas.charge([Charge("calls_for_calibration", peer.institution, 1, CALLS_PER_DAY)])

@@ -143,7 +143,7 @@ def propose(
 
 
 def check_kind(kind: CalibrationKind, channels: int, *, anchored: bool, contrast: Contrast = "") -> None:
-    """Return if a calibration of this kind can be made for pictures of so many channels."""
+    """Raise unless a calibration of this kind can be made for pictures of so many channels."""
     if bool(contrast) != (kind == "tone" and not anchored):
         raise UsageError(
             "a tone is found from --anchors A_DIR B_DIR, or from histograms and --contrast: a histogram of grey cannot "
@@ -562,7 +562,7 @@ def _background(values: Numbers) -> float | None:
 
 
 def judge(effect: Effect) -> None:
-    """Return if a calibration is better than none, and clearly better than the next optimum."""
+    """Raise unless a calibration is better than none, and clearly better than the next optimum."""
     distance, before, margin = effect.distance, effect.distance_before, effect.margin
     hint = "calibrate from anchors, or look at the figures and add --force"
     if distance.high >= before.low:

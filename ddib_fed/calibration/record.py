@@ -225,7 +225,7 @@ class Calibration(Frozen):
         return self.expires <= (now or datetime.now(UTC))
 
     def check_between(self, source: Place, target: Place, units: Mapping[Side, Collection[str]]) -> None:
-        """Return if it leads from one place to the other, in one of the units that the models of these sides have.
+        """Raise unless it leads from one place to the other, in one of the units that the models of these sides have.
 
         A place without an institution is any of its domain.
         """
@@ -356,7 +356,7 @@ def map_beside(folder: Path) -> PictureMap | None:
 
 
 def check_target(target: Manifest) -> None:
-    """Return if a model can decode what was encoded under a calibration: the map leads to its plain units."""
+    """Raise unless a model can decode what was encoded under a calibration: the map leads to its plain units."""
     if target.normalisation.calibrated is not None:
         raise _unusable(
             target,

@@ -726,7 +726,7 @@ def _say_sent(signed: SignedCalibration, config: NodeConfig) -> None:
 
 
 def _confirm(question: str, *, yes: bool) -> None:
-    """Return if the operator agrees."""
+    """Raise unless the operator agrees."""
     if yes:
         return
     from ddib_fed.node.admitting import confirm

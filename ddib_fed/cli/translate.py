@@ -83,7 +83,7 @@ def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
 
 
 def _check_marked(run: FolderRun) -> None:
-    """Return if --credentials has an effect, and say of what it has none."""
+    """Raise unless --credentials has an effect, and print which files it has none for."""
     studies = run.studies.origins if run.studies is not None else ()
     if not run.items and studies:
         raise UsageError(

@@ -264,7 +264,7 @@ def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
 
 
 def check_names(items: Sequence[FileItem], out: Path) -> None:
-    """Return if no result of an item would replace that of another."""
+    """Raise if a result of one item would replace that of another."""
     owner: dict[str, FileItem] = {}
     for item in items:
         for name, is_shared in item.file_names():

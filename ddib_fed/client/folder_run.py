@@ -562,7 +562,7 @@ class FolderRun:
             raise errors[0]
 
     def require_translated(self) -> None:
-        """Return if every job succeeded; where bad files are left out, also if only some of its items failed."""
+        """Raise unless every job succeeded; where bad files are left out, some of its items may have failed."""
         hop, rest = self.options.profile.hop, len(self.not_submitted)
         unsent = f"{rest:,} of {self.total:,} files {'was' if rest == 1 else 'were'} not submitted"
         bad = [*self.left_out, *self.failed] if self.items else []

@@ -183,7 +183,7 @@ class InProcess(Client):
         return pb.SubmitJobResponse(job_id=view.job_id, state=view.state)
 
     def _check_items(self, items: Sequence[Payload]) -> None:
-        """Return if all can be encoded; otherwise the first one's error, which names the others."""
+        """Raise the first error of the items that cannot be encoded; it names the others."""
         refused: dict[int, DdibError] = {}
         for number, item in enumerate(items):
             try:

@@ -112,7 +112,7 @@ class Delivered:
 
 
 def check_free(items: Sequence[FileItem], inputs: Iterable[Path], out: Path, *, force: bool) -> None:
-    """Return if writing the results of these items overwrites nothing, and none of the `inputs`."""
+    """Raise if writing the results of these items would overwrite a file or one of the `inputs`."""
     read = {_place_of(path) for path in inputs} - {None}
     for item in items:
         for name, is_shared in item.file_names():
@@ -237,7 +237,7 @@ def write_result(
 
 
 def _check_ours(record: Path, item: FileItem, result: JobResult) -> None:
-    """Return if the record's place is free, or has one of the same request for the same input."""
+    """Raise unless the record's place is free, or has one of the same request for the same input."""
     if not os.path.lexists(record):
         return
     found = Translation.read(record)

@@ -148,7 +148,7 @@ def describe(picture: Picture) -> tuple[str, Looks]:
 
 
 def require_outside(out: Path, pictures: Path) -> None:
-    """Return if `out` is not inside the folder `pictures`, where output would become training pictures."""
+    """Raise if `out` is inside the folder `pictures`, where output would become training pictures."""
     root = pictures.resolve()
     if pictures.is_dir() and (out.resolve() == root or root in out.resolve().parents):
         raise UsageError(

@@ -143,7 +143,7 @@ SOME_COLUMNS: Final = 16
 
 
 def refuse_points(content: bytes) -> None:
-    """Return if a file expected to be a picture is not a .npy of points (N, D)."""
+    """Raise if a file expected to be a picture is a .npy of points (N, D)."""
     header = _header(content)
     if header is None or len(header.shape) != 2:
         return
@@ -155,7 +155,7 @@ def refuse_points(content: bytes) -> None:
 
 
 def refuse_picture(content: bytes, dim: int | None = None) -> None:
-    """Return if a .npy expected to be points (N, D) is not a picture."""
+    """Raise if a .npy expected to be points (N, D) is a picture."""
     header = _header(content)
     if header is None:
         return

@@ -94,7 +94,7 @@ def spread(figures: Figures) -> dict[str, float]:
 
 
 def _check_pair(pictures: Pictures, truth: Pictures) -> None:
-    """Return if two stacks have one shape (N, C, *sides)."""
+    """Raise unless two stacks have one shape (N, C, *sides)."""
     if pictures.shape != truth.shape or pictures.ndim not in {4, 5} or 0 in pictures.shape:
         raise ShapeMismatch(
             f"two stacks of pictures of one shape (N, C, H, W) are expected, not {pictures.shape} and {truth.shape}"

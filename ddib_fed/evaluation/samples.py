@@ -333,7 +333,7 @@ class VolumeSamples(PictureSamples):
         return " x ".join(map(str, self._shape[:3]))
 
     def _check_shape(self, content: bytes) -> None:
-        """Return if a .npy has the model's shape; grey and colours are told apart later."""
+        """Raise unless a .npy has the model's shape; grey and colours are told apart later."""
         found = volume_shape(read_header(content))
         if found[:3] != self._shape[:3]:
             said = " x ".join(map(str, found[:3]))
@@ -367,7 +367,7 @@ def samples_of(model: DomainModel, limits: ImageLimits, max_points: int) -> Samp
 
 
 def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
-    """Return if a size rule accepts a picture of this size."""
+    """Raise unless a size rule accepts a picture of this size."""
     if size_rule == REFUSE and (geometry.height, geometry.width) != (rule.height, rule.width):
         said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
         raise ShapeMismatch(

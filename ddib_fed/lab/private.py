@@ -162,7 +162,7 @@ class SampleGradients:
 
 
 def refuse_layers(network: nn.Module) -> None:
-    """Return if no layer mixes samples."""
+    """Raise if a layer mixes samples."""
     for name, layer in network.named_modules():
         drops = isinstance(layer, _MASKS) and layer.p > 0
         if drops or isinstance(layer, _BATCHES) or getattr(layer, "running_mean", None) is not None:

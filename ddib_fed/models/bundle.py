@@ -270,7 +270,7 @@ def autoencoder_files(folder: Path) -> tuple[str, str]:
 
 
 def _check_autoencoder(manifest: Manifest, autoencoder: Bundle | None, source: str) -> None:
-    """Return if the autoencoder is the one that the manifest names."""
+    """Raise unless the autoencoder is the one that the manifest names."""
     latents, file = manifest.latents, AUTOENCODER[0]
     if latents is None:
         return

@@ -337,7 +337,7 @@ def _network(told: Mapping[str, Any], *, classifier: bool) -> UNetConfig | Class
 
 
 def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
-    """Return if the tensors are those of a picture network of the public code; others are named."""
+    """Raise unless the tensors are those of a picture network of the public code; name other kinds."""
     if ENTER in state and state[ENTER].ndim == 2:
         problem = "it is the public code's network for points"
         raise refused(source, ENTER, problem, "import it with --synthetic")

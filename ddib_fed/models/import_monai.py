@@ -188,7 +188,7 @@ def _modality(configs: Configs, found: Found, given: Told) -> int:
 def _require_latents(
     configs: Configs, found: Found, network: LibraryConfig, encoder: LibraryConfig | None
 ) -> None:
-    """Return if the network's channels are those of its latents, or of samples."""
+    """Raise unless the network's channels are those of its latents, or of samples."""
     channels = network.in_channels
     if encoder is None and (configs.get("latent_shape", "latent_channels") or channels not in (1, 3)):
         raise found.refused(

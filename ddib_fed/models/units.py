@@ -83,7 +83,7 @@ class ToneCurve:
     knots: Doubles
 
     def check(self) -> None:
-        """Return if the curve can be undone."""
+        """Raise unless the curve can be undone."""
         if len(self.knots) < 2 or not (np.diff(self.knots[:, 0]) >= 0).all():
             raise ValueError("the knots of a curve are two or more, with u rising")
         ranges = []

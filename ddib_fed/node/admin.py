@@ -330,7 +330,7 @@ def operator_service(config: NodeConfig, node: Operated) -> Iterator[None]:
 
 
 def check_alone(socket: Path) -> None:
-    """Return if the operator's service could be started on `socket`."""
+    """Raise unless the operator's service could be started on `socket`."""
     check_socket(socket)
     if answers(socket):
         raise ConfigError(
@@ -340,7 +340,7 @@ def check_alone(socket: Path) -> None:
 
 
 def check_socket(socket: Path) -> None:
-    """Return if `socket` can be the operator's."""
+    """Raise unless `socket` can be the operator's."""
     if len(os.fsencode(socket)) > MAX_SOCKET_PATH:
         raise ConfigError(
             f"the operator's socket {socket} has a path of more than {MAX_SOCKET_PATH} bytes",

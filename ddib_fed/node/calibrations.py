@@ -85,7 +85,7 @@ def check_terms(
     units: Collection[str],
     policy: PolicySection,
 ) -> None:
-    """Return if a calibration is between these domains, in this node's units, and of an allowed kind."""
+    """Raise unless a calibration is between these domains, in this node's units, and of an allowed kind."""
     calibration.check_between(*places, {side: units})
     if calibration.kind not in policy.calibration:
         raise errors.CalibrationKindDenied(
@@ -97,7 +97,7 @@ def check_terms(
 
 
 def check_dial(calibration: Calibration, side: Side, policy: PolicySection) -> None:
-    """Return if a setting may be signed; the policy is asked for the share of each job as well."""
+    """Raise unless a setting may be signed; the policy is asked for the share of each job as well."""
     if calibration.dial.share < policy.least_share:
         raise errors.CalibrationInvalid(
             f"the calibration proposes a share of {calibration.dial.share:g}, and policy.least_share is "
@@ -110,7 +110,7 @@ def check_dial(calibration: Calibration, side: Side, policy: PolicySection) -> N
 def check_decodable(
     node: NodeContext, terms: common_pb2.CalibrationTerms, *, source: Place, target: Place
 ) -> None:
-    """Return if a target decodes latents under a contract's calibration."""
+    """Raise unless a target decodes latents under a contract's calibration."""
     found = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
     if found.terms != terms:
         raise errors.ContractMismatch(
@@ -283,7 +283,7 @@ def check_proposal(
     *,
     now: datetime,
 ) -> None:
-    """Return if a target may sign what was proposed to it."""
+    """Raise unless a target may sign what was proposed to it."""
     calibration, institution = signed.calibration, signed.calibration.source.institution
     if institution not in peers.peers:
         raise errors.CalibrationForeign(
@@ -315,7 +315,7 @@ def check_proposal(
 
 
 def _check_making(calibration: Calibration, published: Aggregate | None) -> None:
-    """Return if a calibration is from nothing that crossed, or from what is published, and states its privacy so."""
+    """Raise unless a calibration is from nothing that crossed, or from what is published, and states its privacy so."""
     made = calibration.made
     if (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None):
         return
@@ -383,7 +383,7 @@ def accept(config: NodeConfig, proposed: SignedCalibration, *, now: datetime) ->
 
 
 def refuse_doubtful(calibration: Calibration) -> None:
-    """Return if a calibration's figures show that it is right and were not overridden."""
+    """Raise unless a calibration's figures show that it is right and were not overridden."""
     judge(calibration.effect)
     if calibration.effect.forced:
         raise errors.CalibrationIneffective(

@@ -123,7 +123,7 @@ def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
 
 
 def check_target(client: str, institution: str, domain: str, policy: PolicySection) -> None:
-    """Return if an own client may have its samples translated to a peer's domain."""
+    """Raise unless an own client may have its samples translated to a peer's domain."""
     check_use(institution, "send", policy)
     target = f"{institution}/{domain}"
     if not {EVERY, institution, target} & set(targets_of(client, policy)):
@@ -272,7 +272,7 @@ class Quotas:
                     account.spent = max(0, account.spent - charge.amount)
 
     def require(self, charges: Sequence[Charge]) -> None:
-        """Return if these amounts would fit now; nothing is charged."""
+        """Raise unless these amounts would fit now; charge nothing."""
         with self._lock:
             for charge in charges:
                 if charge.limit:

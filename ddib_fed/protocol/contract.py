@@ -341,7 +341,7 @@ def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
 
 
 def check_offered(asked: Guidance, terms: GuidanceTerms, of: str) -> None:
-    """Return if the target `of`, INSTITUTION/DOMAIN, offers the guidance of a request."""
+    """Raise unless the target `of`, INSTITUTION/DOMAIN, offers the guidance of a request."""
     kinds = (
         ("--guidance", asked.guidance, terms.max_guidance),
         ("--classifier-scale", asked.classifier_scale, terms.max_classifier_scale),

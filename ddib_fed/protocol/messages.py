@@ -108,7 +108,7 @@ class Limits(NamedTuple):
 
 
 def check(message: Any) -> None:
-    """Return if a message has only known fields within their limits.
+    """Raise unless a message has only known fields within their limits.
 
     Messages of other packages (gRPC's Health) and other objects pass.
 

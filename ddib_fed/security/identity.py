@@ -219,7 +219,7 @@ def _signed_by(certificate: x509.Certificate, root: x509.Certificate) -> bool:
 
 
 def check_root(root: x509.Certificate, institution: str) -> None:
-    """Return if a root is a CA that may sign certificates, and its name constraints permit the institution."""
+    """Raise unless a root is a CA that may sign certificates, and its name constraints permit the institution."""
     try:
         constraints = root.extensions.get_extension_for_class(x509.BasicConstraints).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError):

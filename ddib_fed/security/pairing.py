@@ -208,7 +208,7 @@ class _Line:
         return done
 
     def expect_yes(self, where: str) -> None:
-        """Return if the other side says that it succeeded; PolicyDenied with its word if it refuses."""
+        """Raise PolicyDenied with the other side's reason if it refuses."""
         if said := self.receive():
             text = escape(said[: 2 * _MAX_REFUSAL].decode("utf-8", "replace"))
             raise PolicyDenied(

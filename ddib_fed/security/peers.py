@@ -187,7 +187,7 @@ class Snapshot:
             )
 
     def refuse_withdrawn(self, identity: Identity) -> None:
-        """Return if an identity is not withdrawn, else PolicyDenied: it gets no certificate."""
+        """Raise PolicyDenied if an identity is withdrawn: it gets no certificate."""
         if identity in self.withdrawn:
             raise PolicyDenied(
                 f"{identity} is withdrawn in this node's {TRUST}",
@@ -380,7 +380,7 @@ class PeerStore:
         replace: bool = False,
         peers: Mapping[str, Peer] | None = None,
     ) -> None:
-        """Return if a peer may be admitted beside these, by default the admitted ones.
+        """Raise unless a peer may be admitted beside these, by default the admitted ones.
 
         Each of its new roots must have been compared out of band (PolicyDenied), and another entry for its institution
         gives way only to `replace` (AlreadyExists).

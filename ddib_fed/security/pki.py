@@ -70,7 +70,7 @@ class Authority:
     key: ec.EllipticCurvePrivateKey = field(repr=False)
 
     def check(self, now: datetime) -> None:
-        """Return if the root can still issue; Unauthenticated if it has expired."""
+        """Raise Unauthenticated if the root has expired, so that it cannot issue."""
         if self.certificate.not_valid_after_utc <= now:
             why = root_warning(self.institution, self.certificate.not_valid_after_utc, now)
             raise Unauthenticated(f"nothing more can be issued: {why}", hint=_NEW_ROOT)
@@ -428,7 +428,7 @@ def check_issued(
 
 
 def check_few(roots: tuple[x509.Certificate, ...], what: str) -> None:
-    """Return if so many roots that come from outside can be trusted at once."""
+    """Raise if more roots come from outside than can be trusted at once."""
     if len(roots) > MAX_ROOTS:
         raise Unauthenticated(f"{what} comes with {len(roots)} roots, and at most {MAX_ROOTS} can be trusted")
 
