@@ -41,11 +41,13 @@ ANSWER_S: Final = 300.0
 IDLE_S: Final = 60.0
 """Abort an association after this many seconds of silence."""
 PDU_BYTES: Final = 1 << 17
-"""The length of a PDU that is announced: none that is longer is received, though the field allows 4 GiB."""
+"""Announced length of a PDU; longer ones abort the association (the field allows 4 GiB)."""
 MESSAGE_BYTES: Final = 1 << 20
-"""A message in memory is at most this long: a command, or an answer to a query."""
-MOST_MESSAGES: Final = 1000
-"""A peer sends at most so many messages before the first of them is answered."""
+"""Bound of a message in memory: a command, or an answer to a query."""
+MOST_ANSWERS: Final = 1000
+"""Bound of answers that wait to be read."""
+MOST_REQUESTS: Final = 10
+"""Bound of requests that wait: no window of asynchronous operations is negotiated."""
 RESERVE: Final = 64 << 20
 """Bytes of the disk that stay free; less than this may arrive without a look at the room that there is."""
 LOOK_S: Final = 0.1
@@ -152,25 +154,31 @@ def _entity(own: OwnEntity) -> Any:
     return entity
 
 
-def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[], str]) -> None:
-    """Abort an association that sends too much, and tell `refuse` why; `room` says why the disk is too full."""
+def _bound(
+    event: Any, most: int, refuse: Callable[[str, str], object], room: Callable[[], str] = lambda: ""
+) -> None:
+    """Abort an association that sends too much, and tell `refuse` why and what helps.
+
+    At most `most` messages may wait; `room` says why the disk is too full.
+    """
     association, receive = event.assoc, event.assoc.dul.socket.recv
 
     def bounded(size: int) -> Any:
-        message, why = association.dimse.message, ""
+        message, why, how = association.dimse.message, "", LOG
         file = message and message._data_set_file  # noqa: SLF001 - pynetdicom's, of an instance
         if size > PDU_BYTES + 1024:  # some do not count headers
             why = f"it sends a PDU of {size:,} bytes, and {PDU_BYTES:,} were announced"
-        elif association.dimse.msg_queue.qsize() > MOST_MESSAGES:
-            why = f"it sends more than {MOST_MESSAGES:,} messages without waiting for an answer"
-        elif file:
-            why = room()
+        elif association.dimse.msg_queue.qsize() > most:
+            why = f"it sends more than {most:,} messages without waiting for an answer"
         elif message and message.encoded_command_set.tell() + message.data_set.tell() > MESSAGE_BYTES:
             why = f"it sends more than {MESSAGE_BYTES:,} bytes that are no instance"
+        elif file:
+            why, how = room(), "more room on the disk, or a larger [dicom] most_gib"
         if not why:
             return receive(size)
-        refuse(why)
-        association.dul.to_user_queue.put(None)  # its thread may wait for a request
+        refuse(why, how)
+        association.dul.to_user_queue.put(None)  # its thread may wait for a request, or for an answer
+        association.dimse.msg_queue.put((None, None))
         raise ValueError(why)  # pynetdicom sends an A-ABORT, and both threads end
 
     association.dul.socket.recv = bounded
@@ -179,7 +187,7 @@ def _bound(event: Any, refuse: Callable[[str], object], room: Callable[[], str])
 def no_room(folder: Path) -> str:
     """Say why a folder's disk is too full; empty if it is not."""
     free = shutil.disk_usage(folder).free
-    return "" if free > RESERVE else f"{free >> 20:,} MiB of the disk are free (df -h {folder})"
+    return "" if free > RESERVE else f"{free >> 20:,} MiB of the disk are free"
 
 
 def _without_delay(event: Any) -> None:
@@ -194,7 +202,7 @@ def _without_delay(event: Any) -> None:
 def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iterator[Any]:
     """Open an association with a peer, which must accept at least one of the contexts."""
     context, event, refused = own.context(ssl.PROTOCOL_TLS_CLIENT), pynetdicom().evt, list[str]()
-    opened = partial(_bound, refuse=refused.append, room=str)
+    opened = partial(_bound, most=MOST_ANSWERS, refuse=lambda why, _: refused.append(why))
     entity, association = _entity(own), None
     with suppress(OSError):  # there is no such host
         association = entity.associate(
@@ -317,20 +325,21 @@ def store(own: OwnEntity, peer: DicomPeer, files: Sequence[Path], stored: Callab
 def the_one(studies: Iterable[str], query: Mapping[str, str], where: object) -> str:
     """Return the study that a peer found; raise ItemNotFound unless it is one, and the one asked for."""
     uid = query.get("StudyInstanceUID", "*")
-    studies = {each for each in studies if set("*?\\") & set(uid) or each == uid}
+    studies = {each for each in studies if (each and set("*?\\") & set(uid)) or each == uid}
     if len(studies) == 1:
         return studies.pop()
     asked = "&".join(f"{key}={value}" for key, value in query.items())
     found = f"{where} has {'several studies' if studies else 'no study'} of {asked}"
-    named = [f"--query StudyInstanceUID={each}" for each in sorted(set(studies))]
-    hint = ", or ".join(named) or "compare the values of --query with those that the archive shows"
+    named = [f"--query StudyInstanceUID={each}" for each in sorted(studies)]
+    hint = ", or ".join(named[:8]) or "compare the values of --query with those that the archive shows"
     raise ItemNotFound(found, hop="client", hint=hint)
 
 
 def require_study(path: Path, study: str) -> None:
     """Raise RefusedError unless an instance is of the study that was asked for: it may be another person's."""
     if str(read_header(path, ["StudyInstanceUID"]).get("StudyInstanceUID")) != study:
-        raise RefusedError("it is of another study", hop="client", hint="nothing of the answer is kept")
+        hint = "the same command again; else ask the archive's operator"
+        raise RefusedError(f"an instance is of another study than {study}", hop="client", hint=hint)
 
 
 def parse_query(text: str) -> dict[str, str]:
@@ -353,7 +362,10 @@ def fetch(
     folder: Path,
     say: Callable[[str], object],
 ) -> int:
-    """Find one study (C-FIND) and have it sent here (C-MOVE), under an AE title that it knows; count its instances."""
+    """Find one study (C-FIND), have it sent to our AE title (C-MOVE), and return its number of instances.
+
+    The peer must know that title.
+    """
     uids = pynetdicom().sop_class
     find, move = (getattr(uids, f"StudyRootQueryRetrieveInformationModel{each}") for each in ("Find", "Move"))
     asked = pydicom().Dataset()
@@ -364,7 +376,7 @@ def fetch(
     with associated(own, peer, [pynetdicom().build_context(find)]) as finding:
         for status, found in finding.send_c_find(asked, find):
             code = status.get("Status", -1) if status else -1
-            studies |= {str(found.StudyInstanceUID)} if found else set()
+            studies |= {str(found.get("StudyInstanceUID", ""))} if found else set()
     if code:
         raise down(f"{peer} did not answer the query: status 0x{code & 0xFFFF:04X}")
     wanted = pydicom().Dataset()
@@ -489,7 +501,7 @@ class Receiver:
 
     def _titles(self, host: str) -> set[str]:
         """Return the AE titles that may call from an address; "" stands for any."""
-        titles = {caller.aet for caller, addresses in self._addresses.items() if host in addresses}
+        titles = {caller.aet for caller, addresses in [*self._addresses.items()] if host in addresses}
         if not titles and self._is_due("hosts", REPEAT_S):
             threading.Thread(target=self._look_up, daemon=True).start()  # meanwhile others call
         return titles
@@ -505,7 +517,7 @@ class Receiver:
         now = time.monotonic()
         if now - self._done.get(what, -math.inf) < every:
             return False
-        if len(self._done) > MOST_MESSAGES:
+        if len(self._done) > 1000:  # lines with what strangers call themselves
             self._done.clear()
         self._done[what] = now
         return True
@@ -517,13 +529,12 @@ class Receiver:
     def _opened(self, event: Any) -> None:
         """Bound the size of what a connection sends, and the wait for it."""
 
-        def refuse(why: str) -> None:
-            how = "its log, more room in [dicom] most_gib, or --from without it"
+        def refuse(why: str, how: str) -> None:
             self._tell(f"{_caller(event)}: association aborted: {why}; try: {how}")
             self._ended(event)
 
         event.assoc.dul.socket.socket.settimeout(IDLE_S)
-        _bound(event, refuse, partial(self._no_room, id(event.assoc)))
+        _bound(event, MOST_REQUESTS, refuse, partial(self._no_room, id(event.assoc)))
 
     def _no_room(self, association: int) -> str:
         """Say, at most every LOOK_S, why there is no room for what arrives; empty if there is."""
@@ -577,6 +588,11 @@ class Receiver:
         if message is not None and message._data_set_file:  # noqa: SLF001 - pynetdicom leaves it there
             message._data_set_path.unlink(missing_ok=True)  # noqa: SLF001
             self.say(f"{_caller(event)}: the association broke off within an instance, which is not stored")
+        for path in [
+            getattr(each, "_dataset_path", None) for _, each in [*event.assoc.dimse.msg_queue.queue]
+        ]:
+            if path:  # of an instance that came whole and is not answered
+                path.unlink(missing_ok=True)
         self.ended(id(event.assoc), released)
 
 

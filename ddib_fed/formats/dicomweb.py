@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-from ddib_fed.errors import ConfigError, RefusedError, Unauthenticated, UsageError, extra
+from ddib_fed.errors import ConfigError, DiskFull, RefusedError, Unauthenticated, UsageError, extra
 from ddib_fed.files import read_private
 from ddib_fed.formats import dicom_network as network
 from ddib_fed.formats.dicom import pydicom
@@ -72,7 +72,7 @@ class Web:
         except errors.SSLError as error:
             hint = "http:// where it has no TLS; else [dicom] tls in client.toml names the folder with its ca.pem"
             raise down(f"{self.url}: no TLS: {_root(error)}", hint) from error
-        except (ValueError, KeyError, TypeError) as error:  # what answers is no JSON of DICOM
+        except (ValueError, LookupError, TypeError) as error:  # what answers is no JSON of DICOM
             raise down(f"{self.url} does not answer as DICOMweb does: {type(error).__name__}") from error
         except errors.RequestException as error:
             raise down(f"{self.url}: {_root(error)}", "is the address right, and does it run?") from error
@@ -109,7 +109,8 @@ class Web:
                     with (path := folder / f"{count:06}.dcm").open("wb") as file:
                         for _, piece in body:
                             if why := network.no_room(folder):
-                                raise RefusedError(f"{self.url}: broken off: {why}", hop="client", hint=LOG)
+                                why = f"{self.url}: broken off: {why}"
+                                raise DiskFull(why, hop="client", hint=f"df -h {folder}")
                             file.write(piece)
                     network.require_study(path, study)
         return count
@@ -117,7 +118,7 @@ class Web:
 
 def _read(response: Any, stream: bool = False, **_: Any) -> None:
     """Read an answer that is short; with `; charset=utf-8` dicomweb-client does not read it."""
-    body = b""
+    body, stream = b"", stream and not response.is_redirect  # which is read anyhow
     for piece in () if stream else response.iter_content(1 << 16):
         body += piece
         if len(body) > network.MESSAGE_BYTES:

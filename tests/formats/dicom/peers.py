@@ -74,19 +74,24 @@ def make_certificates(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def web(
-    status: int, body: bytes, kind: str = "application/dicom+json", study: tuple[bytes, str] | None = None
+    status: int,
+    body: bytes,
+    kind: str = "application/dicom+json",
+    study: tuple[bytes, str] | None = None,
+    study_status: int = 0,
 ) -> Iterator[tuple[str, list[str | None]]]:
     """A server of HTTP whose every answer is this; its address, and the logins that it was shown.
 
-    `study` is another answer, and its kind, to who retrieves one.
+    `study` is another answer, and its kind, to who retrieves one, with a status of its own.
     """
     logins: list[str | None] = []
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             logins.append(self.headers.get("Authorization"))
-            content, of = study if study and "/studies/" in self.path else (body, kind)
-            self.send_response(status)
+            retrieved = study is not None and "/studies/" in self.path
+            content, of = study if study and retrieved else (body, kind)
+            self.send_response((retrieved and study_status) or status)
             self.send_header("Content-Type", of)
             self.send_header("Location", "/login")
             self.send_header("Content-Length", str(len(content)))
