@@ -199,7 +199,7 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
         folder = shlex.quote(str(path.with_suffix("")))
         return f"is a {found} file", f"gzip -dk {given}" if found == ".gz" else f"unzip {given} -d {folder}"
     if found:
-        right = f"{path}.gz" if found == ".gz" else str(bare.with_suffix(found))
+        right = f"{bare}.gz" if found == ".gz" else str(bare.with_suffix(found))
         return f"is a {found} file", COPY if right == str(path) else f"mv -n {given} {shlex.quote(right)}"
     if content.startswith(_BARE_DICOM):
         whole = shlex.quote(str(path.with_name(f"{path.stem}-whole{DICOM_SUFFIX}")))

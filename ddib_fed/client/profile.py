@@ -28,7 +28,7 @@ FOLDER = "client"
 
 
 class DicomRoute(Frozen):
-    """A table `[[dicom.route]]`: the target of the series whose headers fit all patterns, which are a shell's."""
+    """A `[[dicom.route]]`: a target, and shell patterns that a series' headers must fit."""
 
     to: str = Field(pattern="^[^/]+/[^/]+$")
     modality: str = "*"

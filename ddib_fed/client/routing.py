@@ -16,9 +16,9 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import logging
-import operator
 import os
 import re
+import shlex
 import shutil
 import threading
 import time
@@ -129,7 +129,7 @@ class State(Frozen):
 
 @dataclass(slots=True)
 class Clock:
-    """Seconds for which receivers have run with a spool: a clock that is set, a stop and a sleep expire nothing."""
+    """Seconds for which receivers have run with a spool: no set clock, stop or sleep makes a series expire."""
 
     path: Path
     saved: float = 1.0
@@ -199,11 +199,11 @@ def _size(folder: Path) -> int:
 class _Progress(RunProgress):
     """Logs what a person would have to know: burnt-in text, missing slices, a target that does not answer."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, sides: Sequence[int]) -> None:
         super().__init__()
-        self._key, self._reason = key, ""
-        self.size: tuple[int, ...] = ()
-        """Rows and columns of what is read as pictures."""
+        self._key, self._sides, self._reason = key, sides, ""
+        self.shrink = 1.0
+        """How many times longer a side of what was read is than the model's."""
 
     def event(self, event: pb.WatchJobResponse) -> None:
         if event.stage == "wait" and event.reason != self._reason:
@@ -218,12 +218,10 @@ class _Progress(RunProgress):
         del number, origin
         if study is None:
             return
-        if (shape := study.pixels.numbers.shape)[4:] == ():  # no volumes
-            self.size = max(self.size, shape[1:3])
+        self.shrink = max(self.shrink, study.pixels.shrink(self._sides))
         for line in study.warnings:
-            log.warning(
-                "series %s: %s", self._key, _words(line) or "has a warning, which ddib translate says"
-            )
+            said = _words(line) or "has a warning: ddib translate on its folder in the spool shows it"
+            log.warning("series %s: %s", self._key, said)
 
     def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
         del number, study
@@ -263,7 +261,7 @@ class Router:
                 raise ImageUnreadable("it has no UID of its study, its series or its own")
         except DdibError as error:
             log.warning("%s: an instance is refused: %s", who, _told(error))
-            return 0xC000 if isinstance(error, ImageUnreadable) else 0xA900
+            return 0xC000
         key = hashlib.sha256("\n".join(uids[:2]).encode()).hexdigest()[:32]
         name = hashlib.sha256(uids[2].encode()).hexdigest()[:32] + ".dcm"
         with path.open("rb") as file:
@@ -365,9 +363,10 @@ class Router:
             self.clock.save()
         with self._lock:
             for each in [each for each in self.series.values() if 0.0 < each.state.changed < oldest]:
-                if each.tries and not each.has_ended and not each.state.why:
+                if is_lost := each.tries and not each.has_ended and not each.state.why:
                     log.error("series %s: expired, and was not handed on", each.key)
-                    self._give_up(each, f"this was not possible within {self.settings.expire_h:g} h")
+                if is_lost and self.settings.report != "none":
+                    self._give_up(each, f"no result could be handed on within {self.settings.expire_h:g} h")
                 elif each.tries or each.has_ended:
                     self._remove(each)
 
@@ -411,22 +410,21 @@ class Router:
         """The files of the result, which may be those of an earlier try."""
         if series.state.starts > MOST_STARTS:
             raise JobFailed(f"this process ended {MOST_STARTS} times while it was at it")
-        since, progress = time.monotonic(), _Progress(series.key)
-        header = self._header(series)
+        since, header = time.monotonic(), self._header(series)
+        with open_client(self.options.profile) as client:
+            sides = client.domains(own_alone=True).sample_shape[1:]
+        progress = _Progress(series.key, sides)
         own = replace(self.options, header=header, out=series.folder / "out", progress=progress)
         run = open_run([series.folder / "in"], self.reading, own, progress.say)
         run.read()
-        if progress.size:
-            with progress.opened(own.profile) as client:
-                sides = client.domains(own_alone=True).sample_shape[1:]
-            shrink = max(map(operator.truediv, progress.size, sides), default=1.0)
-            self._check_size(shrink, sides)
+        if progress.shrink > self.settings.most_shrink:
+            facts = {"computed_at": " x ".join(map(str, sides)), "shrink": f"{progress.shrink:.3g}"}
+            facts["most_shrink"] = f"{self.settings.most_shrink:g}"
+            raise InputError("it is larger than [dicom] most_shrink allows", facts=facts)
         run.translate()
         run.conclude()
         files = sorted(path for written in run.written for path in written.files if path.suffix == ".dcm")
         for written in run.written:
-            if not progress.size:
-                self._check_size(written.report.get("shrink", 1.0), written.report.get("computed_at", ()))
             if (record := written.provenance).doubtful:
                 log.warning("series %s: doubtful: %s", series.key, ", ".join(record.doubts or ()))
         if not series.tries:
@@ -445,13 +443,6 @@ class Router:
                 return header_to(route.to, self.options.header)
         raise InputError("no [[dicom.route]] takes it")
 
-    def _check_size(self, shrink: float, sides: Sequence[int]) -> None:
-        """Raise InputError if the model is too small for the series."""
-        size, most = " x ".join(map(str, sides)), self.settings.most_shrink
-        if shrink > most:
-            facts = {"computed_at": size, "shrink": f"{shrink:.3g}", "most_shrink": f"{most:g}"}
-            raise InputError("it is larger than [dicom] most_shrink allows", facts=facts)
-
     def _report(self, series: Routed) -> Path:
         """Write the report that takes the place of a result."""
         from ddib_fed.formats.dicom_writing import report_of
@@ -464,9 +455,15 @@ class Router:
     def _failed(self, series: Routed, error: Exception) -> None:
         """Give a series up, or try it again later."""
         why = _told(error)
-        hint = f"ddib translate {series.folder / 'in'} --to INSTITUTION/DOMAIN --out DIR   says more"
         if isinstance(error, _TOLD):
             hint = next_step(error)
+        else:
+            target = "INSTITUTION/DOMAIN"
+            with suppress(DdibError, OSError):  # no route may take it
+                header = self._header(series)
+                target = f"{header.target_institution}/{header.target_domain}"
+            folder = shlex.quote(str(series.folder / "in"))
+            hint = f"ddib translate {folder} --to {target} --out /tmp/{series.key}"
         if not _may_pass(error, max(series.tries + 1, series.state.starts)):
             log.error("series %s: not translated: %s; try: %s", series.key, why, hint)
             self._give_up(series, why)
@@ -496,7 +493,7 @@ def header_to(target: str, header: pb.JobHeader) -> pb.JobHeader:
 
 
 def check_setup(profile: Profile, header: pb.JobHeader) -> None:
-    """Raise what the node has against such a job; log it where it may pass, as a node that does not answer does.
+    """Raise what the node objects to in such a job; log what may pass, such as a node that is away.
 
     The node checks a job's header, and the target's domain, before it reads items. None come, so there is no job.
     """
@@ -520,7 +517,7 @@ def _selected(path: Path) -> tuple[str, ...]:
 
 
 def _may_pass(error: Exception, tries: int) -> bool:
-    """Whether a series is tried again after so many tries; if so, until it expires."""
+    """Return whether to try a series again after this many tries."""
     if any(issubclass(each, (*_OF_THE_SETUP, UsageError)) for each in (type(error), *_quoted(error))):
         return True  # an operator corrects it
     ours = isinstance(error, InternalError) and not error.incident  # a node's may pass

@@ -75,7 +75,7 @@ _NO_ANATOMY: Final = {
     "screen or protocol": {"SCREEN SAVE", "CT_SOM5 PROT"},
     _MAGNITUDES_ALONE: {"P", "PHASE", "PHASE MAP", "VELOCITY", "VELOCITY MAP", "R", "REAL", "I", "IMAGINARY"},
 }  # fmt: skip
-"""Types of pictures, by their third and further values, that are no slices of anatomy; the last of MR alone."""
+"""Kinds of pictures by the third and later values of ImageType; the last kind counts for MR alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def _require_inflated(path: Path, meta: Any) -> None:
 
 
 def slices_of(header: Any) -> list[Any]:
-    """The headers of an enhanced file's frames as plain slices have them (PS3.3 C.7.6.16); of any other file its own.
+    """Return a plain header for each frame of an enhanced file (PS3.3 C.7.6.16), or the header itself.
 
     A frame has its number, from 1, as `ReferencedFrameNumber`.
     """
@@ -195,8 +195,9 @@ def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
 
 
 def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Series, NDArray[Any]]:
-    """The slices of one series, or of one of its contrasts, and their values (N, H, W, C): uint8 colours, or float32 in
-    units of the modality. Padding has the least value of all slices.
+    """Return one contrast of a series and its values (N, H, W, C): uint8 colours, or float32 in the modality's units.
+
+    Padding has the least value of all slices.
     """
     _require_readable(called, headers)
     ordered = in_space(headers)
@@ -365,7 +366,7 @@ def _in_units(path: Path, header: Any, pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _is_negative(header: Any) -> bool:
-    """Whether stored numbers are grey levels of a film, the least of which is white (PS3.3 C.7.6.3.1.2).
+    """Return whether stored numbers are grey levels of a film, the least of which is white (PS3.3 C.7.6.3.1.2).
 
     How a value is displayed does not change it: what a modality transform gives stays as it is, and so does the signal
     of CT, MR and PET. The identity without a unit, which each DX has (C.8.11.3), transforms nothing.
@@ -397,7 +398,7 @@ def _require_runs(path: Path, frame: bytes, pixels: int) -> None:
     count, *starts = struct.unpack("<16L", frame[:64])
     for start, end in pairwise([*starts[:count], len(frame)]):
         at, size, most = start, 0, max(pixels, _FREE_RUNS)
-        while at < min(end, len(frame)) and size <= most and 64 * (end - start) > most:
+        while at < min(end, len(frame)) and size <= most < 64 * (end - start):  # two bytes become at most 128
             run = frame[at]
             at, size = (at + run + 2, size + run + 1) if run < 128 else (at + 2, size + 257 - run)
         if size > most:
@@ -406,8 +407,9 @@ def _require_runs(path: Path, frame: bytes, pixels: int) -> None:
 
 def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
     """Height, width and samples by the first marker of a JPEG 2000 codestream, perhaps in boxes (ITU-T T.800 A.5.1)."""
-    at = 0 if frame[:1] == b"\xff" else frame.find(b"\xff\x4f\xff\x51")
-    if frame[at : at + 4] != b"\xff\x4f\xff\x51" or len(frame) < at + 42:
+    at = frame.find(begins := b"\xff\x4f\xff\x51")
+    is_hidden = at > 0 and frame.count(begins) > 1  # one box may hold what looks like another
+    if at < 0 or is_hidden or len(frame) < at + 42:
         return None
     right, bottom, left, top, samples = struct.unpack(">4L16xH", frame[at + 8 : at + 42])
     return bottom - top, right - left, samples
@@ -475,7 +477,7 @@ def readable_syntaxes() -> list[str]:
     uids = pydicom().uid
     found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
     for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
-        with suppress(NotImplementedError):  # pydicom has no decoder for this transfer syntax
+        with suppress(NotImplementedError):  # pydicom raises it for a syntax that it has no decoder for
             if syntax not in found and pydicom().pixels.get_decoder(syntax).is_available:
                 found.append(syntax)
     return found
@@ -492,7 +494,7 @@ class SortedFiles:
         kinds = ", ".join(f"{count} {kind}" for kind, count in self.others.items())
         why = f"{given} holds no DICOM pictures of anatomy{kinds and ': '}{kinds}"
         if not self.series and not self.unreadable:
-            raise _bad(why, "of a DICOMDIR name its folder; dcmdump +P ImageType FILE says what a picture is")
+            raise _bad(why, "dcmdump +P ImageType FILE shows its kind; for a DICOMDIR name its folder")
 
 
 def sort_files(paths: Iterable[Path]) -> SortedFiles:
@@ -531,7 +533,7 @@ def sort_files(paths: Iterable[Path]) -> SortedFiles:
 
 
 def checked_header(path: Path) -> Any:
-    """The attributes by which a picture of a PACS is sorted, if it can be translated by what its header says.
+    """Return a picture's attributes of SORTED_BY; raise InputError if it cannot be translated by its header.
 
     What is synthetic already is refused: a result that comes back into the PACS would be routed again, without end.
     """

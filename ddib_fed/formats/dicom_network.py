@@ -154,13 +154,8 @@ def _entity(own: OwnEntity) -> Any:
     return entity
 
 
-def _bound(
-    event: Any, most: int, refuse: Callable[[str, str], object], room: Callable[[], str] = lambda: ""
-) -> None:
-    """Abort an association that sends too much, and tell `refuse` why and what helps.
-
-    At most `most` messages may wait; `room` says why the disk is too full.
-    """
+def _bound(event: Any, most: int, refuse: Callable[[str, str], object], room: Callable[[], str]) -> None:
+    """Abort an association that sends too much, or more than `most` messages; tell `refuse` why and what helps."""
     association, receive = event.assoc, event.assoc.dul.socket.recv
 
     def bounded(size: int) -> Any:
@@ -202,7 +197,7 @@ def _without_delay(event: Any) -> None:
 def associated(own: OwnEntity, peer: DicomPeer, contexts: Sequence[Any]) -> Iterator[Any]:
     """Open an association with a peer, which must accept at least one of the contexts."""
     context, event, refused = own.context(ssl.PROTOCOL_TLS_CLIENT), pynetdicom().evt, list[str]()
-    opened = partial(_bound, most=MOST_ANSWERS, refuse=lambda why, _: refused.append(why))
+    opened = partial(_bound, most=MOST_ANSWERS, refuse=lambda why, _: refused.append(why), room=lambda: "")
     entity, association = _entity(own), None
     with suppress(OSError):  # there is no such host
         association = entity.associate(

@@ -17,6 +17,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,23 +134,25 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixe
         now = now.astimezone(datetime.strptime(zone, "%z").tzinfo)
     models = first.source_model_sha256, first.target_model_sha256, first.calibration_sha256
     parts = [translated.source, translated.target, str(first.asked_sha256), pixels.rule, *models]
-    parts += [series.contrast] if series.contrast else []
+    # Not its name: another contrast that comes late must not change what a PACS already has.
+    parts += [str(comparable(series.headers[0], keyword)) for keyword in chain(*_CONTRASTS.values())]
+    parts.append(series.contrast.partition("repeat")[2] or "1")
     recipe = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     hounsfield = series.modality == "CT" and not series.without_units
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
     made, enhanced = [], dict[Path, list[tuple[int, Pixels]]]()
     computed, spacing = pixels.computed(translated), series.headers[0].get("PixelSpacing")
 
-    def begun(source: Any, pixels: Pixels) -> Any:
-        dataset = _kept(source, colours=pixels.shape[3] == 3, echoes="echo" in series.contrast)
+    def begun(source: Any, frames: Pixels) -> Any:
+        dataset = _kept(source, colours=frames.shape[3] == 3, echoes="echo" in series.contrast)
         _identify(dataset, source, recipe, now)
-        words = ("SYNTHETIC", series.contrast, translated.target, source.get("SeriesDescription"))
+        words = ("SYNTHETIC", series.contrast, translated.target, str(source.get("SeriesDescription") or ""))
         dataset.SeriesDescription = " ".join(filter(None, words))[:64].strip()
         _attribute(dataset, source, translated, now, computed.lost)
         if spacing and computed.shrink > 1:
             resolution = computed.shrink * max(float(mm) for mm in spacing)
             dataset.SpatialResolution = pydicom().valuerep.DSfloat(resolution, auto_format=True)
-        _set_pixels(dataset, pixels, translated, hounsfield=hounsfield)
+        _set_pixels(dataset, frames, translated, hounsfield=hounsfield)
         return dataset
 
     for path, source, plane in zip(series.paths, series.headers, stack, strict=True):
@@ -168,9 +171,8 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixe
 def report_of(path: Path, why: str) -> bytes:
     """Write a Basic Text SR (PS3.3 A.35.1) of a file's study: its series was not translated, and why."""
     package = pydicom()
-    source = package.dcmread(
-        path, stop_before_pixels=True
-    )  # read_header refuses a header with a malformed value
+    # Not read_header, which refuses a header with a malformed value.
+    source = package.dcmread(path, stop_before_pixels=True)
     now = datetime.now().astimezone()
     made = package.Dataset()
     for tag in source.keys():  # noqa: SIM118 - a dataset iterates over elements, and a malformed one is left out
@@ -206,7 +208,7 @@ def _file(dataset: Any) -> bytes:
 
 
 def _kept(source: Any, *, colours: bool, echoes: bool) -> Any:
-    """A copy of what the source's header says that is true of the result, too; nothing private.
+    """Copy what the source's header says that is true of the result, too; nothing private.
 
     Of a series of several echoes that is also from which of them the picture was made (PS3.3 C.8.3.1).
     """
@@ -246,11 +248,12 @@ def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetim
     """State the source image, the equipment and the method of a derived picture."""
     first = translated.first
     doubts = sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
-    facts = "not for diagnosis", lost, translated.clipped, "doubtful: " * bool(doubts) + ", ".join(doubts)
+    doubtful = f"doubtful: {', '.join(doubts)}" if doubts else ""
+    facts = "; ".join(filter(None, ("not for diagnosis", lost, translated.clipped, doubtful)))
     models = f"models SHA-256 {first.source_model_sha256} and {first.target_model_sha256}"
     dataset.DerivationDescription = (
         f"Synthetic picture: translated from {translated.source} to {translated.target} by a Dual Diffusion Implicit "
-        f"Bridge ({MAKER} {__version__}); {models}; {'; '.join(filter(None, facts))}"
+        f"Bridge ({MAKER} {__version__}); {models}; {facts}"
     )[:1024]
     acquired = _copied(source, {name for name in _EQUIPMENT if source.get(name)})
     acquired.setdefault("Manufacturer", "UNKNOWN")  # a value is required

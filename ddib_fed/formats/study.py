@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from operator import truediv
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -460,6 +461,10 @@ class Planes(ABC):
         places = self.places
         for at in self.sent:
             yield item_bytes(self.numbers[places[at]])
+
+    def shrink(self, sides: Sequence[int]) -> float:
+        """Return how many times longer a plane's sides are than those of a model, (H, W)."""
+        return float(max(map(truediv, self.numbers[self.places[0]].shape, sides)))
 
     def computed(self, translated: StudyResults) -> PictureFigures:
         """Its size, and the size at which it was computed."""

@@ -74,9 +74,8 @@ class TileGrid:
     @cached_property
     def sides(self) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
         """The tiles' places down and across the picture."""
-        return _places(self.height, self.tile[0], self.overlap), _places(
-            self.width, self.tile[1], self.overlap
-        )
+        (height, width), overlap = self.tile, self.overlap
+        return _places(self.height, height, overlap), _places(self.width, width, overlap)
 
     def __len__(self) -> int:
         return len(self.sides[0]) * len(self.sides[1])
@@ -166,6 +165,9 @@ class Tiles(Planes):
             parts = [undigits(text, self.grid.tile)[..., None] if text else None for text in texts]
             figures["differs_at"] = digits(self.together(parts, 1, 0.0)[0][..., 0])
         picture = translated.first.picture
+        if picture and picture.fitted_height and picture.fitted_width:  # of one tile
+            figures["fitted_height"] = round(picture.fitted_height * self.grid.height / self.grid.tile[0])
+            figures["fitted_width"] = round(picture.fitted_width * self.grid.width / self.grid.tile[1])
         scale = None if picture is None else picture.back_scale
         span = None if picture is None else picture.source_range
         channels = next((plane.shape[2] for plane in translated.returned if plane is not None), 0)

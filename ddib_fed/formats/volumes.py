@@ -250,6 +250,10 @@ class Volumes(Slices):
     def volume_sha256(self) -> bytes:
         return b""
 
+    def shrink(self, sides: Sequence[int]) -> float:
+        del sides  # the grid has them
+        return max(1.0, *(axis.ratio for axis in self.axes))
+
     def computed(self, translated: StudyResults) -> PictureFigures:
         del translated  # whose volumes have the model's size
         depth, *own = (axis.own for axis in self.axes)
@@ -292,5 +296,4 @@ class Volumes(Slices):
             "padded": [axis.model - int(np.count_nonzero(axis.there().any(axis=1))) for axis in self.axes],
             "outside": round(self.outside, 6),
         }
-        shrink = max(1.0, *(axis.ratio for axis in self.axes))
-        return {**self.report(translated, "volumes", **fit), "shrink": shrink}, self.warnings
+        return {**self.report(translated, "volumes", **fit), "shrink": self.shrink(())}, self.warnings

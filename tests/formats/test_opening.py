@@ -109,6 +109,7 @@ PAGE = b"<!DOCTYPE html><html>Please log in</html>"
         ("a b.nii", gzip.compress(WHOLE, mtime=0), "is a .gz file", "mv -n 'a b.nii' 'a b.nii.gz'"),
         ("a.nii.gz", WHOLE, "is a .nii file", "mv -n a.nii.gz a.nii"),
         ("a.nii", b"", "is empty", "copy it again"),
+        ("a.nii.gz", gzip.compress(WHOLE, mtime=0)[:5000], "cannot be read", "copy it again"),
         ("a.nii", WHOLE[:5000], "cannot be read", "copy it again"),
         ("a.tif", encode_png(np.zeros((4, 4, 1), np.uint8)), "is a .png file", "mv -n a.tif a.png"),
         ("a.tif", PAGE, "is a web page", "open it in a browser"),

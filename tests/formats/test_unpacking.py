@@ -120,6 +120,19 @@ def jpeg_2000_of_many_samples(path):
     dataset.save_as(path)
 
 
+def jpeg_2000_behind_another(path):
+    """A box that holds what looks like the 1024 x 256 pixels of the header, and then 64 million pixels."""
+    dataset, picture = pydicom.dcmread(DICOM / "JPEG2000.dcm"), io.BytesIO()
+    (frame,) = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+    Image.new("L", (8000, 8000)).save(picture, "JPEG2000")
+    boxes = picture.getvalue()
+    said = frame[frame.index(b"\xff\x4f\xff\x51") :][:100]
+    at = boxes.index(b"jp2c") - 4
+    boxes = boxes[:at] + struct.pack(">I", 8 + len(said)) + b"uuid" + said + boxes[at:]
+    dataset.PixelData = pydicom.encaps.encapsulate([boxes])
+    dataset.save_as(path)
+
+
 def nifti(path, shape, kind="<i2", values=b"", *, extension=b"", level=1):
     """A compressed volume by its header, with slope and intercept."""
     header = nibabel.Nifti1Header()
@@ -147,6 +160,7 @@ def extension_without_end(path):
         ("a.dcm", lambda path: rle(path, 11_776, stated=16), "run lengths of more than its 256 pixels"),
         ("a.dcm", lambda path: rle(path, 128, stated=65_535), "MiB of memory"),
         ("a.dcm", jpeg_2000_of_many_samples, "holds 1024 x 256 x 16384 pixels"),
+        ("a.dcm", jpeg_2000_behind_another, "a compressed picture states no size"),
         ("a.nii.gz", extension_without_end, "all its values are 1,"),
         ("a.nii.gz", wide_volume, "MiB of memory"),
         ("a.tif", map_of_wide_numbers, "MiB of memory"),

@@ -95,7 +95,6 @@ def test_series_that_are_more_than_they_seem_come_back_as_what_they_are(tmp_path
         ]
     finally:
         site.stop()
-        print(site.receiver.text())
     assert {each.StudyInstanceUID for each in files} == {study}
     (report,) = (each for each in files if each.Modality == "SR")
     assert "most_shrink 2" in " ".join(each.get("TextValue", "") for each in report.ContentSequence)

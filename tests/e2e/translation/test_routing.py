@@ -455,7 +455,8 @@ def test_a_series_expires_by_the_time_that_receivers_have_run(profile, tmp_path,
     monkeypatch.setattr(routing, "CLOCK_S", 0.0)
     for _ in range(3):
         with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), expire_h=1.0) as route:
-            send(route.port, *series(tmp_path / "in")) if not route.router.series else None
+            if not route.router.series:
+                send(route.port, *series(tmp_path / "in"))
             route.work(lambda: route.steps() == ["done"])
             route.router.clock.since -= 1500
             route.router.step()
@@ -671,7 +672,7 @@ def test_a_series_much_larger_than_the_model_is_refused(profile, tmp_path, log, 
     with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
         send(route.port, *series(tmp_path / "in", 1, larger=larger))
         route.work(lambda: route.steps() == [step])
-        assert [*route.folder.glob("spool/*/out/**/*.png")] == []
+        assert step == "done" or not [*route.folder.glob("spool/*/out/**/*")]
     refused = "[dicom] most_shrink allows; computed_at 48 x 48; shrink 3; most_shrink 2" in log.text
     said = "was computed at 48 x 48 pixels, not at its own 96 x 96" in log.text
     assert (said, refused) == (step == "done", step == "failed")

@@ -119,7 +119,7 @@ def test_a_dicomdir_is_refused_and_its_folder_is_read():
         ImageUnreadable, match="DICOMDIR holds no DICOM pictures of anatomy: 1 DICOMDIR"
     ) as caught:
         open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options())
-    assert "name its folder" in caught.value.hint
+    assert "for a DICOMDIR name its folder" in caught.value.hint
     assert len(open_paths([DICOM / "dicomdirtests" / "77654033"], Options()).studies) > 2
 
 
@@ -528,6 +528,21 @@ def test_each_contrast_of_a_series_is_a_study_of_its_own(contrasts, expected, tm
     ]
     of_echoes = expected[0] == "echo1"
     assert [each.EchoTime for each in made] == ([12, 90] if of_echoes else [None] * len(made))
+    for path in (tmp_path / "mr").glob("[!1]-*"):  # as if the others had come late
+        path.unlink()
+    early = only(tmp_path / "mr")
+    assert datasets(early.assemble(echo(early)))[0].SOPInstanceUID == made[0].SOPInstanceUID
+
+
+def test_a_description_with_a_backslash_is_kept(tmp_path):
+    """Which pydicom reads as two values."""
+    (path, *_) = write_series(tmp_path / "mr", FOUR_SLICES)
+    dataset = pydicom.dcmread(path)
+    dataset.SeriesDescription = ["T1", "TSE"]
+    dataset.save_as(path)
+    study = only(tmp_path / "mr")
+    made = datasets(study.assemble(echo(study)))
+    assert any("T1" in each.SeriesDescription and "TSE" in each.SeriesDescription for each in made)
 
 
 OF_NO_ANATOMY = [
