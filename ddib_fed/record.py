@@ -251,12 +251,12 @@ class PictureFigures(_Section):
 
     @property
     def structure_doubt(self) -> str:
-        """The field by which the structure is doubtful: of all pictures under a forced calibration, that."""
-        found = "differs", self.differs, self.most_differs
+        """Name the figure that makes the structure doubtful; "calibration" if it was used with --force."""
         if self.differs is None:
-            found = "edge_correlation", self.least_edge_correlation, self.edge_correlation
-        name, more, bound = found
-        return "calibration" if more is not None and bound is not None and more <= bound else name
+            name, more, bound = "edge_correlation", self.least_edge_correlation, self.edge_correlation
+        else:
+            name, more, bound = "differs", self.differs, self.most_differs
+        return name if more is not None and bound is not None and more > bound else "calibration"
 
     @property
     def shrink(self) -> float:

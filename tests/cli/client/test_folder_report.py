@@ -74,6 +74,7 @@ MAP = {"edge_correlation": 0.8, "least_edge_correlation": 0.2, "most_differs": 0
         ),
         (EDGES, "ab", "Edges agree with the original no better than in an unrelated picture", "dial"),
         (MAP | {"differs": 0.4}, "ab", "As much differs from the calibration's map of the original", "dial"),
+        ({"edge_correlation": 0.8}, "ab", "Its calibration was used with --force", "More pictures"),
         (MAP | {"differs": 0.1}, "ab", "Its calibration was used with --force", "More pictures"),
     ],
 )
