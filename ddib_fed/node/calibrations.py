@@ -21,7 +21,6 @@ from ddib_fed.calibration.fit import judge
 from ddib_fed.calibration.record import (
     RECALIBRATE,
     RETRAINED,
-    CalibratedSide,
     Calibration,
     CalibrationStore,
     Place,
