@@ -158,6 +158,12 @@ def test_doubtful_figures_are_refused_by_both_operators(both, changes, says) -> 
     assert "signed" in run("accept", sha256[:12], "--yes", "--force", "--config", both.south)
 
 
+def test_a_peer_without_its_domain_is_told_as_the_operators_need_it(both) -> None:
+    with pytest.raises(UsageError, match=r"'south\.example' is no target") as refused:
+        run("--peer", "south.example", "--yes", "--config", both.north)
+    assert (refused.value.hop, refused.value.hint) == ("", "ddib peer list")
+
+
 def test_nothing_leaves_unless_it_is_confirmed(both) -> None:
     """Without a terminal --yes is needed, at each act; nothing is stored before it."""
     with pytest.raises(UsageError, match="no terminal"):
