@@ -162,10 +162,9 @@ def _write(run: FolderRun, pictures: list[Delivered], page: Path) -> None:
     missing += [(str(path), "was not submitted") for path in run.not_submitted]
     total = run.total
     for study in run.written:
-        shown = study.shown
         has_frames = study.files[0].suffix == ".dcm" and len(study.files) < study.report["planes"]
+        shown = study.record if has_frames else study.shown  # a file of many frames is not drawn
         if has_frames or "slices" not in study.report:
-            shown = study.record if has_frames else shown  # a file of many frames is not drawn
             beside = {Part.SOURCE: study.given} if shown.suffix == ".png" else {}
             if back := study.provenance.files.get(Part.RETURNED):
                 beside[Part.RETURNED] = study.record.parent / back.file

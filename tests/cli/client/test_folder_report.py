@@ -16,6 +16,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable
+from ddib_fed.formats.parts import WrittenStudy
 from ddib_fed.record import Part, PictureFigures, Translation
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -104,6 +105,20 @@ def test_results_of_two_models_are_said_to_be(tmp_path, capsys):
     assert "the results are of 2 different models or calibrations (see the records); the same command" in said
     report_run(run(tmp_path, ["a", "b"], records=records[:2]))
     assert "different models" not in capsys.readouterr().err
+
+
+def test_an_item_whose_record_cannot_be_read_is_on_the_page(tmp_path):
+    """Such as one of a later release."""
+    found, made = run(tmp_path, []), tmp_path / "head.nii.gz"
+    made.write_bytes(b"")
+    items = [{"plane": 0, **Translation(picture=PictureFigures()).stored()}, {"plane": 1, "format": 99}]
+    report = {"kind": "NIfTI", "planes": 2, "slices": {}, "items": items}
+    study = WrittenStudy(made, (made,), tmp_path / "head.json", Translation(), report, ())
+    found.written.append(study)
+    page = write_pages(found).read_text()
+    assert "head, slice 1" in page
+    row = page.partition("head, slice 2")[2].partition("</tr>")[0]
+    assert "its record cannot be read" in html.unescape(row)
 
 
 def event(done: int, state: int = pb.JOB_STATE_RUNNING) -> pb.WatchJobResponse:
