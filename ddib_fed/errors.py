@@ -256,9 +256,7 @@ def missing(name: str, package: str, what: str, *, otherwise: str = "") -> Extra
 
 
 def install_command(name: str, package: str) -> str:
-    """A line for a shell that installs what is missing of an extra into the Python that runs; arguments as of
-    `extra`.
-    """
+    """Return the shell command that installs an extra into the Python that runs; arguments as of `extra`."""
     from importlib import metadata  # which only an error needs
 
     try:

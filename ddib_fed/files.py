@@ -366,11 +366,12 @@ def problem_text(error: ValidationError) -> str:
 def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
     """The error of a text that is no TOML; a table that is declared twice is named with its lines."""
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
-    twice = next((each for each in lines if re.match(r"\[[^\[]", each) and lines.count(each) > 1), None)
+    tables = [each for each in lines if re.fullmatch(r"\[[\w.\"' -]+\]", each)]
+    twice = next((each for each in tables if tables.count(each) > 1), None)
     if twice is None:
         return ConfigError(f"{path} is not valid TOML: {error}", hint=f"correct {path}")
     places = " and ".join(str(number) for number, line in enumerate(lines, start=1) if line == twice)
-    hint = f"merge the two {twice} tables: the keys of both below one header"
+    hint = f"merge the {twice} tables: all their keys below one header"
     return ConfigError(f"{path} declares {twice} twice, in lines {places}", hint=hint)
 
 

@@ -45,9 +45,7 @@ def names_apart(
     made: Callable[[str], Iterable[str]] = lambda name: (name,),
     taken: Iterable[str] = (),
 ) -> list[str]:
-    """What the results of files are called: the file's name without its suffix, or ``scan-png`` where that
-    would clash.
-    """
+    """Name the results of files: the file's name without its suffix, or ``scan-png`` where that would clash."""
     whole: set[int] = set()
     others = Counter({each.casefold() for each in taken})
     while True:

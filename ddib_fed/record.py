@@ -29,8 +29,14 @@ DOUBTFUL_BELOW = 30.0
 """dB of PSNR: a round trip that is worse makes the translation doubtful."""
 NEAR_AUTOENCODER, LEAST_BEHIND = 1.0, 25.0
 """Behind an autoencoder that keeps less, a round trip may be so many dB below it, and has that many dB in any case."""
-
-
+_SEEN = {
+    "cycle_psnr": f"Translated back, it differs visibly from the original, at below {DOUBTFUL_BELOW:g} dB.",
+    "edge_correlation": "Edges agree with the original no better than in an unrelated picture: parts may be exchanged, "
+    "such as land and sea.",
+    "differs": "As much differs from the calibration's map of the original as in an unrelated picture: those parts may "
+    "be wrong.",
+    "calibration": "Its calibration was used although its figures do not show that it is right.",
+}
 CALIBRATION_FILE = ".ddib-calibration.json"
 """The calibration of the results in a folder, beside them."""
 MOST_TILES = 1024
@@ -136,11 +142,7 @@ class Settings:
         return cls(*(getattr(other, field.name) for field in fields(cls)))
 
     def of_quality(self, quality: str | None) -> Settings:
-        """These settings with solver, order, number and grid of a name in `QUALITIES`; themselves for None.
-
-        Raises:
-            SettingsInvalid: There is no such quality, or one of the four is set beside it.
-        """
+        """Return these settings with the four of a quality, if any; SettingsInvalid if it is none, or one is set."""
         if quality is None:
             return self
         if quality not in QUALITIES:
@@ -251,12 +253,12 @@ class PictureFigures(_Section):
 
     @property
     def structure_doubt(self) -> str:
-        """The field by which the structure is doubtful: of all pictures under a forced calibration, that."""
-        found = "differs", self.differs, self.most_differs
+        """Name the figure that makes the structure doubtful; "calibration" if it was used with --force."""
         if self.differs is None:
-            found = "edge_correlation", self.least_edge_correlation, self.edge_correlation
-        name, more, bound = found
-        return "calibration" if more is not None and bound is not None and more <= bound else name
+            name, more, bound = "edge_correlation", self.least_edge_correlation, self.edge_correlation
+        else:
+            name, more, bound = "differs", self.differs, self.most_differs
+        return name if more is not None and bound is not None and more > bound else "calibration"
 
     @property
     def shrink(self) -> float:
@@ -341,22 +343,21 @@ class Translation(_Section):
         return self.model_copy(update=changes)
 
     @property
+    def seen(self) -> tuple[str, ...]:
+        """Say of each doubt what was seen."""
+        return tuple(_SEEN.get(doubt, doubt) for doubt in self.doubts or ())
+
+    @property
     def reasons(self) -> tuple[str, ...]:
-        """For each doubt what was seen, and what repairs it."""
+        """Say of each doubt what was seen, and what repairs it."""
         repair = "A calibration repairs many such pictures: ddib calibrate (docs/calibration.md)."
         if self.calibration_sha256:
             share = "share below 1" if self.solver.share == 1 else "smaller share"
             repair = f"A {share} repairs many such pictures: --share, or ddib calibrate dial."
-        said = {
-            "cycle_psnr": f"Translated back, it differs visibly from the original, at below {DOUBTFUL_BELOW:g} dB.",
-            "edge_correlation": "Edges agree with the original no better than in an unrelated picture: parts may be "
-            f"exchanged, such as land and sea. {repair}",
-            "differs": "As much differs from the calibration's map of the original as in an unrelated picture: what "
-            f"the page shows in red may be wrong. {repair}",
-            "calibration": "Its calibration was used with --force although its figures do not show that it is right. "
-            "More pictures, or anchors, make a better one: ddib calibrate (docs/calibration.md).",
-        }
-        return tuple(said.get(doubt, doubt) for doubt in self.doubts or ())
+        better = "More pictures, or anchors, make a better one: ddib calibrate (docs/calibration.md)."
+        repairs = {"edge_correlation": repair, "differs": repair, "calibration": better}
+        found = zip(self.seen, self.doubts or (), strict=True)
+        return tuple(f"{seen} {repairs.get(doubt, '')}".rstrip() for seen, doubt in found)
 
     @property
     def lost(self) -> str:

@@ -140,10 +140,7 @@ class _Write(Generic[T]):
 
 
 class NodeStore:
-    """The database of one node; safe to use from any thread. Close it.
-
-    `shared` is for a command, which writes beside a running node; otherwise one process alone has it.
-    """
+    """The database of one node, for any thread, to be closed; `shared` lets a command write beside a running node."""
 
     def __init__(self, path: Path, *, shared: bool = False, called: Path | None = None) -> None:
         check_private_file(path)

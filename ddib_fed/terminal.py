@@ -47,9 +47,7 @@ _aside: ContextVar[bool] = ContextVar("sentences go to stderr", default=False)
 
 
 def escape(text: str) -> str:
-    r"""The text with each character that does not print as itself as a backslash escape, e.g. ``\x1b`` or
-    ``\u202e``.
-    """
+    r"""Return the text with a backslash escape for each character that does not print, such as ``\x1b``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
@@ -318,9 +316,9 @@ _SHOW_WHERE: Final = "the same command with DDIB_DEBUG=1 in front shows where it
 
 
 def explained(error: Exception, file: object = None) -> DdibError:
-    """The error itself when it is one of ours, else one that says the same; shows the traceback where one is wanted.
+    """Return our own errors as they are and others as ours; print the traceback under DDIB_DEBUG.
 
-    The error about a file has none of an exception's own words, which may hold values of the file.
+    With `file` no words of the exception are repeated: they may hold values of the file.
     """
     debugging = os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
     if debugging:
@@ -342,7 +340,7 @@ def explained(error: Exception, file: object = None) -> DdibError:
 def _look(error: OSError) -> str:
     """What shows why the operating system refused."""
     if error.filename is None:
-        return _SHOW_WHERE
+        return ""
     place = shlex.quote(str(error.filename))
     if is_disk_full(error):
         return f"df -h {place}"

@@ -384,10 +384,7 @@ class LatentWindow:
         return False
 
     def sending(self, release: Release, most: int) -> Iterator[ApprovedLatent | None]:
-        """What a new call sends, read on gRPC's thread: latents, unanswered ones first, and None after the last.
-
-        Without None the call was broken off.
-        """
+        """Yield what a new call sends, on gRPC's thread: unanswered latents first; None last unless broken off."""
         with self._changed:  # at once, not when the first is asked for: the call is ended by its number
             self._number += 1
             number, again = self._number, list(self._unanswered.values())

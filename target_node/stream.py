@@ -210,11 +210,11 @@ class DecodeStream:
     end_input: Callable[[], object] = lambda: None
     owner: str = ""
     _samples: Samples = field(init=False)
-    _refused: DdibError | None = None
-    _ended: bool = False
-    _told: float = 0.0
-    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue)
-    _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(READY))
+    _refused: DdibError | None = field(default=None, init=False)
+    _ended: bool = field(default=False, init=False)
+    _told: float = field(default=0.0, init=False)
+    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue, init=False)
+    _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(READY), init=False)
 
     def __post_init__(self) -> None:
         self._samples = samples_of(self.engine.model, ImageLimits(), max_points=0)  # nothing is read

@@ -107,10 +107,7 @@ def propose(
     seed: int = 0,
     force: bool = False,
 ) -> Proposal:
-    """The map of this kind from the source's units to the target's, from the source's pictures and an aggregate.
-
-    The contrast is that of a tone, which no histogram of grey can tell.
-    """
+    """Fit a map of this kind from pictures to an aggregate; no histogram of grey can tell the contrast of a tone."""
     channels = aggregate.cells.channels
     if pictures.ndim != 4 or len(pictures) < FEWEST_PICTURES:
         raise InputError(

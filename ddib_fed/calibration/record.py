@@ -225,10 +225,7 @@ class Calibration(Frozen):
         return self.expires <= (now or datetime.now(UTC))
 
     def check_between(self, source: Place, target: Place, units: Mapping[Side, Collection[str]]) -> None:
-        """Raise unless it leads from one place to the other, in one of the units that the models of these sides have.
-
-        A place without an institution is any of its domain.
-        """
+        """Raise unless it leads between the places (of any institution if that is empty), in units of these models."""
         for side, (institution, domain) in zip(SIDES, (source, target), strict=True):
             own = self.side(side)
             if own.domain != domain or institution not in {"", own.institution}:
@@ -298,15 +295,16 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
             f"{source.name} {why}",
             "ddib model train --init OWN --calibration FILE --out NEW, then serve NEW",
         )
-    of = None if calibration is None else calibration.source.units.autoencoder
-    if calibration is not None and of != (source.latents and source.latents.autoencoder_sha256):
-        what = "latents of an autoencoder that" if of else "colours, and behind the autoencoder of"
-        raise _unusable(
-            source,
-            f"the rotation {calibration.sha256.hex()[:12]} is of {what} {source.name} "
-            + ("does not have" if of else "the ODE runs on latents"),
-            "ddib calibrate --kind rotation again, between models of one autoencoder; or --kind colour-map",
-        )
+    if calibration is not None:
+        of = calibration.source.units.autoencoder
+        if of != (source.latents and source.latents.autoencoder_sha256):
+            what = "latents of an autoencoder that" if of else "colours, and behind the autoencoder of"
+            raise _unusable(
+                source,
+                f"the rotation {calibration.sha256.hex()[:12]} is of {what} {source.name} "
+                + ("does not have" if of else "the ODE runs on latents"),
+                "ddib calibrate --kind rotation again, between models of one autoencoder; or --kind colour-map",
+            )
     if held is not None:
         raise _unusable(
             source,
@@ -528,7 +526,7 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def _problem(error: ValueError) -> str:
-    """Where the first thing lies that is wrong with what somebody sent or wrote, and what it is."""
+    """Describe the first problem that JSON or pydantic found."""
     return problem_text(error) if isinstance(error, ValidationError) else f"it is not JSON ({error})"
 
 
@@ -619,9 +617,9 @@ class CalibrationStore:
     def chosen(
         self, source: Place, target: Place, manifest: Manifest, now: datetime
     ) -> SignedCalibration | None:
-        """The calibration that jobs take: the newest active one that fits the source's model, else that does not.
+        """Return the calibration that jobs take: the newest active one that fits the model, else the newest active one.
 
-        Where none is active the newest that has expired; None where there is neither.
+        Without an active one the newest that has expired; None without either.
         """
         held = self.between(source, target)
         active = [each for each in held if each.state(now) == "active"]

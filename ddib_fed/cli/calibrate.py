@@ -332,7 +332,7 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
             "             lower bound, which rises with the number of pairs (SECURITY.md has figures of 512)",
         )
     if rows[0].surrogate is not None:
-        say("             leak: the same, by the model's privacy report")
+        say("             leak: PSNR read from a latent, by the model's privacy report")
 
 
 def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
@@ -342,7 +342,11 @@ def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path
     from ddib_fed.node.role import load_hosted
     from ddib_fed.training.calibrating import make_calibration, of_latents, side
 
-    institution, domain = split_target(peer_name)
+    try:
+        institution, domain = split_target(peer_name)
+    except UsageError as error:
+        error.hop, error.hint = "", "ddib peer list"
+        raise
     config = open_config(config_path)
     calibrations.require_role(config, "source", "ddib calibrate --peer")
     if existing is None and asked.kind not in config.policy.calibration:

@@ -162,21 +162,23 @@ def _write(run: FolderRun, pictures: list[Delivered], page: Path) -> None:
     missing += [(str(path), "was not submitted") for path in run.not_submitted]
     total = run.total
     for study in run.written:
-        if "slices" not in study.report:
-            beside = {Part.SOURCE: study.given} if study.shown.suffix == ".png" else {}
+        has_frames = study.files[0].suffix == ".dcm" and len(study.files) < study.report["planes"]
+        shown = study.record if has_frames else study.shown  # a file of many frames is not drawn
+        if has_frames or "slices" not in study.report:
+            beside = {Part.SOURCE: study.given} if shown.suffix == ".png" else {}
             if back := study.provenance.files.get(Part.RETURNED):
                 beside[Part.RETURNED] = study.record.parent / back.file
-            files.append(FoundPicture(study.given.name, study.shown, study.provenance, beside))
+            files.append(FoundPicture(study.given.name, shown, study.provenance, beside))
             continue
         total += study.items - 1
         for item in study.report["items"]:
-            name, made = f"{study.record.stem}, slice {item['plane'] + 1}", study.shown
+            name, made = f"{study.record.stem}, slice {item['plane'] + 1}", shown
             if made.is_dir() and len(study.files) == study.report["planes"]:
                 made = study.files[item["plane"]]
             if record := Translation.parse(item):
                 files.append(FoundPicture(name, made, record))
             else:
-                missing.append((name, item["why"]))
+                missing.append((name, item.get("why", "its record cannot be read")))
     first = files[0].record
     target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
     with bar("drawing the page") if len(files) >= _SLOW else nullcontext(lambda *_: None) as show:
@@ -228,8 +230,8 @@ def _say_run(run: FolderRun, page: Path | None) -> None:
         if said := ", ".join(f"calibration: {kind} {sha256}" for kind, sha256 in sorted(used) if sha256):
             say(said)
         if (sets := len({each.provenance.made_by[:3] for each in delivered})) > 1:
-            what = f"results are by {sets} sets of models and calibrations, which the records name"
-            say(f"warning: {what}; --force translates all by those of today", err=True)
+            what = f"the results are of {sets} different models or calibrations (see the records)"
+            say(f"warning: {what}; the same command with --force makes all again", err=True)
         say(_where(run))
         _say_marks(delivered)
     if page is not None:
@@ -244,7 +246,8 @@ def _say_study(each: WrittenStudy) -> None:
         round_trip = f"round trip {picture.cycle_psnr:.1f} dB at its own {picture.size} pixels{mark}"
     for line in filter(None, (each.refused, round_trip, *each.said)):
         say(f"  {line}")
-    parts = [(str(item["plane"] + 1), Translation.parse(item)) for item in each.report["items"]]
+    word = "tile" if "tiles" in each.report else "slice"
+    parts = [(f"{word} {item['plane'] + 1}", Translation.parse(item)) for item in each.report["items"]]
     for line in doubt_lines([(name, record) for name, record in parts if record is not None]):
         say(f"  {line}", err=True)
 

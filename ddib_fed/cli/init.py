@@ -6,6 +6,7 @@ import getpass
 import re
 import shlex
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -167,7 +168,7 @@ def make_client(
     out.mkdir(parents=True, exist_ok=True)
     if config is not None and pki.has_authority(config.paths.pki):
         peer_store(config).snapshot().refuse_withdrawn(identity)
-        pki.load_authority(config.paths.pki)  # what cannot be issued is not noted
+        pki.load_authority(config.paths.pki).check(datetime.now(UTC))  # what cannot be issued is not noted
         note(config.paths.store, "certificate_issued", identity=identity.uri)
         pki.issue_client(config.paths.pki, out / "pki", name, lifetime=config.identity.life("client"))
     else:

@@ -82,6 +82,7 @@ def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Deco
 
 
 def with_options(options: tuple[Decorator, ...]) -> Decorator:
+    """Return a decorator that adds these options, in their order."""
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -85,11 +85,14 @@ def _entry(other: Peer) -> dict[str, object]:
 @REPLACE
 @UNCONSTRAINED
 @options.OUTCOME
-def add(config_path: Path, file: Path, **given: Any) -> None:
+def add(
+    config_path: Path, file: Path, *, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
+) -> None:
     """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
     from ddib_fed.node.admitting import admit
 
-    other = admit(open_config(config_path), file, **given)
+    config = open_config(config_path)
+    other = admit(config, file, fingerprints, replace=replace, unconstrained_root=unconstrained_root)
     say(
         f"admitted {other.identity} at {other.address}",
         f"next: ddib peer test {other.institution}{with_config(config_path)}",
@@ -237,7 +240,16 @@ def _apply(config: NodeConfig, store: PeerStore) -> bool:
 @REPLACE
 @UNCONSTRAINED
 @options.OUTCOME
-def pair(config_path: Path, address: str | None, code: str | None, *, listens: bool, **given: Any) -> None:
+def pair(
+    config_path: Path,
+    address: str | None,
+    code: str | None,
+    *,
+    listens: bool,
+    fingerprints: tuple[str, ...],
+    replace: bool,
+    unconstrained_root: bool,
+) -> None:
     """Admit another institution's node, and be admitted there, with a code read out by telephone.
 
     One side runs `ddib pair --listen`, which shows an address and a code; the other `ddib pair HOST:PORT CODE`. The two
@@ -257,7 +269,14 @@ def pair(config_path: Path, address: str | None, code: str | None, *, listens: b
         )
     config = open_config(config_path)
     called = None if address is None or code is None else (address, code)
-    paired = pair_nodes(config, called, at=address if listens else None, **given)
+    paired = pair_nodes(
+        config,
+        called,
+        at=address if listens else None,
+        fingerprints=fingerprints,
+        replace=replace,
+        unconstrained_root=unconstrained_root,
+    )
     other, more = paired.other, with_config(config_path)
     say_next(
         [

@@ -145,12 +145,7 @@ def failure(detail: common_pb2.ErrorDetail, hop: str) -> DdibError:
 
 
 def require_finished(job: pb.Job, hop: str) -> pb.Job:
-    """The given job, if all its items were translated.
-
-    Raises:
-        JobFailed: It, or an item, failed.
-        Cancelled: It was cancelled.
-    """
+    """Return the job if all its items were translated; raise JobFailed if one failed, Cancelled if it was cancelled."""
     if job.state == pb.JOB_STATE_CANCELLED:
         raise Cancelled(f"job {job.job_id} was cancelled", hop=hop)
     bad = [item for item in job.items if item.state == pb.ITEM_STATE_FAILED]
@@ -603,10 +598,7 @@ def _interruptible(client: Client) -> Iterator[None]:
 def explaining_interruption(
     client: Client, job_id: str | None = None, out: Path | None = None
 ) -> Iterator[None]:
-    """Turn Ctrl-C into an error with what goes on at the node, and the commands to watch, fetch or cancel it.
-
-    The `job_id` is empty where one is being submitted.
-    """
+    """Turn Ctrl-C into an error with the commands for what goes on; `job_id` is empty while a job is submitted."""
     try:
         yield
     except DdibError as error:

@@ -98,6 +98,7 @@ def measure_dial(
         return [_row(dial, *each, known.get(dial.share)) for dial, each in kept.items()]
 
     kept: dict[Dial, Kept] = {}
+    most = 0
     for dial in (Dial(share=share) for share in shares):
         try:
             tried = _over_same({**kept, dial: translate(dial)})
@@ -105,7 +106,8 @@ def measure_dial(
             if not kept:
                 raise
             break
-        if any(2 * len(tried[dial][0].names) < len(found.names) for found, _ in kept.values()):
+        most = most or len(tried[dial][0].names)
+        if 2 * len(tried[dial][0].names) < most:
             break
         kept = tried
     share = _largest_with_enough(measured())

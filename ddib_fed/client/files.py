@@ -288,7 +288,7 @@ def open_inputs(
     Args:
         files: Files and folders.
         out: Folder of the results, which is left out.
-        reading: The options `intensity`, `slices` and `tile`; `keep_latent` where it is known.
+        reading: The options `intensity`, `slices` and `tile`.
         own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
         say: Called with a line for each ignored input and each option that differs from the model's training.
     """
@@ -324,8 +324,6 @@ def open_inputs(
         choice = open_recognised(found, options, bad=bad)
         if line := _ignored_line(choice.ignored):
             say(line)
-        if reading.get("keep_latent"):
-            say("latents of volumes, maps and pictures in tiles are not kept")
         files, studies = choice.plain, choice.studies
         left_out = [LeftOut.of(path, error) for path, error in bad]
         for origin in studies.origins:
@@ -422,10 +420,7 @@ def read_items(
     decode: bool = False,
     on_read: Callable[[int, int], None] | None = None,
 ) -> tuple[list[FileItem], list[LeftOut]]:
-    """Read each file; those that can be sent, with their digests, and the bad ones.
-
-    `digest` is that of the request for an item of some classes.
-    """
+    """Return the files that can be sent, with their digests and that of the request for their classes; and the bad."""
     read: list[FileItem] = []
     bad: list[LeftOut] = []
     for number, item in enumerate(items):

@@ -202,10 +202,7 @@ class RunOptions:
 
 @dataclass(slots=True, eq=False)
 class FolderRun:
-    """The files of one command on their way into a folder, and what became of each.
-
-    Call `read`, then `translate` or `submit`, then `conclude`.
-    """
+    """The files of one command, and what became of each: `read` them, `translate` or `submit`, then `conclude`."""
 
     options: RunOptions
     items: list[FileItem] = field(default_factory=list)
@@ -247,22 +244,8 @@ class FolderRun:
         self.total = len(self.items) + len(self.studies or ()) + len(self.left_out)
         self._inputs = [item.path for item in self.items]
         self._most_files = JOB_FILES
-        for at, origin in enumerate(self.studies.origins if self.studies else ()):
-            from ddib_fed.formats.parts import check_outputs, finished_study
-
-            assert self.studies is not None
-            try:
-                earlier = None
-                if not options.force:
-                    earlier = finished_study(origin, options.out, asked=options.digest())
-                if earlier is None:
-                    check_outputs(origin, options.out, force=options.force)
-                progress.study(len(self._readable), origin, None if earlier else self.studies[at])
-                self._readable.append((at, earlier))
-            except (UsageError, AlreadyExists, Cancelled):
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its study alone
-                self.left_out.append(LeftOut.of(origin.given, error))
+        if self.studies is not None:
+            self._read_studies(self.studies)
         if not options.skip_bad:
             for each in self.left_out:
                 if isinstance(each.error, ExtraMissing):
@@ -274,6 +257,24 @@ class FolderRun:
         self.left_out += bad
         if self.left_out and not (options.skip_bad and (self.items or self._readable)):
             raise refused(self.left_out, self.total, "nothing was submitted")
+
+    def _read_studies(self, studies: Studies) -> None:
+        from ddib_fed.formats.parts import check_outputs, finished_study
+
+        options = self.options
+        for at, origin in enumerate(studies.origins):
+            try:
+                earlier = None
+                if not options.force:
+                    earlier = finished_study(origin, options.out, asked=options.digest())
+                if earlier is None:
+                    check_outputs(origin, options.out, force=options.force)
+                options.progress.study(len(self._readable), origin, None if earlier else studies[at])
+                self._readable.append((at, earlier))
+            except (UsageError, AlreadyExists, Cancelled):
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its study alone
+                self.left_out.append(LeftOut.of(origin.given, error))
 
     def translate(self) -> None:
         """Translate what is not on the disk yet, studies first; or what was submitted before `progress` stopped it."""
@@ -288,6 +289,7 @@ class FolderRun:
     def _translate_study(self, client: Client, number: int, at: int, earlier: WrittenStudy | None) -> None:
         """Translate a study. One that fails does not stop the others, except for a bad one if none is left out."""
         from ddib_fed.formats.parts import translate_study
+        from ddib_fed.formats.study import LATENT
 
         assert self.studies is not None
         options = self.options
@@ -295,6 +297,9 @@ class FolderRun:
         try:
             if written is None:
                 study = self.studies[at]
+                kept = study.planes == 1 and f"{study.name}{LATENT}" in study.origin.beside
+                if options.header.keep_latent and not kept:
+                    options.progress.say(f"latents of {study.origin.called} are not kept")
                 written = translate_study(
                     study,
                     options.out,
@@ -303,7 +308,7 @@ class FolderRun:
                     force=options.force,
                 )
         except Exception as error:
-            ours = (JobFailed, InputError) if options.skip_bad else JobFailed
+            ours = (JobFailed, InputError, InternalError) if options.skip_bad else JobFailed
             ends = isinstance(error, DdibError | OSError) and not isinstance(error, ours)
             if ends or isinstance(error, UsageError):
                 raise

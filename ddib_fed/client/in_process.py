@@ -190,7 +190,7 @@ class InProcess(Client):
                 given = self._samples.read(item.read(), self._size_rule)
                 check_given(self._source.model, given.samples)
             except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its file alone
-                found = explained(error, item.origin if isinstance(item.origin, Path) else f"item {number}")
+                found = explained(error, _called(item, number))
                 found.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
                 if not isinstance(found, InputError):
                     raise found from None
@@ -254,7 +254,7 @@ class InProcess(Client):
                 except (DdibError, torch.cuda.OutOfMemoryError):
                     raise
                 except Exception as error:  # noqa: BLE001 - what cannot be written is one item's
-                    ended(number, explained(error, f"item {number}"))
+                    ended(number, explained(error, _called(job.items[number], number)))
                     continue
                 ended(number)
                 yield result
@@ -320,6 +320,10 @@ class InProcess(Client):
         if job.view.request.keep_latent:
             files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
         return JobResult(found.item.number, files, record)
+
+
+def _called(item: Payload, number: int) -> Path | str:
+    return item.origin if isinstance(item.origin, Path) else f"item {number}"
 
 
 def _file(suffix: str, data: bytes) -> ResultFile:

@@ -268,9 +268,7 @@ def zero_terminal_betas(betas: Tensor) -> Tensor:
 
 
 def _between(name: str, ends: tuple[float, float], steps: int) -> Tensor:
-    """Betas from one end to the other, (steps,) float64: evenly spaced, or their square roots (scaled-linear), or as a
-    logistic function rises from -6 to 6 (sigmoid).
-    """
+    """Return betas (steps,) float64: even, or of even roots (scaled-linear), or a logistic from -6 to 6 (sigmoid)."""
     first, last = ends
     fits = 0.0 < first < last < 1.0 and steps >= 2
     require(fits, f"there is no schedule of {steps} betas from {first} to {last}")

@@ -165,9 +165,7 @@ def unipc_weights(phis: tuple[float, ...], order: int) -> tuple[tuple[Weights, .
 
 
 def integral_weights(nodes: Tensor, start: Scale, end: Scale) -> Tensor:
-    """Weights w (K,) with sum_j w_j f(nodes_j) = the integral from start to end of the polynomial through nodes (K,),
-    float64.
-    """
+    """Return w (K,) float64 with sum_j w_j f(nodes_j) = the integral of the polynomial through the nodes (K,)."""
     h = end - start
     scaled = (nodes - start) / h
     powers = torch.arange(len(nodes), dtype=torch.float64)

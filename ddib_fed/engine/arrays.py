@@ -117,10 +117,11 @@ def item_of(
     little = np.ascontiguousarray(samples[0], dtype="<f4")
     digest = hashlib.sha256(f"{asked.seed} {little.shape} ".encode() + little.tobytes()).digest()
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
-    softening = hashlib.sha256(f"{asked.seed} volume ".encode() + asked.volume_sha256).digest()
-    softening = softening if asked.volume_sha256 else digest
-    noise = lambda *_: seeded_noise(source, softening, "soften")  # noqa: E731
-    return ToTranslate(number, samples, *classes, noise, *draws)
+    volume = hashlib.sha256(f"{asked.seed} volume ".encode() + asked.volume_sha256).digest()
+    softening = volume if asked.volume_sha256 else digest
+    return ToTranslate(
+        number, samples, *classes, lambda *_: seeded_noise(source, softening, "soften"), *draws
+    )
 
 
 DRAWN_ROWS = 1024

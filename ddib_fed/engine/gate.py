@@ -510,9 +510,7 @@ class Softener:
         shape: tuple[int, ...] | None = None,
         volume_sha256: bytes = b"",
     ) -> NDArray[np.float32]:
-        """The noise of a picture's latent of that shape, by default the picture's own; with the digest of a volume,
-        which a client names, that of all its slices.
-        """
+        """Return noise for a picture's latent: its own, or with the digest of a volume that of all its slices."""
         digest = volume_sha256 or hashlib.sha256(np.ascontiguousarray(picture, dtype="<f4").data).digest()
         purpose = b"volume" if volume_sha256 else b"picture"  # a volume never gets the noise of a picture
         parts = (b"ddib-fed softening 1", purpose, digest, peer.encode(), self._model)

@@ -99,7 +99,8 @@ class Trajectory:
         label = None if self.label is None else self.label[which]
         noise = None if self.noise is None else self.noise[which]
         draw = self.draw
-        if draw is not None and isinstance(which, slice):
+        if draw is not None:
+            assert isinstance(which, slice)
             whole, start = draw, which.start
             draw = lambda step, rows: whole(step, slice(start + rows.start, start + rows.stop))  # noqa: E731
         return replace(self, x=self.x[which], label=label, draw=draw, noise=noise)

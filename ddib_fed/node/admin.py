@@ -72,26 +72,17 @@ class Metrics:
         self.items = counter("ddib_items", "Items by stage and outcome.", ["stage", "outcome"])
         self.samples = counter("ddib_samples", "Samples by stage.", ["stage"])
         self.latent_bytes = counter("ddib_latent_bytes", "Bytes of latents by direction.", ["direction"])
-        self.seconds = Histogram(
-            "ddib_stage_seconds",
-            "Seconds an item spends in a stage.",
-            ["stage"],
-            registry=of,
-            buckets=_BUCKETS,
-        )
+        of_stage = "Seconds an item spends in a stage."
+        self.seconds = Histogram("ddib_stage_seconds", of_stage, ["stage"], registry=of, buckets=_BUCKETS)
         self.streams = gauge("ddib_active_streams", "Streams that are open now.")
         self.jobs = gauge("ddib_jobs", "Jobs queued or running, and calls decoding, now.", ["state"])
         self.spool_bytes = gauge("ddib_spool_bytes", "Bytes of files of jobs.")
         self.disk_free = gauge("ddib_disk_free_bytes", "Free on the disk of the state folder.")
         Info("ddib_build", "The release that runs.", registry=of).info({"version": __version__})
         self.ready = gauge("ddib_ready", "1 when the model is loaded and warm.")
-        ends = "Unix time at which the {} ends; 0 while it cannot be read."
-        self.certificate_expires = gauge(
-            "ddib_certificate_expires_timestamp_seconds", ends.format("node's certificate")
-        )
-        self.root_expires = gauge(
-            "ddib_root_expires_timestamp_seconds", ends.format("root of the node's certificate")
-        )
+        ends = "Unix time at which that of the node ends; 0 while it cannot be read."
+        self.certificate_expires = gauge("ddib_certificate_expires_timestamp_seconds", ends)
+        self.root_expires = gauge("ddib_root_expires_timestamp_seconds", ends)
 
 
 class ProbeServer(ThreadingHTTPServer):
@@ -164,10 +155,7 @@ def _handler(state: Callable[[], str], metrics: Metrics) -> type[MetricsHandler]
 
 
 def disk_problem(folders: Iterable[Path]) -> str | None:
-    """What is wrong with the first folder that cannot be written; None while all can.
-
-    A file is written: that also finds a full quota and a read-only mount, which free bytes do not show.
-    """
+    """Return why a file cannot be written to a folder, such as a full quota; None while all can be written."""
     for folder in folders:
         if not folder.is_dir():  # made when it is first needed
             continue

@@ -20,7 +20,7 @@ from ddib_fed.calibration.aggregate import Aggregate, read_aggregate
 from ddib_fed.calibration.fit import judge
 from ddib_fed.calibration.record import (
     RECALIBRATE,
-    CalibratedSide,
+    RETRAINED,
     Calibration,
     CalibrationStore,
     Place,
@@ -136,7 +136,7 @@ def overview(
 ) -> list[admin_pb2.CalibrationStatus]:
     """Each calibration, `inactive` ones only if asked for, with what its operator should know or do."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
-    found, used = [], set[tuple[str, CalibratedSide, CalibratedSide]]()
+    found, used = [], set[tuple[object, ...]]()
     for signed in store.list():
         calibration, state, warning = signed.calibration, str(signed.state(moment)), ""
         ends, left = f"{calibration.expires:%Y-%m-%d}", calibration.expires - moment
@@ -152,12 +152,13 @@ def overview(
             except errors.RefusedError as error:
                 state, warning = "refused", error.detail
             else:
+                own = calibration.kind in RETRAINED and calibration.map  # jobs take the newest that fits
                 if calibration.kind not in config.policy.calibration:
                     state, warning = "refused", f"policy.calibration does not list {calibration.kind}"
-                elif (pair := (calibration.kind, calibration.source, calibration.target)) in used:
-                    state = "replaced"  # jobs take the newest
+                elif (use := (calibration.kind, own, calibration.source, calibration.target)) in used:
+                    state = "replaced"
                 else:
-                    used.add(pair)
+                    used.add(use)
                     warning = f"it ends at {ends}, in {left.days} days" if left <= SOON else ""
         found.append(
             admin_pb2.CalibrationStatus(

@@ -332,7 +332,7 @@ class Daemon:
         metrics.streams.set_function(lambda: float(self._calls.streams.active))
         for state in ("queued", "running", "decoding"):
             metrics.jobs.labels(state).set_function(partial(lambda state: float(self._jobs()[state]), state))
-        metrics.disk_free.set_function(lambda: float(shutil.disk_usage(self.config.paths.state).free))
+        metrics.disk_free.set_function(self._disk_free)
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
         metrics.certificate_expires.set_function(lambda: self._expires("not_after"))
         metrics.root_expires.set_function(lambda: self._expires("root_not_after"))
@@ -465,6 +465,12 @@ class Daemon:
             except Exception:  # the store failed: the operator is answered, and a stop goes on
                 log.exception("the jobs could not be counted")
         return self._last_jobs
+
+    def _disk_free(self) -> float:
+        """Return the bytes that are free; 0 while the disk cannot be read, as an exception would end /metrics."""
+        with suppress(OSError):
+            return float(shutil.disk_usage(self.config.paths.state).free)
+        return 0.0
 
     def _expires(self, which: str) -> float:
         """When the own certificate (`not_after`) or its root (`root_not_after`) ends; 0 while it cannot be read."""

@@ -245,10 +245,7 @@ class Quotas:
         self.charge_each([charges])
 
     def charge_each(self, works: Sequence[Sequence[Charge]]) -> int:
-        """Charge pieces of work in their order, as many as fit, with at most one write; returns how many fit.
-
-        Of a piece all charges are booked or none. Nothing is booked before it is on the disk.
-        """
+        """Charge pieces of work in order, each whole and durably, with at most one write; return how many fit."""
         with self._lock:
             booked: dict[tuple[str, str], Charge] = {}
             fit = 0

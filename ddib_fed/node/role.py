@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Final, cast, get_args
 
@@ -99,8 +99,8 @@ class NodeContext:
     metrics: Metrics
     tracing: Tracing = OFF
     draining: bool = False
-    _engine: ServingParty | None = None
-    _softener: Softener | None = None
+    _engine: ServingParty | None = field(default=None, init=False)
+    _softener: Softener | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.decoding = DecodingMemory(self.config.limits.decode_memory_mib * MIB)

@@ -436,10 +436,7 @@ def _is_grpcs_own(error: Exception, context: Any) -> bool:
 
 
 class Pace:
-    """How long the next message of a stream may take: inside an announced object, and between objects.
-
-    Between objects the receiver may be `busy` with what came: that time is not the sender's.
-    """
+    """How long the next message may take, inside and between objects; time in which the receiver is `busy` is free."""
 
     def __init__(self, stall_s: float, *, between_s: float, busy: Callable[[], bool] = lambda: False) -> None:
         self._stall_s, self._between_s, self._busy = stall_s, between_s, busy

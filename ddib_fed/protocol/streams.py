@@ -140,10 +140,7 @@ Opener = Callable[[Any], Announced]
 
 
 class Assembler:
-    """Assembles the objects of a stream, one at a time.
-
-    `openers` has for each oneof field that can be a header the function that checks it; other fields are refused.
-    """
+    """Assembles the objects of a stream, one at a time; `openers` check the header fields, others are refused."""
 
     def __init__(self, openers: Mapping[str, Opener]) -> None:
         self._openers = openers

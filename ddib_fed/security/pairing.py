@@ -189,10 +189,7 @@ class _Line:
             raise _Broken("what it sent was changed on its way") from error
 
     def tell(self, act: Callable[[], T]) -> T:
-        """Do something, and tell the other side that it succeeded, or why this side refuses.
-
-        After a refusal wait until the other side has read it: closing at once could discard it.
-        """
+        """Do something, and tell the other side that it succeeded, or why not; wait until it has read a refusal."""
         try:
             done = act()
         except DdibError as error:

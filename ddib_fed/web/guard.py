@@ -213,7 +213,7 @@ def listening(port: int) -> socket.socket:
 
 
 class _Connection(H11Protocol):
-    """One of a bounded number: it ends if no request comes in time, or where a new one needs its place."""
+    """A connection; it ends if no request comes in time, or if a newer one needs its place."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -221,6 +221,10 @@ class _Connection(H11Protocol):
         if len(self.connections) > MOST_CONNECTIONS:
             waiting = (each for each in self.connections if isinstance(each, _Connection) and each.waits)
             min(waiting, key=lambda each: each.expected.when()).transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.expected.cancel()  # it holds this object
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -29,6 +29,7 @@ from ddib_fed.errors import (
     FilesLeftOut,
     ImageUnreadable,
     InputError,
+    InternalError,
     ItemNotFound,
     PictureMisfit,
     UsageError,
@@ -88,10 +89,7 @@ class ShownResult:
 
 
 class PageJob(RunProgress):
-    """One translation, in as many jobs of the node as its limits ask for; what the page shows of it.
-
-    Its attributes are set in the run's thread and read in the server's.
-    """
+    """One translation, in as many jobs as the node's limits ask for; set in the run's thread, read in the server's."""
 
     def __init__(
         self, number: int, count: int, request: TranslationRequest, out: Path, opener: Opener
@@ -138,7 +136,7 @@ class PageJob(RunProgress):
         run = open_run([self._dropped], reading, options, self.say)
         try:
             run.read()
-        except InputError as error:
+        except (InputError, InternalError) as error:
             if isinstance(error, UsageError) or run.total < 2 or not run.left_out:
                 raise
         else:
@@ -294,7 +292,7 @@ class PageJob(RunProgress):
             "study": found.study,
             "plane": found.plane,
             "doubtful": bool(record.doubtful),
-            "doubts": record.reasons,
+            "doubts": record.seen,
             "severity": severity(record),
             "figures": figures_in_words(record),
             "parts": sorted(part.value for part in found.files),

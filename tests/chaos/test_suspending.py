@@ -62,7 +62,9 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
         evidence.figure(
             f"the stream ended {took:.2f} s after the command began; `ddib peer list` took {usual_s:.2f} s"
         )
-        assert took < amount(100, 20) * usual_s, "a stream ends at once: in seconds of `ddib peer list`"
+        assert took < amount(100, 20) * max(usual_s, 0.05), (
+            "a stream ends at once: in seconds of `ddib peer list`"
+        )
     finally:
         pair.stop()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import re
@@ -112,6 +113,15 @@ def test_an_unforeseen_error_says_how_to_see_where(failing, capsys, monkeypatch)
     monkeypatch.setenv("DDIB_DEBUG", "1")
     assert run(["domains"]) == ExitCode.INTERNAL
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_without_a_file_is_no_bug_to_report(failing, capsys, monkeypatch):
+    monkeypatch.delenv("DDIB_DEBUG", raising=False)
+    failing(OSError(errno.EMFILE, "Too many open files"))
+    assert run(["domains"]) == ExitCode.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "Too many open files" in said
+    assert "DDIB_DEBUG" not in said
 
 
 def test_a_client_that_runs_a_command_of_a_node_is_told_a_command_that_works(failing, monkeypatch, capsys):

@@ -98,6 +98,21 @@ def test_a_share_that_is_refused_for_most_pictures_is_refused() -> None:
     assert {row.pictures for row in rows} == {12}
 
 
+def test_shares_that_lose_some_pictures_each_lose_half_at_most() -> None:
+    """Of the pictures of the first share, not of what the shares before left."""
+    source, made = own()
+    left = {1.0: 12, 0.75: 7, 0.5: 4}
+
+    def translate(dial: Dial) -> tuple[Translations, np.ndarray]:
+        found = translations(made.alone(source), source, made)
+        kept = range(left[dial.share])
+        return found.of(kept), source[kept]
+
+    rows, _ = measure_dial(translate, tuple(left), None)
+    assert {row.dial.share for row in rows} == {1.0, 0.75}
+    assert {row.pictures for row in rows} == {7}
+
+
 @pytest.mark.parametrize("error", [PeerUnreachable, DiskFull, InternalError])
 def test_an_error_that_is_no_refusal_ends_the_measurement(error) -> None:
     """No share is proposed because a peer was away for a minute."""

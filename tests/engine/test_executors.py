@@ -319,10 +319,10 @@ def test_a_trajectory_that_kills_its_workers_is_given_up_and_takes_no_other_with
     assert worker.idle
     worker.die()
     with pytest.raises(InternalError, match="3 times a worker ended"):
-        futures["deadly"].result(10)
+        futures["deadly"].result(60)
     worker = stage.worker(3)
     worker.finish(worker.given()[0])
-    assert futures["neighbour"].result(10).x.shape == (1, 2)
+    assert futures["neighbour"].result(60).x.shape == (1, 2)
 
 
 def test_a_worker_that_cannot_start_is_told_at_once(scene):
@@ -340,12 +340,12 @@ def test_accepted_work_waits_while_no_worker_can_be_started(scene):
     wait_until(lambda: "no head answers" in (stage.pool.problem or ""), PATIENCE_S)
     late = stage.submit(control=Control(time.monotonic() + 0.05))
     with pytest.raises(DeadlineExceeded):
-        late.result(10)
+        late.result(60)
     stage.refusal = None
     wait_until(lambda: stage.pool.problem is None, PATIENCE_S)
     last = stage.workers[-1]
     last.finish(last.given()[0])
-    assert future.result(10).x.shape == (1, 2)
+    assert future.result(60).x.shape == (1, 2)
 
 
 def test_a_caller_that_cancels_waits_for_no_worker(scene):
@@ -359,11 +359,11 @@ def test_a_caller_that_cancels_waits_for_no_worker(scene):
     controls[2].cancel()
     for future in (futures[0], futures[2]):
         with pytest.raises(Cancelled):
-            future.result(10)
+            future.result(60)
     assert worker.given() == (first, None)
     worker.finish(first)
     worker.finish(worker.given()[0])
-    assert futures[1].result(10).x.shape == (1, 2)
+    assert futures[1].result(60).x.shape == (1, 2)
 
 
 def test_noise_that_is_drawn_here_is_refused_by_a_worker(scene):

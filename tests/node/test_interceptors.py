@@ -62,7 +62,7 @@ def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, nort
         with pytest.raises(grpc.RpcError) as error:
             next(call)
     assert type(from_rpc_error(error.value, HOP)) is errors.PeerUnknown
-    assert node.echo.ended.wait(10)
+    assert node.echo.ended.wait(60)
     assert node.echo.taken == 1
     requests.close()
 
@@ -79,7 +79,7 @@ def test_a_removed_peers_idle_stream_is_swept(node: Listening, north: Institutio
         with pytest.raises(grpc.RpcError) as error:
             next(call)
     assert error.value.code() is grpc.StatusCode.CANCELLED
-    assert node.echo.ended.wait(10)
+    assert node.echo.ended.wait(60)
     requests.close()
 
 
@@ -299,7 +299,7 @@ def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Insti
     node.echo.much = MUCH
     with node.stub(north) as stub:
         call = stub.Decode(iter([pb.DecodeRequest()] * 50), timeout=30)
-        assert node.echo.ended.wait(10)
+        assert node.echo.ended.wait(60)
         wait_until(lambda: node.calls.streams.active == 0)
         with pytest.raises(grpc.RpcError) as error:
             list(call)

@@ -141,7 +141,7 @@ class Held:
 
     def go(self) -> None:
         self._go.set()
-        self.pool.submit(lambda: None).result(10)
+        self.pool.submit(lambda: None).result(60)
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_a_call_waits_for_one_of_each_other_connection_at_most(held: Held) -> No
     health = held.call("ipv4:10.0.0.2:1", "health")
     held.go()
     for call in (*calls, health):
-        call.result(10)
+        call.result(60)
     assert held.ran.index("health") == 1
     assert [what for what in held.ran if what != "health"] == [f"flood {number}" for number in range(100)]
 

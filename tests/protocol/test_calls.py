@@ -28,7 +28,7 @@ def test_an_element_that_does_not_come_in_time_is_said():
     come, times = threading.Event(), []
 
     def elements():
-        come.wait(10)
+        come.wait(60)
         yield 1
 
     def late():
@@ -54,7 +54,7 @@ def test_an_iterator_that_is_left_is_closed():
 
     with ReadAhead(elements(), 1, "ahead") as ahead:
         assert next(ahead.each()) == 0
-    assert closed.wait(10)
+    assert closed.wait(60)
 
 
 class EndedError(grpc.RpcError):

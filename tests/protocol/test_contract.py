@@ -100,7 +100,7 @@ def test_a_contract_survives_the_wire(made):
 
 
 def test_the_canonical_json_is_the_documented_one():
-    """A second implementation can start from this text; a change of it is a change of the protocol."""
+    """A second implementation can start from this text. Nodes that write it differently refuse each other."""
     assert f"\n{contract().canonical().decode()}\n" in PAGE
     assert contract().digest.hex() == "3900c8c21608a0b422fb99db78773656d52971baf742f4e731f5cb190f6d64a7"
     source = json.loads(contract(sample_kind="picture", classes=1, class_names=("cat",)).canonical())[

@@ -106,9 +106,8 @@ def test_a_side_that_keeps_sending_is_left_in_time() -> None:
         thread.start()
         try:
             with pytest.raises(errors.InputError):
-                line.tell(
-                    act
-                )  # it waits until the other side is gone, or its time is up: this one never goes
+                # It waits until the other side is gone, which it never is, or its time is up.
+                line.tell(act)
         finally:
             done.set()
             thread.join()

@@ -110,7 +110,7 @@ def test_cancelling_ends_a_call_that_waits_for_the_peer(remotes, target) -> None
     """At once, not when the peer next says something; the reason is the one given."""
     target.decodes = [hang]
     control = Control()
-    canceller = threading.Thread(target=lambda: (target.asked.wait(10), control.cancel(NotReady())))
+    canceller = threading.Thread(target=lambda: (target.asked.wait(60), control.cancel(NotReady())))
     canceller.start()
     with pytest.raises(NotReady):
         Call(remotes, control=control).run()

@@ -79,7 +79,7 @@ def test_cancelling_takes_effect_at_every_stage(source, target, stage) -> None:
     target.decodes = [hang if stage == "remote" else fail(errors.NotReady(retry_after_s=600))]
     job_id = source.start().submit(deadline_s=3_600)
     if stage == "remote":
-        assert target.asked.wait(10)
+        assert target.asked.wait(60)
     else:
         waits(source, job_id)
     source.store.cancel(job_id, ALICE)
@@ -91,7 +91,7 @@ def test_a_job_is_left_for_the_next_start_when_the_node_stops(source, target) ->
     """Closing does not wait for a hung peer, and the job is finished after the start."""
     target.decodes = [hang]
     job_id = source.start().submit()
-    assert target.asked.wait(10)
+    assert target.asked.wait(60)
     source.stop()
     source.open(source.node.running_engine)
     assert source.store.get(job_id).state == "RUNNING"

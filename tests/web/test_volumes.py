@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import PictureMisfit
+from ddib_fed.formats import opening
+from ddib_fed.recognition import Format
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
@@ -88,6 +91,52 @@ def test_a_series_and_a_volume_come_back_as_they_went(drop, finished, browser, n
     }
     assert f"{folder.name}/dicom/Ada/series-1/0001.dcm" in names
     assert not list(folder.glob("*.parts"))
+
+
+@pytest.mark.parametrize(
+    ("figures", "seen"),
+    [
+        ({"edge_correlation": 0.1, "least_edge_correlation": 0.2}, "Edges agree with the original no better"),
+        ({"differs": 0.4, "most_differs": 0.3}, "those parts may be wrong."),
+        ({"differs": 0.1, "most_differs": 0.3}, "its figures do not show that it is right."),
+    ],
+)
+def test_a_doubt_on_the_page_is_what_was_seen(figures, seen, drop, finished, north, tmp_path: Path) -> None:
+    """Without commands and options of a terminal, and without colours that the page does not draw."""
+
+    def doubtful(messages):
+        for message in messages:
+            if message.result.HasField("provenance"):
+                made = message.result.provenance
+                made.calibration_sha256, made.calibration_kind = "4" * 64, "rotation"
+                made.picture.MergeFrom(pb.PictureFigures(structure_doubtful=True, **figures))
+        return messages
+
+    north.script.tamper = doubtful
+    drop(volume(tmp_path / "head.nii.gz"))
+    doubts = [value["doubts"] for name, value in finished(target=TARGET) if name == "result"]
+    assert len(doubts) == 3
+    for (doubt,) in doubts:
+        assert seen in doubt
+        assert not re.search(r"\bddib\b|--\w|`|\bred\b", doubt)
+
+
+def test_volumes_that_no_reader_can_open_are_named(
+    drop, finished, browser, tmp_path: Path, monkeypatch
+) -> None:
+    """Whatever it raises: the page lists both, and the error counts them."""
+
+    def broken(*_given, **_how):
+        raise IndexError("Doe^John")
+
+    origin, _ = opening._FORMATS[Format.NIFTI]
+    drop(*(volume(tmp_path / f"{name}.nii.gz") for name in "ab"))
+    monkeypatch.setitem(opening._FORMATS, Format.NIFTI, (origin, broken))
+    state = ended(finished(target=TARGET))
+    assert state["error"]["reason"] == "FILES_LEFT_OUT"
+    assert "2 of 2 were not translated" in state["error"]["detail"]
+    assert state["missing"] == [f"{name}.nii.gz: unexpected IndexError [INTERNAL]" for name in "ab"]
+    assert "Doe" not in str(state)
 
 
 def test_slices_are_shown_by_their_place_after_the_parts_are_gone(

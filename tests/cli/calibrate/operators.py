@@ -74,12 +74,12 @@ class Operators:
         """A file with a calibration from anchors: light and dark are exchanged."""
         units = pictures_model("scans", seed=1)[0].normalisation
         sides = {"source": "scans", "target": "drawings"}
-        made = calibration(
-            map=ChannelMap(rotation=((-1,),)),
-            made=Making(method="anchors", anchors=8, created=datetime.now(UTC)),
+        found = {
+            "map": ChannelMap(rotation=((-1,),)),
+            "made": Making(method="anchors", anchors=8, created=datetime.now(UTC)),
             **{name: CalibratedSide(domain=domain, units=units) for name, domain in sides.items()},
-            **changes,
-        )
+        }
+        made = calibration(**(found | changes))
         path = self.folder / f"{made.sha256.hex()[:8]}.json"
         write_calibration(made, path)
         return path

@@ -14,6 +14,7 @@ from ddib_fed.client.dial import Measured
 from ddib_fed.errors import CalibrationIneffective, CalibrationUnknown, StateConflict, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import make_bundle
+from ddib_fed.models.units import ChannelMap
 from ddib_fed.security import pki
 from tests.calibration.examples import calibration, figure
 from tests.cli.calibrate.operators import TO, Operators, printed, run
@@ -48,7 +49,7 @@ def open_nodes(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def asking(open_nodes) -> Operators:
-    return open_nodes(calibration='["rotation"]')
+    return open_nodes(calibration='["rotation", "tone"]')
 
 
 @pytest.fixture
@@ -107,6 +108,21 @@ def test_a_setting_that_is_agreed_on_replaces_the_calibration_without_it(both) -
         assert [each["state"] for each in listed] == ["inactive", "active"]
 
 
+def test_a_map_that_the_source_is_trained_with_replaces_no_other(both) -> None:
+    """Jobs use the older one until the source is trained with the newer, so no list calls it replaced."""
+    curves = [ChannelMap(curve=((-1.0, -1.0), (0.0, bend), (1.0, 1.0))) for bend in (0.0, 0.1)]
+    first, second = (both.propose(kind="tone", map=each) for each in curves)
+    dialled = both.propose(kind="tone", map=curves[1], dial=Dial(temperature=0.9))
+    for sha256 in (first, second, dialled):
+        run("accept", sha256[:12], "--yes", "--config", both.south)
+    listed = json.loads(run("list", "--format", "json", "--config", both.south))["calibrations"]
+    assert {each["sha256"]: each["state"] for each in listed} == {
+        dialled: "active",
+        second: "replaced",
+        first: "active",
+    }
+
+
 def test_the_dial_fits_a_terminal_of_100_characters(monkeypatch, capsys) -> None:
     """All columns with whole words, also those that anchors give."""
     monkeypatch.setattr("ddib_fed.terminal.PIPE_WIDTH", 100)
@@ -140,6 +156,12 @@ def test_doubtful_figures_are_refused_by_both_operators(both, changes, says) -> 
     with pytest.raises(CalibrationIneffective, match=says):
         run("accept", sha256[:12], "--yes", "--config", both.south)
     assert "signed" in run("accept", sha256[:12], "--yes", "--force", "--config", both.south)
+
+
+def test_a_peer_without_its_domain_is_told_as_the_operators_need_it(both) -> None:
+    with pytest.raises(UsageError, match=r"'south\.example' is no target") as refused:
+        run("--peer", "south.example", "--yes", "--config", both.north)
+    assert (refused.value.hop, refused.value.hint) == ("", "ddib peer list")
 
 
 def test_nothing_leaves_unless_it_is_confirmed(both) -> None:

@@ -34,7 +34,7 @@ from ddib_fed.evaluation.samples import PictureSamples
 from ddib_fed.models.bundle import open_bundle, save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Part, Settings
-from tests.formats.dicom.files import write_series
+from tests.formats.dicom.files import write_enhanced, write_series
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 FEW = ("--evaluations", "3", "--depth", "0.5")
@@ -149,7 +149,10 @@ def test_a_series_alone_has_a_page_and_says_at_what_size_it_was_computed(place):
     """A row for each slice, with its picture and its own doubts."""
     write_series(place / "mr", np.random.default_rng(0).integers(0, 2000, (3, 24, 20)))
     lost = "was computed at 7 x 8 pixels, not at its own 20 x 24, and enlarged: 9 pixels became one"
-    assert f"  {lost}\n" in translate("mr", *PAIR, "--cycle")
+    result = CliRunner().invoke(cli, ["translate", "mr", *PAIR, "--cycle", "--keep-latents", "--out", "out"])
+    assert f"  {lost}\n" in result.stdout
+    assert "latents of mr are not kept" in result.output
+    assert "3 of 3 doubtful (slice 1, slice 2, slice 3): Translated back" in " ".join(result.output.split())
     assert (record("mr/series-1")["study"]["computed_at"], record("mr/series-1")["study"]["shrink"]) == (
         [8, 7],
         3,
@@ -271,7 +274,38 @@ def test_whatever_a_reader_or_a_writer_raises_ends_its_file_alone(place, monkeyp
     assert "1.png: unexpected KeyError  [INTERNAL]" in left.value.detail
     assert "left out: 3 of 7 files" in left.value.detail
     assert "unexpected IndexError  [INTERNAL]" in left.value.detail
+    assert "item " not in left.value.detail
     assert len([*Path("out").rglob("*.json")]) == 4
+
+
+def test_a_study_whose_every_item_raises_does_not_end_the_others(place, monkeypatch):
+    """Whatever the reader of its items raises; the page has the study that is there."""
+    values = np.random.default_rng(0).integers(0, 2000, (2, 3, 24, 20))
+    for name, each in zip(("bad", "good"), values, strict=True):
+        write_series(place / "both" / name, each)
+    read, seen = PictureSamples.read, []
+
+    def broken(self, content, rule):
+        seen.append(content)
+        return {}[content] if len(seen) <= 3 else read(self, content, rule)
+
+    monkeypatch.setattr(PictureSamples, "read", broken)
+    with pytest.raises(FilesLeftOut, match=r"unexpected KeyError  \[INTERNAL\]") as left:
+        translate("both", *PAIR, "--skip-bad")
+    assert "left out: 1 of 2 files" in left.value.detail
+    assert len(list(Path("out").rglob("*.dcm"))) == 3
+
+
+@pytest.mark.slow
+def test_the_frames_of_one_file_are_one_row_of_the_page(place):
+    """They are not drawn: the row leads to the record."""
+    write_enhanced(place / "mr.dcm", np.random.default_rng(0).integers(0, 2000, (5, 24, 20)))
+    translate("mr.dcm", *PAIR, "--cycle")
+    assert len(record("mr")["study"]["items"]) == 5
+    page = (place / "out" / "report.html").read_text()
+    assert page.count('href="./mr.json"') == 1
+    assert "slice 1<" not in page
+    assert "1 of 1 files are translated" in page.replace("1 files is", "1 files are")
 
 
 @pytest.mark.parametrize("suffix", ["webp", "bmp", "jp2"])
@@ -280,7 +314,7 @@ def test_a_picture_of_another_format_comes_back_too(place, suffix):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 1)).astype(np.uint8)[..., 0])
     for name in (f"other.{suffix}", "plain.png"):
         picture.save(place / name, **({"lossless": True} if suffix == "webp" else {}))
-        translate(name, *PAIR, "--cycle", "--keep-latents")
+        assert "not kept" not in translate(name, *PAIR, "--cycle", "--keep-latents")
     for part in (".png", ".returned.png", ".latent.npy"):
         made, same = (Path("out", f"{name}{part}") for name in ("other", "plain"))
         assert made.read_bytes() == same.read_bytes()

@@ -1,5 +1,8 @@
 """`ddib init node|client`: from nothing to files that the nodes and clients accept; nothing is overwritten."""
 
+import shutil
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from ddib_fed.cli.main import run
@@ -8,8 +11,10 @@ from ddib_fed.errors import ExitCode
 from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import load_hosted
+from ddib_fed.security import pki
 from ddib_fed.security.peers import parse_peer
 from ddib_fed.security.pki import load_identity
+from tests import audit_rows
 from tests.node.tiny_nodes import manifest, state
 
 
@@ -155,6 +160,20 @@ def test_a_client_beside_the_ca_is_ready_at_once(init_node, tmp_path, capsys):
     assert load_identity(profile.pki_folder).identity.uri == "spiffe://north.example/client/alice"
     assert "ddib doctor" in capsys.readouterr().out
     assert run(["init", "client", *words, "--out", str(tmp_path / "alice")]) == ExitCode.CONFLICT
+
+
+def test_a_client_of_an_expired_root_is_not_noted(init_node, tmp_path, capsys):
+    """The audit log has no certificate that was never issued."""
+    init_node("--listen", "127.0.0.1:7441")
+    config = NodeConfig.load(tmp_path / "north" / "node.toml")
+    pki.create_institution(tmp_path / "old", "north.example", now=datetime.now(UTC) - timedelta(days=4000))
+    for name in ("ca.key", "ca.pem"):
+        shutil.copy(tmp_path / "old" / name, config.paths.pki / name)
+    before = audit_rows.records(config.paths.store, "certificate_issued")
+    words = ["--config", str(config.path), "--name", "alice", "--out", str(tmp_path / "alice")]
+    assert run(["init", "client", *words]) == ExitCode.REFUSED
+    assert "nothing more can be issued" in capsys.readouterr().err
+    assert audit_rows.records(config.paths.store, "certificate_issued") == before
 
 
 def test_a_client_elsewhere_asks_with_a_request(init_node, tmp_path, capsys):

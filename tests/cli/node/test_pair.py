@@ -57,7 +57,7 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, threa
             target=lambda: ended.append(run(["pair", "--listen", "--config", str(config), *words]))
         )
         thread.start()
-        assert shown.wait(10)
+        assert shown.wait(60)
         return codes[0], thread, ended
 
     return start

@@ -136,23 +136,27 @@ def connected(server: admin.ProbeServer, said: bytes = b"") -> socket.socket:
     return made
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No connection ends because its time is over."""
+    monkeypatch.setattr(admin, "LONGEST_S", 600.0)
+
+
 @pytest.mark.slow
 def test_connections_that_say_nothing_keep_no_probe_out(
-    probes: tuple[admin.ProbeServer, State, admin.Metrics],
+    patient: None, probes: tuple[admin.ProbeServer, State, admin.Metrics]
 ) -> None:
-    """The oldest make room: there are never more than a few, and a probe is answered at once."""
+    """The oldest make room: there are never more than a few, and a probe is answered while these are open."""
     server, _, _ = probes
     before = threading.active_count()
     with ExitStack() as opened:
         silent = [opened.enter_context(connected(server, b"GET /heal")) for _ in range(40)]
-        started = time.monotonic()
         assert get(server, "/healthz") == (200, "ok\n")
-        assert time.monotonic() - started < admin.LONGEST_S
         assert [end.recv(1) for end in silent[: 40 - admin.MOST_CONNECTIONS]] == [b""] * (
             40 - admin.MOST_CONNECTIONS
         )
         # The thread of a connection that was closed ends a moment after its client hears of it.
-        deadline = time.monotonic() + admin.LONGEST_S
+        deadline = time.monotonic() + 60
         while threading.active_count() - before > admin.MOST_CONNECTIONS + 1 and time.monotonic() < deadline:
             time.sleep(0.01)
         assert threading.active_count() - before <= admin.MOST_CONNECTIONS + 1

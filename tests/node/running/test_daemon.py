@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import signal
 import threading
@@ -177,7 +178,7 @@ def test_a_node_is_not_ready_while_its_disk_is_full(tmp_path) -> None:
             assert running.end() == 0
 
 
-def test_metrics_say_what_waits_and_how_much_room_there_is(tmp_path) -> None:
+def test_metrics_say_what_waits_and_how_much_room_there_is(tmp_path, monkeypatch) -> None:
     """A job for a peer that is away waits, and its file is in the spool."""
     folder, port, file = tmp_path / "north", free_port(), npy(40)
     config = make_config(folder, "north.example", "source")
@@ -204,6 +205,13 @@ def test_metrics_say_what_waits_and_how_much_room_there_is(tmp_path) -> None:
         assert float(metrics["ddib_spool_bytes"]) == len(file)
         assert float(metrics["ddib_disk_free_bytes"]) > 0
         assert metrics[f'ddib_build_info{{version="{__version__}"}}'] == "1.0"
+
+        def broken(_path) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr("ddib_fed.node.daemon.shutil.disk_usage", broken)
+        assert "ddib_disk_free_bytes 0.0\n" in shown()
+        monkeypatch.undo()
     finally:
         assert running.end() == 0
 

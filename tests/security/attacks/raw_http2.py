@@ -38,7 +38,7 @@ class Raw:
             context.load_cert_chain(pki / "leaf.pem", pki / "leaf.key")
         plain = socket.create_connection(("127.0.0.1", port), timeout=60)
         self._socket = context.wrap_socket(plain)
-        self._socket.settimeout(10)
+        self._socket.settimeout(60)
         self._encoder = Encoder()
         self._next = 1
         self.ended = False

@@ -95,7 +95,7 @@ def encoded(source, target) -> str:
     target.decodes = [hang]
     job_id = source.start().submit()
     wait_until(lambda: source.store.get(job_id).items[0].state == ItemState.ENCODED)
-    assert target.asked.wait(10)
+    assert target.asked.wait(60)
     return job_id
 
 
@@ -197,7 +197,7 @@ def test_a_peer_that_answers_nothing_stops_the_encoder(source, target) -> None:
     """A handful of latents waits in memory, however many ranges and items the job has."""
     target.decodes, target.limits = [hang], LARGE_LIMITS
     job_id = source.start().submit(*LARGE, solver=SOLVER)
-    assert target.asked.wait(10)
+    assert target.asked.wait(60)
 
     def ranges(item: int) -> list[object]:
         return [part for part, _ in source.store.parts(job_id, item) if part == SpoolPart.ENCODED]
@@ -225,8 +225,8 @@ def test_no_latent_leaves_before_it_is_on_the_disk(source, target, monkeypatch, 
 
     monkeypatch.setattr(Spool, "put", slow)
     job_id = source.start().submit(npy(points))
-    assert writes.wait(10)
-    assert target.asked.wait(10)
+    assert writes.wait(60)
+    assert target.asked.wait(60)
     assert _rest(lambda: len(target.latents)) == 0
     go_on.set()
     assert source.ended(job_id).state == "FINISHED"
