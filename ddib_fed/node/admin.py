@@ -80,7 +80,7 @@ class Metrics:
         self.disk_free = gauge("ddib_disk_free_bytes", "Free on the disk of the state folder.")
         Info("ddib_build", "The release that runs.", registry=of).info({"version": __version__})
         self.ready = gauge("ddib_ready", "1 when the model is loaded and warm.")
-        ends = "Unix time at which that of the node ends; 0 while it cannot be read."
+        ends = "Unix time of the expiry; 0 while it cannot be read."
         self.certificate_expires = gauge("ddib_certificate_expires_timestamp_seconds", ends)
         self.root_expires = gauge("ddib_root_expires_timestamp_seconds", ends)
 
