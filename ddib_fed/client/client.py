@@ -352,9 +352,7 @@ class Client(Connection):
                 continue
             if self.get(job_id).state in ENDED:
                 return
-            patience.wait(
-                PeerUnreachable(f"the events of job {job_id} ended before the job did", hop=self.hop)
-            )
+            patience.wait(PeerUnreachable(f"the events of job {job_id} ended before the job", hop=self.hop))
             self.drop()
 
     def get(self, job_id: str) -> pb.Job:

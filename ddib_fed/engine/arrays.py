@@ -118,10 +118,8 @@ def item_of(
     digest = hashlib.sha256(f"{asked.seed} {little.shape} ".encode() + little.tobytes()).digest()
     draws = picture_draw(target, digest, "there"), picture_draw(source, digest, "back")
     volume = hashlib.sha256(f"{asked.seed} volume ".encode() + asked.volume_sha256).digest()
-    softening = volume if asked.volume_sha256 else digest
-    return ToTranslate(
-        number, samples, *classes, lambda *_: seeded_noise(source, softening, "soften"), *draws
-    )
+    seed = volume if asked.volume_sha256 else digest
+    return ToTranslate(number, samples, *classes, lambda *_: seeded_noise(source, seed, "soften"), *draws)
 
 
 DRAWN_ROWS = 1024

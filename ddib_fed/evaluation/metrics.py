@@ -340,9 +340,7 @@ def structure(
     """
     before, after = _luma(source), _luma(translated)
     if before.shape != after.shape or 0 in before.shape:
-        raise ShapeMismatch(
-            f"sources of shape {source.shape} have no translations of shape {translated.shape}"
-        )
+        raise ShapeMismatch(f"sources of shape {source.shape} have no translations of {translated.shape}")
     differs = None
     if mapping is not None and thresholds is not None and thresholds.classes:
         centres = mapping.map.apply(np.array(thresholds.classes)[..., None])[..., 0]
@@ -394,9 +392,7 @@ def calibrate_by_chance(
     from ddib_fed.models.manifest import StructureThresholds
 
     if len(some) == 0 or len(others) == 0 or some.shape[1:] != others.shape[1:]:
-        raise ShapeMismatch(
-            f"pictures of shape {some.shape} make no pairs with those of shape {others.shape}"
-        )
+        raise ShapeMismatch(f"pictures of shape {some.shape} make no pairs with those of {others.shape}")
     centres = two_classes(units.plain.apply(expand(others[:: -(-len(others) // MOST_OF_CLASSES)])))
     drawn = np.random.default_rng(0).integers(0, len(some) * len(others), CHANCE_PAIRS)
     first, second = np.unravel_index(np.unique(drawn), (len(some), len(others)))

@@ -163,9 +163,7 @@ def read_volume(path: Path) -> NDArray[Any]:
         image = None if path.suffix == ".npy" else _opened(path)
         found: NDArray[Any] = np.squeeze(np.load(path) if image is None else _values(path, image))
     if found.ndim != 3 or not np.isfinite(found).all():
-        raise ImageUnreadable(
-            f"{path}: it is no volume of three axes, or not finite", hint="one volume a file"
-        )
+        raise ImageUnreadable(f"{path} is no volume of three axes, or not finite", hint="one volume a file")
     found = found.astype(np.float32)
     return found if image is None else sliced(found, orientation_of(image.affine, _NO_PLACE))
 

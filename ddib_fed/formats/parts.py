@@ -118,16 +118,14 @@ def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | N
 def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
     given = origin.given.resolve()
     if given.is_dir() and out.resolve() == given:
-        raise UsageError(
-            f"the results would lie among the input's files in {out}", hint="another --out folder"
-        )
+        raise UsageError(f"the results would lie among the input's files in {out}", hint="another --out")
     record = out / f"{origin.name}.json"
     # By an interrupted run, which has looked before it began; one that wrote its record has ended.
     begun = (out / f"{origin.name}.parts").exists() and not record.exists()
     for path in (*(out / name for name in (*origin.outputs, *origin.beside)), record):
         for each in (path, *path.parents):
             if out in each.parents and each.exists() and each.resolve() in {given, *given.parents}:
-                raise UsageError(f"the result would replace the input {each}", hint="another --out folder")
+                raise UsageError(f"the result would replace the input {each}", hint="another --out")
         if path.exists() and not (force or begun):
             raise AlreadyExists(
                 f"{path} is there already, and is no result of this request for {origin.called}",
