@@ -80,7 +80,7 @@ class Payload:
         """The bytes, unchanged since the first read."""
         data = self.origin if isinstance(self.origin, bytes) else self.origin.read_bytes()
         if len(data) != self.size_bytes or hashlib.sha256(data).digest() != self.sha256:
-            raise InputError(f"{self.origin} changed while it was being sent", hint="the same command again")
+            raise InputError(f"{self.origin!s} changed while it was sent", hint="the same command again")
         return data
 
     def header(self) -> common_pb2.FileHeader:
