@@ -226,9 +226,7 @@ class DecodeCall:
         except grpc.RpcError as error:
             if self.answers.gave_up:
                 self._control.check()
-                raise errors.PeerUnreachable(
-                    f"{self._hop} sent nothing for too long", hop=self._hop
-                ) from error
+                raise errors.PeerUnreachable(f"{self._hop} was silent for too long", hop=self._hop) from error
             raise failure(error, self._hop, self._control) from error
         except (errors.InputError, errors.ChunkCorrupt) as error:
             raise at_fault(error, self._hop) from error

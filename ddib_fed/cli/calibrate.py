@@ -469,9 +469,7 @@ def publish(
     calibrations.publish(config, aggregate, again=force)
     say(f"published    {config.paths.aggregate}; the noise was drawn once, every peer gets the same bytes")
     if not config.policy.calibration:
-        say(
-            f'nobody gets it yet: [policy] calibration = ["rotation"] in {config_path}, then restart the node'
-        )
+        say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {config_path}, then restart it')
     content = aggregate.model_dump(mode="json", exclude={"counts"})
     outcome(sha256=aggregate.sha256, bytes=len(aggregate.canonical), **content)
 

@@ -193,9 +193,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "else RAS of volumes.",
     callback=options.read_by(_code),
 )
-@option(
-    "--modality NAME", "MAISI: which modality the network is told, a number or a name such as ct or mri_t1."
-)
+@option("--modality NAME", "MAISI: the modality, a number or a name such as ct or mri_t1.")
 @options.OUTCOME
 @option("--force", "Replace an existing bundle.")
 def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:

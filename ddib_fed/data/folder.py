@@ -291,7 +291,7 @@ def choose_range(folder: Folder, spec: str = "type") -> Range:
     hint = "--range LOW:HIGH (as -1000:2000), or --range p1:p99"
     types = Counter(e.looks.dtype for e in folder.entries)
     # Percentiles join wide types; nothing but stated values joins 8 bits with another one.
-    if len(types) > 1 and not _VALUES.fullmatch(spec) and (spec == "type" or "uint8" in types):
+    if len(types) > 1 and (spec == "type" or ("uint8" in types and _PERCENTILES.fullmatch(spec))):
         raise _several_types(folder, types)
     if spec == "type":
         if (name := next(iter(types))) not in TYPE_RANGES:
@@ -335,8 +335,8 @@ def _several_types(folder: Folder, counts: Counter[str]) -> SettingsInvalid:
         hint = "--range 0:255, which all of their values are in"
     else:
         bits, files = 8 * np.dtype(usual).itemsize, shlex.join(str(each.path) for each in others[:MAX_LISTED])
-        hint = f"mogrify -depth {bits} -define png:bit-depth={bits} {files} (ImageMagick), or move them away"
-    head = f"{len(others)} pictures below {folder.root} have no range in common with the {many} of {usual}:"
+        hint = f"copy them, as it overwrites: mogrify -depth {bits} -define png:bit-depth={bits} {files}"
+    head = f"below {folder.root} {many} pictures are of {usual}, and {len(others)} of another type:"
     return SettingsInvalid(_listing(head, [(each.path, each.looks.dtype) for each in others]), hint=hint)
 
 

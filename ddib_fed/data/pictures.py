@@ -65,10 +65,8 @@ _NONE, _ADOBE_DEFLATE, _DEFLATE = 1, 8, 32946
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _COLOUR = 0, 1, 2
 _SEPARATE = 2
 MAX_SAMPLES = 4
-MOST_PADDING = 4
-"""Tiles at the edges may reach beyond the picture: together, and each, to this many times its size."""
-SMALL_SEGMENT = 1 << 22
-"""Bytes of a tile that are let pass whatever the picture's size."""
+MOST_PADDING, SMALL_SEGMENT = 4, 1 << 22
+"""A deflated TIFF may unpack to this many times its picture, and so many bytes more."""
 INFLATED_PIECE = 1 << 20
 
 

@@ -305,9 +305,7 @@ _CONTINUOUS: dict[str, type[_Continuous]] = {
 def schedule_from_config(config: ScheduleConfig) -> Schedule:
     if config.steps is not None:
         no_ends = config.lambda_min is None and config.lambda_max is None
-        require(
-            no_ends, "lambda_min and lambda_max are of continuous schedules; a discrete one has its table"
-        )
+        require(no_ends, "lambda_min and lambda_max are of continuous schedules; discrete ones have tables")
         both = (config.beta_start is None) == (config.beta_end is None)
         require(both, "beta_start and beta_end go together")
         require(config.scale is None, "scale is of the continuous schedules flow and edm")

@@ -161,7 +161,7 @@ class Translations:
         return None if self.mapping is None or self.source is None else self.mapping(self.source)
 
     def of(self, places: Sequence[int]) -> Translations:
-        """Those of some of the pictures, by their places in `names`."""
+        """Select pictures by their places in `names`."""
         some: dict[str, Any] = {
             kind: None if (stack := getattr(self, kind)) is None else stack[places]
             for kind in ("translated", "source", "truth", "back")
@@ -212,9 +212,7 @@ def read_translations(
             scales["source"] = backs
     elif paths["back"] and (own is not None or theirs not in {None, *OWN_RANGES}):
         paths["back"] = []
-        notes.append(
-            "back: the records do not say what its numbers mean, so its error is that of the records"
-        )
+        notes.append("back: the records do not say what its numbers mean; its error is that of the records")
     used = {each.record.calibration_sha256 for each in found}
     if mapping is not None and used != {mapping.sha256}:
         mapping = None

@@ -91,9 +91,7 @@ def _sign(content: bytes, manifest: dict[str, Any], credentials: Credentials) ->
             out = io.BytesIO()
             builder.sign(signer, PNG, io.BytesIO(content), out)
     except package.C2paError as error:
-        raise InputError(
-            f"content credentials were refused: {error}"[:400], hop="client", hint=_HOW
-        ) from error
+        raise InputError(f"credentials were refused: {error}"[:400], hop="client", hint=_HOW) from error
     return out.getvalue()
 
 

@@ -102,7 +102,8 @@ def read_file(folder: Path, name: str, max_bytes: int, source: str) -> bytes:
         if name == MANIFEST_FILE and isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             problem = f"there is no model bundle in {source}"
             raise ModelNotFound(problem, hint="train one: ddib model train") from error
-        raise invalid(source, name, "", error.detail, hint=error.hint) from error
+        problem = "the file is missing" if isinstance(error, FileMissing) else error.detail
+        raise invalid(source, name, "", problem, hint=error.hint) from error
 
 
 def invalid(source: str, file: str, name: str, problem: str, *, hint: str = REMAKE) -> BundleInvalid:
@@ -278,9 +279,7 @@ def _check_autoencoder(manifest: Manifest, autoencoder: Bundle | None, source: s
         raise invalid(source, file, "", "the model works on latents, and its autoencoder is missing")
     made, network = autoencoder.manifest, autoencoder.manifest.network
     if made.autoencoder_sha256 != latents.autoencoder_sha256:
-        raise invalid(
-            source, file, "", "it is another autoencoder than the one that the model was trained with"
-        )
+        raise invalid(source, file, "", "it is another autoencoder than the model was trained with")
     assert isinstance(network, LibraryConfig)
     sides = tuple(side * network.divisor for side in latents.shape[1:])
     if (latents.shape[0], sides) != (network.latent_channels, manifest.sample_shape[1:]):

@@ -235,9 +235,7 @@ _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_
 def _new_name(key: str) -> str:
     if ".attentions." not in key:
         return key
-    return re.sub(
-        r"\.(query|key|value|proj_attn)\.(?=[^.]+$)", lambda found: f".{_OLD_NAMES[found[1]]}.", key
-    )
+    return re.sub(r"\.(query|key|value|proj_attn)\.(?=[^.]+$)", lambda old: f".{_OLD_NAMES[old[1]]}.", key)
 
 
 SCHEDULERS = tuple(f"{name}Scheduler" for name in (
@@ -247,7 +245,7 @@ SCHEDULERS = tuple(f"{name}Scheduler" for name in (
 ))  # fmt: skip
 """Whose betas are those that the network was trained on."""
 OTHER_ENDS: Final = {name: {"beta_start": 0.00085, "beta_end": 0.012} for name in SCHEDULERS[-3:]}
-"""Betas of a file that leaves them out, where they are not the usual ones."""
+"""Defaults of schedulers whose betas are not the usual ones."""
 FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM: Final = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 LAST: Final = {NETWORK: "conv_out", TRANSFORMERS[0]: "proj_out_2"}
@@ -285,7 +283,7 @@ class FlowFile(BaseModel):
 
 
 class EdmFile(BaseModel):
-    """Of EDM's preconditioning; how sigmas are spaced moves no level."""
+    """What is read of EDM's preconditioning; other keys space the steps of sampling."""
 
     sigma_min: float = Field(0.002, gt=0, allow_inf_nan=False, strict=True)
     sigma_max: float = Field(80.0, gt=0, allow_inf_nan=False, strict=True)
@@ -359,7 +357,7 @@ def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
     if source.get("class_embed_type") is not None:
         raise _refused_key(where, source, "class_embed_type", "classes are numbers here")
     if source.get("time_embedding_type", "positional") != "positional":
-        raise _refused_key(where, source, "time_embedding_type", "times between the steps are asked for")
+        raise _refused_key(where, source, "time_embedding_type", "positional ones alone are read")
     if kind in TRANSFORMERS and source.get("norm_type", "ada_norm_zero") != "ada_norm_zero":
         raise _refused_key(where, source, "norm_type", "it is no DiT, whose norm_type is ada_norm_zero")
     return _config(source, where)

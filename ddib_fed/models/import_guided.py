@@ -211,7 +211,7 @@ Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What the command says of a model; None where the files are to say it."""
+    """Import options; None means that the value is read from the files."""
 
     domain: str
     name: str = ""
@@ -310,10 +310,8 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
             hint="say the size that it was trained for by --flags '--image_size N'",
             facts={"field": "image_size"},
         )
-    lead = (
-        "the file does not hold the network of these flags: say by --flags what it was trained with, as in "
-    )
-    require_fit(network, state, source, f"{lead}the public README's MODEL_FLAGS")
+    hint = "say by --flags what the network of this file was trained with: MODEL_FLAGS in the public README"
+    require_fit(network, state, source, hint)
     predicts_x0 = not classifier and told["predict_xstart"]
     return Settled(network, "x0" if predicts_x0 else "eps", schedule, tuple(facts))
 
@@ -477,8 +475,9 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
         )
     for state in states_in(loaded):
         return state
-    problem = f"{path}: it holds no state dict"
-    raise BundleInvalid(problem, hint=f"one is looked for at the top and under {', '.join(WRAPPERS)}")
+    raise BundleInvalid(
+        f"{path}: it holds no state dict", hint="save one: torch.save(model.state_dict(), FILE)"
+    )
 
 
 def states_in(loaded: Any) -> Iterator[dict[str, Tensor]]:

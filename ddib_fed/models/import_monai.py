@@ -66,6 +66,18 @@ FLIP: Final = "FLIP's trainer, assumed"
 
 
 def import_monai(folder: Path, given: Told) -> Imported:
+    try:
+        return _imported(folder, given)
+    except (AttributeError, TypeError, ValueError) as error:  # a value of another kind than MONAI's
+        why = (
+            f"{folder}: a value of its configuration is of the wrong kind: {str(error).partition(chr(10))[0]}"
+        )
+        raise BundleInvalid(
+            why, hint="correct it there: the same configuration must load in MONAI"
+        ) from error
+
+
+def _imported(folder: Path, given: Told) -> Imported:
     configs, facts = Configs(folder, _of_flip), list[Fact]()
     denoiser, encoder = _chosen(configs, DENOISERS), _chosen(configs, AUTOENCODERS)
     if denoiser is None and encoder is None:
@@ -76,9 +88,7 @@ def import_monai(folder: Path, given: Told) -> Imported:
             facts={"field": "_target_"},
         )
     autoencoder, read = None, None
-    dims = next(
-        int(configs.arguments(found).get("spatial_dims", 2)) for found in (denoiser, encoder) if found
-    )
+    dims = next(int(configs.arguments(each).get("spatial_dims", 2)) for each in (denoiser, encoder) if each)
     axes = _axes(configs, given, facts, dims)
     spacing = _spacing(configs, given, facts) if dims == 3 else None
     if encoder is not None:
@@ -130,9 +140,8 @@ def _chosen(configs: Configs, kinds: tuple[str, ...]) -> Found | None:
         raise fitting[0].refused("", f"and {others} are of one kind", f"call the one {names[0]} in the file")
     for found in (*usual, *fitting):
         if other := configs.twice.get(found.key.partition("::")[0]):
-            raise found.refused(
-                "", f"is another one in {other}", "leave the file of the model alone in the folder"
-            )
+            hint = "keep only the configuration of the model that is meant in the folder"
+            raise found.refused("", f"is defined otherwise in {other}", hint)
         return found
     return None
 
@@ -269,9 +278,7 @@ def _schedule(
     basis = FLIP if found.arguments is FLIP_SCHEDULER else f"{found.key} in {found.file}"
     if found.name == "RFlowScheduler":
         if offset := arguments.get("steps_offset"):
-            raise found.refused(
-                "steps_offset", f"is {offset}: the network would be told other times", inexact
-            )
+            raise found.refused("steps_offset", f"is {offset}: the network would get other times", inexact)
         facts.append(Fact("schedule", f"flow, times 0 to {steps}", basis))
         return ScheduleConfig("flow", scale=float(steps)), "flow"
     prediction = str(arguments.pop("prediction_type", "epsilon"))

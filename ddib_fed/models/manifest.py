@@ -32,7 +32,7 @@ from ddib_fed.networks.config import (
 from ddib_fed.record import Frozen
 
 MOST_NUMBERS = 1 << 30
-"""Of a sample or a latent: 4 GiB in float32; a volume of 1,024 x 1,024 x 1,024."""
+"""Numbers in a sample or a latent at most: 4 GiB in float32."""
 
 
 RANKS = {"point": 1, "picture": 3, "volume": 4}
@@ -223,15 +223,14 @@ class Manifest(Frozen):
         miscounted = self.classes and len(self.classes) != self.num_classes
         unexplained = self.is_flow_map != (self.distilled is not None)
         pictured = (self.picture, self.structure, self.normalisation.calibrated) != (None, None, None)
-        rank, colours = len(self.sample_shape), self.sample_shape[0]
+        rank, ranks, colours = len(self.sample_shape), RANKS[self.sample_kind], self.sample_shape[0]
         misplaced = role != "generator" or points or len(shape) != rank
         wrong = {
             f"the role {self.role} is not that of a network of kind {network.kind}": role != self.role,
             f"there are {len(self.classes)} names for {self.num_classes or 'no'} classes": miscounted,
             "points have no picture format, structure or calibration": points and pictured,
             f"the normalisation has another number of channels than {colours}": channels - {colours},
-            f"a {self.sample_kind} has {(ranks := RANKS[self.sample_kind])} numbers in sample_shape": rank
-            != ranks,
+            f"a {self.sample_kind} has {ranks} numbers in sample_shape": rank != ranks,
             "only a generator has latents, with as many axes as its samples": latents is not None
             and misplaced,
             "a flow map, and no other network, says what it was distilled from": unexplained,

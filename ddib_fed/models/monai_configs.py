@@ -31,7 +31,7 @@ RANKED: Final = ("inference", "train", "multi", "eval", "valid")
 MAX_YAML_BYTES: Final = 128 << 10  # of a file; the parser reads so much in half a second
 DEEPEST: Final = 32  # values in values, and references to references; the model zoo's bundles have up to 8
 MOST_VALUES: Final = 100_000
-"""Of a folder, with what aliases and references stand for; MAISI's, with its tables of anatomy, has 40,000."""
+"""Values of a folder at most, references and aliases expanded; MAISI's configurations have 40,000."""
 REFERENCE: Final = re.compile(r"@\w+(?:(?:::|#)\w+)*")
 LARGEST, LONGEST = 1e18, 4096  # number that arithmetic gives; expression, or list that one gives
 
@@ -69,13 +69,13 @@ def target_of(value: Any) -> str:
 
 
 class Configs:
-    """Those of a folder and its configs/: of inference before others, of which further facts are taken."""
+    """The configurations of a folder and of its configs/; where a key is defined twice, that of inference counts."""
 
     def __init__(self, folder: Path, translate: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> None:
         places = [path for place in (folder / "configs", folder) for path in sorted(place.glob("*"))]
         paths = [path for path in places if path.suffix in SUFFIXES]
         self.folder, self.text, self.metadata = folder, "", dict[str, Any]()
-        self.twice = dict[str, str]()  # ids of other classes in a second file of the same rank
+        self.twice = dict[str, str]()  # ids defined differently in a second file of the same rank
         self._items, self._file, self._left = dict[str, Any](), dict[str, str](), MOST_VALUES
         for path in sorted(paths, key=lambda path: not path.stem.startswith("inference")):
             found, text = _parsed(path)
@@ -84,8 +84,9 @@ class Configs:
                 continue
             self.text += text
             for key, value in translate(found).items():
-                peers = not any(name.startswith(RANKED) for name in (path.name, self._file.get(key, "train")))
-                if peers and target_of(value) != target_of(self._items[key]):
+                first = self._file.get(key)
+                peers = first and not any(name.startswith(RANKED) for name in (path.name, first))
+                if peers and target_of(value) and value != self._items[key]:
                     self.twice[key] = path.name
                 self._items.setdefault(key, value)
                 self._file.setdefault(key, path.name)
@@ -106,15 +107,17 @@ class Configs:
     def lists(self) -> Iterator[list[Found]]:
         """Yield the definitions in each list, in its order, those that it refers to among them; code as a class."""
         for key, value in self._all:
-            if isinstance(value, list):
+            if isinstance(value, str) and MAKING.match(value):
+                yield [Found(key, self._file_of(key), value, {})]
+            elif isinstance(value, list):
                 found = [self._element(f"{key}::{place}", each) for place, each in enumerate(value)]
                 yield [each for each in found if each is not None]
 
     def _element(self, key: str, value: Any) -> Found | None:
         for _ in range(DEEPEST):
-            if not isinstance(value, str) or not REFERENCE.fullmatch(value.strip().removeprefix("$")):
+            if not isinstance(value, str) or not REFERENCE.fullmatch(re.sub(r"^\$?[@%]", "@", value.strip())):
                 break
-            key = value.strip().lstrip("$@").replace("#", "::")
+            key = value.strip().lstrip("$@%").replace("#", "::")
             value = self._raw(key)
         if isinstance(value, str) and value.startswith("$"):
             return Found(key, self._file_of(key), value, {})
@@ -284,9 +287,13 @@ KEEPING: Final = re.compile(
     r"EnsureType|CastToType|ToTensor|ToNumpy|ToCupy|ToDevice|Identity|DataStats|CopyItems|SelectItems|DeleteItems|SplitDim|"
     r"RepeatChannel|RemoveRepeatedChannel|Orientation|Spacing|SpatialResample|ResampleToMatch|Resize|Flip|Rotate|Rotate90|"
     r"Zoom|Affine|Pad|SpatialPad|BorderPad|DivisiblePad|Crop|SpatialCrop|CenterSpatialCrop|CenterScaleCrop|CropForeground|"
-    r"ResizeWithPadOrCrop|BoundingRect|FlattenSubKeys|SaveImage|Invert|Activations|AsDiscrete)(d|D|Dict)?"
+    r"ResizeWithPadOrCrop|BoundingRect|FlattenSubKeys|AsDiscrete)(d|D|Dict)?"
 )
-"""Transforms that change no value, or only the network's answer; random ones change none on the average."""
+"""Transforms that change no value; random ones change none on the average."""
+ANSWERING: Final = re.compile("(SaveImage|Invert|Activations)(d|D|Dict)?")
+"""Transforms of the network's answer."""
+MAKING: Final = re.compile(r"\$[^(]*transforms\.\w+\(")
+"""Code that makes transforms."""
 PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")
 """Code that takes a part of an array, as MONAI's bundles choose a channel."""
 MODALITIES: Final = {
@@ -294,7 +301,7 @@ MODALITIES: Final = {
     "mri_pd": 12, "mri_dwi": 13, "mri_adc": 14, "mri_ssfp": 15, "mri_mra": 16,
 }  # fmt: skip
 """MAISI's own; a modality_mapping.json in the folder goes before."""
-RULE_HINT: Final = "--intensity RULE, and --range LOW:HIGH, say how values became the network's"
+RULE_HINT: Final = "--intensity RULE --range LOW:HIGH, e.g. --intensity percentile:0,100@0:65535 --range 0:1"
 
 
 class Scaled(NamedTuple):
@@ -318,7 +325,7 @@ class Scaled(NamedTuple):
 
 
 MAISI: Final = {"ct": Scaled("hu", -1000.0, 1000.0), "mr": Scaled("percentile", 0.0, 99.5)}
-"""Of the training of MAISI's networks (its scripts/transforms.py)."""
+"""Black and white in MAISI's training (its scripts/transforms.py), by modality."""
 
 
 def units_of(
@@ -327,16 +334,16 @@ def units_of(
     """Units of the network's samples; fields of a `PictureFormat` that say how values in files become samples."""
     found = dict[Scaled, str]()
     for transforms in _lists(configs):
-        place = transforms[-1].key.rpartition("::")[0]
+        place = transforms[-1].key.rpartition("::")[0] or transforms[-1].key
         try:
             scaled = _scaled(configs, transforms, given, read.network.dims)
         except SettingsInvalid:
-            if given.intensity is None:
+            if given.intensity is None or given.values is None:
                 raise
             scaled = None
         if scaled is not None:
             found.setdefault(scaled, f"the transforms of {place}")
-    if len(found) > 1 and given.intensity is None:
+    if len(found) > 1 and None in {given.intensity, given.values}:
         places = " and ".join(found.values())
         raise SettingsInvalid(f"{configs.folder}: {places} scale values differently", hint=RULE_HINT)
     found = found if len(found) == 1 else {}
@@ -352,7 +359,7 @@ def units_of(
         span = f"{form['intensity']} from {form['low']:g} to {form['high']:g}"
         facts.append(Fact("intensity", span, f"{basis}; values beyond are clipped"))
     for black, white in ((low, high), (form.get("low", 0.0), form.get("high", 1.0))):
-        if not -math.inf < black < white < math.inf:
+        if not 0 < white - black < math.inf:
             raise SettingsInvalid(f"{configs.folder}: black is not below white ({basis})", hint=RULE_HINT)
     half = (high - low) / 2  # of samples s in [-1, 1] the network's are low + (s + 1) half = (s - mean) / std
     return Normalisation(mean=-1.0 - low / half, std=1.0 / half), form
@@ -367,25 +374,32 @@ def kind_of(told: Any) -> str:
 
 
 def _kind(read: Read, given: Told) -> str:
-    number = read.network.fixed.get("class_labels", MODALITIES.get(str(given.modality)))
-    named, told = kind_of(read.source), kind_of(number)
+    """Return "ct" or "mr" for a network of MAISI; raise SettingsInvalid unless a file or the command says which."""
+    modality = str(given.modality)
+    number = int(modality) if modality.isdecimal() else MODALITIES.get(modality)
+    named, told = kind_of(read.source), kind_of(read.network.fixed.get("class_labels", number))
     if named and told and named != told:
         raise SettingsInvalid(
-            f"{read.source} was trained on {named.upper()} by its name, and modality {number} is {told.upper()}",
-            hint=f"--modality {', '.join(each for each in MODALITIES if each.startswith(named))}",
+            f"{read.source} was trained on {named.upper()} by its name, and the modality told is {told.upper()}",
+            hint="--modality ct" if named == "ct" else "--modality mri",
         )
+    if not named and not told and given.intensity is None:
+        why = f"{read.source} was trained on CT or on MR, and neither a name nor --modality says on which"
+        raise SettingsInvalid(why, hint="--modality ct, or --modality mri")
     return named or told
 
 
 def _lists(configs: Configs) -> Iterator[list[Found]]:
     """Yield each list of transforms before the network, with those alone that take its samples."""
     known = re.compile(f"{SCALING.pattern}|{KEEPING.pattern}")
-    lists = [found for found in configs.lists() if any(known.fullmatch(each.name) for each in found)]
-    inside = {each.key for found in lists for each in found}
-    alone = [
-        each for each in configs.definitions() if SCALING.fullmatch(each.name) and each.key not in inside
-    ]
-    lists += [[each] for each in alone]
+
+    def transforms(each: Found) -> bool:  # those of dictionaries have keys
+        return "keys" in each.arguments or bool(known.fullmatch(each.name) or MAKING.match(each.target))
+
+    every = [found for found in configs.lists() if any(map(transforms, found))]
+    inside = {each.key for found in every for each in found}
+    every += [[each] for each in configs.definitions() if each.key not in inside and transforms(each)]
+    lists = [found for found in every if not any(ANSWERING.fullmatch(each.name) for each in found)]
     keys = {each.key: _listed(configs.get(f"{each.key}::keys")) for found in lists for each in found}
     names = [name for told in keys.values() for name in told]
     sample = next((name for name in ("image", *names) if name in names), "")
@@ -400,14 +414,17 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _scaled(configs: Configs, transforms: list[Found], given: Told, dims: int) -> Scaled | None:
-    """What a list of transforms makes of values; None where it changes none. Raises where that cannot be told."""
+    """Follow a list of transforms; return how it scales values, None if it does not; raise if that is unknown."""
     found: Scaled | None = None
     for each in transforms:
         keeps = KEEPING.fullmatch(each.name) or PART.fullmatch(str(each.arguments.get("func")))
         if keeps and each.known:
             continue
         configs.value(each.arguments.get("_disabled_"), f"{each.key}::_disabled_")  # raises where it is code
-        told = {key: configs.get(f"{each.key}::{key}") for key in each.arguments}
+        settings = {key: raw for key, raw in each.arguments.items() if key not in {"dtype", "func"}}
+        told = {
+            key: configs.value(raw, f"{each.key}::{key}") for key, raw in settings.items()
+        }  # raises for code
         try:
             found = _step(each, told, found, given, dims)
         except (TypeError, ValueError, ArithmeticError) as error:
@@ -416,14 +433,16 @@ def _scaled(configs: Configs, transforms: list[Found], given: Told, dims: int) -
 
 
 def _step(each: Found, told: Mapping[str, Any], was: Scaled | None, given: Told, dims: int) -> Scaled:
-    """How values are scaled after one transform more; raise ValueError where that cannot be told."""
+    """Return the scaling after one more transform; raise ValueError if it is unknown."""
     kind = SCALING.fullmatch(each.name)
     if kind is None or not each.known:
         raise ValueError("it changes values in a way that is not read")
     if kind[1] == "NormalizeIntensity":
         middle, deviation = (set(_listed(told.get(key))) for key in ("subtrahend", "divisor"))
         if len(middle) != 1 or len(deviation) != 1 or told.get("nonzero"):
-            raise ValueError("it scales each image, or each channel, by a mean and a deviation of its own")
+            raise ValueError(
+                "it scales each image, or each channel, by a mean and a deviation of its own, or leaves zeros out"
+            )
         offset, slope = -middle.pop(), 1.0 / deviation.pop()
         if was is not None:
             return was.moved(slope, offset * slope)
@@ -449,9 +468,10 @@ def _step(each: Found, told: Mapping[str, Any], was: Scaled | None, given: Told,
     if was is not None or told.get("relative") or told.get("factor"):
         raise ValueError("it scales each image by itself after another transform, or by a factor")
     if kind[1] == "ScaleIntensityRangePercentiles":
-        return Scaled(
-            "percentile", float(told.get("lower", math.nan)), float(told.get("upper", math.nan)), low, high
-        )
+        least, most = (float(told.get(key, math.nan)) for key in ("lower", "upper"))
+        if not 0 <= least < most <= 100:
+            raise ValueError("its percentiles do not rise from 0 to 100")
+        return Scaled("percentile", least, most, low, high)
     # From the least to the most of each: of pictures, files of 8 bits in their own range.
     return (
         Scaled("values", 0.0, 255.0, low, high) if dims == 2 else Scaled("percentile", 0.0, 100.0, low, high)

@@ -46,12 +46,11 @@ def _import_monai() -> None:
         try:
             return import_module(f"monai.{name}")
         except ModuleNotFoundError as error:
-            raise AttributeError(name) from error
+            raise AttributeError(f"module 'monai' has no attribute {name!r}") from error
 
     vars(package)["__getattr__"] = subpackage  # whoever else uses MONAI in this process finds them as before
-    import_module(
-        "monai.apps.utils"
-    )  # `monai.networks` cannot be imported first: its modules import one another
+    # `monai.networks` cannot be imported first: its modules import one another.
+    import_module("monai.apps.utils")
 
 
 def _library_network(config: LibraryConfig) -> nn.Module:

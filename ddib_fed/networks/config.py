@@ -180,7 +180,7 @@ _NAMES = {
 
 
 MOST_LAYERS, MOST_DIVISOR = 64, 4096
-"""Of layers of a level, and by how much a side may shrink: a network without an end is not begun."""
+"""Bounds of the layers of a level, and of how much a side shrinks: no network is begun that would never be done."""
 
 
 class LibraryConfig(Frozen):

@@ -94,8 +94,9 @@ def _components(h: Tensor) -> Tensor:
 
 
 def _resample(convolution: Any, v: Tensor, *, enlarge: bool) -> Tensor:
-    """Make a convolution of 3^d give components of neighbours, the first 2^d of its taps, or a transposed one of 2^d
-    neighbours of their components; return its bias.
+    """Set a convolution to project 2^d neighbours on components `v`, or with `enlarge` a transposed one to the inverse.
+
+    Return its bias.
     """
     weight, (inputs, outputs) = convolution.weight, v.shape
     dims = weight.ndim - 2

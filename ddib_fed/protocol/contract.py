@@ -71,9 +71,7 @@ def check_side(side: ContractSide) -> ContractSide:
         "autoencoder_sha256",
         "must be set with latent_shape, of pictures or volumes, and only there",
     )
-    require(
-        len(side.spacing_mm) in {0, 3 * (kind == "volume")}, "spacing_mm", "must be 3 numbers of a volume"
-    )
+    require(len(side.spacing_mm) in {0, 3 * (kind == "volume")}, "spacing_mm", "must be 3 for a volume")
     for name, allowed in (("size_rule", SIZE_RULES[kind]), ("value_range", VALUE_RANGES[kind])):
         require(getattr(side, name) in allowed, name, f"must be {' or '.join(allowed)} for a {kind}")
     is_picture, picture = kind != "point", side.picture
@@ -106,9 +104,7 @@ def check_limits(limits: ContractLimits) -> ContractLimits:
     require(within, "min_evaluations", "must be at most max_evaluations")
     offered = terms.max_classifier_scale > 0
     require(bool(terms.classifier_sha256) == offered, "classifier_sha256", "must be that of the classifier")
-    require(
-        (terms.classifier_classes > 0) == offered, "classifier_classes", "must be those of the classifier"
-    )
+    require((terms.classifier_classes > 0) == offered, "classifier_classes", "must be the classifier's")
     return limits
 
 

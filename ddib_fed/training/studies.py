@@ -315,8 +315,8 @@ def volume_blocks(config: TrainConfig, *, say: Say, progress: Progress | None = 
         )
     if len({each.subject for each in seen.values()}) < FEWEST:
         raise InputError(
-            f"there are {len(seen)} volumes below {root}; whole ones are held out, so at least {FEWEST} are needed",
-            hint="add NIfTI files or DICOM series",
+            f"the volumes below {root}, {len(seen)}, are of fewer than {FEWEST} subjects, and whole ones are held out",
+            hint="add NIfTI files or DICOM series of others",
         )
     level = level_of(each.subject for each in seen.values())
     held_out = _held_out(seen, studies, level, config.held_out)

@@ -184,7 +184,7 @@ class Task(ABC):
         self.config, self.network = config, network
         self.figures: dict[str, float] = {}
         self.autoencoder: Path | None = None
-        """The folder with that of a model of latents, which goes into its bundle."""
+        """The folder of the autoencoder that is copied into a bundle of a model of latents."""
 
     def initial_network(self) -> nn.Module:
         """A network with its first weights, in training mode, on the CPU; torch's own generator is left alone."""

@@ -233,9 +233,7 @@ class Researcher:
     def _job(self, request: Request) -> PageJob:
         number = request.path_params["job"]
         if number not in self.jobs:
-            raise JobNotFound(
-                f"there is no translation {number} in this run", hint="go back to the start page"
-            )
+            raise JobNotFound(f"there is no translation {number} in this run", hint="go to the start page")
         return self.jobs[number]
 
 

@@ -198,9 +198,7 @@ async def _write(path: Path, chunks: AsyncIterator[bytes]) -> int:
             async for chunk in chunks:
                 size += len(chunk)
                 if size > MAX_ITEM_BYTES:
-                    raise InputError(
-                        f"{path} is too large: {MAX_ITEM_BYTES} bytes are the limit", hop="client"
-                    )
+                    raise InputError(f"{path} is larger than {MAX_ITEM_BYTES} bytes", hop="client")
                 file.write(chunk)
     except OSError as error:
         kind = DiskFull if is_disk_full(error) else InputError

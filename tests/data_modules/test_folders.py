@@ -203,4 +203,4 @@ def test_pictures_of_8_and_16_bits_get_a_way_that_does_not_end_in_the_next_refus
         (tmp_path / f"{name}.png").write_bytes(encode_png(np.full((4, 4, 1), pixels)))
     with pytest.raises(SettingsInvalid, match=r"deep\.png: uint16") as caught:
         choose_range(scan(tmp_path), spec)
-    assert caught.value.hint.startswith(hint)
+    assert hint in caught.value.hint

@@ -468,7 +468,7 @@ def test_a_thread_of_a_picture_states_what_its_resizing_would_take(height, width
 
 
 def test_a_tile_larger_than_its_picture_is_refused() -> None:
-    """Decoders make room for a whole tile: 600 MB here, for four pixels."""
+    """Count the whole tile that a decoder makes room for: 1.2 GB here, for four pixels."""
     file = io.BytesIO()
     tifffile.imwrite(file, np.zeros((2, 2), np.uint16), tile=(16, 16), compression="zlib", metadata=None)
     content = bytearray(file.getvalue())

@@ -89,7 +89,7 @@ def test_progress_that_makes_no_sense_is_only_a_sign_of_life(remotes, target) ->
 def test_a_silent_peer_is_given_up(remotes, target) -> None:
     """Long before the job's deadline, as unreachable: the job is tried again."""
     target.decodes = [hang]
-    with pytest.raises(PeerUnreachable, match="sent nothing for too long"):
+    with pytest.raises(PeerUnreachable, match="was silent for too long"):
         Call(remotes).run()
 
 

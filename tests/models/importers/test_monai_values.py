@@ -111,21 +111,40 @@ def test_black_and_white_are_those_of_the_samples_transforms(
         ([LOAD, {"_target_": "scripts.Own", "keys": "image"}], r"scripts\.Own"),
         ([LOAD, WINDOW, "$monai.transforms.ScaleIntensityd('image')"], r"pre::2 is \$monai"),
         ([LOAD, WINDOW, SHARES], "after another transform"),
-        ([LOAD, {**WINDOW, "a_max": "$x"}], "NoneType"),
+        ([LOAD, {**WINDOW, "a_max": "$x"}], r"a_max is \$x: it is code"),
         ([LOAD, {**WINDOW, "a_max": -500}], "black is not below white"),
         ([LOAD, {**WINDOW, "_disabled_": "$len('x') > 1"}], "pre::1::_disabled_ is .* code"),
         ([LOAD, {**WINDOW, "_target_": "scripts.ScaleIntensityRanged"}], r"scripts\.Scale.* not read"),
+        ([{"_target_": "HistogramNormalized", "keys": "image"}], "HistogramNormalized"),
+        ([LOAD, "%other"], "other is HistogramNormalized"),
+        ([LOAD, {**WINDOW, "b_min": "$-float(np.array(1))"}], "b_min is .*: it is code"),
+        (
+            [LOAD, {"_target_": "ScaleIntensityd", "keys": "image", "factor": "$x.y"}],
+            "factor is .*: it is code",
+        ),
+        ([LOAD, {**WINDOW, "clip": "$foo.bar"}], "clip is .*: it is code"),
+        ([LOAD, {**FIXED, "nonzero": "$foo()"}], "nonzero is .*: it is code"),
+        (
+            [LOAD, {key: value for key, value in SHARES.items() if key != "lower"}],
+            "percentiles do not rise from 0 to 100",
+        ),
+        ([LOAD, {**SHARES, "lower": 99, "upper": 1}], "percentiles do not rise from 0 to 100"),
+        ([LOAD, {**SHARES, "lower": -5, "upper": 101}], "percentiles do not rise from 0 to 100"),
+        ([LOAD, {**WINDOW, "b_min": -1e308, "b_max": 1e308}], "black is not below white"),
     ],
 )
 def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transforms, said, folder):
-    """Unless the command says the rule."""
-    place = folder(*transforms)
+    """Refuse them, and take the rule and the range of the command in their place, not one of the two alone."""
+    more = {"other": {"_target_": "HistogramNormalized", "keys": "image"}} if "%other" in transforms else {}
+    place = folder(*transforms, **more)
     with pytest.raises(SettingsInvalid, match=said) as caught:
         import_monai(place, Told("ct"))
     assert "--intensity RULE" in caught.value.hint or "write the value" in caught.value.hint
-    found = import_monai(
-        place, Told("ct", intensity="window:500,2000@-500:1500", values=(-1.0, 1.0))
-    ).manifest
+    rule = "window:500,2000@-500:1500"
+    if "black is not" not in said:
+        with pytest.raises(SettingsInvalid, match=said):
+            import_monai(place, Told("ct", intensity=rule))
+    found = import_monai(place, Told("ct", intensity=rule, values=(-1.0, 1.0))).manifest
     assert (found.picture.low, found.picture.high, found.picture.bits) == (-500.0, 1500.0, 16)
     assert (found.normalisation.mean, found.normalisation.std) == (0.0, 1.0)
 
@@ -133,6 +152,55 @@ def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transf
 def test_two_lists_that_scale_differently_are_refused(folder):
     with pytest.raises(SettingsInvalid, match=r"train::pre and .* validate::pre scale values differently"):
         import_monai(folder(LOAD, WINDOW, validate={"pre": [LOAD, SHARES]}), Told("ct"))
+
+
+LOADING, UNKNOWN = [LOAD], [{"_target_": "HistogramNormalized", "keys": "image"}]
+COMPOSE = {"_target_": "Compose", "transforms": "$@a + @b"}
+CODE = "$monai.transforms.Compose([monai.transforms.LoadImaged('image'), monai.transforms.ScaleIntensityd('image')])"
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"a": LOADING, "b": UNKNOWN, "t": COMPOSE}, "b::0 is HistogramNormalized"),
+        ({"a": "$@b + [@s]", "b": LOADING, "s": UNKNOWN[0]}, "s is HistogramNormalized"),
+        ({"preprocessing": CODE}, "preprocessing is .*transforms"),
+    ],
+    ids=["lists that are joined", "a definition that is appended", "code"],
+)
+def test_transforms_are_found_wherever_they_are_written(more, said, folder):
+    with pytest.raises(SettingsInvalid, match=said):
+        import_monai(folder(**more), Told("ct"))
+
+
+def test_what_becomes_of_the_networks_answer_is_no_rule_of_its_input(folder):
+    save = [
+        {**WINDOW, "keys": "pred", "a_max": 1, "a_min": 0, "b_max": 255},
+        {"_target_": "SaveImaged", "keys": "pred"},
+    ]
+    found = import_monai(folder(save={"transforms": save}), Told("ct")).manifest
+    np.testing.assert_allclose(found.normalisation.apply(np.array([-1.0, 1.0])), (0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("network_def", {**UNET, "spatial_dims": "abc"}), *(
+        ("scheduler", {**DDIM, name: "abc"}) for name in ("num_train_timesteps", "beta_start")
+    )],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_is_named(key, value, folder):
+    with pytest.raises(BundleInvalid, match="a value of its configuration is of the wrong kind"):
+        import_monai(folder(LOAD, **{key: value}), Told("ct"))
+
+
+def test_two_configurations_of_one_class_are_told_apart(folder):
+    """In files beside each other, of which neither is the bundle's: the betas are others."""
+    place = folder(LOAD)
+    for name, end in (("a", 0.0195), ("b", 0.9)):
+        text = json.dumps({"noise_scheduler": {**DDIM, "beta_end": end}})
+        (place / f"config_{name}.json").write_text(text)
+    with pytest.raises(SettingsInvalid, match=r"noise_scheduler is defined otherwise in config_b\.json"):
+        import_monai(place, Told("ct"))
 
 
 def test_the_command_says_the_rule(folder, tmp_path, capsys):
@@ -217,6 +285,19 @@ def test_several_models_of_maisi_in_a_folder_are_named_and_asked_for(maisi, tmp_
         import_monai(folder, told("ct"))
 
 
+def test_an_autoencoder_of_maisi_is_told_the_modality(maisi, tmp_path):
+    """Its values are those of its training, and never 8 bits without a word; a number is a modality, too."""
+    definition = json.loads((maisi / "config_network_rflow.json").read_text())
+    del definition["diffusion_unet_def"], definition["noise_scheduler"]
+    (tmp_path / "config.json").write_text(json.dumps(definition))
+    (tmp_path / "autoencoder_v1.pt").symlink_to(maisi / "autoencoder_v1.pt")
+    with pytest.raises(SettingsInvalid, match=r"autoencoder_v1\.pt was trained on CT or on MR") as caught:
+        import_monai(tmp_path, told(None))
+    assert caught.value.hint == "--modality ct, or --modality mri"
+    for modality, rule in (("1", "hu"), ("ct", "hu"), ("9", "percentile:0,99.5@0:65535")):
+        assert import_monai(tmp_path, told(modality)).manifest.picture.intensity == rule
+
+
 @pytest.mark.parametrize(
     ("wrapped", "prefix"),
     [
@@ -228,7 +309,7 @@ def test_several_models_of_maisi_in_a_folder_are_named_and_asked_for(maisi, tmp_
     ],
 )
 def test_what_trainers_put_before_the_names_of_tensors_is_taken_off(wrapped, prefix, weights, folder):
-    """Of Lightning, compiled and parallel runs, beside tensors of losses; averaged weights before others."""
+    """Read those of Lightning, compiled and parallel runs, beside tensors of losses; take averaged weights first."""
     place = folder(LOAD)
     state = {f"{prefix}{key}": value for key, value in weights.items()} | {"loss.weight": torch.zeros(2)}
     if prefix.startswith("ema"):
