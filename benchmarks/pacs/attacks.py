@@ -4,8 +4,8 @@
 
 Needs no node. The PACS and DICOMweb are at 127.0.0.1, a stranger at 127.0.0.2, and at 127.0.0.3 a sender of `--from`
 that turned hostile. attacks.json has connections of the stranger, 1.25 a second, and of the sender, 2 a second that are
-idle; its request, command and instance of 600 MB, where the spool may have 256 MiB; and a list of 126 MB and a part of
-600 MB of DICOMweb.
+idle; its request, command (also in place of an instance that it announced) and instance of 600 MB, where the spool may
+have 256 MiB; and of DICOMweb a list of 126 MB, and a part and a redirect of 600 MB.
 """
 
 from __future__ import annotations
@@ -83,9 +83,15 @@ def queries(site: Site) -> dict[str, Any]:
     """The memory of a client's query, over that of one that finds nothing."""
     row, found, idle = answers("1.2.3")[1:-1], {}, 0.0
     long = b"[" + b",".join([row] * (126_000_000 // len(row))) + b"]"
-    wanted = {"none": (b"[]", b""), "qido": (long, b""), "wado": (answers("1.2.3"), bytes(LONG))}
-    for name, (body, study) in wanted.items():
-        with web(200, body, study=(multipart(study), MULTIPART)) as (url, _):
+    one = answers("1.2.3"), bytes(LONG)
+    wanted = {
+        "none": (b"[]", b"", 200),
+        "qido": (long, b"", 200),
+        "wado": (*one, 200),
+        "redirect": (*one, 302),
+    }
+    for name, (body, study, status) in wanted.items():
+        with web(200, body, study=(multipart(study), MULTIPART), study_status=status) as (url, _):
             words = f"--query PatientID=1 --dicomweb {url} --to south.example/brain-t2 --profile"
             words = f"{words} {site.pair.profile} --out {site.folder / name}"
             command = [*site.receiver.command[:3], "translate", *words.split()]
@@ -105,6 +111,9 @@ ATTACKS: dict[str, Callable[[int], None]] = {
     "idle": lambda port: connect(port, "127.0.0.3", 0.5),
     "request": lambda port: send(link(port), b"\1\0" + LONG.to_bytes(4, "big"), PART),
     "command": lambda port: send(associated(port, "OTHER", "127.0.0.3"), b"", fragment(1, PART)),
+    "command_in_instance": lambda port: send(
+        associated(port, "OTHER", "127.0.0.3"), store_request(), fragment(1, PART)
+    ),
     "instance": lambda port: send(associated(port, "OTHER", "127.0.0.3"), store_request(), fragment(0, PART)),
 }
 
