@@ -203,15 +203,11 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
         return f"is a {found} file", COPY if right == str(path) else f"mv -n {given} {shlex.quote(right)}"
     if content.startswith(_BARE_DICOM):
         whole = shlex.quote(str(path.with_name(f"{path.stem}-whole{DICOM_SUFFIX}")))
-        return (
-            "is DICOM without the beginning that files have",
-            f"dcmconv {given} {whole}   (dcmtk writes it)",
-        )
+        how = f"dcmconv {given} {whole}   (dcmtk writes it)"
+        return "is DICOM without the beginning that files have", how
     if content.lstrip()[:1] == b"<":
-        return (
-            "is a web page or other text with tags",
-            "open it in a browser: a page to log in is often saved",
-        )
+        how = "open it in a browser: a page to log in is often saved"
+        return "is a web page or other text with tags", how
     return ("begins as no known format does" if content else "is empty"), COPY
 
 
@@ -262,9 +258,9 @@ def _tags(file: BinaryIO) -> set[int]:
     if version not in {42, 43}:
         return set()
     # A page is the number of its tags, the tags, and where the next page is; 43 is BigTIFF.
-    head, entry, place, first = (
-        (f"{order}H", 12, f"{order}I", 4) if version == 42 else (f"{order}Q", 20, f"{order}Q", 8)
-    )
+    of_version = {42: ("H", 12, "I", 4), 43: ("Q", 20, "Q", 8)}
+    head, entry, place, first = of_version[version]
+    head, place = f"{order}{head}", f"{order}{place}"
     (at,) = struct.unpack_from(place, opening, first)
     found: set[int] = set()
     seen: set[int] = set()

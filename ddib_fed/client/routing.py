@@ -6,9 +6,10 @@ SPOOL/KEY/state.json    what has become of the series
 SPOOL/.arriving/        instances that are not complete yet
 SPOOL/.clock            seconds in which a receiver has run
 
-What comes late joins its series, which is translated again as a whole, under the UIDs of before. Every state is on the
-disk before it is acted on, and the run in `out` resumes: a kill loses nothing. Texts about a series may quote its
-headers, so the log repeats none: it has the sentences of the error tree, their facts, and `_WORDS`.
+What comes late joins its series, which is translated again as a whole, under the UIDs of before; repeats of a contrast
+alone are counted anew. Every state is on the disk before it is acted on, and the run in `out` resumes: a kill loses
+nothing. Texts about a series may quote its headers, so the log repeats none: it has the sentences of the error tree,
+their facts, and `_WORDS`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from ddib_fed.client.client import CALL_S, open_client, split_target
+from ddib_fed.client.client import CALL_S, open_client, split_target, target_of
 from ddib_fed.client.exchange import Deliver
 from ddib_fed.client.folder_run import RunOptions, RunProgress, open_run
 from ddib_fed.client.profile import DicomRoute, DicomSettings, Profile
@@ -72,16 +73,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RELEASED: Final = 5
-"""Part of the silence that follows the release of a series' last association: some senders take one an instance."""
+"""Wait this part of quiet_s after a series' last association was released: some senders take one an instance."""
 TICK_S: Final = 0.2
 MOST_STARTS: Final = 4
 """Give up a series after so many crashes, failed jobs, or errors that are no errors of ours."""
 FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 600.0
 STALLED_S: Final = 120.0
-"""A series waits no longer for an instance of its sender that stopped in the middle."""
+"""Wait at most this many seconds for an instance whose sender stopped in the middle."""
 CLOCK_S: Final = 60.0
-"""A kill loses at most so much of the clock that series expire by."""
+"""Save the clock by which series expire this often, in seconds: a kill loses no more of it."""
 _OF_THE_SERIES: Final = (InputError, FilesLeftOut, LatentNotGaussian)
 """Errors after which a series is given up at once."""
 _OF_THE_SETUP: Final = (ConfigError, SettingsInvalid, ContractMismatch, DomainNotFound, PeerNotFound)
@@ -160,6 +161,7 @@ class Routed:
     """What was never tried does not expire."""
     size: int = 0
     count: int = 0
+    target: str = "INSTITUTION/DOMAIN"
     associations: set[int] = field(default_factory=set)
 
     @property
@@ -179,7 +181,7 @@ class Routed:
 
     @classmethod
     def read(cls, folder: Path, clock: Clock) -> Routed | None:
-        """The series in a folder; None where it was killed before its first instance, or cannot be read."""
+        """Read the series in a folder; return None if nothing of it was kept, or its state cannot be read."""
         try:
             state = State.model_validate_json((folder / "state.json").read_bytes())
         except (OSError, ValueError) as error:
@@ -292,7 +294,7 @@ class Router:
         return 0
 
     def ended(self, association: int, released: bool) -> None:
-        """An association has ended; the series that it brought may be complete."""
+        """Note the end of an association; the series that it brought may be complete."""
         with self._lock:
             for each in self.series.values():
                 if association in each.associations:
@@ -307,7 +309,7 @@ class Router:
         return why and f"{size >> 20:,} MiB arrive, and {why}"
 
     def _no_room(self, size: int, series: Routed | None) -> str:
-        """Why another instance cannot be kept; empty if it can. What has ended makes room, the oldest first."""
+        """Say why another instance cannot be kept; empty if it can. What has ended makes room, the oldest first."""
         most = int(self.settings.most_gib * (1 << 30))
         if series is not None and series.count >= self.settings.most_instances:
             return f"its series has {self.settings.most_instances:,} instances already"
@@ -344,7 +346,7 @@ class Router:
             self._work(series)
 
     def _due(self) -> list[Routed]:
-        """Series to work on, in the order in which they were completed."""
+        """Return series to work on, in the order in which they were completed."""
         now = time.monotonic()
         with self._lock:
             for each in self.series.values():
@@ -407,10 +409,11 @@ class Router:
                 log.info("series %s: %s", series.key, what)
 
     def _translate(self, series: Routed) -> list[Path]:
-        """The files of the result, which may be those of an earlier try."""
+        """Return the files of the result, which may be those of an earlier try; raise DdibError if there is none."""
         if series.state.starts > MOST_STARTS:
             raise JobFailed(f"this process ended {MOST_STARTS} times while it was at it")
         since, header = time.monotonic(), self._header(series)
+        series.target = target_of(header)
         with open_client(self.options.profile) as client:
             sides = client.domains(own_alone=True).sample_shape[1:]
         progress = _Progress(series.key, sides)
@@ -455,15 +458,9 @@ class Router:
     def _failed(self, series: Routed, error: Exception) -> None:
         """Give a series up, or try it again later."""
         why = _told(error)
-        if isinstance(error, _TOLD):
-            hint = next_step(error)
-        else:
-            target = "INSTITUTION/DOMAIN"
-            with suppress(DdibError, OSError):  # no route may take it
-                header = self._header(series)
-                target = f"{header.target_institution}/{header.target_domain}"
-            folder = shlex.quote(str(series.folder / "in"))
-            hint = f"ddib translate {folder} --to {target} --out /tmp/{series.key}"
+        folder = shlex.quote(str(series.folder / "in"))
+        hint = f"ddib translate {folder} --to {series.target} --out /tmp/{series.key}"
+        hint = next_step(error) if isinstance(error, _TOLD) else hint
         if not _may_pass(error, max(series.tries + 1, series.state.starts)):
             log.error("series %s: not translated: %s; try: %s", series.key, why, hint)
             self._give_up(series, why)

@@ -61,9 +61,8 @@ class Credentials:
         elif isinstance(loaded, ed25519.Ed25519PrivateKey):
             algorithm = "ed25519"
         if algorithm is None:
-            raise ConfigError(
-                f"{key}: C2PA signs with ECDSA (P-256, P-384, P-521), Ed25519 or RSA", hop="client", hint=_HOW
-            )
+            why = f"{key}: C2PA signs with ECDSA (P-256, P-384, P-521), Ed25519 or RSA"
+            raise ConfigError(why, hop="client", hint=_HOW)
         found = cls(chain.decode("ascii", "replace"), secret.decode("ascii", "replace"), algorithm)
         # Signing a picture shows whether a certificate is accepted.
         _sign(encode_png(np.zeros((1, 1, 1), np.uint8)), _statement("A trial of the certificate", {}), found)
@@ -83,9 +82,8 @@ def mark(content: bytes, record: Translation, credentials: Credentials) -> bytes
 def _sign(content: bytes, manifest: dict[str, Any], credentials: Credentials) -> bytes:
     package = _c2pa()
     try:
-        info = package.C2paSignerInfo(
-            credentials.algorithm.encode(), credentials.chain.encode(), credentials.key.encode(), None
-        )
+        parts = credentials.algorithm, credentials.chain, credentials.key
+        info = package.C2paSignerInfo(*(part.encode() for part in parts), None)
         with package.Signer.from_info(info) as signer, package.Context.from_dict(OFFLINE) as context:
             builder = package.Builder(json.dumps(manifest), context)
             out = io.BytesIO()

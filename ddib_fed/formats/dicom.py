@@ -234,7 +234,8 @@ def in_space(members: Members) -> Members:
     return [members[at] for at in sorted(range(len(members)), key=order)]
 
 
-def _floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
+def floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
+    """Return an attribute's numbers; None unless there are `count` of them."""
     found = header.get(keyword)
     with suppress(TypeError, ValueError):  # what is no number says nothing
         return np.array([float(v) for v in found]) if found and len(found) == count else None
@@ -245,8 +246,8 @@ def _places(headers: Sequence[Any]) -> list[float] | None:
     """Return distances of slices from the origin along their normal, mm; None unless all are placed and parallel."""
     places = []
     for header in headers:
-        directions = _floats(header, "ImageOrientationPatient", 6)
-        corner = _floats(header, "ImagePositionPatient", 3)
+        directions = floats(header, "ImageOrientationPatient", 6)
+        corner = floats(header, "ImagePositionPatient", 3)
         if directions is None or corner is None:
             return None
         places.append(float(np.cross(directions[:3], directions[3:]) @ corner))
@@ -254,12 +255,10 @@ def _places(headers: Sequence[Any]) -> list[float] | None:
 
 
 def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
-    """From slice, row and column of a series, whose slices are in their order in space, to mm (right, anterior,
-    superior), by PS3.3 C.7.6.2.1.1.
-    """
+    """Return the affine from slice, row and column to mm (right, anterior, superior; PS3.3 C.7.6.2.1.1)."""
     first, last = headers[0], headers[-1]
-    directions, spacing = _floats(first, "ImageOrientationPatient", 6), _floats(first, "PixelSpacing", 2)
-    corners = [_floats(header, "ImagePositionPatient", 3) for header in (first, last)]
+    directions, spacing = floats(first, "ImageOrientationPatient", 6), floats(first, "PixelSpacing", 2)
+    corners = [floats(header, "ImagePositionPatient", 3) for header in (first, last)]
     placed = (places := _places(headers)) is not None and (np.diff(places) > 1e-3).all()
     if directions is None or spacing is None or corners[0] is None or corners[1] is None or not placed:
         raise ImageUnreadable(
@@ -278,7 +277,7 @@ def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
 
 def is_parallel(headers: Sequence[Any]) -> bool:
     """Return whether all slices have the same direction, or the direction of one is unknown."""
-    found = [_floats(header, "ImageOrientationPatient", 6) for header in headers]
+    found = [floats(header, "ImageOrientationPatient", 6) for header in headers]
     return any(each is None for each in found) or bool(np.ptp(np.array(found), axis=0).max() < 1e-3)
 
 
@@ -407,9 +406,10 @@ def _require_runs(path: Path, frame: bytes, pixels: int) -> None:
 
 def _jpeg_2000_size(frame: bytes) -> tuple[int, int, int] | None:
     """Height, width and samples by the first marker of a JPEG 2000 codestream, perhaps in boxes (ITU-T T.800 A.5.1)."""
-    at = frame.find(begins := b"\xff\x4f\xff\x51")
+    begins = b"\xff\x4f\xff\x51"
+    at = 0 if frame[:1] == b"\xff" else frame.find(begins)  # a comment of a JPEG may look like one
     is_hidden = at > 0 and frame.count(begins) > 1  # one box may hold what looks like another
-    if at < 0 or is_hidden or len(frame) < at + 42:
+    if frame[at : at + 4] != begins or is_hidden or len(frame) < at + 42:
         return None
     right, bottom, left, top, samples = struct.unpack(">4L16xH", frame[at + 8 : at + 42])
     return bottom - top, right - left, samples

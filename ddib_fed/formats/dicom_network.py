@@ -326,7 +326,8 @@ def the_one(studies: Iterable[str], query: Mapping[str, str], where: object) -> 
     asked = "&".join(f"{key}={value}" for key, value in query.items())
     found = f"{where} has {'several studies' if studies else 'no study'} of {asked}"
     named = [f"--query StudyInstanceUID={each}" for each in sorted(studies)]
-    hint = ", or ".join(named[:8]) or "compare the values of --query with those that the archive shows"
+    named[8:] = [f"{len(named) - 8} more"] if len(named) > 8 else []
+    hint = ", or ".join(named) or "compare the values of --query with those that the archive shows"
     raise ItemNotFound(found, hop="client", hint=hint)
 
 
@@ -583,10 +584,8 @@ class Receiver:
         if message is not None and message._data_set_file:  # noqa: SLF001 - pynetdicom leaves it there
             message._data_set_path.unlink(missing_ok=True)  # noqa: SLF001
             self.say(f"{_caller(event)}: the association broke off within an instance, which is not stored")
-        for path in [
-            getattr(each, "_dataset_path", None) for _, each in [*event.assoc.dimse.msg_queue.queue]
-        ]:
-            if path:  # of an instance that came whole and is not answered
+        for _, each in [*event.assoc.dimse.msg_queue.queue]:
+            if path := getattr(each, "_dataset_path", None):  # it came whole, and nobody waits for its answer
                 path.unlink(missing_ok=True)
         self.ended(id(event.assoc), released)
 

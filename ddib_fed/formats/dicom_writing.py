@@ -32,6 +32,7 @@ from ddib_fed.formats.dicom import (
     Series,
     affine_of,
     comparable,
+    floats,
     frame_of,
     pydicom,
     read_header,
@@ -123,10 +124,10 @@ _EQUIPMENT: Final = (
 
 
 def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixels: Planes) -> list[bytes]:
-    """The files of the result: enhanced where the source's are and the result is grey, else one a slice.
+    """Return the files of the result: enhanced where the source's are and the result is grey, else one a slice.
 
-    UIDs follow from those of the source, the request, the rule of intensity and both models, so that a repeat replaces
-    what it repeats.
+    UIDs follow from those of the source, the request, the rule of intensity, both models and the values of the
+    contrast, so that a repeat replaces what it repeats, also where other contrasts have come meanwhile.
     """
     now, first = datetime.now().astimezone(), translated.first
     with suppress(ValueError):  # the times that are kept are in the source's zone
@@ -134,23 +135,23 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixe
         now = now.astimezone(datetime.strptime(zone, "%z").tzinfo)
     models = first.source_model_sha256, first.target_model_sha256, first.calibration_sha256
     parts = [translated.source, translated.target, str(first.asked_sha256), pixels.rule, *models]
-    # Not its name: another contrast that comes late must not change what a PACS already has.
     parts += [str(comparable(series.headers[0], keyword)) for keyword in chain(*_CONTRASTS.values())]
     parts.append(series.contrast.partition("repeat")[2] or "1")
     recipe = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     hounsfield = series.modality == "CT" and not series.without_units
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
     made, enhanced = [], dict[Path, list[tuple[int, Pixels]]]()
-    computed, spacing = pixels.computed(translated), series.headers[0].get("PixelSpacing")
+    computed, spacing = pixels.computed(translated), floats(series.headers[0], "PixelSpacing", 2)
 
     def begun(source: Any, frames: Pixels) -> Any:
         dataset = _kept(source, colours=frames.shape[3] == 3, echoes="echo" in series.contrast)
         _identify(dataset, source, recipe, now)
-        words = ("SYNTHETIC", series.contrast, translated.target, str(source.get("SeriesDescription") or ""))
-        dataset.SeriesDescription = " ".join(filter(None, words))[:64].strip()
+        said = (text for _, text in comparable(source, "SeriesDescription"))  # several with a backslash
+        words = filter(None, ("SYNTHETIC", series.contrast, translated.target, *said))
+        dataset.SeriesDescription = " ".join(words)[:64].strip()
         _attribute(dataset, source, translated, now, computed.lost)
-        if spacing and computed.shrink > 1:
-            resolution = computed.shrink * max(float(mm) for mm in spacing)
+        if spacing is not None and computed.shrink > 1:
+            resolution = computed.shrink * float(max(spacing))
             dataset.SpatialResolution = pydicom().valuerep.DSfloat(resolution, auto_format=True)
         _set_pixels(dataset, frames, translated, hounsfield=hounsfield)
         return dataset
@@ -234,7 +235,8 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
         frame = source.get("ReferencedFrameNumber", "") if name == "SOPInstanceUID" else ""
         number = uuid.uuid5(_SPACE, f"{source[name].value} {frame} {recipe}").int
         setattr(dataset, name, f"2.25.{number}")
-    dataset.SeriesNumber = SERIES_OFFSET + int(source.get("SeriesNumber", None) or 0)
+    numbers = [number for number, _ in comparable(source, "SeriesNumber")]
+    dataset.SeriesNumber = SERIES_OFFSET + int(numbers[0] if numbers else 0)
     plane = "AXIAL" if "AXIAL" in source.get("ImageType", ()) else "OTHER"  # of MR it names the contrast
     dataset.ImageType = ["DERIVED", "SECONDARY", plane, "SYNTHETIC"]
     if "NumberOfFrames" in dataset:  # its terms are others (PS3.3 C.8.16.1)
@@ -394,12 +396,12 @@ class DicomStudy(Study):
         contents = derived_series(self.series, stack, translated, self.pixels)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
         header = self.series.headers[0]
-        spacing = header.get("PixelSpacing")
+        spacing = floats(header, "PixelSpacing", 2)
         report["geometry"] = {
             "modality": self.series.modality,
             "rows": int(header.Rows),
             "columns": int(header.Columns),
-            "pixel_spacing_mm": [float(v) for v in spacing] if spacing else None,
+            "pixel_spacing_mm": None if spacing is None else spacing.tolist(),
         }
         return Assembled(files, report, said)
 

@@ -261,6 +261,7 @@ def _record(
     }
     figures = _figures(records)
     stages = sorted({stage for record in records for stage in record.seconds})
+    sizes = study.pixels.computed(translated).model_dump(include=_SIZES)
     provenance = translated.first.model_copy(
         update={
             "input": study.origin.given.name,
@@ -273,9 +274,7 @@ def _record(
             "doubtful": _any(record.doubtful for record in records),
             "doubts": tuple(sorted({doubt for record in records for doubt in record.doubts or ()})),
         }
-    ).with_(
-        picture=figures | study.pixels.computed(translated).model_dump(include=_SIZES) | dict(made.figures)
-    )
+    ).with_(picture=figures | sizes | dict(made.figures))
     if "tiles" in made.report:  # parts of one picture: what holds for one of them does not hold for the whole
         pictures = [record.picture for record in records if record.picture is not None]
         known = [each.structure_doubtful for each in pictures if each.structure_doubtful is not None]

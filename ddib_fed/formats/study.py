@@ -75,17 +75,14 @@ class IntensityRule:
         found = _RULE.fullmatch(text)
         if found is not None:
             name = found["name"].partition(":")[0]
-            first, second = (
-                float(found["centre"] or found["least"] or 0),
-                float(found["width"] or found["most"] or 0),
-            )
+            first = float(found["centre"] or found["least"] or 0)
+            second = float(found["width"] or found["most"] or 0)
             low, high = float(found["low"] or 0.0), float(found["high"] or 255.0)
             right = {"window": second > 0, "percentile": 0 <= first < second <= 100}
             if low < high and right.get(name, found["low"] is None):
                 return cls(name, first, second, low, high)
-        raise UsageError(
-            f"--intensity {text!r} is no rule", hint=f"--intensity auto, {_FORMS} (docs/formats.md)"
-        )
+        hint = f"--intensity auto, {_FORMS} (docs/formats.md)"
+        raise UsageError(f"--intensity {text!r} is no rule", hint=hint)
 
     @property
     def as_it_is(self) -> bool:
@@ -464,7 +461,7 @@ class Planes(ABC):
 
     def shrink(self, sides: Sequence[int]) -> float:
         """Return how many times longer a plane's sides are than those of a model, (H, W)."""
-        return float(max(map(truediv, self.numbers[self.places[0]].shape, sides)))
+        return float(max(map(truediv, self.numbers[self.places[0]].shape, sides), default=1.0))
 
     def computed(self, translated: StudyResults) -> PictureFigures:
         """Its size, and the size at which it was computed."""

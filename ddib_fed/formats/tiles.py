@@ -158,9 +158,8 @@ class Tiles(Planes):
     def figures(self, translated: StudyResults) -> tuple[dict[str, Any], Floats | None]:
         """Return size, difference from the map and round trip for the record, and the returned picture, if any."""
         figures: dict[str, Any] = {"height": self.grid.height, "width": self.grid.width}
-        texts = [
-            record.picture.differs_at if record and record.picture else "" for record in translated.records
-        ]
+        pictures = [record and record.picture for record in translated.records]
+        texts = [picture.differs_at if picture else "" for picture in pictures]
         if any(texts):
             parts = [undigits(text, self.grid.tile)[..., None] if text else None for text in texts]
             figures["differs_at"] = digits(self.together(parts, 1, 0.0)[0][..., 0])
@@ -366,9 +365,8 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
         rasterio.open(path, driver="GTiff") as file,
     ):
         height, width, kind = file.height, file.width, np.dtype(file.dtypes[0])
-        bands = [
-            band for band, what in zip(file.indexes, file.colorinterp, strict=True) if what != interp.alpha
-        ]
+        kinds = zip(file.indexes, file.colorinterp, strict=True)
+        bands = [band for band, kind_of in kinds if kind_of != interp.alpha]
         scales, offsets = ([of_all[band - 1] for band in bands] for of_all in (file.scales, file.offsets))
         stored = set(scales) <= {1.0} and set(offsets) <= {0.0}
         what = how = ""

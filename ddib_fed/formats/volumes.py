@@ -119,9 +119,8 @@ def unsliced(slices: NDArray[Any], orientation: NDArray[Any], plane: str = "axia
 
     through, across, up = PLANES[plane]
     canonical = np.moveaxis(slices[:, ::-1], (0, 1, 2), (through, up, across))
-    values: NDArray[Any] = orientations.apply_orientation(
-        canonical, orientations.ornt_transform(_SAME, orientation)
-    )
+    back = orientations.ornt_transform(_SAME, orientation)
+    values: NDArray[Any] = orientations.apply_orientation(canonical, back)
     return values
 
 
@@ -144,9 +143,8 @@ class Slices(Planes):
         intensity = rule.on(values)
         numbers = intensity.numbers(values)
         least, most = float(numbers.min()), float(numbers.max())
-        sent = tuple(
-            at for at, plane in enumerate(numbers) if not is_empty(plane, least, max(most - least, 1e-9))
-        )
+        width = max(most - least, 1e-9)
+        sent = tuple(at for at, plane in enumerate(numbers) if not is_empty(plane, least, width))
         if not sent:
             raise ImageUnreadable("none of its slices shows anything but background")
         return cls(numbers, sent, intensity.record(values), rule.text, 0.0)
@@ -229,10 +227,9 @@ class Volumes(Slices):
         seen = shown[(slice(None), *(axis.inside for axis in axes))]
         outside = 1.0 - np.count_nonzero(seen) / np.count_nonzero(shown)
         if outside > MOST_OUTSIDE:
-            own = " x ".join(f"{axis.own * mm:.0f}" for axis, mm in zip(axes, spacing, strict=True))
-            model = " x ".join(
-                f"{axis.model * axis.ratio * mm:.0f}" for axis, mm in zip(axes, spacing, strict=True)
-            )
+            pairs = [*zip(axes, spacing, strict=True)]
+            own = " x ".join(f"{axis.own * mm:.0f}" for axis, mm in pairs)
+            model = " x ".join(f"{axis.model * axis.ratio * mm:.0f}" for axis, mm in pairs)
             whole = "x".join(str(max(axis.model, int(np.ceil(axis.own / axis.ratio)))) for axis in axes)
             raise ImageUnreadable(
                 f"{outside:.0%} of what it shows lies outside the model's field of view: it measures {own} mm, the "

@@ -66,6 +66,17 @@ def jpeg_in_dicom(path):
     dataset.save_as(path)
 
 
+def jpeg_behind_a_comment(path):
+    """64 million pixels, before which a comment looks like a JPEG 2000 codestream of the header's size."""
+    jpeg_in_dicom(path)
+    dataset = pydicom.dcmread(path)
+    (frame,) = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+    fake = b"\xff\x4f\xff\x51" + struct.pack(">2H4L16xH", 41, 0, 256, 1024, 0, 0, 1)
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(fake)) + fake
+    dataset.PixelData = pydicom.encaps.encapsulate([frame[:2] + b"\xff\xd0" + comment + frame[2:]])
+    dataset.save_as(path)
+
+
 def wide_volume(path):
     """400 million bytes that become 64-bit floats."""
     nifti(path, (1000, 1000, 400), "<i4")
@@ -157,6 +168,7 @@ def extension_without_end(path):
     ("name", "write", "says"),
     [
         ("a.dcm", jpeg_in_dicom, "holds 8000 x 8000 pixels, its header says 1024 x 256"),
+        ("a.dcm", jpeg_behind_a_comment, "a compressed picture states no size"),
         ("a.dcm", lambda path: rle(path, 11_776, stated=16), "run lengths of more than its 256 pixels"),
         ("a.dcm", lambda path: rle(path, 128, stated=65_535), "MiB of memory"),
         ("a.dcm", jpeg_2000_of_many_samples, "holds 1024 x 256 x 16384 pixels"),

@@ -222,6 +222,34 @@ def test_a_message_without_an_end_is_cut(tmp_path, control, begun):
         assert "SENDER@127.0.0.1: association aborted: it sends more than 1,048,576 bytes" in said[0]
 
 
+def test_a_listener_outlives_a_host_that_gets_its_address_meanwhile(tmp_path):
+    """One of --from whose name could not be resolved at the start, and is while another calls."""
+    port, known = free_port(), list[str]()
+
+    class Caller(DicomPeer):
+        @property
+        def aet(self):
+            known.append("192.0.2.1")
+            receiver._look_up()
+            return "SENDER"
+
+    class Later(DicomPeer):
+        @property
+        def host(self):
+            if not known:
+                raise socket.gaierror
+            return known[0]
+
+    callers = [Caller("SENDER", "127.0.0.1"), Later("OTHER", "later")]
+    receiver = Receiver(OwnEntity("DDIB"), port, tmp_path, callers, lambda *_: 0)
+    receiver.start()
+    try:
+        for _ in range(2):
+            assert "stores" in echo(OwnEntity("SENDER"), DicomPeer("DDIB", "127.0.0.1", port))
+    finally:
+        receiver.stop()
+
+
 def test_an_instance_that_there_is_no_room_for_is_cut_while_it_arrives(tmp_path, monkeypatch):
     """Not after all of it was written; nothing of it is left."""
     monkeypatch.setattr(dicom_network, "RESERVE", 1 << 20)
@@ -546,6 +574,12 @@ def test_a_query_of_several_studies_names_them(tmp_path):
     ):
         fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, str)
     assert caught.value.hint == "--query StudyInstanceUID=1.2, or --query StudyInstanceUID=1.3"
+    with (
+        archive([f"1.{number}" for number in range(100, 200)], [], own=port) as peer,
+        pytest.raises(DdibError, match="several studies") as caught,
+    ):
+        fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, str)
+    assert caught.value.hint.endswith("=1.107, or 92 more")
 
 
 @pytest.mark.parametrize(

@@ -534,15 +534,21 @@ def test_each_contrast_of_a_series_is_a_study_of_its_own(contrasts, expected, tm
     assert datasets(early.assemble(echo(early)))[0].SOPInstanceUID == made[0].SOPInstanceUID
 
 
-def test_a_description_with_a_backslash_is_kept(tmp_path):
-    """Which pydicom reads as two values."""
-    (path, *_) = write_series(tmp_path / "mr", FOUR_SLICES)
-    dataset = pydicom.dcmread(path)
-    dataset.SeriesDescription = ["T1", "TSE"]
-    dataset.save_as(path)
-    study = only(tmp_path / "mr")
-    made = datasets(study.assemble(echo(study)))
-    assert any("T1" in each.SeriesDescription and "TSE" in each.SeriesDescription for each in made)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"SeriesDescription": ["T1", "TSE"]}, ("SYNTHETIC south.example/relief T1 TSE", 1001, 3.0)),
+        ({"SeriesNumber": [3, 4]}, ("SYNTHETIC south.example/relief", 1003, 3.0)),
+        ({"PixelSpacing": 1.5}, ("SYNTHETIC south.example/relief", 1001, None)),
+    ],
+)
+def test_another_number_of_values_than_the_standard_has_loses_no_result(changes, said, tmp_path):
+    """A backslash in a text makes two of it; of a spacing one value alone says nothing."""
+    write_series(tmp_path / "mr", FOUR_SLICES, **changes)
+    study, small = only(tmp_path / "mr"), {"fitted_height": 6, "fitted_width": 5}
+    found = [each._replace(record=each.record.with_(picture=small)) for each in results(study)]
+    for made in datasets(study.assemble(StudyResults.of(found))):
+        assert (made.SeriesDescription, made.SeriesNumber, made.get("SpatialResolution")) == said
 
 
 OF_NO_ANATOMY = [
