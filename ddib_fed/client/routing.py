@@ -204,8 +204,8 @@ class _Progress(RunProgress):
     def __init__(self, key: str, sides: Sequence[int]) -> None:
         super().__init__()
         self._key, self._sides, self._reason = key, sides, ""
-        self.shrink = 1.0
-        """How many times longer a side of what was read is than the model's."""
+        self.shrink: tuple[float, tuple[int, ...]] = (1.0, ())
+        """How many times longer a side of what was read is than computed at most, and at what size that is."""
 
     def event(self, event: pb.WatchJobResponse) -> None:
         if event.stage == "wait" and event.reason != self._reason:
@@ -420,8 +420,9 @@ class Router:
         own = replace(self.options, header=header, out=series.folder / "out", progress=progress)
         run = open_run([series.folder / "in"], self.reading, own, progress.say)
         run.read()
-        if progress.shrink > self.settings.most_shrink:
-            facts = {"computed_at": " x ".join(map(str, sides)), "shrink": f"{progress.shrink:.3g}"}
+        shrink, size = progress.shrink
+        if shrink > self.settings.most_shrink:
+            facts = {"computed_at": " x ".join(map(str, size)), "shrink": f"{shrink:.3g}"}
             facts["most_shrink"] = f"{self.settings.most_shrink:g}"
             raise InputError("it is larger than [dicom] most_shrink allows", facts=facts)
         run.translate()

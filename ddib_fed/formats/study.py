@@ -459,9 +459,9 @@ class Planes(ABC):
         for at in self.sent:
             yield item_bytes(self.numbers[places[at]])
 
-    def shrink(self, sides: Sequence[int]) -> float:
-        """Return how many times longer a plane's sides are than those of a model, (H, W)."""
-        return float(max(map(truediv, self.numbers[self.places[0]].shape, sides), default=1.0))
+    def shrink(self, sides: Sequence[int]) -> tuple[float, tuple[int, ...]]:
+        """Return how many times longer a plane's sides are than those of a model, (H, W), and its computed size."""
+        return float(max(map(truediv, self.numbers[self.places[0]].shape, sides), default=1.0)), tuple(sides)
 
     def computed(self, translated: StudyResults) -> PictureFigures:
         """Its size, and the size at which it was computed."""

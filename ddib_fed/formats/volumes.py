@@ -247,18 +247,19 @@ class Volumes(Slices):
     def volume_sha256(self) -> bytes:
         return b""
 
-    def shrink(self, sides: Sequence[int]) -> float:
+    def shrink(self, sides: Sequence[int]) -> tuple[float, tuple[int, ...]]:
         del sides  # the grid has them
-        return max(1.0, *(axis.ratio for axis in self.axes))
+        fitted = tuple(max(1, round(axis.own / axis.ratio)) for axis in self.axes)
+        return max(1.0, *(axis.ratio for axis in self.axes)), fitted
 
     def computed(self, translated: StudyResults) -> PictureFigures:
         del translated  # whose volumes have the model's size
-        depth, *own = (axis.own for axis in self.axes)
-        fitted = [max(1, round(axis.own / axis.ratio)) for axis in self.axes[1:]]
-        figures = PictureFigures(depth=depth, height=own[0], width=own[1])
-        if fitted == own:
+        depth, height, width = own = tuple(axis.own for axis in self.axes)
+        _, fitted = self.shrink(())
+        figures = PictureFigures(depth=depth, height=height, width=width)
+        if fitted[1:] == own[1:]:
             return figures
-        return figures.model_copy(update={"fitted_height": fitted[0], "fitted_width": fitted[1]})
+        return figures.model_copy(update={"fitted_height": fitted[1], "fitted_width": fitted[2]})
 
     def resampled(self, spacing: Sequence[float]) -> Iterator[Pixels]:
         """Each volume (D, H, W, C) whole, at mm between voxels; for training."""
@@ -293,4 +294,4 @@ class Volumes(Slices):
             "padded": [axis.model - int(np.count_nonzero(axis.there().any(axis=1))) for axis in self.axes],
             "outside": round(self.outside, 6),
         }
-        return {**self.report(translated, "volumes", **fit), "shrink": self.shrink(())}, self.warnings
+        return {**self.report(translated, "volumes", **fit), "shrink": self.shrink(())[0]}, self.warnings

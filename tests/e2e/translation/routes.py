@@ -69,12 +69,13 @@ class Route:
         self.asked = Settings(
             evaluations=settings.pop("evaluations", 8), grid=settings.pop("grid", "default")
         )
+        self.target = settings.pop("target", "south.example/brain-t2")
         self.settings = DicomSettings(**{"quiet_s": 0.5, **settings})
         self.port = free_port()
         self.start()
 
     def start(self) -> Route:
-        header = job_header("south.example/brain-t2", self.asked)
+        header = job_header(self.target, self.asked)
         options = RunOptions(self.profile, header, Path(), RunProgress())
         busy: dict[int, float] = {}
         self.router = Router(self.folder / "spool", options, dict(READING), self.settings, self.deliver, busy)

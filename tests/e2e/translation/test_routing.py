@@ -29,12 +29,14 @@ from ddib_fed.errors import DomainNotFound, ExitCode, PeerUnreachable, SettingsI
 from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_writing import KEPT
 from ddib_fed.models.bundle import open_bundle
+from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Settings
 from tests.e2e.harness import free_port, wait_until
 from tests.e2e.translation.routes import MR, PLANES, Pacs, routing_to, send, series
 from tests.e2e.two_nodes import TwoNodes
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.echoes import DICOM
+from tests.node.volume_examples import volume_model
 
 pytestmark = [
     pytest.mark.e2e,
@@ -259,7 +261,8 @@ def test_what_cannot_be_translated_does_not_stop_the_rest(profile, tmp_path, log
     assert "the picture cannot be read; is not translated [IMAGE_UNREADABLE]" in log.text
     assert "is synthetic itself" in log.text
     assert re.search(r"series \w{8}: not translated: .*percentiles say nothing", log.text)
-    assert f"ddib translate {tmp_path / 'spool'}" in log.text
+    hint = rf"try: ddib translate {tmp_path}/spool/\w+/in --to south.example/brain-t2 --out /tmp/\w{{8}}\n"
+    assert re.search(hint, log.text)
 
 
 def test_a_full_spool_refuses_and_makes_room_of_what_is_done(profile, tmp_path, log):
@@ -323,6 +326,51 @@ def test_an_association_for_each_instance_makes_one_series(profile, tmp_path):
         route.work(lambda: route.steps() == ["done"])
     ((folder, *_),) = [[*(tmp_path / "out").iterdir()]]
     assert len([*folder.iterdir()]) == 4
+
+
+@pytest.mark.parametrize("report", ["none", "sr"])
+def test_what_expires_is_removed_at_once_or_reported(profile, tmp_path, log, report):
+    """A result that the PACS did not take; there is nothing to keep another day where no report is asked for."""
+    away = True
+
+    def deliver(files, stored):
+        if away:
+            raise PeerUnreachable("away")
+        into_folder(tmp_path / "out")(files, stored)
+
+    with routing_to(profile, tmp_path, deliver, report=report, expire_h=1.0) as route:
+        send(route.port, *series(tmp_path / "in"))
+        route.work(lambda: [each.tries for each in route.router.series.values()] == [1])
+        route.router.clock.since -= 4000
+        away = False
+        route.router._held = 0.0  # as if the PACS had come back
+        route.router.step()
+        assert "expired, and was not handed on" in log.text
+        if report == "none":
+            assert not route.router.series
+            assert not [*(tmp_path / "spool").glob("*/in")]
+            return
+        route.work(lambda: route.steps() == ["failed"])
+    (made,) = (tmp_path / "out").rglob("*.dcm")
+    said = pydicom.dcmread(made).ContentSequence[0].TextValue
+    assert said.endswith("could be handed on within 1 h")
+
+
+def test_a_volume_much_larger_than_the_model_is_refused_before_it_is_computed(tmp_path, log):
+    """With the size at which it would be, which is not that of the model's whole field of view."""
+    form = PictureFormat(spacing=(2.0, 1.0, 1.0))
+    nodes = TwoNodes(tmp_path, volume_model("north", form=form), volume_model("south", seed=2, form=form))
+    try:
+        of_volumes = Profile.load(nodes.profile())
+        with routing_to(
+            of_volumes, tmp_path, into_folder(tmp_path / "out"), target="south.example/south"
+        ) as route:
+            send(route.port, *series(tmp_path / "in", 4, PixelSpacing=[0.125, 0.125]))
+            route.work(lambda: route.steps() == ["failed"])
+            assert not [*route.folder.glob("spool/*/out/**/*")]
+    finally:
+        nodes.close()
+    assert "most_shrink allows; computed_at 6 x 6 x 6; shrink 8; most_shrink 2" in log.text
 
 
 def test_what_was_received_waits_for_a_receiver_that_was_off_for_days(profile, tmp_path, monkeypatch):
