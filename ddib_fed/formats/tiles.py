@@ -123,7 +123,7 @@ class Tiles(Planes):
         cls, numbers: Pixels, grid: TileGrid, intensity: dict[str, Any], rule: str, valid: Mask | None = None
     ) -> Tiles:
         """The tiles that show something: not those of one value, nor those without data by `valid` (H, W)."""
-        width = max(float(np.ptp(numbers)), 1e-9)
+        width = max(float(numbers.max()) - float(numbers.min()), 1e-9)
         sent = []
         for at, window in enumerate(grid.windows()):
             tile = numbers[window]

@@ -219,7 +219,8 @@ class Volumes(Slices):
         axes = tuple(Axis(*each) for each in zip(sides, grid.sides, ratios, strict=True))
         intensity = rule.on(values)
         numbers = intensity.numbers(values)
-        least, width = float(numbers.min()), max(float(np.ptp(numbers)), 1e-9)
+        least = float(numbers.min())  # not np.ptp, whose int16 has no room for more than 32,767
+        width = max(float(numbers.max()) - least, 1e-9)
         sent = tuple(at for at, volume in enumerate(numbers) if not is_empty(volume, least, width))
         if not sent:
             raise ImageUnreadable("it shows nothing but background")

@@ -86,11 +86,15 @@ class Configs:
             for key, value in translate(found).items():
                 first = self._file.get(key)
                 peers = first and not any(name.startswith(RANKED) for name in (path.name, first))
-                if peers and target_of(value) and value != self._items[key]:
+                if (
+                    peers
+                    and target_of(value)
+                    and self._leaves(key, value) != self._leaves(key, self._items[key])
+                ):
                     self.twice[key] = path.name
                 self._items.setdefault(key, value)
                 self._file.setdefault(key, path.name)
-        self._all = list(self._below())
+        self._all = list(self._below("", self._items))
         if not self._items:
             raise FileMissing(
                 f"{folder} has no configuration (configs/inference.json, config.json)",
@@ -118,8 +122,10 @@ class Configs:
             if not isinstance(value, str) or not REFERENCE.fullmatch(re.sub(r"^\$?[@%]", "@", value.strip())):
                 break
             key = value.strip().lstrip("$@%").replace("#", "::")
-            value = self._raw(key)
-        if isinstance(value, str) and value.startswith("$"):
+            if (found := self._raw(key)) is None:
+                break
+            value = found
+        if isinstance(value, str) and value.startswith(("$", "@", "%")):
             return Found(key, self._file_of(key), value, {})
         return self._definition(key, value)
 
@@ -145,9 +151,12 @@ class Configs:
     def _file_of(self, key: str) -> str:
         return self._file.get(re.split("::|#", key)[0], str(self.folder))
 
-    def _below(self) -> Iterator[tuple[str, Any]]:
-        """Yield all values with their ids, each before those in it; nothing that is disabled."""
-        left: list[tuple[str, Any]] = [("", self._items)]
+    def _leaves(self, key: str, value: Any) -> dict[str, Any]:
+        return {at: each for at, each in self._below(key, value) if not isinstance(each, Mapping | list)}
+
+    def _below(self, at: str, whole: Any) -> Iterator[tuple[str, Any]]:
+        """Yield a value and all those in it with their ids, each before those in it; nothing that is disabled."""
+        left: list[tuple[str, Any]] = [(at, whole)]
         while left:
             key, value = left.pop()
             if self._is_disabled(key, value):
@@ -292,7 +301,7 @@ KEEPING: Final = re.compile(
 """Transforms that change no value; random ones change none on the average."""
 ANSWERING: Final = re.compile("(SaveImage|Invert|Activations)(d|D|Dict)?")
 """Transforms of the network's answer."""
-MAKING: Final = re.compile(r"\$[^(]*transforms\.\w+\(")
+MAKING: Final = re.compile(r"\$[^(]*(transforms\.\w+|\bCompose)\(")
 """Code that makes transforms."""
 PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")
 """Code that takes a part of an array, as MONAI's bundles choose a channel."""
@@ -359,7 +368,7 @@ def units_of(
         span = f"{form['intensity']} from {form['low']:g} to {form['high']:g}"
         facts.append(Fact("intensity", span, f"{basis}; values beyond are clipped"))
     for black, white in ((low, high), (form.get("low", 0.0), form.get("high", 1.0))):
-        if not 0 < white - black < math.inf:
+        if not 1e-300 < white - black < math.inf:
             raise SettingsInvalid(f"{configs.folder}: black is not below white ({basis})", hint=RULE_HINT)
     half = (high - low) / 2  # of samples s in [-1, 1] the network's are low + (s + 1) half = (s - mean) / std
     return Normalisation(mean=-1.0 - low / half, std=1.0 / half), form
@@ -396,10 +405,15 @@ def _lists(configs: Configs) -> Iterator[list[Found]]:
     def transforms(each: Found) -> bool:  # those of dictionaries have keys
         return "keys" in each.arguments or bool(known.fullmatch(each.name) or MAKING.match(each.target))
 
+    def answers(names: list[str]) -> bool:
+        return any(map(ANSWERING.fullmatch, names)) and not any(
+            name.startswith("LoadImage") for name in names
+        )
+
     every = [found for found in configs.lists() if any(map(transforms, found))]
     inside = {each.key for found in every for each in found}
     every += [[each] for each in configs.definitions() if each.key not in inside and transforms(each)]
-    lists = [found for found in every if not any(ANSWERING.fullmatch(each.name) for each in found)]
+    lists = [found for found in every if not answers([each.name for each in found])]
     keys = {each.key: _listed(configs.get(f"{each.key}::keys")) for found in lists for each in found}
     names = [name for told in keys.values() for name in told]
     sample = next((name for name in ("image", *names) if name in names), "")
@@ -417,7 +431,8 @@ def _scaled(configs: Configs, transforms: list[Found], given: Told, dims: int) -
     """Follow a list of transforms; return how it scales values, None if it does not; raise if that is unknown."""
     found: Scaled | None = None
     for each in transforms:
-        keeps = KEEPING.fullmatch(each.name) or PART.fullmatch(str(each.arguments.get("func")))
+        keeps = KEEPING.fullmatch(each.name) or ANSWERING.fullmatch(each.name)
+        keeps = keeps or PART.fullmatch(str(each.arguments.get("func")))
         if keeps and each.known:
             continue
         configs.value(each.arguments.get("_disabled_"), f"{each.key}::_disabled_")  # raises where it is code

@@ -244,6 +244,16 @@ def test_a_series_that_does_not_say_where_it_lies_is_no_volume(tmp_path: Path) -
         only(tmp_path / "times", volume=GRID)
 
 
+def test_a_range_beyond_15_bits_makes_no_content_of_the_background(tmp_path: Path) -> None:
+    """Metal in a CT: noise of one unit about the body is not what must lie in the model's field of view."""
+    values = np.full((60, 60, 60), -2000, np.int16)
+    values[::2] += 1
+    values[20:40, 20:40, 20:40] = 31_000
+    nibabel.Nifti1Image(values, np.eye(4)).to_filename(tmp_path / "metal.nii.gz")
+    study = only(tmp_path / "metal.nii.gz", intensity="values", volume=Grid((32, 32, 32), (1.0, 1.0, 1.0)))
+    assert study.pixels.outside == 0.0
+
+
 def test_a_volume_says_at_what_size_it_was_computed(tmp_path: Path) -> None:
     """That of the model's voxels within it, not the model's own; the depth counts for what decides by it."""
     head(tmp_path / "head.nii.gz", "RAS", 0, (1, 1, 1))

@@ -59,9 +59,23 @@ def test_a_configuration_without_an_end_is_refused_by_its_name(name, text, said,
     refusal(tmp_path, said)
 
 
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        ("&n {_target_: X, a: *n}", "more than 32 values in each other"),
+        ("{_target_: X, a: *a30}", "more than 100,000 values, references and aliases expanded"),
+    ],
+    ids=["circle", "aliases"],
+)
+def test_two_files_that_define_a_network_without_an_end_are_refused(network, said, tmp_path, refusal):
+    for name in ("config_a.yaml", "config_b.yaml"):
+        (tmp_path / name).write_text(f"{aliases('[*a{0}, *a{0}]')}\nnet: {network}")
+    refusal(tmp_path, said)
+
+
 @pytest.mark.parametrize("name", ["inference.json", "model.pt"])
 def test_a_file_that_is_linked_to_an_endless_one_is_refused(name, tmp_path, refusal):
-    """A configuration, or weights."""
+    """Refuse a configuration, and weights."""
     scheduler = {"_target_": SCHEDULER}
     network = {"_target_": "DiffusionModelUNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 1}
     (tmp_path / "train.json").write_text(json.dumps({"network_def": network, "noise_scheduler": scheduler}))

@@ -131,6 +131,7 @@ def test_black_and_white_are_those_of_the_samples_transforms(
         ([LOAD, {**SHARES, "lower": 99, "upper": 1}], "percentiles do not rise from 0 to 100"),
         ([LOAD, {**SHARES, "lower": -5, "upper": 101}], "percentiles do not rise from 0 to 100"),
         ([LOAD, {**WINDOW, "b_min": -1e308, "b_max": 1e308}], "black is not below white"),
+        ([LOAD, {**WINDOW, "b_min": 0, "b_max": 1e-310}], "black is not below white"),
     ],
 )
 def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transforms, said, folder):
@@ -165,8 +166,23 @@ CODE = "$monai.transforms.Compose([monai.transforms.LoadImaged('image'), monai.t
         ({"a": LOADING, "b": UNKNOWN, "t": COMPOSE}, "b::0 is HistogramNormalized"),
         ({"a": "$@b + [@s]", "b": LOADING, "s": UNKNOWN[0]}, "s is HistogramNormalized"),
         ({"preprocessing": CODE}, "preprocessing is .*transforms"),
+        ({"preprocessing": "$Compose([LoadImage(), ScaleIntensity()])"}, "preprocessing is .*Compose"),
+        ({"pre": [LOAD, "%other.json::h"]}, r"pre::1 is %other\.json::h"),
+        ({"pre": [LOAD, "@gone"]}, "gone is @gone"),
+        (
+            {"pre": [LOAD, *UNKNOWN, {"_target_": "SaveImaged", "keys": "image"}]},
+            "pre::1 is HistogramNormalized",
+        ),
     ],
-    ids=["lists that are joined", "a definition that is appended", "code"],
+    ids=[
+        "joined lists",
+        "an appended definition",
+        "code",
+        "bare code",
+        "another file",
+        "nothing",
+        "saved samples",
+    ],
 )
 def test_transforms_are_found_wherever_they_are_written(more, said, folder):
     with pytest.raises(SettingsInvalid, match=said):
