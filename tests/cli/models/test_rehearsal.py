@@ -85,7 +85,7 @@ def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
 
 
 def mixed(folder):
-    """Two of its pictures have 16 bits."""
+    """Write a folder with two pictures of 16 bits among those of 8."""
     for name in ("03", "07"):
         (folder / f"{name}.png").write_bytes(encode_png(np.full((8, 8, 1), 40_000, np.uint16)))
 

@@ -162,7 +162,7 @@ def test_how_series_are_shown_and_typed_changes_nothing_that_is_learned(given, t
 
 
 def test_one_echo_of_a_series_is_not_held_out_of_the_others(given):
-    """They show the same slices."""
+    """Keep them together, as they show the same slices."""
     write_contrasts(given, smooth(4, 16, 16), {"EchoTime": 12}, {"EchoTime": 90})
     with pytest.raises(InputError, match="there is one DICOM series"):
         source(given)

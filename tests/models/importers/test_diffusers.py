@@ -310,7 +310,7 @@ def test_a_check_of_a_model_of_pixels_is_a_warning(folder):
 
 
 def test_the_rule_of_intensity_is_kept_with_its_range(folder):
-    """Where the files of a library say none; Hounsfield units alone have no black and white."""
+    """Take it where files say none, and refuse Hounsfield units alone, which have no black and white."""
     place, _ = folder(TINY)
     picture = import_diffusers(place, Told("cats", intensity="window:40,400@0:65535")).manifest.picture
     assert (picture.intensity, picture.high, picture.bits) == ("window:40,400@0:65535", 65535.0, 16)

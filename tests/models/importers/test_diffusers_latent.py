@@ -121,7 +121,7 @@ def test_a_latent_diffusion_pipeline_computes_what_the_library_computes(name, di
 
 
 def test_latents_of_edm_are_in_its_units(diffusers, tmp_path):
-    """Divided by the deviation that its file says; the levels of Heun's flow matching are those of Euler's."""
+    """Divide them by the deviation in its file, and take the levels of Euler's flow matching for Heun's."""
     encoder = made(diffusers.AutoencoderKL, ENCODERS["kl"][1], 0)
     theirs, scheduler = made(diffusers.UNet2DModel, UNET, 1), diffusers.EDMEulerScheduler(sigma_data=0.4)
     diffusers.LDMPipeline(encoder, theirs, scheduler).save_pretrained(tmp_path / "ldm")

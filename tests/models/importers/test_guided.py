@@ -108,7 +108,7 @@ def test_names_the_first_tensor_that_differs(change, named, tmp_path):
 
 @pytest.mark.parametrize("prefix", ["model.", "diffusion.module.", "_orig_mod.", "model._orig_mod."])
 def test_names_that_trainers_put_before_tensors_are_taken_off(prefix, tmp_path):
-    """Of Lightning, compiled and parallel runs."""
+    """Read those of Lightning, compiled and parallel runs."""
     state = random_state(SMALL)
     wrapped = {"state_dict": {f"{prefix}{key}": value for key, value in state.items()}, "epoch": 3}
     rule = "percentile:1,99@0:255"
