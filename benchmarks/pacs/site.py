@@ -234,7 +234,7 @@ def write(name: str, values: dict[str, Any]) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     commit = subprocess.run(git, cwd=RESULTS, capture_output=True, text=True, check=True).stdout.strip()
-    values = {"command": f"python -m benchmarks.pacs.{name}", "commit": commit, **values}
+    values = {"made": f"python -m benchmarks.pacs.{name} at {commit}", **values}
     (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
     print(json.dumps(values, indent=1), file=sys.stderr)
 
