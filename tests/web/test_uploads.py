@@ -88,7 +88,7 @@ def test_a_map_is_never_sent_as_it_is(uploads: Uploads, tmp_path: Path) -> None:
 def test_too_large_a_file_is_refused_while_it_comes(uploads: Uploads, tmp_path: Path, monkeypatch) -> None:
     """Not after the disk is full."""
     monkeypatch.setattr(module, "MAX_ITEM_BYTES", 150)
-    with pytest.raises(InputError, match=r"big\.png is too large"):
+    with pytest.raises(InputError, match=r"big\.png is larger than 150 bytes"):
         add(uploads, "big.png", b"\x89PNG" * 1_000)
     assert not list(tmp_path.iterdir())
 
