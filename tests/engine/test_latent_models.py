@@ -102,7 +102,7 @@ def test_a_bundle_holds_the_autoencoder_that_its_manifest_names(tmp_path) -> Non
     foreign = saved(latent_model(encoder=autoencoder(seed=9)), tmp_path / "foreign")
     for name in ("autoencoder.json", "autoencoder.safetensors"):
         (folder / name).write_bytes((foreign / name).read_bytes())
-    with pytest.raises(BundleInvalid, match="another autoencoder than the one"):
+    with pytest.raises(BundleInvalid, match="another autoencoder than the model"):
         load_bundle(folder)
     for name in ("autoencoder.json", "autoencoder.safetensors"):
         (folder / name).unlink()

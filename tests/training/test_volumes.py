@@ -81,7 +81,7 @@ def test_a_model_of_volumes_is_trained_says_its_grid_and_finds_its_data_again(
 def test_one_volume_cannot_be_held_out_of_itself(folder: Path) -> None:
     for path in sorted(folder.iterdir())[1:]:
         path.unlink()
-    with pytest.raises(InputError, match="at least 2 are needed"):
+    with pytest.raises(InputError, match="fewer than 2 subjects"):
         open_source(config(folder))
 
 
