@@ -333,7 +333,7 @@ class VolumeSamples(PictureSamples):
         return " x ".join(map(str, self._shape[:3]))
 
     def _check_shape(self, content: bytes) -> None:
-        """Raise unless a .npy has the model's shape; grey and colours are told apart later."""
+        """Raise unless a .npy has the model's spatial shape; the number of channels is checked when it is decoded."""
         found = volume_shape(read_header(content))
         if found[:3] != self._shape[:3]:
             said = " x ".join(map(str, found[:3]))

@@ -176,8 +176,9 @@ def report_of(path: Path, why: str) -> bytes:
     source = package.dcmread(path, stop_before_pixels=True)
     now = datetime.now().astimezone()
     made = package.Dataset()
-    for tag in source.keys():  # noqa: SIM118 - a dataset iterates over elements, and a malformed one is left out
+    for tag in source.keys():  # noqa: SIM118 - a dataset iterates over elements, which would be read
         if tag.group in _KEPT_GROUPS or package.datadict.keyword_for_tag(tag) in _OF_STUDY:
+            # What pydicom raises for a malformed value, and (the last) for a VR that the standard does not have.
             with suppress(ValueError, TypeError, OverflowError, NotImplementedError):
                 made.add(deepcopy(source[tag]))
     made.remove_private_tags()

@@ -301,6 +301,7 @@ KEEPING: Final = re.compile(
 """Transforms that change no value; random ones change none on the average."""
 ANSWERING: Final = re.compile("(SaveImage|Invert|Activations)(d|D|Dict)?")
 """Transforms of the network's answer."""
+LOADING: Final = re.compile("LoadImage")
 MAKING: Final = re.compile(r"\$[^(]*(transforms\.\w+|\bCompose)\(")
 """Code that makes transforms."""
 PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")
@@ -406,9 +407,7 @@ def _lists(configs: Configs) -> Iterator[list[Found]]:
         return "keys" in each.arguments or bool(known.fullmatch(each.name) or MAKING.match(each.target))
 
     def answers(names: list[str]) -> bool:
-        return any(map(ANSWERING.fullmatch, names)) and not any(
-            name.startswith("LoadImage") for name in names
-        )
+        return any(map(ANSWERING.fullmatch, names)) and not any(map(LOADING.match, names))
 
     every = [found for found in configs.lists() if any(map(transforms, found))]
     inside = {each.key for found in every for each in found}
@@ -437,9 +436,8 @@ def _scaled(configs: Configs, transforms: list[Found], given: Told, dims: int) -
             continue
         configs.value(each.arguments.get("_disabled_"), f"{each.key}::_disabled_")  # raises where it is code
         settings = {key: raw for key, raw in each.arguments.items() if key not in {"dtype", "func"}}
-        told = {
-            key: configs.value(raw, f"{each.key}::{key}") for key, raw in settings.items()
-        }  # raises for code
+        # Code raises here: it must not become the default of a setting.
+        told = {key: configs.value(raw, f"{each.key}::{key}") for key, raw in settings.items()}
         try:
             found = _step(each, told, found, given, dims)
         except (TypeError, ValueError, ArithmeticError) as error:
