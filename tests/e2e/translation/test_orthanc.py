@@ -104,7 +104,10 @@ def test_series_that_are_more_than_they_seem_come_back_as_what_they_are(tmp_path
     }
     assert [len(made[number]) for number in looks] == [2, 2, 4, 2, 0]
     for one, other in zip(made[1], made[2], strict=True):
-        np.testing.assert_array_equal(one.pixel_array, other.pixel_array)
+        # A network rounds by the size of its batch: a value that lies between two grey levels can fall to either.
+        apart = np.abs(one.pixel_array.astype(int) - other.pixel_array)
+        assert apart.max() <= 1
+        assert apart.mean() < 0.01
     assert len({each.SeriesInstanceUID for each in made[3]}) == 2
     assert {int(each.EchoTime) for each in made[3]} == {10, 90}
     said = "was computed at 48 x 48 pixels, not at its own 96 x 96"
