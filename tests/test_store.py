@@ -43,7 +43,7 @@ def keys(store: NodeStore) -> list[str]:
 
 def test_the_database_is_private_and_durable(store: NodeStore, path: Path) -> None:
     """Mode 0600 for all its files in a folder of 0700; WAL, FULL, foreign keys."""
-    store.write(put("a")).result(20)
+    store.write(put("a")).result(60)
     assert {file.stat().st_mode & 0o777 for file in path.parent.glob("node.sqlite*")} == {0o600}
     assert path.parent.stat().st_mode & 0o777 == 0o700
     names = ("journal_mode", "synchronous", "foreign_keys")
@@ -57,13 +57,13 @@ def waiting_writes(store: NodeStore) -> Iterator[None]:
 
     def hold(_: Transaction) -> None:
         entered.set()
-        assert go.wait(20)
+        assert go.wait(60)
 
     held = store.write(hold)
-    assert entered.wait(20)
+    assert entered.wait(60)
     yield
     go.set()
-    held.result(20)
+    held.result(60)
 
 
 def test_writes_that_wait_are_one_commit_and_each_fails_alone(store: NodeStore) -> None:
@@ -76,9 +76,9 @@ def test_writes_that_wait_are_one_commit_and_each_fails_alone(store: NodeStore) 
         futures = [store.write(put(key)) for key in "abc"]
         failed = store.write(broken)
         futures.append(store.write(put("d")))
-    assert [future.result(20) for future in futures] == ["a", "b", "c", "d"]
+    assert [future.result(60) for future in futures] == ["a", "b", "c", "d"]
     with pytest.raises(ValueError, match="wrong"):
-        failed.result(20)
+        failed.result(60)
     assert (keys(store), store.commits) == (["a", "b", "c", "d"], before + 1)
 
 
@@ -89,16 +89,16 @@ def test_patient_writes_go_together_with_what_does_not_wait(store: NodeStore, mo
     patient = [store.write(put(f"{n:02}"), patient=True) for n in range(TOGETHER - 1)]
     assert not wait(patient, timeout=0.1).done
     {"flush": store.flush, "another": lambda: store.write(put("x")), "close": store.close}[end]()
-    assert [future.result(20) for future in patient] == [f"{n:02}" for n in range(TOGETHER - 1)]
+    assert [future.result(60) for future in patient] == [f"{n:02}" for n in range(TOGETHER - 1)]
     assert store.commits == 1
 
 
 def test_a_patient_write_waits_neither_for_ever_nor_for_more_than_some(store: NodeStore, monkeypatch) -> None:
     """A little while alone, and no longer once there are enough."""
-    assert store.write(put("alone"), patient=True).result(20) == "alone"
+    assert store.write(put("alone"), patient=True).result(60) == "alone"
     monkeypatch.setattr("ddib_fed.store.PATIENCE_S", 60.0)
     for future in [store.write(put(f"{n}"), patient=True) for n in range(TOGETHER)]:
-        future.result(20)
+        future.result(60)
 
 
 def test_a_transaction_takes_only_so_many_bytes(store: NodeStore) -> None:
@@ -107,7 +107,7 @@ def test_a_transaction_takes_only_so_many_bytes(store: NodeStore) -> None:
         before = store.commits
         sizes = (MOST_BYTES // 2, MOST_BYTES // 2, 1, 2 * MOST_BYTES, 0)
         futures = [store.write(put(str(n)), size_bytes=size) for n, size in enumerate(sizes)]
-    assert [future.result(20) for future in futures] == list("01234")
+    assert [future.result(60) for future in futures] == list("01234")
     assert store.commits == before + 4
 
 
@@ -126,8 +126,8 @@ def test_a_file_is_on_the_disk_with_its_row_or_goes(store: NodeStore, path: Path
             raise ValueError
 
     with pytest.raises(ValueError):  # noqa: PT011 - the only one
-        store.write(lambda db: write(db, True)).result(20)
-    store.write(lambda db: write(db, False)).result(20)
+        store.write(lambda db: write(db, True)).result(60)
+    store.write(lambda db: write(db, False)).result(60)
     assert called == [("undo", []), ("afterwards", ["False"])]
 
 
@@ -146,7 +146,7 @@ def test_a_file_is_on_the_disk_before_its_row_is(store: NodeStore, path: Path, m
         put("row")(db)
 
     monkeypatch.setattr(os, "fsync", watched)
-    store.write(write).result(20)
+    store.write(write).result(60)
     assert rows_when_synced == [[]]
 
 
@@ -177,10 +177,10 @@ def test_a_disk_that_fails_is_an_os_error(store: NodeStore, code: int, number: i
     real = store._writer
     store._writer = FailingConnection(real, code, word)  # type: ignore[assignment]
     with pytest.raises(OSError, match="database failed") as failed:
-        store.write(put("x")).result(20)
+        store.write(put("x")).result(60)
     assert failed.value.errno == number
     store._writer = real
-    store.write(put("y")).result(20)
+    store.write(put("y")).result(60)
     assert (keys(store), store.problem) == (["y"], None)
 
 
@@ -200,7 +200,7 @@ def test_files_stay_where_a_failed_commit_may_be_on_the_disk(
     real = store._writer
     store._writer = FailingConnection(real, code, "COMMIT")  # type: ignore[assignment]
     with pytest.raises((OSError, DiskFull)):
-        store.write(write).result(20)
+        store.write(write).result(60)
     store._writer = real
     assert undone == left
 
@@ -210,23 +210,23 @@ def test_a_full_disk_and_our_own_bugs_are_told_apart(store: NodeStore) -> None:
     real = store._writer
     store._writer = FailingConnection(real, sqlite3.SQLITE_FULL, "COMMIT")  # type: ignore[assignment]
     with pytest.raises(DiskFull):
-        store.write(put("x")).result(20)
+        store.write(put("x")).result(60)
     assert "cannot be written" in (store.problem or "")
     store._writer = real
     with pytest.raises(sqlite3.OperationalError):
-        store.write(lambda db: db.execute("INSERT INTO nowhere VALUES (1)")).result(20)
-    store.write(put("y")).result(20)
+        store.write(lambda db: db.execute("INSERT INTO nowhere VALUES (1)")).result(60)
+    store.write(put("y")).result(60)
     assert store.problem is None
 
 
 def test_a_database_that_was_replaced_is_not_written_any_more(store: NodeStore, path: Path) -> None:
     """What is written there would be lost at the next start; the operator is told."""
-    store.write(put("a")).result(20)
+    store.write(put("a")).result(60)
     copy = path.with_name("copy")
     copy.write_bytes(path.read_bytes())
     copy.replace(path)
     with pytest.raises(OSError, match="replaced or removed"):
-        store.write(put("b")).result(20)
+        store.write(put("b")).result(60)
     assert "replaced or removed" in (store.problem or "")
 
 
@@ -234,8 +234,8 @@ def test_a_command_writes_beside_the_node_and_no_other_node_does(store: NodeStor
     with pytest.raises(ConfigError, match="another node is running"):
         NodeStore(path)
     with closing(NodeStore(path, shared=True)) as command:
-        command.write(put("command")).result(20)
-    store.write(put("node")).result(20)
+        command.write(put("command")).result(60)
+    store.write(put("node")).result(60)
     assert keys(store) == ["command", "node"]
 
 

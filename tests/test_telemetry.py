@@ -41,7 +41,7 @@ def test_a_collector_that_is_away_stops_nothing(caplog: pytest.LogCaptureFixture
     with tracing.span("decode"):
         pass
     tracing.close()
-    assert "127.0.0.1" in caplog.text or "Connection" in caplog.text
+    assert "export" in caplog.text
 
 
 def test_it_is_off_by_default() -> None:

@@ -48,7 +48,7 @@ MADE_HERE = (*NODES, "translated", "points.npy",
              "translation.png", "pictures", "pictures.png", "report.json")  # fmt: skip
 POINTS = 10_000
 PICTURES = 16
-START_S = 120.0
+START_S = 300.0
 STOP_S = 15.0
 LOG_TAIL = 20
 LATENT = "satellite-256-as-relief-256", "relief-256"

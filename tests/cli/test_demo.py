@@ -15,6 +15,7 @@ from ddib_fed.cli.demo_figures import Bound, measure_points
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
 from ddib_fed.record import CycleError, Translation
+from tests.e2e.harness import free_port
 
 
 def test_a_folder_of_an_earlier_demo_is_made_anew_and_another_is_refused(tmp_path):
@@ -75,7 +76,7 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
 @pytest.mark.e2e
 def test_a_node_that_cannot_start_is_shown_by_its_log_and_all_others_are_stopped(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        (free,), busy = program.free_ports(1), taken.getsockname()[1]
+        free, busy = free_port(), taken.getsockname()[1]
         monkeypatch.setattr(program, "free_ports", lambda _: (free, busy))
         with pytest.raises(NotReady, match=str(busy)) as caught:
             demonstrate(tmp_path / "demo", points=1_000)

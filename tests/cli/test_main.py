@@ -147,6 +147,7 @@ def test_a_client_that_runs_a_command_of_a_node_is_told_a_command_that_works(fai
 
 INTERRUPTED = """
 import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
 class AtOnce:
     def find_spec(name, *_):
         if name == "click":

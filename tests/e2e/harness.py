@@ -30,7 +30,7 @@ from ddib_fed.node.config import NodeConfig
 from tests.e2e.processes import NodeProcess, start_node
 from tests.node.flipping import BitFlipper
 
-START_S = 120.0
+START_S = 300.0
 
 
 # Below the kernel's ephemeral ports (from 32768), so that no outgoing connection takes a port between `free_port` and

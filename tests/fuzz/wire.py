@@ -171,7 +171,7 @@ def proxy_answer(data: bytes) -> None:
             far.send(data)
         far.shutdown(socket.SHUT_WR)
         try:
-            read_answer(near, 5.0)
+            read_answer(near, 60.0)
         except TunnelRefused as error:
             raise PeerUnreachable(f"{error.code} {short(error.words)}") from error
 

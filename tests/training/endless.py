@@ -2,6 +2,8 @@
 
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from ddib_fed.training.config import TrainConfig
@@ -20,7 +22,19 @@ config = TrainConfig.model_validate_json(sys.argv[1])
 train(
     config, Path(sys.argv[2]), said, source=spots_source() if config.kind == "pictures" else None, resume=True
 )
-# A thread of a process group that still runs when the process exits may abort it.
-names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
-if left := [name for name in names if "gloo" in name]:
+
+
+def threads_of_gloo():
+    for path in Path("/proc/self/task").glob("*/comm"):
+        with suppress(OSError):  # it ended meanwhile
+            if "gloo" in (name := path.read_text().strip()):
+                yield name
+
+
+# A thread of a process group that still runs when the process exits may abort it. One that was joined is listed until
+# the kernel has removed it.
+deadline = time.monotonic() + 60
+while (left := list(threads_of_gloo())) and time.monotonic() < deadline:
+    time.sleep(0.01)
+if left:
     raise AssertionError(left)

@@ -178,7 +178,7 @@ def test_nothing_leaves_unless_it_is_confirmed(both) -> None:
         run("accept", sha256[:12], "--config", both.south)
 
 
-def test_what_is_published_adds_up_and_names_the_peers_that_have_it(both) -> None:
+def test_what_is_published_adds_up_and_names_the_peers_that_have_it(both, noise) -> None:
     """By the audit log; a file that is not usable changes neither the number of pictures nor anything else."""
     pictures = write(both.folder / "some", blocks(260))
     published = ("publish", "--pictures", pictures, "--yes", "--config", both.south)

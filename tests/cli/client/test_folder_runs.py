@@ -199,8 +199,9 @@ def test_after_ctrl_c_the_same_command_computes_nothing_twice(
     assert len(sent) == len(set(sent)) == 5
 
 
-def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written):
+def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, monkeypatch):
     """The names are on the disk before the job is sent, with its request id."""
+    monkeypatch.setattr("ddib_fed.client.connection.FIRST_CONTACT_S", 60.0)
     north.script.lose_answer["SubmitJob"] = 1_000
     interrupt_at(north, "SubmitJob", 3)
     assert translate() == ExitCode.CANCELLED
