@@ -167,7 +167,7 @@ def translated(
         opened.translate(
             [tmp_path / f"{NAME}.npy"], "south.example/checkerboards", Settings(evaluations=8), cycle=cycle
         )
-    wait_until(lambda: source.named("job") and target.named("decode"), 10.0)
+    wait_until(lambda: source.named("job") and target.named("decode"), 60.0)
     return client, source, target
 
 

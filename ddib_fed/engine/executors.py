@@ -369,13 +369,14 @@ class Pool:
     def _work(self) -> None:
         looked = -LOOK_S
         while not self._closed:
-            if time.monotonic() >= looked + LOOK_S:
-                looked = time.monotonic()
-                self._look()
+            # What was heard counts before silence does: this thread itself may have waited for its turn.
             with suppress(queue.Empty):
                 self._events.get(timeout=LOOK_S)()
                 while True:
                     self._events.get_nowait()()
+            if time.monotonic() >= looked + LOOK_S:
+                looked = time.monotonic()
+                self._look()
             # The one that has least takes first, and leaves some for others.
             while any(self._give(worker) for worker in sorted(self._ready(), key=lambda each: each.load)):
                 pass

@@ -140,7 +140,7 @@ class Node:
     def terminate(self) -> int:
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+        return self.process.wait(timeout=START_S)
 
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:

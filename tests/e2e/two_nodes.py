@@ -75,7 +75,7 @@ class TwoNodes:
         def job() -> pb.Job:
             return self.source.ask("GetJob", pb.GetJobRequest(job_id=job_id)).job
 
-        wait_until(lambda: job().finished > 0, 60.0)
+        wait_until(lambda: job().finished > 0, 300.0)
         return job()
 
     def results(self, job_id: str, *parts: Part) -> dict[int, JobResult]:

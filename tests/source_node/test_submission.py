@@ -174,10 +174,10 @@ def staged_bytes(served: Served) -> int:
 @pytest.mark.slow
 def test_a_stalled_upload_is_ended_and_leaves_nothing(open_served) -> None:
     """Its place is free again, and so is the disk; it held both until its client went away."""
-    served, upload = open_served(stall_s=0.3), Upload()
+    served, upload = open_served(stall_s=1.5), Upload()
     with pytest.raises(errors.DeadlineExceeded) as caught:
         served.ask("SubmitJob", iter(upload))
-    assert caught.value.facts["stall_s"] == "0.3"
+    assert caught.value.facts["stall_s"] == "1.5"
     upload.end()
     wait_until(lambda: staged_bytes(served) == 0)
     assert not list(served.node.config.paths.spool.iterdir())

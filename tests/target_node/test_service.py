@@ -323,15 +323,21 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
     wait_until(lambda: target.service.jobs() == {"decoding": 0})
 
 
-def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, north) -> None:
+def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, engine, north, monkeypatch) -> None:
     """Decoding may take longer than a stream may be silent: the sender waits for the first item before the second."""
-    target = open_target(idle_s=0.3, stall_s=0.3)
+    target = open_target(idle_s=1.5, stall_s=1.5)
     contract = target.negotiate(north)
-    answered, waited = threading.Event(), 0.0
+    decode_each, answered, waited = engine.decode_each, threading.Event(), 0.0
+
+    def slowly(*arguments, **options):
+        time.sleep(4.0)
+        yield from decode_each(*arguments, **options)
+
+    monkeypatch.setattr(engine, "decode_each", slowly)
 
     def one_by_one() -> Iterator[pb.DecodeRequest]:
         nonlocal waited
-        yield asked(target, contract, 5_000, items=2)
+        yield asked(target, contract, 8, items=2)
         yield from sent(contract, gaussian(64), 0)
         began = time.monotonic()
         answered.wait(60)
@@ -345,4 +351,4 @@ def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, north) -> No
             if message.WhichOneof("message") != "progress":
                 answered.set()
     assert set(results(messages)) == {0, 1}
-    assert waited > 1.5 * 0.3
+    assert waited > 2 * 1.5

@@ -22,7 +22,7 @@ from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
 from tests.client.scripted_source import TARGET, npy
 from tests.e2e import clocks
-from tests.e2e.harness import Node, Pair, ddib, moons, wait_until
+from tests.e2e.harness import START_S, Node, Pair, ddib, moons, wait_until
 from tests.e2e.processes import PLANT
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs")]
@@ -149,7 +149,7 @@ def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
         pair.north.process.terminate()
         wait_until(lambda: pair.north.state() == "draining", what="draining")
         pair.north.process.terminate()
-        pair.north.process.wait(timeout=60)  # its job takes about 80 s of CPU
+        pair.north.process.wait(timeout=START_S)  # its job takes about 80 s of CPU
         pair.north.start()
         assert client.get(job.job_id).state not in ENDED
         client.cancel(job.job_id)
@@ -180,7 +180,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
     pair.north.edit("# max_open_jobs = 64", "max_open_jobs = 2")
     pair.start()
     with pair.client() as client:
-        slow = [client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=100)) for _ in range(2)]
+        slow = [client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=300)) for _ in range(2)]
         with pair.client(patience_s=0) as hasty, pytest.raises(QueueFull) as caught:
             hasty.submit([npy(moons(5))], TARGET)
         assert caught.value.retry_after_s

@@ -19,7 +19,7 @@ from ddib_fed.client.routing import Router
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver
 from ddib_fed.record import Settings
-from tests.e2e.harness import free_port, wait_until
+from tests.e2e.harness import START_S, free_port, wait_until
 from tests.formats.dicom.files import write_series
 
 MR = pydicom.uid.MRImageStorage
@@ -88,7 +88,7 @@ class Route:
         self.receiver.start()
         return self
 
-    def work(self, until: Any, seconds: float = 60.0) -> None:
+    def work(self, until: Any, seconds: float = START_S) -> None:
         """Let the router work in this thread, until something holds."""
 
         def holds() -> bool:
@@ -118,9 +118,16 @@ def send(port: int, *paths: Path, aet: str = "SENDER", called: str = "DDIB") -> 
     association = entity.associate("127.0.0.1", port, ae_title=called)
     assert association.is_established
     try:
-        return [int(association.send_c_store(path).get("Status", -1)) for path in paths]
+        return [_sent(association, path) for path in paths]
     finally:
         association.release()
+
+
+def _sent(association: Any, path: Path) -> int:
+    """The status of one C-STORE; -1 where there is none, because the association is broken."""
+    with contextlib.suppress(RuntimeError):  # broken already when it begins
+        return int(association.send_c_store(path).get("Status", -1))
+    return -1
 
 
 def series(folder: Path, slices: int = 3, first: int = 0, larger: int = 1, **changes: Any) -> list[Path]:

@@ -55,7 +55,7 @@ def test_the_route_of_the_page_sends_series_of_a_scanner_alone(tmp_path: Path) -
         assert storescu(site.pacs.port, "PACS", tmp_path / "in").returncode == 0
         time.sleep(6.0)  # stable, and in vain sent
         site.start_receiver()
-        until(lambda: len(site.pacs.derived()) == 1, 60, "the derived series")
+        until(lambda: len(site.pacs.derived()) == 1, 300, "the derived series")
         time.sleep(6.0)  # the derived series is stable by now
         assert len(site.pacs.series()) == 2
         assert "is synthetic itself" not in site.receiver.text()
@@ -120,6 +120,7 @@ def place_of(dataset: pydicom.Dataset) -> tuple[str, float]:
     return str(dataset.SeriesInstanceUID), float(dataset.ImagePositionPatient[2])
 
 
+@pytest.mark.timeout(3_600)
 def test_each_series_comes_once_whatever_is_killed(tmp_path: Path) -> None:
     found = killed(tmp_path, 8, seed=1)
     assert (found["derived_series"], found["derived_instances"]) == (8, 32)

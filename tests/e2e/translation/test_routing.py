@@ -41,7 +41,15 @@ from tests.node.volume_examples import volume_model
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.usefixtures("without_leftovers"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning"),
+    # pynetdicom leaves sockets open where a peer is gone.
+    *(
+        pytest.mark.filterwarnings(f"ignore::{kind}")
+        for kind in (
+            "ResourceWarning",
+            "pytest.PytestUnraisableExceptionWarning",
+            "pytest.PytestUnhandledThreadExceptionWarning",
+        )
+    ),
 ]
 
 SECRET = "Ada-Lovelace-1815"

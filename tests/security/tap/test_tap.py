@@ -112,10 +112,11 @@ class Bench:
         self.pair.south.environment = planted if leaking == "target" else {}
         try:
             self.pair.start()
-            with self.pair.client(patience_s=0) as client:
+            with self.pair.client(patience_s=0 if leak else 60) as client:
                 settings = Settings(evaluations=12)
+                deadline_s = 30 if leak else 600
                 client.translate(
-                    self.files.paths, "south.example/relief", settings, deadline_s=30, cycle=True
+                    self.files.paths, "south.example/relief", settings, deadline_s=deadline_s, cycle=True
                 )
         except DdibError:
             assert leak is not None
