@@ -108,8 +108,8 @@ class WarmModel:
             future = self._batcher.submit(unpack(work), control=control, on_step=partial(self._note, number))
             future.add_done_callback(partial(self._end, number))
         for number in over:
-            if (control := self._controls.get(number)) is not None:
-                control.cancel()
+            if (under_way := self._controls.get(number)) is not None:
+                under_way.cancel()
         ends: list[tuple[int, bytes]] = []
         with suppress(queue.Empty):
             while True:
