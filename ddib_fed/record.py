@@ -363,6 +363,38 @@ class Translation(_Section):
     def lost(self) -> str:
         return self.picture.lost if self.picture is not None else ""
 
+    @property
+    def figures(self) -> dict[str, str]:
+        """Name what was measured, with its unit, as people read it; what is not known is left out."""
+        picture, cycle = self.picture or PictureFigures(), self.cycle
+        fitted = f" at {picture.fitted_width}x{picture.fitted_height}" if picture.lost else ""
+        values: list[tuple[str, Any, str]] = [
+            ("pixels", f"{picture.size}{fitted}", ""),
+            ("round trip dB", picture.cycle_psnr, ".1f"),
+            ("autoencoder dB", picture.autoencoder_psnr, ".1f"),
+            ("edge correlation", picture.edge_correlation, ".2f"),
+            ("differs from the map", picture.differs, ".0%"),
+            ("clipped values", picture.clipped or None, ","),
+            ("points", self.samples if self.picture is None else None, ","),
+            ("round trip, median", cycle and cycle.median, ".3g"),
+            ("p99", cycle and cycle.p99, ".3g"),
+            ("max", cycle and cycle.max, ".3g"),
+            ("seconds", sum(self.seconds.values()), ".1f"),
+        ]
+        return {name: format(value, form) for name, value, form in values if value not in {None, ""}}
+
+    @property
+    def severity(self) -> float:
+        """Rank it by how soon it should be looked at: doubtful ones highest, then the worst round trips."""
+        figure, picture = 0.0, self.picture
+        if picture is not None and picture.cycle_psnr is not None:
+            figure = -picture.cycle_psnr
+        elif self.cycle is not None:
+            figure = min(self.cycle.p99, 999.0)
+        elif picture is not None:
+            figure = -(picture.edge_correlation or 0.0)
+        return 1000.0 * len(self.doubts or ()) + figure
+
     def judged(self) -> Self:
         """A copy that says whether the translation is doubtful, where a figure can be held against a bound."""
         picture = self.picture

@@ -20,7 +20,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered, not_written
 from ddib_fed.errors import DdibError, ExhaustedError, error_class
 from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, tiles_in
-from ddib_fed.terminal import bar, drawing, emit, number, print_table, say
+from ddib_fed.terminal import bar, drawing, emit, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -330,24 +330,10 @@ def _say_marks(delivered: Sequence[Delivered]) -> None:
 
 def _print_results(delivered: Sequence[Delivered]) -> None:
     """A table of the results; a column without any value is left out."""
-    rows: list[dict[str, str]] = []
-    for item in delivered:
-        record, picture, cycle = item.provenance, item.provenance.picture, item.provenance.cycle
-        fitted = f" at {picture.fitted_width}x{picture.fitted_height}" if picture and picture.lost else ""
-        rows.append(
-            {
-                "file": item.file,
-                ">pixels": f"{picture.size}{fitted}" if picture else "",
-                ">edges": number(picture and picture.edge_correlation),
-                ">cycle dB": number(picture and picture.cycle_psnr, ".1f"),
-                ">autoencoder dB": number(picture and picture.autoencoder_psnr, ".1f"),
-                "": "doubtful" if record.doubtful else "",
-                ">samples": f"{record.samples:,}" if picture is None else "",
-                ">cycle median": number(cycle and cycle.median),
-                ">cycle p99": number(cycle and cycle.p99),
-                ">cycle max": number(cycle and cycle.max),
-                ">seconds": f"{sum(record.seconds.values()):.1f}",
-            }
-        )
-    kept = [name for name in rows[0] if any(row[name] for row in rows)]
-    print_table("", kept, [[row[name] for name in kept] for row in rows])
+    rows = [
+        {"file": item.file, "": "doubtful" if item.provenance.doubtful else "", **item.provenance.figures}
+        for item in delivered
+    ]
+    kept = [name for name in dict.fromkeys(itertools.chain(*rows)) if any(row.get(name) for row in rows)]
+    columns = [name if name in {"file", ""} else f">{name}" for name in kept]
+    print_table("", columns, [[row.get(name, "") for name in kept] for row in rows])

@@ -32,7 +32,7 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import JobFile, keep_calibration, locked, records_of, write_results
 from ddib_fed.errors import ConfigError, DdibError, ItemNotFound, StateConflict, Unauthenticated
 from ddib_fed.protocol.calls import TOLERATED_S, described
-from ddib_fed.security.diagnosis import diagnose, own_validity
+from ddib_fed.security.diagnosis import own_validity
 from ddib_fed.security.pki import load_identity, root_warning
 from ddib_fed.terminal import emit, is_aside, moment, print_table, say, say_document, size
 from ddib_fed.v1 import common_pb2
@@ -115,12 +115,7 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
     yield f"{own.identity}, valid until {own.not_after:%Y-%m-%d %H:%M} UTC{warning and f'; {warning}'}"
 
     # Both sides accept the other's certificate over TLS 1.3.
-    found = diagnose(
-        profile.source_address,
-        server_name=profile.source_identity,
-        pki_folder=profile.pki_folder,
-        proxy=profile.way,
-    )
+    found = profile.diagnosis()
     if not found.ok:
         raise found.as_error(profile.hop)
     through = f" through the proxy {profile.way.address}" if profile.way is not None else ""

@@ -215,13 +215,7 @@ class Connection:
     def explained(self, failure: DdibError) -> DdibError:
         """A failure with the cause of the failed connection, where that is what it is."""
         self._diagnosed = time.monotonic()
-        of = self.profile
-        return diagnosis.explained(
-            failure,
-            lambda: diagnosis.diagnose(
-                of.source_address, server_name=of.source_identity, pki_folder=of.pki_folder, proxy=of.way
-            ),
-        )
+        return diagnosis.explained(failure, self.profile.diagnosis)
 
     def _sooner(self, failure: DdibError) -> DdibError:
         """As `explained`, of a node that never answered, once: a wrong address or certificate stays wrong."""

@@ -18,6 +18,7 @@ from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
 from ddib_fed.files import load_toml
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
 from ddib_fed.record import Frozen
+from ddib_fed.security.diagnosis import Diagnosis, diagnose
 from ddib_fed.security.pki import load_identity
 from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.telemetry import TelemetrySettings
@@ -103,6 +104,11 @@ class Profile(Frozen):
     @property
     def pki_folder(self) -> Path:
         return self._path.parent / self.pki
+
+    def diagnosis(self) -> Diagnosis:
+        """Connect to the source node as every command does, and return what came of it."""
+        to, name = self.source_address, self.source_identity
+        return diagnose(to, server_name=name, pki_folder=self.pki_folder, proxy=self.way)
 
     def beside(self, name: str) -> Path:
         """A path of client.toml, which is relative to it."""

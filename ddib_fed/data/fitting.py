@@ -346,8 +346,7 @@ def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
     plane = _resize_bytes(plan.size, (height, width), 4)
-    copied = height * width * (4 if rule.channels == 3 else 1) if rule.bits == 8 else numbers
-    return numbers + max(plane, copied)
+    return numbers + max(plane, numbers)  # a PNG of noise is as large as its numbers
 
 
 def _resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int) -> int:

@@ -287,13 +287,6 @@ def cut_map(name: str, side: str, part: str, detail: int = 1, crop: int = CROP) 
     return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
 
 
-def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
-    """A part of a test stripe in its whole width: (3, rows, 75), each times the detail."""
-    left, globe = stripes_of("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
-    found = globe[rows[0] * detail : rows[1] * detail, left * detail : (left + STRIPE) * detail]
-    return np.ascontiguousarray(found.transpose(2, 0, 1))
-
-
 def stripes_of(side: str, part: str) -> list[int]:
     """Numbers of the stripes of one part of one side."""
     count = MAP_SIZE[0] // STRIPE

@@ -1,11 +1,12 @@
 """Workers elsewhere: a `Pool` gives trajectories to processes, or to Ray actors, each with a warm model and a batcher.
 
-The pool and a worker talk over a pipe. A worker takes trajectories while it has less than two calls' rows, the next by
-fair share. When it dies, its trajectories are done again by others, a bounded number of times, and at last each by
-itself: one that kills its workers takes no others with it.
+A worker is an executor of one process (`concurrent.futures`). The pool asks it, one call at a time: new trajectories go
+there, ends and steps come back. A worker takes trajectories while it has less than two calls' rows, the next by fair
+share. When it dies, its trajectories are done again by others, a bounded number of times, and at last each by itself:
+one that kills its workers takes no others with it.
 
 Ray ends a process that does not reach the cluster's head, and its gRPC reads the environment that a node sets for its
-own. So a process beside the node joins the cluster for each actor, and passes on what the pool and the actor say.
+own. So a process beside the node joins the cluster for each actor, and passes calls on.
 """
 
 from __future__ import annotations
@@ -22,13 +23,12 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import BrokenExecutor, Future, InvalidStateError, ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -50,9 +50,13 @@ from ddib_fed.names import __version__
 log = logging.getLogger(__name__)
 
 LOOK_S: Final = 0.1
-"""How often workers tell their progress, and deadlines and silent workers are looked for."""
+"""How often deadlines and silent workers are looked for."""
+NEWS_S: Final = 0.05
+"""A worker with work answers after this time at the latest: so long a new trajectory may wait to join others there."""
+IDLE_S: Final = 1.0
+"""How often a worker without work is asked whether it lives."""
 SILENT_S: Final = 60.0
-"""A ready worker that says nothing for so long hangs, and is ended: loading a library may hold it for seconds."""
+"""A ready worker that does not answer for so long hangs, and is ended: loading a library may hold it for seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 """Between tries to start a worker."""
 SUSPECT_AFTER: Final = 2
@@ -63,48 +67,21 @@ OVERHEAD_ROWS: Final = 8.0
 
 # The worker's side
 
-Say = Callable[..., None]
-"""Sends a message to the pool: its kind, and what belongs to it. From any thread."""
+Begun = Sequence[tuple[int, bytes, float | None]]
+"""Trajectories: the number of each, itself packed, and the seconds that it may take."""
 
 
-def serve(pipe: Connection, make: Callable[..., Any]) -> None:
-    """Answer the pool until its end of the pipe closes, or its process ends.
+class News(NamedTuple):
+    """A worker's name and how many samples its network calls take best; and what is new since its last news."""
 
-    The first message has the arguments of `make`, each other those of the `take` of what `make` makes: a number, a
-    packed trajectory to begin or None to end that of the number, and the seconds that it may take. The worker says
-    ("ready", name, rows), ("refused", error), ("steps", *news), ("end", number, packed end or error), ("lost", why).
-    Its `tell` says within about `LOOK_S` what is new.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a node, which is to drain first
-        signal.signal(number, signal.SIG_IGN)
-    parent, lock = multiprocessing.parent_process(), threading.Lock()
-    assert parent is not None
-
-    def end_with_parent() -> None:
-        parent.join()
-        os._exit(0)
-
-    def say(*message: Any) -> None:
-        with lock, suppress(OSError):  # the pool closed it
-            pipe.send(message)
-
-    def tell() -> None:
-        while True:
-            served.tell()
-
-    threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
-    try:
-        served = make(say, *pipe.recv())
-    except Exception as error:  # noqa: BLE001 - whatever it is, the pool raises it
-        say("refused", portable(error))
-        return
-    say("ready", served.name, served.rows)
-    # Takes and tells on two threads: the pool never waits for a worker that waits for the pool.
-    threading.Thread(target=tell, name="tell", daemon=True).start()
-    with suppress(EOFError, OSError):
-        while True:
-            served.take(*pipe.recv())
-    os._exit(0)
+    name: str
+    rows: int
+    ends: Sequence[tuple[int, Any]] = ()
+    """Numbers of trajectories, and the packed end or error of each."""
+    steps: Mapping[int, tuple[int, int]] = {}
+    calls: int = 0
+    evaluated: int = 0
+    """Network calls, and rows in them."""
 
 
 class WarmModel:
@@ -117,59 +94,37 @@ class WarmModel:
                 hint=f"install ddib-fed {version} with its extras node and ray in the image of the cluster",
             )
         self._batcher = replace(unpack(recipe), device=device).warm()
-        self.name = f"on {device} of {socket.gethostname()}, process {os.getpid()}"
+        self._name = f"on {device} of {socket.gethostname()}, process {os.getpid()}"
         self._controls: dict[int, Control] = {}
         self._steps: dict[int, tuple[int, int]] = {}
+        self._ends: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
         self._counted = (0, 0)
-        self.rows = self._batcher.rows
 
-    def begin(self, number: int, work: bytes, remaining_s: float | None) -> Future[End]:
-        control = Control(None if remaining_s is None else time.monotonic() + remaining_s)
-        self._controls[number] = control
-        future: Future[End] = self._batcher.submit(
-            unpack(work), control=control, on_step=partial(self._note, number)
-        )
-        future.add_done_callback(lambda _: self._controls.pop(number, None))
-        return future
-
-    def run(self, number: int, work: bytes, remaining_s: float | None) -> bytes:
-        future = self.begin(number, work, remaining_s)
-        future.exception()  # waits
-        return packed_end(future)
-
-    def cancel(self, number: int) -> None:
-        if (control := self._controls.get(number)) is not None:
-            control.cancel()
+    def exchange(self, begun: Begun, over: Sequence[int]) -> News:
+        """Begin trajectories, and end those that are over; return the news when one has ended, or after `NEWS_S`."""
+        for number, work, remaining_s in begun:
+            control = Control(None if remaining_s is None else time.monotonic() + remaining_s)
+            self._controls[number] = control
+            future = self._batcher.submit(unpack(work), control=control, on_step=partial(self._note, number))
+            future.add_done_callback(partial(self._end, number))
+        for number in over:
+            if (under_way := self._controls.get(number)) is not None:
+                under_way.cancel()
+        ends: list[tuple[int, bytes]] = []
+        with suppress(queue.Empty):
+            while True:
+                ends.append(self._ends.get(timeout=0 if ends or not self._controls else NEWS_S))
+        steps, self._steps = self._steps, {}
+        before, counters = self._counted, self._batcher.counters
+        self._counted = calls, rows = counters["calls"], counters["rows"]
+        return News(self._name, self._batcher.rows, ends, steps, calls - before[0], rows - before[1])
 
     def _note(self, number: int, done: int, of: int) -> None:
         self._steps[number] = done, of
 
-    def describe(self) -> tuple[str, int]:
-        return self.name, self.rows
-
-    def news(self) -> tuple[dict[int, tuple[int, int]], int, int]:
-        """Since the last time: the steps of trajectories, network calls, and rows in them."""
-        steps, self._steps = self._steps, {}
-        before, counters = self._counted, self._batcher.counters
-        self._counted = counters["calls"], counters["rows"]
-        return steps, self._counted[0] - before[0], self._counted[1] - before[1]
-
-
-class _Process(WarmModel):
-    def __init__(self, say: Say, recipe: bytes, device: str) -> None:
-        super().__init__(recipe, device)
-        self._say = say
-
-    def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
-        if work is None:
-            self.cancel(number)
-        else:
-            future = self.begin(number, work, remaining_s)
-            future.add_done_callback(lambda done: self._say("end", number, packed_end(done)))
-
-    def tell(self) -> None:
-        time.sleep(LOOK_S)
-        self._say("steps", *self.news())
+    def _end(self, number: int, future: Future[End]) -> None:
+        self._ends.put((number, packed_end(future)))
+        self._controls.pop(number, None)
 
 
 def packed_end(future: Future[End]) -> bytes:
@@ -199,25 +154,71 @@ def portable(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else InternalError(str(error))
 
 
+_HELD: Final[list[Any]] = []
+"""What this process made, where it is a worker's."""
+
+
+def _begin_process() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes of a node, which is to drain first
+        signal.signal(number, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(0)
+
+    threading.Thread(target=end_with_parent, name="parent-watch", daemon=True).start()
+
+
+def _make(make: Callable[..., Any], *args: Any) -> Any:
+    try:
+        _HELD.append(make(*args))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the pool raises it
+        raise portable(error) from None
+    return _exchange((), ())
+
+
+def _exchange(begun: Begun, over: Sequence[int]) -> Any:
+    return _HELD[0].exchange(begun, over)
+
+
 # The pool's side
+
+
+class Process:
+    """A spawned process that holds what `make` makes; `made` is its first news."""
+
+    def __init__(self, make: Callable[..., Any], *args: Any) -> None:
+        spawn = torch.multiprocessing.get_context("spawn")
+        self._executor = ProcessPoolExecutor(1, spawn, _begin_process)
+        self.made: Future[Any] = self._executor.submit(_make, make, *args)
+
+    def exchange(self, begun: Begun, over: Sequence[int]) -> Future[Any]:
+        return self._executor.submit(_exchange, begun, over)
+
+    def kill(self) -> None:
+        # As `kill_workers` of Python 3.14 does.
+        for process in list((self._executor._processes or {}).values()):  # noqa: SLF001
+            process.kill()
+        self._executor.shutdown()
 
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """The pool's end of a worker, and what it was given."""
+    """The pool's side of a worker, and what it was given."""
 
-    pipe: Connection
-    kill: Callable[[], object]
+    process: Process
     name: str = ""
     rows: int = 0
     """How many samples its network calls take best; 0 until it is ready."""
     work: dict[int, Member] = field(default_factory=dict)
-    outbox: queue.SimpleQueue[Member | int | None] = field(default_factory=queue.SimpleQueue)
-    """Trajectories to begin, numbers of those to end, and None after the last."""
+    begun: list[tuple[int, bytes, float | None]] = field(default_factory=list)
+    over: list[int] = field(default_factory=list)
+    """What it is told with the next call."""
+    asked: bool = True
+    """A call is under way."""
     heard: float = field(default_factory=time.monotonic)
-    why: str = "ended"
-    refusal: Exception | None = None
-    threads: list[threading.Thread] = field(default_factory=list)
 
     @property
     def load(self) -> int:
@@ -230,34 +231,10 @@ class Worker:
         return not self.work or (self.load < 2 * self.rows and not suspects)
 
 
-def start_process(make: Callable[..., Any], *args: Any) -> tuple[Connection, Callable[[], object]]:
-    """A spawned process that serves what `make` makes; our end of its pipe, and what kills it."""
-    context = torch.multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=serve, args=(theirs, make), daemon=True)
-    process.start()
-    theirs.close()
-
-    def send() -> None:
-        with suppress(OSError):  # it has ended
-            ours.send(args)
-
-    # Read once torch is imported: with a large recipe among what `start` hands over, it would wait for that.
-    sender = threading.Thread(target=send, name="recipe", daemon=True)
-    sender.start()
-
-    def kill() -> None:
-        process.kill()
-        process.join()
-        sender.join()
-
-    return ours, kill
-
-
 class Pool:
     """Workers elsewhere in the place of a `Batcher`.
 
-    One thread has the workers and their work; callers and the threads of the workers' pipes hand it events.
+    One thread has the workers and their work; callers and the threads of the workers' executors hand it events.
 
     `launch` starts the worker of a number, `what` names one in messages, `remedy` says where an operator looks when
     none is ready. The pool waits for `least` workers, or all, for at most `ready_s`; it calls `end` when it has closed.
@@ -267,7 +244,7 @@ class Pool:
 
     def __init__(
         self,
-        launch: Callable[[int], Worker],
+        launch: Callable[[int], Process],
         count: int,
         *,
         what: str,
@@ -346,10 +323,10 @@ class Pool:
         self._events.put(lambda: None)
         self._thread.join()
         for worker in self._workers:
-            self._part(worker)
+            worker.process.kill()
         self._end()
 
-    # What follows runs on the pool's thread, but for `_hear` and `_send`.
+    # What follows runs on the pool's thread, but for `_hear`.
 
     def _run(self) -> None:
         try:
@@ -380,6 +357,10 @@ class Pool:
             # The one that has least takes first, and leaves some for others.
             while any(self._give(worker) for worker in sorted(self._ready(), key=lambda each: each.load)):
                 pass
+            for worker in self._ready():
+                idle = not worker.work and not worker.over and time.monotonic() < worker.heard + IDLE_S
+                if not worker.asked and not idle:
+                    self._ask(worker)
 
     def _ready(self) -> list[Worker]:
         return [worker for worker in list(self._workers) if worker.rows]
@@ -393,11 +374,11 @@ class Pool:
         for worker in self._ready():
             for member in [each for each in worker.work.values() if each.control.over]:
                 del worker.work[member.number]
-                worker.outbox.put(member.number)
+                worker.over.append(member.number)
                 self._answer(member, member.control.error or Cancelled())
-            if now > worker.heard + SILENT_S:
+            if worker.asked and now > worker.heard + SILENT_S:
                 log.warning("%s %s gives no sign of life", self._what, worker.name)
-                worker.kill()
+                worker.process.kill()
         while len(self._workers) < self.width and now >= self._start_at:
             self._start()
 
@@ -407,15 +388,12 @@ class Pool:
 
     def _start(self) -> None:
         try:
-            worker = self._launch(next(self._numbers))
+            worker = Worker(self._launch(next(self._numbers)))
         except Exception as error:  # noqa: BLE001 - any failure of a start is reported and tried again
             self._report(error)
             return
         self._workers.append(worker)
-        for target in (self._hear, self._send):
-            thread = threading.Thread(target=target, args=(worker,), name=f"{self._what} pipe", daemon=True)
-            worker.threads.append(thread)
-            thread.start()
+        worker.process.made.add_done_callback(partial(self._hear, worker))
 
     def _report(self, error: Exception) -> None:
         self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S) or FIRST_PAUSE_S
@@ -426,79 +404,58 @@ class Pool:
         else:
             self._started.set_exception(error)
 
-    def _hear(self, worker: Worker) -> None:
-        """Hand over what a worker says, until it ends."""
+    def _ask(self, worker: Worker) -> None:
+        begun, over, worker.begun, worker.over = worker.begun, worker.over, [], []
+        worker.asked, worker.heard = True, time.monotonic()
         try:
-            while True:
-                kind, *what = worker.pipe.recv()
-                if kind == "end":
-                    what = [what[0], unpack(what[1])]
-                self._events.put(partial(self._take, worker, kind, *what))
-        except (EOFError, OSError):
-            pass
-        except Exception as error:  # noqa: BLE001 - what cannot be read, e.g. for want of memory
-            worker.refusal = error
-        self._events.put(partial(self._lose, worker))
+            worker.process.exchange(begun, over).add_done_callback(partial(self._hear, worker))
+        except RuntimeError as error:  # its process has ended
+            self._lose(worker, error)
 
-    def _send(self, worker: Worker) -> None:
-        """Send a worker what it is to begin and to end."""
-        while (item := worker.outbox.get()) is not None:
-            try:
-                if isinstance(item, int):
-                    worker.pipe.send((item, None, None))
-                else:
-                    work = pack(item.trajectory.portable())
-                    worker.pipe.send((item.number, work, item.control.remaining_s()))
-            except OSError:  # it has ended, which `_hear` notices
-                return
-            except Exception as error:  # noqa: BLE001 - e.g. no memory for it: the others are sent
-                assert isinstance(item, Member)
-                self._events.put(partial(self._finish, worker, item.number, error))
+    def _hear(self, worker: Worker, call: Future[News]) -> None:
+        """Hand over a worker's news, or why there are none."""
+        try:
+            news = call.result()
+            ends = [(number, unpack(end)) for number, end in news.ends]
+            self._events.put(partial(self._take, worker, news._replace(ends=ends)))
+        except Exception as error:  # noqa: BLE001 - it has ended, or e.g. there is no memory for an end
+            self._events.put(partial(self._lose, worker, error))
 
-    def _take(self, worker: Worker, kind: str, *what: Any) -> None:
-        worker.heard = time.monotonic()
-        if kind == "ready":
-            worker.name, worker.rows = what
-            self._pause_s = 0.0
-            self.problem, self.rows = None, worker.rows
-            self._scheduler.resize(worker.rows)
-            log.info("%s %s is ready", self._what, worker.name)
-            if len(self._ready()) >= self._least and not self._started.done():
-                self._started.set_result(None)
-        elif kind == "refused":
-            worker.refusal = what[0]
-            worker.kill()
-        elif kind == "steps":
-            steps, calls, rows = what
-            self._calls += calls
-            self._evaluated += rows
-            for number, (done, of) in steps.items():
-                if number in worker.work:
-                    worker.work[number].tell(done, of)
-        elif kind == "end":
-            self._finish(worker, *what)
-        elif kind == "lost":
-            worker.why = what[0]
-
-    def _finish(self, worker: Worker, number: int, end: End | Exception) -> None:
-        member = worker.work.pop(number, None)
-        if member is None:  # it was cancelled, or the worker has ended
+    def _take(self, worker: Worker, news: News) -> None:
+        worker.asked, worker.heard = False, time.monotonic()
+        self._calls += news.calls
+        self._evaluated += news.evaluated
+        for number, (done, of) in news.steps.items():
+            if number in worker.work:
+                worker.work[number].tell(done, of)
+        for number, end in news.ends:
+            if (member := worker.work.pop(number, None)) is not None:  # else it was cancelled
+                if isinstance(end, End):
+                    member.tell(end.evaluations, end.evaluations)
+                self._answer(member, end)
+        if worker.rows:
             return
-        if isinstance(end, End):
-            member.tell(end.evaluations, end.evaluations)
-        self._answer(member, end)
+        worker.name, worker.rows, self.rows = news.name, news.rows, news.rows
+        self._pause_s, self.problem = 0.0, None
+        self._scheduler.resize(worker.rows)
+        log.info("%s %s is ready", self._what, worker.name)
+        if len(self._ready()) >= self._least and not self._started.done():
+            self._started.set_result(None)
 
-    def _lose(self, worker: Worker) -> None:
+    def _lose(self, worker: Worker, error: Exception) -> None:
         """Give what a worker had to others, and its place to another."""
-        self._workers.remove(worker)
-        self._part(worker)
-        if not worker.rows:
-            self._report(worker.refusal or InternalError(f"a {self._what} ended before it was ready"))
+        if worker not in self._workers:
             return
+        self._workers.remove(worker)
+        worker.process.kill()
+        ended = isinstance(error, BrokenExecutor)
+        if not worker.rows:
+            self._report(InternalError(f"a {self._what} ended before it was ready") if ended else error)
+            return
+        why = "ended" if ended else f"ended: {_first_line(error)}"
         self._replaced += 1
-        log.warning("%s %s %s; its work is done again by another", self._what, worker.name, worker.why)
+        log.warning("%s %s %s; its work is done again by another", self._what, worker.name, why)
         members = list(worker.work.values())
-        worker.work.clear()
         for member in reversed(members):
             member.deaths += 1
             if member.deaths < MOST_DEATHS or len(members) > 1:
@@ -506,18 +463,11 @@ class Pool:
                 self._scheduler.add(member, first=True)
                 continue
             error = InternalError(
-                f"{member.deaths} times a {self._what} {worker.why} while it worked on one trajectory, which is given "
+                f"{member.deaths} times a {self._what} {why} while it worked on one trajectory, which is given "
                 "up: perhaps for want of memory",
                 hint="a smaller engine.merge_pixels in node.toml needs less; the log says what each said",
             )
             self._answer(member, error)
-
-    def _part(self, worker: Worker) -> None:
-        worker.kill()
-        worker.outbox.put(None)
-        for thread in worker.threads:
-            thread.join()
-        worker.pipe.close()
 
     def _give(self, worker: Worker) -> bool:
         """Give a worker its fair share of what waits; whether it took some."""
@@ -534,8 +484,13 @@ class Pool:
         for member in chosen:
             self._scheduler.charge([member], member.trajectory.settings.evaluations)
             self._scheduler.remove(member)
+            try:
+                work = pack(member.trajectory.portable())
+            except Exception as error:  # noqa: BLE001 - e.g. no memory for it: the others are sent
+                self._answer(member, error)
+                continue
+            worker.begun.append((member.number, work, member.control.remaining_s()))
             worker.work[member.number] = member
-            worker.outbox.put(member)
         return True
 
 
@@ -550,7 +505,7 @@ def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
         devices = ["cpu"] * (cores or 1)
     packed = pack(replace(recipe, threads=recipe.threads or 1))
     return Pool(
-        lambda number: Worker(*start_process(_Process, packed, devices[number % len(devices)])),
+        lambda number: Process(WarmModel, packed, devices[number % len(devices)]),
         workers or len(devices),
         what="worker",
         remedy="the node's log has what the process said; free -h and nvidia-smi show what memory is left",
@@ -566,8 +521,6 @@ READY_S: Final = 300.0
 """For the first actor: a cluster may have to start a machine for it."""
 LOST_AFTER_S: Final = 10
 LOCAL_STORE_BYTES: Final = 512 << 20
-TOGETHER: Final = 256
-"""Trajectories that an actor may have at once."""
 ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is reported
     "RAY_gcs_rpc_server_reconnect_timeout_s": str(LOST_AFTER_S),  # how long the head may not answer
@@ -582,36 +535,23 @@ def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int 
         otherwise = 'executor = "processes" in [engine] of node.toml'
         raise missing("ray", "ray", "the executor ray needs Ray", otherwise=otherwise)
     packed = pack(replace(recipe, threads=recipe.threads or 1))
-    cluster, kill = start_process(_Cluster, address, max(workers, local_cpus))
-
-    def leave() -> None:
-        kill()
-        cluster.close()  # not before: a process ends with its pipe, and a cluster of this machine with the process
-
+    cluster = Process(_Cluster, address, max(workers, local_cpus))
     try:
-        joined, places = _joined(cluster)
+        joined, places = cluster.made.result()
         return Pool(
-            lambda _: Worker(*start_process(_Relay, packed, recipe.device, joined, address == LOCAL)),
+            lambda _: Process(_Relay, packed, recipe.device, joined, address == LOCAL),
             workers or max(1, places),
             what="Ray actor",
             remedy="the local Ray cluster" if address == LOCAL else f"ray status --address {address}",
             least=1,
             ready_s=READY_S,
-            end=leave,
+            end=cluster.kill,
         )
-    except BaseException:
-        leave()
+    except BaseException as error:
+        cluster.kill()
+        if isinstance(error, BrokenExecutor):
+            raise InternalError("the process that joins the Ray cluster ended") from error
         raise
-
-
-def _joined(cluster: Connection) -> tuple[str, int]:
-    try:
-        kind, *what = cluster.recv()
-    except EOFError as error:
-        raise InternalError("the process that joins the Ray cluster ended") from error
-    if kind == "refused":
-        raise what[0]
-    return what[0], what[1]
 
 
 def _ray(address: str, cpus: int = 0, *, own: bool = False) -> Any:
@@ -641,70 +581,37 @@ def _ray(address: str, cpus: int = 0, *, own: bool = False) -> Any:
 
 
 class _Cluster:
-    """Says a cluster's address and places; a cluster of this machine lives as long as this process."""
+    """Knows a cluster's address and places; a cluster of this machine lives as long as this process."""
 
-    def __init__(self, _: Say, address: str, cpus: int) -> None:
+    def __init__(self, address: str, cpus: int) -> None:
         ray = _ray(address, cpus, own=address == LOCAL)
-        self.name = ray.get_runtime_context().gcs_address if address == LOCAL else address
         found = ray.cluster_resources()
-        self.rows = int(found.get("GPU", 0) or found.get("CPU", 0))
+        self._address = ray.get_runtime_context().gcs_address if address == LOCAL else address
+        self._places = int(found.get("GPU", 0) or found.get("CPU", 0))
 
-    def take(self, *_: Any) -> None: ...
-
-    def tell(self) -> None:
-        time.sleep(READY_S)
+    def exchange(self, *_: object) -> tuple[str, int]:
+        return self._address, self._places
 
 
 class _Relay:
     """A model in an actor, on a GPU where there are any, else on a core."""
 
-    def __init__(self, say: Say, recipe: bytes, device: str, address: str, own: bool = False) -> None:
-        self._say, self._ray = say, _ray(address, own=own)
+    def __init__(self, recipe: bytes, device: str, address: str, own: bool = False) -> None:
+        self._ray = _ray(address, own=own)
         on_gpu = device.startswith("cuda") or (device == "auto" and self._ray.cluster_resources().get("GPU"))
-        actor = self._ray.remote(concurrency_groups={"work": TOGETHER, "looks": 1})(WarmModel)
-        self._actor = actor.options(
-            num_cpus=0 if on_gpu else 1, num_gpus=1 if on_gpu else 0, scheduling_strategy="SPREAD"
-        ).remote(recipe, "cuda" if on_gpu else "cpu", __version__)
-        self._work: dict[Any, int] = {}
-        self._looked = time.monotonic()
-        self._lock = threading.Lock()
+        self._actor = (
+            self._ray.remote(WarmModel)
+            .options(num_cpus=0 if on_gpu else 1, num_gpus=1 if on_gpu else 0, scheduling_strategy="SPREAD")
+            .remote(recipe, "cuda" if on_gpu else "cpu", __version__)
+        )
+
+    def exchange(self, begun: Begun, over: Sequence[int]) -> News:
         try:
-            self.name, self.rows = self._ray.get(self._actor.describe.remote())
+            news: News = self._ray.get(self._actor.exchange.remote(begun, over))
         except self._ray.exceptions.RayError as error:
-            last = str(error).strip().rpartition(chr(10))[2]
+            last = str(error).strip().rpartition("\n")[2]
             raise NotReady(f"it ended: {last}", retry_after_s=5.0) from None
-
-    def take(self, number: int, work: bytes | None, remaining_s: float | None) -> None:
-        if work is None:
-            self._actor.cancel.options(concurrency_group="looks").remote(number)
-            return
-        run = self._actor.run.options(concurrency_group="work")
-        with self._lock:
-            self._work[run.remote(number, work, remaining_s)] = number
-
-    def tell(self) -> None:
-        errors = self._ray.exceptions
-        with self._lock:
-            under_way = list(self._work)
-        try:
-            if not under_way:
-                time.sleep(LOOK_S / 4)
-            for ended in self._ray.wait(under_way, timeout=LOOK_S / 4)[0] if under_way else ():
-                try:
-                    content = self._ray.get(ended)
-                except errors.RayTaskError as error:
-                    content = pack(portable(error.cause if error.cause is not None else error))
-                with self._lock:
-                    number = self._work.pop(ended)
-                self._say("end", number, content)
-            if time.monotonic() > self._looked + LOOK_S:
-                self._looked = time.monotonic()
-                looks = self._actor.news.options(concurrency_group="looks").remote()
-                with suppress(errors.GetTimeoutError):  # the network is slow, say
-                    self._say("steps", *self._ray.get(looks, timeout=LOOK_S))
-        except Exception as error:  # noqa: BLE001 - without this thread nothing would be said any more
-            self._say("lost", f"ended: {_first_line(error)}")
-            os._exit(0)
+        return news
 
 
 def _first_line(error: BaseException) -> str:

@@ -54,13 +54,6 @@ Drawn = dict[str, Preview | None]
 """Pictures of one file, each under its kind: source, translated, returned."""
 
 
-def _doubt(each: FoundPicture) -> tuple[bool, float, float, str]:
-    """For sorting: doubtful ones first, then the worst figures."""
-    values = [each.picture.cycle_psnr, each.picture.edge_correlation]
-    least = [float("inf") if value is None else value for value in values]
-    return (not each.record.doubtful, least[0], least[1], each.name)
-
-
 def _drawn(each: FoundPicture, side: int) -> Drawn:
     """The pictures of one file, each with the longer side at most `side` pixels."""
     figures, back = each.picture, each.picture.back_scale
@@ -86,7 +79,7 @@ def write_results(
     on_drawn: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write the page of what was translated to `target`, of `total` files, and why others are missing."""
-    files = sorted(results, key=_doubt)
+    files = sorted(results, key=lambda each: (-each.record.severity, each.name))
     side = SIDE if len(files) <= MANY else SIDE_OF_MANY
     given = {
         "source": any(Part.SOURCE in each.files for each in files),
@@ -94,12 +87,11 @@ def write_results(
         "returned": any(Part.RETURNED in each.files for each in files),
     }
     kinds = [kind for kind in ("source", "translated", "differs", "returned") if given.get(kind, True)]
-    keys = [key for key in COLUMNS if any(getattr(each.picture, key, None) is not None for each in files)]
+    columns = ["pixels", *COLUMNS.values()]
+    columns = [name for name in columns if any(name in each.record.figures for each in files)]
     rows = []
     for number, each in enumerate(files):
-        drawn, figures = _drawn(each, side), each.picture
-        fitted = f" at {figures.fitted_width}x{figures.fitted_height}" if figures.lost else ""
-        values = [f"{figures.size}{fitted}", *(getattr(figures, key) for key in keys)]
+        drawn, values = _drawn(each, side), [each.record.figures.get(name) for name in columns]
         address = beside(each.translated.relative_to(page.parent).as_posix())
         doubts = ", ".join(
             COLUMNS.get(doubt, doubt).removesuffix(" dB") for doubt in each.record.doubts or ()
@@ -116,7 +108,7 @@ def write_results(
         verdict=verdict(total, results, len(missing)),
         notes=_remarks(results),
         tables=[left_out] if missing else [],
-        columns=["file", "mark", *kinds, "pixels", *(COLUMNS[key] for key in keys)],
+        columns=["file", "mark", *kinds, *columns],
         rows=rows,
         left_out=0,
         provenance=provenance([each.record for each in results]),

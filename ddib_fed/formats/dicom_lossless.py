@@ -1,7 +1,8 @@
-"""Decodes JPEG lossless and JPEG-LS, as a plugin of pydicom; its plugin GDCM ends the process on damaged frames."""
+"""Decodes JPEG lossless, JPEG-LS and JPEG 2000, as a plugin of pydicom; its GDCM ends the process on damaged frames."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -9,7 +10,10 @@ from pydicom import uid
 from pydicom.pixels import get_decoder
 
 LOSSLESS: Final = (uid.JPEGLossless, uid.JPEGLosslessSV1)
-DECODER_DEPENDENCIES: Final = dict.fromkeys([*LOSSLESS, *uid.JPEGLSTransferSyntaxes], ("imagecodecs",))
+JPEG_2000: Final = (uid.JPEG2000Lossless, uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K)
+DECODER_DEPENDENCIES: Final = dict.fromkeys(
+    [*LOSSLESS, *uid.JPEGLSTransferSyntaxes, *JPEG_2000], ("imagecodecs",)
+)
 
 
 def is_available(_: str) -> bool:
@@ -20,16 +24,22 @@ def decode(frame: bytes, runner: Any) -> bytearray:
     """Return the pixels of a frame, as pydicom asks its plugins."""
     import imagecodecs
 
-    # Without a marker at the end, JPEG lossless would be filled up with grey, and JPEG-LS be searched for seconds.
-    if b"\xff\xd9" not in frame[frame.rfind(b"\xff\xda") :]:
-        raise ValueError("a compressed picture is cut off")
-    found = imagecodecs.jpeg8_decode if runner.transfer_syntax in LOSSLESS else imagecodecs.jpegls_decode
-    pixels = found(frame)
+    if runner.transfer_syntax in JPEG_2000:
+        pixels = imagecodecs.jpeg2k_decode(frame)
+        if runner.photometric_interpretation in {"YBR_ICT", "YBR_RCT"}:
+            runner.set_option("photometric_interpretation", "RGB")
+    else:
+        # Without a marker at the end, JPEG lossless would be filled up with grey, and JPEG-LS be searched for seconds.
+        if b"\xff\xd9" not in frame[frame.rfind(b"\xff\xda") :]:
+            raise ValueError("a compressed picture is cut off")
+        lossless = runner.transfer_syntax in LOSSLESS
+        pixels = imagecodecs.jpeg8_decode(frame) if lossless else imagecodecs.jpegls_decode(frame)
     runner.set_option("bits_allocated", 8 * pixels.itemsize)
     runner.set_option("planar_configuration", 0)
     return bytearray(pixels.tobytes())
 
 
 for _syntax in DECODER_DEPENDENCIES:
-    get_decoder(_syntax).remove_plugin("gdcm")
+    with suppress(ValueError):  # it has none of HTJ2K
+        get_decoder(_syntax).remove_plugin("gdcm")
     get_decoder(_syntax).add_plugin("imagecodecs", (__name__, "decode"))

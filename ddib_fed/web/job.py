@@ -293,8 +293,8 @@ class PageJob(RunProgress):
             "plane": found.plane,
             "doubtful": bool(record.doubtful),
             "doubts": record.seen,
-            "severity": severity(record),
-            "figures": figures_in_words(record),
+            "severity": record.severity,
+            "figures": [*record.figures.items()],
             "parts": sorted(part.value for part in found.files),
         }
 
@@ -370,45 +370,3 @@ def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
     for part, path in files.items():
         path.write_bytes(contents[part])
     return files
-
-
-def severity(record: Translation) -> float:
-    """The higher, the earlier it should be looked at: doubtful ones first, then by the worst round trip."""
-    picture, cycle = record.picture, record.cycle
-    figure = 0.0
-    if picture is not None and picture.cycle_psnr is not None:
-        figure = -picture.cycle_psnr
-    elif cycle is not None:
-        figure = min(cycle.p99, 999.0)
-    elif picture is not None:
-        figure = -(picture.edge_correlation or 0.0)
-    return 1000.0 * len(record.doubts or ()) + figure
-
-
-def figures_in_words(record: Translation) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    if (picture := record.picture) is not None:
-        if picture.lost:
-            found.append(("Not at its own size", f"it {picture.lost}"))
-        if picture.cycle_psnr is not None:
-            found.append(("Round trip", f"{picture.cycle_psnr:.1f} dB (higher is better)"))
-        if picture.autoencoder_psnr is not None:
-            found.append(("Autoencoder alone", f"{picture.autoencoder_psnr:.1f} dB"))
-        if picture.edge_correlation is not None:
-            found.append(("Edges in common", f"{picture.edge_correlation:.2f} of 1"))
-        if picture.differs is not None:
-            found.append(("Differs from the map", f"{picture.differs:.0%} of the pixels"))
-        if picture.width:
-            found.append(
-                ("Size", f"{picture.size.replace('x', ' × ')} {'voxels' if picture.depth else 'pixels'}")
-            )
-        if picture.clipped:
-            found.append(("Outside the model's range", f"{picture.clipped:,} values were clipped"))
-    if (cycle := record.cycle) is not None:
-        found.append(("Round trip, median point", f"{cycle.median:.3g} of a standard deviation"))
-        found.append(("Round trip, worst 1 %", f"{cycle.p99:.3g} of a standard deviation"))
-    if record.samples > 1:
-        found.append(("Points", f"{record.samples:,}"))
-    found.append(("Steps", f"{record.solver.evaluations} each way ({record.solver.solver})"))
-    found.append(("Time", f"{sum(record.seconds.values()):.1f} s"))
-    return found

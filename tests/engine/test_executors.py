@@ -10,11 +10,14 @@ import importlib.metadata
 import importlib.util
 import multiprocessing.resource_tracker
 import os
+import queue
 import re
 import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import BrokenExecutor, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from unittest.mock import Mock
 
@@ -25,7 +28,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine import executors
 from ddib_fed.engine.batcher import Recipe
-from ddib_fed.engine.executors import Pool, Worker, pack, process_pool, ray_pool, unpack
+from ddib_fed.engine.executors import News, Pool, pack, process_pool, ray_pool, unpack
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import End, Integration, Trajectory
@@ -252,34 +255,43 @@ ROWS = 8
 
 
 class Scripted:
-    """A worker that says what the test has it say."""
+    """A worker's process that says what the test has it say."""
 
     def __init__(self, name, refusal):
-        ours, self._pipe = multiprocessing.Pipe()
-        self.worker, self._closing = Worker(ours, self.die), threading.Lock()
-        self._say(*(("refused", refusal) if refusal else ("ready", name, ROWS)))
+        self._news, self._told, self._ends, self._dead = News(name, ROWS), queue.SimpleQueue(), [], False
+        self.made = Future()
+        self.made.set_exception(refusal) if refusal else self.made.set_result(self._news)
 
-    def _say(self, *message):
-        self._pipe.send(message)
+    def exchange(self, begun, over):
+        for number in over:
+            self._told.put((number, None))
+        for number, work, _ in begun:
+            self._told.put((number, unpack(work).leg.flow))
+        answer, (ends, self._ends) = Future(), (self._ends, [])
+        if self._dead:
+            answer.set_exception(BrokenExecutor())
+        else:
+            threading.Timer(0.01, answer.set_result, [self._news._replace(ends=ends)]).start()
+        return answer
 
     def given(self):
         """The next trajectory, by its number and flow; of a cancelled one without a flow."""
-        assert self._pipe.poll(60), "nothing was given"
-        number, work, _ = self._pipe.recv()
-        return number, None if work is None else unpack(work).leg.flow
+        return self._told.get(timeout=60)
 
     @property
     def idle(self):
-        return not self._pipe.poll(0.1)
+        with suppress(queue.Empty):
+            self._told.get(timeout=0.1)
+            return False
+        return True
 
     def finish(self, number):
-        self._say("end", number, pack(End(torch.zeros(1, 2), 24)))
+        self._ends.append((number, pack(End(torch.zeros(1, 2), 24))))
 
-    def die(self, why=""):
-        if why:
-            self._say("lost", why)
-        with self._closing:
-            self._pipe.close()
+    def die(self):
+        self._dead = True
+
+    kill = die
 
 
 class Scene:
@@ -291,7 +303,7 @@ class Scene:
 
     def _launch(self, number):
         self.workers.append(Scripted(f"w{number}", self.refusal))
-        return self.workers[-1].worker
+        return self.workers[-1]
 
     def submit(self, rows=1, flow="", **options):
         return self.pool.submit(decoding(rows, flow=flow), **options)

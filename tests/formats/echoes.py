@@ -14,7 +14,7 @@ from ddib_fed.data.pictures import decode_image, decode_volume, encode_png, enco
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import ItemResult, Options, Study, StudyResults
 from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
-from tests.node.picture_examples import chunks
+from tests.data_modules.picture_examples import chunks
 
 DICOM = Path(pydicom.__file__).parent / "data" / "test_files"
 NIFTI = Path(nibabel.__file__).parent / "tests" / "data"

@@ -14,7 +14,7 @@ from typing import Final
 from benchmarks.trust.report import about, write
 
 SECONDS, MEMORY_MB, LONGEST = 20, 2_048, 1 << 16
-INSTRUMENTED: Final = ["ddib_fed", "source_node", "tifffile", "png", "numpy.lib", "PIL", "json"]
+INSTRUMENTED: Final = ["ddib_fed", "source_node", "tifffile", "numpy.lib", "PIL", "json"]
 KEYS: Final = ("parser", "reads", "executions", "crashes", "a_second")
 
 

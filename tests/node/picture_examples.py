@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import png
 import tifffile
 import torch
 from PIL import Image
@@ -114,8 +113,3 @@ def png_bytes(values: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(to_bits(values, np.uint8)).save(file, "PNG")
     return file.getvalue()
-
-
-def chunks(content: bytes) -> list[bytes]:
-    """The names of a PNG's chunks."""
-    return [name for name, _ in png.Reader(bytes=content).chunks()]

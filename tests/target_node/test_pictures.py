@@ -13,8 +13,9 @@ from ddib_fed.protocol.contract import agree
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from target_node.service import DecodingServicer
 from target_node.stream import Arrived, DecodedFile, DecodeStream
+from tests.data_modules.picture_examples import chunks
 from tests.node.institutions import Institution
-from tests.node.picture_examples import SIZE, chunks, pictures_engine
+from tests.node.picture_examples import SIZE, pictures_engine
 from tests.node.tiny_nodes import make_config, make_context
 from tests.protocol.examples import PictureTerms, limits_of, offer, picture_side
 

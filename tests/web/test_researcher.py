@@ -45,9 +45,7 @@ def test_translates_what_was_dropped(browser, finished, north, tmp_path) -> None
     assert (last[1]["written"], last[1]["error"]) == (2, None)
     results = [value for name, value in told if name == "result"]
     assert {each["label"] for each in results} == {"a/scan.npy", "b/scan.npy"}
-    assert all(
-        ["Round trip, median point", "0.0001 of a standard deviation"] in each["figures"] for each in results
-    )
+    assert all(["round trip, median", "0.0001"] in each["figures"] for each in results)
     (folder,) = (tmp_path / "out").iterdir()
     assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {
         f"{name}/scan{end}" for name in "ab" for end in (".npy", ".json", ".returned.npy")

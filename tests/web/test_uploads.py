@@ -12,7 +12,6 @@ from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.record import PictureFigures, Translation
 from ddib_fed.web import uploads as module
-from ddib_fed.web.job import severity
 from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview
 from tests.formats.maps import write_map
 from tests.formats.tiffs import tiff
@@ -147,4 +146,9 @@ def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:
     """Two doubts weigh more than one, and any doubt more than every figure."""
     both = record(29.0, structure_doubtful=True)
     bad, poor, good = record(12.0), record(29.0), record(45.0)
-    assert sorted([good, poor, both, bad], key=severity, reverse=True) == [both, bad, poor, good]
+    assert sorted([good, poor, both, bad], key=lambda each: each.severity, reverse=True) == [
+        both,
+        bad,
+        poor,
+        good,
+    ]

@@ -14,8 +14,9 @@ from ddib_fed.errors import ImageTooLarge, ImageUnreadable, PictureMisfit
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Settings
 from tests.client.scripted_source import npy
+from tests.data_modules.picture_examples import chunks
 from tests.e2e.harness import Pair, ddib
-from tests.node.picture_examples import SIZE, chunks, noise, png_bytes, save_pictures_model, write_files
+from tests.node.picture_examples import SIZE, noise, png_bytes, save_pictures_model, write_files
 
 pytestmark = pytest.mark.e2e
 
