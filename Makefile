@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # A scanner that needs an older `cryptography` than constraints.txt has: it lies in an environment of its own.
 SSLYZE := $(CURDIR)/build/sslyze/bin/sslyze
 
-.PHONY: demo test test-fast test-long test-ray test-web test-pacs check format format-check lint types layers drift size proto install clean bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
+.PHONY: demo test test-fast test-long test-ray test-web test-pacs docs check format format-check lint types layers drift size proto install clean dist release-tree bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -100,6 +100,19 @@ chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken 
 
 fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS) --seconds $(FUZZ_S)
+
+docs: $(VENV)/.dev  ## build/docs: the reference of the Python interface; fails on a dead link
+	$(BIN)/python -m tests.api.reference build/docs
+
+RELEASE ?= build/release
+# What the wheels are built from; the extra `models` names no folder of this machine.
+release-tree:
+	rm -rf $(RELEASE) && mkdir -p $(RELEASE)
+	cp -R LICENSE NOTICE README.md ddib_fed source_node target_node protos models $(RELEASE)
+	sed 's| @ {root:uri}/models||' pyproject.toml > $(RELEASE)/pyproject.toml
+
+dist: release-tree | $(BIN)/python  ## dist/: the wheels of a release, the client's and that of the models
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist $(RELEASE) $(RELEASE)/models
 
 sbom: | $(BIN)/python  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a node needs
 	rm -rf build/sbom && $(BIN)/python -m venv build/sbom/node && $(BIN)/python -m venv build/sbom/tool

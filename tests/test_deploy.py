@@ -101,7 +101,7 @@ def test_the_image_runs_as_a_user_with_a_probe_and_holds_the_program_alone() -> 
     assert last.index("USER 10001:10001") < last.index("ENTRYPOINT")
     assert "http://127.0.0.1:9464/readyz" in last
     copied = [line.split()[1:-1] for line in text.splitlines() if line.startswith("COPY ")]
-    assert copied == [["constraints.txt", "dist/ddib_fed-*.whl"], ["--from=build", "/opt/ddib"]]
+    assert copied == [["constraints.txt", "dist/ddib_fed*.whl"], ["--from=build", "/opt/ddib"]]
     ignored = (CONTAINER / "Containerfile.containerignore").read_text().split()
     assert ignored == ["*", "!constraints.txt", "!dist/"]
 

@@ -1,4 +1,4 @@
-"""The wheel: whole, without what only the checkout needs, and working from outside the checkout."""
+"""The wheels of the client and of the models: whole, without what only the checkout needs, and working outside it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import os
 import subprocess
 import sys
 import zipfile
+from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
+import ddib_fed
 from ddib_fed.cli.demo import NODES
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import pretrained
@@ -24,8 +27,27 @@ PEOPLE = [("alice", "south.example/checkerboards"), ("bob", "west.example/relief
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    return Path(next(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])))
+    return build(tmp_path_factory, ".")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory, "models")
+
+
+def build(factory: pytest.TempPathFactory, project: str) -> Path:
+    """The wheel of a project, from what `make dist` builds it from."""
+    folder = factory.mktemp("release")
+    command = ["make", "--silent", "--directory", str(ROOT), "release-tree", f"RELEASE={folder / 'tree'}"]
+    subprocess.run(command, check=True)
+    builder = WheelBuilder(str(folder / "tree" / project))
+    return Path(next(builder.build(directory=str(folder), versions=["standard"])))
+
+
+def metadata(wheel: Path) -> Message:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        return message_from_bytes(archive.read(name))
 
 
 def names(wheel: Path) -> set[str]:
@@ -34,7 +56,7 @@ def names(wheel: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_the_contract_and_the_models_are_in_the_wheel(wheel: Path) -> None:
+def test_the_contract_and_the_models_are_in_the_wheels(wheel: Path, models: Path) -> None:
     inside = names(wheel)
     assert {
         f"ddib_fed/protos/ddib_fed/v1/{p.name}" for p in (ROOT / "protos/ddib_fed/v1").glob("*.proto")
@@ -44,9 +66,38 @@ def test_the_contract_and_the_models_are_in_the_wheel(wheel: Path) -> None:
         path for folder in ("web/static", "templates") for path in (ROOT / "ddib_fed" / folder).iterdir()
     ]
     assert {path.relative_to(ROOT).as_posix() for path in pages} <= inside
+    inside = names(models)
     assert sum(name.endswith("/model.safetensors") for name in inside) == len(shipped_names())
     latent = [name for name in shipped_names() if pretrained(name).manifest.latents is not None]
     assert sum(name.endswith("/autoencoder.safetensors") for name in inside) == len(latent) >= 3
+
+
+def test_the_client_is_small_and_both_wheels_are_of_one_release(wheel: Path, models: Path) -> None:
+    """Below 2 MB, because the models are the other wheel's; neither names a folder of the machine that built it."""
+    assert wheel.stat().st_size < 2_000_000
+    assert not [name for name in names(wheel) if name in names(models) or "/pretrained/" in name]
+    assert {metadata(each)["Version"] for each in (wheel, models)} == {ddib_fed.__version__}
+    needed = metadata(wheel).get_all("Requires-Dist")
+    assert "ddib-fed-models; extra == 'node'" in needed
+    assert not [each for each in needed if "file:" in each]
+    for each in (wheel, models):
+        licences = {name.rpartition("/")[2] for name in names(each) if ".dist-info/licenses/" in name}
+        assert licences == {"LICENSE", "NOTICE"}
+
+
+def test_a_checkout_brings_its_own_models() -> None:
+    """`pip install '../ddib-fed[node]'` asks no index for them."""
+    core = WheelBuilder(str(ROOT)).metadata.core
+    (found,) = (each for each in core.optional_dependencies["node"] if each.startswith("ddib-fed-models"))
+    assert found.partition("@")[2].strip() == (ROOT / "models").as_uri()
+
+
+@pytest.mark.slow
+def test_a_client_without_models_says_what_to_install(wheel: Path, tmp_path: Path) -> None:
+    done = program_from([wheel], tmp_path, "model", "list")
+    assert done.returncode == 2, done.stderr
+    assert "the models that ship are not installed" in done.stderr
+    assert "ddib-fed-models" in done.stderr.partition("try:")[2]
 
 
 def test_no_failpoint_or_switch_of_a_test_is_in_the_wheel(wheel: Path) -> None:
@@ -59,7 +110,7 @@ def test_no_failpoint_or_switch_of_a_test_is_in_the_wheel(wheel: Path) -> None:
             assert not [word for word in (b"failpoint", b"ddib_tests") if word in content], name
 
 
-DEMO = """
+PROGRAM = """
 import ddib_fed, ddib_fed.cli.main as program
 assert ddib_fed.__file__ == {package!r}
 program.main()
@@ -68,10 +119,10 @@ program.main()
 
 @pytest.mark.e2e
 @pytest.mark.timeout(1_800)
-def test_the_demo_runs_from_the_wheel_with_a_dead_proxy(wheel: Path, tmp_path: Path) -> None:
+def test_the_demo_runs_from_the_wheels_with_a_dead_proxy(wheel: Path, models: Path, tmp_path: Path) -> None:
     """Unpacked outside the checkout, with https_proxy pointing nowhere: exit 0, every file, every bound held."""
     out = tmp_path / "ddib-demo"
-    done = demo_from(wheel, tmp_path)
+    done = program_from([wheel, models], tmp_path, "demo")
     assert done.returncode == 0, done.stdout + done.stderr
     check_report(json.loads((out / "report.json").read_text()))
     assert (out / "translation.png").stat().st_size > 50_000
@@ -81,16 +132,17 @@ def test_the_demo_runs_from_the_wheel_with_a_dead_proxy(wheel: Path, tmp_path: P
     assert len(set(models)) == len(NODES)
 
 
-def demo_from(wheel: Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """`ddib demo` of the unpacked wheel, in a process of its own in this folder."""
+def program_from(wheels: list[Path], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A `ddib` command of unpacked wheels, in a process of its own in this folder."""
     installed = folder / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(installed)
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(installed)
     dead = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     package = str(installed / "ddib_fed" / "__init__.py")
-    code = DEMO.format(package=package)
+    code = PROGRAM.format(package=package)
     environment = {**os.environ, **dead, "HTTPS_PROXY": dead["https_proxy"], "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-c", code, "demo"]
+    command = [sys.executable, "-c", code, *words]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1_500
     )

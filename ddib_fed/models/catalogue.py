@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
+from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound, missing
 from ddib_fed.files import appearing, copy_folder, model_folder, read_json
 from ddib_fed.names import nearest
 
@@ -43,7 +43,14 @@ def shipped_names() -> tuple[str, ...]:
     return tuple(sorted(e.name for e in folder.iterdir() if e.is_dir())) if folder.is_dir() else ()
 
 
+def require_models() -> None:
+    """Raise ExtraMissing unless the models that ship are installed: a client alone has none."""
+    if not shipped_folder().is_dir():
+        raise missing("models", "ddib-fed-models", "the models that ship are not installed")
+
+
 def shipped_models() -> tuple[Listed, ...]:
+    require_models()
     return tuple(look(shipped_folder() / name, name) for name in shipped_names())
 
 
@@ -66,6 +73,7 @@ def look(folder: Path, source: str) -> Listed:
 
 
 def require_shipped(name: str) -> None:
+    require_models()
     known = shipped_names()
     if name not in known:
         close = f"did you mean {near}? " if (near := nearest(name, known)) else ""

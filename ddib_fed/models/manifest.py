@@ -329,6 +329,7 @@ def carried_domain(manifest: Manifest) -> str | None:
         trained = (
             domain is not None
             and manifest.sample_shape == domain.shape
-            and manifest.data == data_note(domain)
+            and manifest.data is not None
+            and (manifest.data.source, manifest.data.note) == (domain.package, domain.note)
         )
     return manifest.domain if trained else None

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ddib_fed.errors import AlreadyExists, BundleInvalid, ModelNotFound
+from ddib_fed.errors import AlreadyExists, BundleInvalid, ExtraMissing, ModelNotFound
 from ddib_fed.files import copy_folder
 from ddib_fed.models import catalogue
 from ddib_fed.models.bundle import load_bundle, open_bundle, pretrained, shipped_calibration
-from ddib_fed.models.catalogue import copy_shipped, shipped_folder, shipped_names
+from ddib_fed.models.catalogue import copy_shipped, shipped_folder, shipped_models, shipped_names
 from ddib_fed.models.manifest import DataNote, carried_domain
 from ddib_fed.models.units import Normalisation
 
@@ -67,6 +67,26 @@ def test_a_misspelt_name_gets_a_suggestion(take, tmp_path):
         take("sattelite", tmp_path / "x")
     assert "did you mean satellite?" in caught.value.hint
     assert "satellite" in shipped_names()
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda path: shipped_models(),
+        lambda path: copy_shipped("moons", path),
+        lambda path: open_bundle("moons"),
+    ],
+    ids=["list", "get", "open"],
+)
+def test_a_client_without_the_models_is_told_how_to_install_them(take, tmp_path, monkeypatch):
+    """They are a distribution of their own; models in folders need it not."""
+    copy_shipped("moons", tmp_path / "mine")
+    monkeypatch.setattr(catalogue, "shipped_folder", lambda: tmp_path / "none")
+    with pytest.raises(ExtraMissing) as caught:
+        take(tmp_path / "x")
+    assert "-m pip install" in caught.value.hint
+    assert "ddib-fed-models" in caught.value.hint
+    assert open_bundle(str(tmp_path / "mine")).manifest.domain == "moons"
 
 
 @pytest.mark.parametrize("domain", shipped_names())

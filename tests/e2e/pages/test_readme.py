@@ -23,6 +23,7 @@ import yaml
 from click.testing import CliRunner
 from packaging.requirements import Requirement
 
+import ddib_fed
 from ddib_fed.calibration import aggregate
 from ddib_fed.cli.main import cli
 from ddib_fed.data.pictures import encode_png, read_image
@@ -225,7 +226,8 @@ def test_a_client_needs_no_extra(pair: Machines) -> None:
     absent = {
         module
         for module, packages in importlib.metadata.packages_distributions().items()
-        if not {"ddib-fed", *base} & {package.lower().replace("_", "-") for package in packages}
+        if not {"ddib-fed", "ddib-fed-models", *base}
+        & {package.lower().replace("_", "-") for package in packages}
     }
     assert {"torch", "scipy", "matplotlib"} <= absent
     east = pair.machine("east")
@@ -372,7 +374,7 @@ def test_a_copy_of_a_node_by_the_page_can_be_restored(tmp_path: Path) -> None:
 def test_the_citation_is_of_this_release() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+    assert (cited["version"], cited["license"]) == (ddib_fed.__version__, project["license"])
     assert cited["authors"] == project["authors"]
 
 
