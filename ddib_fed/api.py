@@ -25,7 +25,7 @@ from ddib_fed.data.pictures import (
 )
 from ddib_fed.data.points import parse_npy
 from ddib_fed.errors import DdibError, UsageError, extra
-from ddib_fed.record import Guidance, Part, Settings, Translation
+from ddib_fed.record import Guidance, Part, Record, Settings
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
@@ -164,7 +164,7 @@ class TranslatedSample:
         return {part: file.data for part, file in self.result.files.items()}
 
     @cached_property
-    def record(self) -> Translation:
+    def record(self) -> Record:
         """Its provenance and figures, the same that `ddib translate` writes as JSON."""
         return self.result.provenance.judged()
 

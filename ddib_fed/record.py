@@ -44,7 +44,7 @@ MOST_TILES = 1024
 
 
 class Part(StrEnum):
-    """A file of a translation; the values are the keys of `Translation.files`."""
+    """A file of a translation; the values are the keys of `Record.files`."""
 
     TRANSLATION = "translation"
     RETURNED = "returned"
@@ -289,7 +289,7 @@ class PictureFigures(_Section):
         return _range(self.low, self.high)
 
 
-class Translation(_Section):
+class Record(_Section):
     """How one translation came about. Digests are SHA-256 in hex; what names a hop is empty in one process."""
 
     format: int = FORMAT
@@ -384,7 +384,7 @@ class Translation(_Section):
         return (json.dumps(self.stored(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def parse(cls, raw: object) -> Translation | None:
+    def parse(cls, raw: object) -> Record | None:
         """A record; None when it is none, or cannot be used."""
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             return None
@@ -394,7 +394,7 @@ class Translation(_Section):
             return None
 
     @classmethod
-    def read(cls, path: Path) -> Translation | None:
+    def read(cls, path: Path) -> Record | None:
         """The record in a file; None when there is none that can be read."""
         try:
             return cls.parse(parse_json(path.read_bytes()))
@@ -413,7 +413,7 @@ def tiles_in(height: int, width: int, tile: tuple[int, int]) -> int:
     return rows * columns
 
 
-def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
+def fitted_line(named: Sequence[tuple[str, Record]]) -> str:
     """Which pictures were not translated at their own size, and what that lost; empty for none."""
     found = [(name, record.picture) for name, record in named if record.picture and record.picture.lost]
     if not found:
@@ -424,7 +424,7 @@ def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
     return f"{len(found):,} of {len(named):,} pictures were not translated at their own size; {worst} {figures.lost}"
 
 
-def doubt_lines(named: Sequence[tuple[str, Translation]]) -> list[str]:
+def doubt_lines(named: Sequence[tuple[str, Record]]) -> list[str]:
     """Say of each reason for doubt which translations have it."""
     lines = []
     for reason in dict.fromkeys(reason for _, record in named for reason in record.reasons):

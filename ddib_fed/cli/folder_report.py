@@ -19,7 +19,7 @@ from ddib_fed.client.folder_run import STAGES, FolderRun, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered, not_written
 from ddib_fed.errors import DdibError, ExhaustedError, error_class
-from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, tiles_in
+from ddib_fed.record import Part, Record, doubt_lines, fitted_line, tiles_in
 from ddib_fed.terminal import bar, drawing, emit, number, print_table, say
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -175,7 +175,7 @@ def _write(run: FolderRun, pictures: list[Delivered], page: Path) -> None:
             name, made = f"{study.record.stem}, slice {item['plane'] + 1}", shown
             if made.is_dir() and len(study.files) == study.report["planes"]:
                 made = study.files[item["plane"]]
-            if record := Translation.parse(item):
+            if record := Record.parse(item):
                 files.append(FoundPicture(name, made, record))
             else:
                 missing.append((name, item.get("why", "its record cannot be read")))
@@ -247,7 +247,7 @@ def _say_study(each: WrittenStudy) -> None:
     for line in filter(None, (each.refused, round_trip, *each.said)):
         say(f"  {line}")
     word = "tile" if "tiles" in each.report else "slice"
-    parts = [(f"{word} {item['plane'] + 1}", Translation.parse(item)) for item in each.report["items"]]
+    parts = [(f"{word} {item['plane'] + 1}", Record.parse(item)) for item in each.report["items"]]
     for line in doubt_lines([(name, record) for name, record in parts if record is not None]):
         say(f"  {line}", err=True)
 

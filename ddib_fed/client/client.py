@@ -46,7 +46,7 @@ from ddib_fed.errors import (
 from ddib_fed.protocol.calls import from_detail, is_number, status_of
 from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
 from ddib_fed.protocol.messages import provenance_record, settings_to_pb
-from ddib_fed.record import DIAL, UNGUIDED, Guidance, Part, Settings, Translation
+from ddib_fed.record import DIAL, UNGUIDED, Guidance, Part, Record, Settings
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
 from ddib_fed.terminal import say
 from ddib_fed.v1 import common_pb2
@@ -181,7 +181,7 @@ class JobResult:
 
     item: int
     files: Mapping[Part, ResultFile]
-    provenance: Translation
+    provenance: Record
 
     @property
     def translation(self) -> ResultFile:
@@ -200,7 +200,7 @@ def collect(
     from ddib_fed.protocol.streams import assemble, open_file
 
     due, files = set(wanted), dict[Part, ResultFile]()
-    now: tuple[int, Translation] | None = None
+    now: tuple[int, Record] | None = None
 
     def opened(header: pb.ResultHeader) -> Announced:
         nonlocal now

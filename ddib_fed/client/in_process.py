@@ -30,7 +30,7 @@ from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, f
 from ddib_fed.evaluation.metrics import file_rule, picture_rule
 from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
 from ddib_fed.protocol.contract import REFUSE, guidance_from_pb
-from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
+from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Record, Settings
 from ddib_fed.terminal import explained
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -275,7 +275,7 @@ class InProcess(Client):
             given = given.at_model_size()
         calibration, classes = self._here.calibration, job.classes[found.item.number]
         guide = target.classifier if job.asked.guidance.classifier_scale is not None else None
-        record = Translation(
+        record = Record(
             source_domain=source.manifest.domain,
             target_domain=target.manifest.domain,
             source_model_sha256=source.bundle.digest,

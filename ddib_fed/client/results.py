@@ -31,7 +31,7 @@ from ddib_fed.errors import (
     UsageError,
 )
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
-from ddib_fed.record import CALIBRATION_FILE, Part, Translation, WrittenFile
+from ddib_fed.record import CALIBRATION_FILE, Part, Record, WrittenFile
 from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Delivered:
     file: str
     files: Mapping[Part, Path]
     record: Path
-    provenance: Translation
+    provenance: Record
 
 
 def check_free(items: Sequence[FileItem], inputs: Iterable[Path], out: Path, *, force: bool) -> None:
@@ -240,7 +240,7 @@ def _check_ours(record: Path, item: FileItem, result: JobResult) -> None:
     """Raise unless the record's place is free, or has one of the same request for the same input."""
     if not os.path.lexists(record):
         return
-    found = Translation.read(record)
+    found = Record.read(record)
     wanted = item.asked or None, result.provenance.input_sha256
     if found is None or (found.asked_sha256 or None, found.input_sha256) != wanted:
         raise AlreadyExists(
@@ -253,7 +253,7 @@ def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
     """The results of these files that are on the disk already, by their place in `items`."""
     for number, item in enumerate(items):
         path = out / f"{item.name}.json"
-        record = Translation.read(path) if item.asked and path.exists() else None
+        record = Record.read(path) if item.asked and path.exists() else None
         if record is None or Part.TRANSLATION not in record.files:
             continue
         if (record.asked_sha256, record.input_sha256) != (item.asked, item.sha256):

@@ -26,7 +26,7 @@ from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_fi
 from ddib_fed.evaluation.sheets import as_pictures, to_pixels
 from ddib_fed.evaluation.translations import FoundPicture, Translations
 from ddib_fed.pages import beside, write_page
-from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, undigits
+from ddib_fed.record import Part, Record, doubt_lines, fitted_line, undigits
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
@@ -165,7 +165,7 @@ def _remarks(results: Sequence[FoundPicture]) -> list[str]:
     return [*said, "These pictures are made by machine. The figures here say nothing about findings in them."]
 
 
-_FACTS: Final[Mapping[str, Callable[[Translation], str]]] = {
+_FACTS: Final[Mapping[str, Callable[[Record], str]]] = {
     "source": lambda r: f"{r.source_institution}/{r.source_domain}".lstrip("/"),
     "target": lambda r: f"{r.target_institution}/{r.target_domain}".lstrip("/"),
     "jobs": lambda r: r.job_id,
@@ -189,7 +189,7 @@ _FACTS: Final[Mapping[str, Callable[[Translation], str]]] = {
 }
 
 
-def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
+def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Each fact with its value, or with its values and how many pictures have each."""
     rows = []
     for name, fact in _FACTS.items():

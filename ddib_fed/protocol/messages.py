@@ -19,7 +19,7 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 
 from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields
 from ddib_fed.files import DIGEST_BYTES
-from ddib_fed.record import Settings, Translation
+from ddib_fed.record import Record, Settings
 from ddib_fed.v1 import common_pb2, translation_pb2
 
 
@@ -62,7 +62,7 @@ def provenance_message(stored: Mapping[str, Any]) -> translation_pb2.Provenance:
     return translation_pb2.Provenance(**{name: stored[name] for name in stored.keys() - _LOCAL})
 
 
-def provenance_record(message: translation_pb2.Provenance) -> Translation:
+def provenance_record(message: translation_pb2.Provenance) -> Record:
     """The record that a source node sent; its fields were checked when the message arrived."""
     # Which commands without jobs do not need.
     from google.protobuf.json_format import MessageToDict
@@ -73,7 +73,7 @@ def provenance_record(message: translation_pb2.Provenance) -> Translation:
     # A map has another order in each process; a record that is written again must be the same bytes.
     values["seconds"] = dict(sorted(values["seconds"].items()))
     try:
-        return Translation.model_validate(values)
+        return Record.model_validate(values)
     except (ValueError, SettingsInvalid) as error:  # fields that are right alone, and wrong together
         raise MessageInvalid(f"the record of a result: {error}") from error
 

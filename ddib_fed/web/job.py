@@ -39,7 +39,7 @@ from ddib_fed.files import problem_text
 from ddib_fed.formats.parts import INTENSITY, WrittenStudy
 from ddib_fed.formats.study import AUTO, IntensityRule, Options, Origin, Study
 from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
-from ddib_fed.record import DIAL, Frozen, Part, PictureFigures, Settings, Translation
+from ddib_fed.record import DIAL, Frozen, Part, PictureFigures, Record, Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, Window, own_window, preview, renamed, shown
@@ -83,7 +83,7 @@ class ShownResult:
 
     label: str
     files: Mapping[Part, Path]
-    provenance: Translation
+    provenance: Record
     study: int | None = None
     plane: int = 0
 
@@ -372,7 +372,7 @@ def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
     return files
 
 
-def severity(record: Translation) -> float:
+def severity(record: Record) -> float:
     """The higher, the earlier it should be looked at: doubtful ones first, then by the worst round trip."""
     picture, cycle = record.picture, record.cycle
     figure = 0.0
@@ -385,7 +385,7 @@ def severity(record: Translation) -> float:
     return 1000.0 * len(record.doubts or ()) + figure
 
 
-def figures_in_words(record: Translation) -> list[tuple[str, str]]:
+def figures_in_words(record: Record) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     if (picture := record.picture) is not None:
         if picture.lost:

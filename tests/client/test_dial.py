@@ -12,7 +12,7 @@ from ddib_fed.data.fitting import PictureRule
 from ddib_fed.errors import DiskFull, InternalError, PeerUnreachable, PolicyDenied
 from ddib_fed.evaluation.translations import Translations
 from ddib_fed.models.units import Normalisation
-from ddib_fed.record import Translation
+from ddib_fed.record import Record
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.calibration.examples import calibration
 from tests.client.scripted_source import TARGET
@@ -30,7 +30,7 @@ def own() -> tuple[np.ndarray, Calibration]:
 def translations(translated: np.ndarray, source: np.ndarray, made: Calibration) -> Translations:
     """All of the pictures, with a round trip that lost nothing."""
     stacks = {"translated": translated.astype(np.float32), "source": source, "truth": None, "back": source}
-    names, records = tuple(map(str, range(len(source)))), (Translation(),) * len(source)
+    names, records = tuple(map(str, range(len(source)))), (Record(),) * len(source)
     return Translations(names, records, **stacks, domain=None, notes=(), mapping=made.alone)
 
 

@@ -11,7 +11,7 @@ from ddib_fed.calibration.record import Dial
 from ddib_fed.errors import CalibrationExpired, CalibrationModel, CalibrationUnknown
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.record import Translation
+from ddib_fed.record import Record
 from source_node.service import job_message
 from source_node.submission import active_terms, calibration_of, choose_calibration
 from tests import audit_rows
@@ -66,7 +66,7 @@ def test_items_are_encoded_under_the_active_calibration(source, target, signed) 
     jobs = [source.translated(no_calibration=each) for each in (False, True)]
     calibrated, plain = (latent.data for _, latent in target.latents)
     np.testing.assert_allclose(calibrated, -plain, atol=1e-5)
-    records = [Translation.parse(job.items[0].provenance) for job in jobs]
+    records = [Record.parse(job.items[0].provenance) for job in jobs]
     assert [record.calibration_sha256 for record in records] == [signed.sha256.hex(), ""]
     assert [record.calibration_kind for record in records] == ["rotation", ""]
     assert [job_message(job).request.no_calibration for job in jobs] == [False, True]

@@ -10,7 +10,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.record import PictureFigures, Translation
+from ddib_fed.record import PictureFigures, Record
 from ddib_fed.web import uploads as module
 from ddib_fed.web.job import severity
 from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview
@@ -139,8 +139,8 @@ def test_points_are_drawn(tmp_path: Path) -> None:
     assert seen[: SIZE // 2, : SIZE // 2].min() == 255
 
 
-def record(psnr: float | None, **more: object) -> Translation:
-    return Translation(picture=PictureFigures(cycle_psnr=psnr, **more)).judged()
+def record(psnr: float | None, **more: object) -> Record:
+    return Record(picture=PictureFigures(cycle_psnr=psnr, **more)).judged()
 
 
 def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:

@@ -17,7 +17,7 @@ from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.parts import WrittenStudy
-from ddib_fed.record import Part, PictureFigures, Translation
+from ddib_fed.record import Part, PictureFigures, Record
 from ddib_fed.v1 import translation_pb2 as pb
 
 
@@ -28,7 +28,7 @@ def run(out, names, *, left_out=(), records=()):
         path = out / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(np.full((8, 8, 1), 20 * number, np.uint8)))
-        record = records[number] if records else Translation(picture=PictureFigures(cycle_psnr=40.0 - number))
+        record = records[number] if records else Record(picture=PictureFigures(cycle_psnr=40.0 - number))
         record = record.judged()
         delivered[name] = Delivered(number, f"{name}.tif", {Part.TRANSLATION: path}, path, record)
     options = RunOptions(Profile.model_construct(), job_header("south.example/relief"), out, RunProgress())
@@ -83,7 +83,7 @@ def test_a_doubt_is_what_was_seen_and_what_repairs_it(figures, calibration, seen
     """One sentence for each case, on the terminal and on the page; a picture without doubt is not named."""
     bad = PictureFigures(structure_doubtful=True, **figures)
     good = PictureFigures(structure_doubtful=False, edge_correlation=0.5)
-    records = [Translation(calibration_sha256=calibration, picture=each) for each in (good, bad)]
+    records = [Record(calibration_sha256=calibration, picture=each) for each in (good, bad)]
     found = run(tmp_path, ["good", "bad"], records=records)
     report_run(found, write_pages(found))
     said = " ".join(capsys.readouterr().err.split())
@@ -97,9 +97,7 @@ def test_a_doubt_is_what_was_seen_and_what_repairs_it(figures, calibration, seen
 
 def test_results_of_two_models_are_said_to_be(tmp_path, capsys):
     """Each picture has its record, so both stay: the command of today translates all by one."""
-    records = [
-        Translation(target_model_sha256=digest, picture=PictureFigures()) for digest in ("a", "a", "b")
-    ]
+    records = [Record(target_model_sha256=digest, picture=PictureFigures()) for digest in ("a", "a", "b")]
     report_run(run(tmp_path, ["a", "b", "c"], records=records))
     said = " ".join(capsys.readouterr().err.split())
     assert "the results are of 2 different models or calibrations (see the records); the same command" in said
@@ -111,9 +109,9 @@ def test_an_item_whose_record_cannot_be_read_is_on_the_page(tmp_path):
     """Such as one of a later release."""
     found, made = run(tmp_path, []), tmp_path / "head.nii.gz"
     made.write_bytes(b"")
-    items = [{"plane": 0, **Translation(picture=PictureFigures()).stored()}, {"plane": 1, "format": 99}]
+    items = [{"plane": 0, **Record(picture=PictureFigures()).stored()}, {"plane": 1, "format": 99}]
     report = {"kind": "NIfTI", "planes": 2, "slices": {}, "items": items}
-    study = WrittenStudy(made, (made,), tmp_path / "head.json", Translation(), report, ())
+    study = WrittenStudy(made, (made,), tmp_path / "head.json", Record(), report, ())
     found.written.append(study)
     page = write_pages(found).read_text()
     assert "head, slice 1" in page

@@ -29,7 +29,7 @@ from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.sidecars import Allowances
-from ddib_fed.record import Classes, Guidance, PictureFigures, Translation
+from ddib_fed.record import Classes, Guidance, PictureFigures, Record
 from ddib_fed.training import config as presets
 from ddib_fed.training import tune as tuning
 from ddib_fed.training.config import seconds
@@ -293,6 +293,6 @@ UNKNOWN = {"least_edge_correlation": None, "structure_doubtful": None}
 )
 def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(changes, doubts):
     """A round trip of 40 dB does not excuse lost structure; a node or model that says nothing marks nothing."""
-    judged = Translation(picture=FIGURES.model_copy(update=changes)).judged()
+    judged = Record(picture=FIGURES.model_copy(update=changes)).judged()
     assert judged.doubts == doubts
     assert judged.doubtful is (None if doubts is None else bool(doubts))

@@ -30,7 +30,7 @@ from ddib_fed.models.sidecars import Tuned
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.protocol.contract import guidance_to_pb
 from ddib_fed.protocol.messages import settings_to_pb
-from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation, file_name
+from ddib_fed.record import UNGUIDED, Guidance, Part, Record, Settings, file_name
 from ddib_fed.v1 import common_pb2
 from tests.calibration.examples import calibration, signed
 from tests.e2e.two_nodes import TwoNodes, same_noise
@@ -96,8 +96,8 @@ class Compared:
     def __init__(self, local: Path, federated: Path, names: list[str]) -> None:
         self.local, self.federated, self.names = local, federated, names
 
-    def records(self, name: str) -> tuple[Translation, Translation]:
-        found = [Translation.read(folder / f"{name}.json") for folder in (self.local, self.federated)]
+    def records(self, name: str) -> tuple[Record, Record]:
+        found = [Record.read(folder / f"{name}.json") for folder in (self.local, self.federated)]
         assert None not in found
         return found[0], found[1]
 
@@ -124,7 +124,7 @@ class Compared:
 PLAIN = Settings(evaluations=EVALUATIONS)
 
 
-def said(record: Translation) -> dict[str, Any]:
+def said(record: Record) -> dict[str, Any]:
     """A record without what names the hop, flat: the numbers, names and marks in it by their paths."""
     flat: dict[str, Any] = {}
 
