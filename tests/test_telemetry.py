@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import ValidationError
 
-from ddib_fed import telemetry
+from ddib_fed import Request, telemetry
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.protocol.calls import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
@@ -165,7 +165,9 @@ def translated(
     profile = Profile.load(nodes.profile())
     with Client(profile, tracing=client.tracing) as opened:
         opened.translate(
-            [tmp_path / f"{NAME}.npy"], "south.example/checkerboards", Settings(evaluations=8), cycle=cycle
+            [tmp_path / f"{NAME}.npy"],
+            "south.example/checkerboards",
+            Request(Settings(evaluations=8), cycle=cycle),
         )
     wait_until(lambda: source.named("job") and target.named("decode"), 10.0)
     return client, source, target

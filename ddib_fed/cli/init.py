@@ -201,7 +201,7 @@ def init() -> None:
     "the model is trained later.",
     str,
 )
-@option("--classifier DIR", "Folder of a classifier that guides decoding (--classifier-scale).", str)
+@option("--classifier DIR", "Folder of a classifier that guides decoding (classifier-scale).", str)
 @option("--domain NAME", "The domain's name for peers; default: the model's own.")
 @option("--name NAME", "The node's name inside the institution.", default=USUAL_NODE)
 @option(

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from pydantic import Field, PrivateAttr, field_validator
 
@@ -27,35 +27,6 @@ FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
 
 
-class DicomRoute(Frozen):
-    """A `[[dicom.route]]`: a target, and shell patterns that a series' headers must fit."""
-
-    to: str = Field(pattern="^[^/]+/[^/]+$")
-    modality: str = "*"
-    image_type: str = "*"
-    body_part_examined: str = "*"
-    series_description: str = "*"
-
-
-class DicomSettings(Frozen):
-    """The table `[dicom]` of client.toml (docs/routing.md); its paths are relative to the file."""
-
-    aet: str = Field("DDIB", min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")
-    port: int = Field(11112, ge=1, le=65535)
-    peers: tuple[str, ...] = ()
-    tls: str | None = None
-    login: str | None = None
-    spool: str = "dicom-spool"
-    quiet_s: float = Field(5.0, gt=0, le=3600)
-    most_gib: float = Field(20.0, gt=0)
-    most_instances: int = Field(20_000, ge=1)
-    most_associations: int = Field(10, ge=1, le=1000)
-    expire_h: float = Field(24.0, gt=0)
-    most_shrink: float = Field(2.0, ge=1)
-    report: Literal["none", "sr"] = "none"
-    route: tuple[DicomRoute, ...] = ()
-
-
 class Profile(Frozen):
     institution: str
     name: str
@@ -65,7 +36,8 @@ class Profile(Frozen):
     proxy: ProxyUrl | None = None
     proxy_login: str | None = None
     telemetry: TelemetrySettings = TelemetrySettings()
-    dicom: DicomSettings = DicomSettings()
+    dicom: dict[str, Any] = Field(default_factory=dict)
+    """The table of the extension `ddib_fed.pacs`, which checks it."""
     _path: Path = PrivateAttr(default=Path(FILE_NAME))
 
     @field_validator("source_address")

@@ -26,7 +26,7 @@ from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_fi
 from ddib_fed.evaluation.sheets import as_pictures, to_pixels
 from ddib_fed.evaluation.translations import FoundPicture, Translations
 from ddib_fed.pages import beside, write_page
-from ddib_fed.record import Part, Record, doubt_lines, fitted_line, undigits
+from ddib_fed.record import Part, Record, undigits
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
@@ -144,13 +144,13 @@ def verdict(total: int, results: Sequence[FoundPicture], missing: int) -> str:
     if any(each.record.doubtful is not None for each in results):
         said += f"; doubtful: {doubtful:,}" if doubtful else "; none is marked doubtful"
     said += f"; left out or failed: {missing:,}." if missing else "."
-    fitted = fitted_line([(each.name, each.record) for each in results])
+    fitted = Record.fitted_line([(each.name, each.record) for each in results])
     return f"{fitted}. {said}" if fitted else said
 
 
 def _remarks(results: Sequence[FoundPicture]) -> list[str]:
     values = [p for each in results if (p := each.picture.cycle_psnr) is not None]
-    said = doubt_lines([(each.name, each.record) for each in results])
+    said = Record.doubt_lines([(each.name, each.record) for each in results])
     if values:
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         said.append(f"Round trip: median {middle:.1f} dB, nine in ten between {low:.1f} and {high:.1f} dB.")
@@ -365,7 +365,7 @@ class WayFound:
             yield (
                 f"edges agree by {edges['median']:.2f}, those of pictures that do not belong together by {chance:.2f}: "
                 "hardly any structure is kept. Start both models from one public bundle (ddib model train --init), "
-                "train for longer, or try ddib translate --depth 0.6, which reveals more of the picture."
+                "train for longer, or try ddib translate --set depth=0.6, which reveals more of the picture."
             )
 
 

@@ -26,7 +26,7 @@ from ddib_fed.errors import FileMissing, PictureMisfit, ShapeMismatch, UsageErro
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.models.units import PictureMap
-from ddib_fed.record import Part, PictureFigures, Record, doubt_lines
+from ddib_fed.record import Part, PictureFigures, Record
 
 OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
@@ -305,7 +305,7 @@ def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) ->
     report["notes"] = [
         *report["notes"],
         *found.notes,
-        *doubt_lines([*zip(found.names, found.records, strict=True)]),
+        *Record.doubt_lines([*zip(found.names, found.records, strict=True)]),
         *(
             f"{count} of {report['count']} pictures were translated under the {kind} calibration {sha256}."
             for (kind, sha256), count in named.items()

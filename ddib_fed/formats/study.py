@@ -517,6 +517,29 @@ class Study(ABC):
     def items(self) -> Iterator[bytes]:
         return self.pixels.items()
 
+    @property
+    def in_tiles(self) -> bool:
+        """Whether its items are tiles, which are shown as the whole that they make."""
+        return False
+
+    def views(self, made: Path, side: int) -> dict[str, bytes]:
+        """Draw what is in tiles, and its translation, for a browser.
+
+        Parameters
+        ----------
+        made
+            The file of the translation.
+        side
+            Pixels of the longer side at most.
+
+        Returns
+        -------
+        dict
+            PNG by part ("source", "translation"); empty of what is not in tiles, or is of one colour.
+        """
+        del made, side
+        return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Unread:

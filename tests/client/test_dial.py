@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Dial
-from ddib_fed.client.client import open_client
+from ddib_fed.client.client import Client
 from ddib_fed.client.dial import measure_dial, translating, write_pictures
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.errors import DiskFull, InternalError, PeerUnreachable, PolicyDenied
@@ -139,5 +139,5 @@ def test_jobs_that_fail_raise_the_error_that_they_failed_with(error, north, tmp_
 
     north.script.pictures, north.script.forge = True, failed
     paths = write_pictures(pictures(2), PictureRule(1, 8, 8, "resize", 0, 255), tmp_path)
-    with open_client(north.profile_path) as client, pytest.raises(error):
+    with Client.for_command(north.profile_path) as client, pytest.raises(error):
         translating(client, TARGET, paths, tmp_path, own()[1])(Dial())

@@ -87,7 +87,7 @@ def test_a_quality_is_one_of_three_settings():
         asked.of_quality("best")
     with pytest.raises(SettingsInvalid, match="chooses grid itself") as refused:
         Settings(grid="integer").of_quality("exact")
-    assert refused.value.hint == "leave --grid or --quality out"
+    assert refused.value.hint == "leave grid or quality out"
 
 
 def test_a_record_whose_fields_contradict_each_other_breaks_the_protocol() -> None:

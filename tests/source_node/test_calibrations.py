@@ -101,7 +101,7 @@ def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
     node.calibrations.add(ended(signed))
     with pytest.raises(CalibrationExpired, match="ended") as refused:
         choose_calibration(node, header(**TARGET))
-    assert "--no-calibration" in refused.value.hint
+    assert "--calibration none" in refused.value.hint
     assert active_terms(node, TO) is None
     node.calibrations.add(signed)
     assert choose_calibration(node, header(**TARGET)) == signed.calibration
@@ -136,7 +136,7 @@ def test_a_damaged_calibration_is_not_taken_for_none(source, signed) -> None:
     file.write_text("{}")
     with pytest.raises(CalibrationUnknown, match=file.name) as refused:
         choose_calibration(node, header(**TARGET))
-    assert "--no-calibration" in refused.value.hint
+    assert "--calibration none" in refused.value.hint
     assert choose_calibration(node, header(**TARGET, no_calibration=True)) is None
 
 

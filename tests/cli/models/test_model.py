@@ -12,7 +12,6 @@ from PIL import Image
 from ddib_fed.cli import train as training
 from ddib_fed.cli.main import run
 from ddib_fed.cli.model import evaluate, model
-from ddib_fed.cli.options import parse_pairs
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import SHIPPED
@@ -108,10 +107,10 @@ def test_learned_steps_are_told_and_translate_and_others_are_refused(ddib, point
     assert shown["steps"]["legs"][0]["evaluations"] == 3
     np.save(tmp_path / "p.npy", np.random.default_rng(0).normal(size=(20, 2)))
     way = (tmp_path / "p.npy", "--source", points, "--target", points, "--out")
-    ddib(translate, *way, tmp_path / "out", "--grid", "learned", "--evaluations", 4)
+    ddib(translate, *way, tmp_path / "out", "--set", "grid=learned", "--evaluations", 4)
     assert json.loads((tmp_path / "out" / "p.json").read_text())["solver"]["grid"] == "learned"
     for options, why in (
-        (("--grid", "learned", "--evaluations", 5), "learned steps of 3, 4 evaluations, not of 5"),
+        (("--set", "grid=learned", "--evaluations", 5), "learned steps of 3, 4 evaluations, not of 5"),
         (("--quality", "draft"), "3, 4 evaluations, not of 12"),
         (("--quality", "exact", "--evaluations", 50), "chooses evaluations itself"),
     ):
@@ -234,13 +233,13 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
 def test_classes_go_by_number_and_by_name():
     classes = Classes("pets", 2, ("cat", "7"))
     assert [classes.number(text) for text in ("cat", "7", "1", " 0 ")] == [0, 1, 1, 0]
-    assert parse_pairs("cat:1, 1:cat", classes, classes) == ((0, 1), (1, 0))
+    assert classes.pairs("cat:1, 1:cat", classes) == ((0, 1), (1, 0))
     for wrong in ("2", "dog", "-1", "", "\u0661"):
         with pytest.raises(SettingsInvalid):
             classes.number(wrong)
     for wrong in ("", "cat", "cat:", "0:1,", "0:1,cat:7"):
         with pytest.raises((UsageError, SettingsInvalid)):
-            parse_pairs(wrong, classes, classes)
+            classes.pairs(wrong, classes)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.data.fitting import fit_picture
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.diffusion.plans import SolverSettings
@@ -115,7 +116,7 @@ class Bench:
             with self.pair.client(patience_s=0) as client:
                 settings = Settings(evaluations=12)
                 client.translate(
-                    self.files.paths, "south.example/relief", settings, deadline_s=30, cycle=True
+                    self.files.paths, "south.example/relief", Request(settings, cycle=True), deadline_s=30
                 )
         except DdibError:
             assert leak is not None
