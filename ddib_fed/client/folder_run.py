@@ -18,7 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ddib_fed.client.client import RESUMES, Client
 from ddib_fed.client.files import (
@@ -96,15 +96,6 @@ FEWEST = 2
 """Pictures of a page: of one alone the record and the file say all."""
 SLOW = 50
 """Pictures from which drawing has a bar of its own."""
-
-
-class Pair(NamedTuple):
-    """A picture of a class that is translated to another one: the numbers of both, and its place in its class."""
-
-    path: Path
-    source: int
-    target: int
-    ordinal: int
 
 
 @dataclass(slots=True, eq=False)
@@ -239,7 +230,7 @@ class Run:
         self.items = items_below(root, files)
 
     def open_pairs(
-        self, pairs: str, find: Callable[[Sequence[tuple[int, int]], Sequence[str]], Sequence[Pair]]
+        self, pairs: str, find: Callable[[Sequence[tuple[int, int]], Sequence[str]], Sequence[Any]]
     ) -> None:
         """Take pictures of some classes, each of which is translated to another class.
 
@@ -248,7 +239,8 @@ class Run:
         pairs
             Pairs of classes by numbers or names, such as ``260:261,cat:dog``.
         find
-            Finds the pictures of pairs of class numbers; its second argument is the names of the source's classes.
+            Finds the pictures of pairs of class numbers, each with `path`, `source`, `target` and `ordinal`; its second
+            argument is the names of the source's classes.
         """
         with self.opened() as client:
             domains = client.domains()

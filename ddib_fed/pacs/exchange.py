@@ -80,7 +80,7 @@ def own_entity(profile: Profile, aet: str | None = None) -> OwnEntity:
 
 
 def is_web(peer: str) -> bool:
-    return peer.startswith(("http://", "https://"))
+    return "://" in peer or ("/" in peer and "@" not in peer)
 
 
 def diagnose(profile: Profile) -> Iterator[str]:
