@@ -493,13 +493,14 @@ def asked(settings: Mapping[str, Any], **further: Any) -> ddib_fed.Request:
     quality, evaluations = further.pop("quality", None), further.pop("evaluations", None)
     chosen = ddib_fed.Settings(solver=settings.get("solver", "unipc"), grid=settings.get("grid", "default"))
     chosen = replace(chosen, evaluations=evaluations or chosen.evaluations).of_quality(quality)
+    weight = 1.0 if "classifier" in settings else None
     names = [name for name in ("depth", "share", "temperature", "blend") if name in settings]
     if is_given("evaluations"):
         names.append("evaluations")
         settings = {**settings, "evaluations": chosen.evaluations}
     return ddib_fed.Request(
         replace(chosen, **{name: settings[name] for name in names}),
-        ddib_fed.Guidance(settings.get("guidance"), settings.get("classifier-scale")),
+        ddib_fed.Guidance(settings.get("guidance"), settings.get("classifier-scale", weight)),
         left=[name for name in ("share", "temperature", "blend", "evaluations") if name not in names],
         soften=settings.get("soften-sigma"),
         seed=settings.get("seed", 0),

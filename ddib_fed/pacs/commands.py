@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ddib_fed import Profile
+import ddib_fed
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, option
 from ddib_fed.errors import UsageError
@@ -72,7 +72,7 @@ def receive(
 
     hint = "omit it"
     options.refuse_settings(settings, REFUSED, "has no effect on series that a PACS sends", hint=hint)
-    profile = Profile.load(profile_path)
+    profile = ddib_fed.Profile.load(profile_path)
     table = settings_of(profile)
     own = own_entity(profile, aet and DicomPeer.parse(f"{aet}@localhost", calls=True).aet)
     targets = [target] if target else [*dict.fromkeys(route.to for route in table.route)]
