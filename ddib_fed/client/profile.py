@@ -7,22 +7,24 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
-from ddib_fed.files import load_toml
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, Unauthenticated
+from ddib_fed.files import load_toml, write_file
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
 from ddib_fed.record import Frozen
-from ddib_fed.security.pki import load_identity
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import load_identity, make_request
 from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.telemetry import TelemetrySettings
 
 FILE_NAME = "client.toml"
+USUAL_NODE = "node-1"
 FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
 
@@ -58,6 +60,61 @@ class Profile(Frozen):
             )
         profile._path = found.resolve()  # noqa: SLF001 - its own private attribute
         return profile
+
+    @classmethod
+    def create(
+        cls,
+        out: Path,
+        *,
+        name: str,
+        institution: str,
+        address: str,
+        node: str = USUAL_NODE,
+        issue: Callable[[Path], object] | None = None,
+    ) -> Path:
+        """Write client.toml and the client's key with its certificate, or with a request for one.
+
+        Parameters
+        ----------
+        out
+            Folder of client.toml, in which nothing may be in the way.
+        name, institution
+            The client's name inside its institution.
+        address, node
+            Where the institution's source node listens, and what it is called inside the institution.
+        issue
+            Writes key and certificate into a folder, where the institution's CA is on this machine.
+
+        Returns
+        -------
+        Path
+            The profile.
+
+        Raises
+        ------
+        AlreadyExists
+            There is a client in `out`.
+        ValidationError
+            A name or the address cannot be used.
+        """
+        identity, path, request = Identity(institution, "client", name), out / FILE_NAME, out / f"{name}.csr"
+        for place in (path, request, out / "pki" / "leaf.key"):
+            if place.exists():
+                raise AlreadyExists(f"{place} exists and is not overwritten", hint="another --out folder")
+        text = render_client_toml(
+            institution=institution,
+            name=name,
+            source_address=address,
+            source_identity=Identity(institution, "node", node).dns_name,
+            pki="pki",
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        if issue is not None:
+            issue(out / "pki")
+        else:
+            request.write_bytes(make_request(out / "pki", identity))
+        write_file(path, text.encode(), overwrite=False)
+        return path
 
     @property
     def way(self) -> Proxy | None:
