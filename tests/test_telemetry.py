@@ -164,11 +164,8 @@ def translated(
     np.save(tmp_path / f"{NAME}.npy", gaussian(40))
     profile = Profile.load(nodes.profile())
     with Client(profile, tracing=client.tracing) as opened:
-        opened.translate(
-            [tmp_path / f"{NAME}.npy"],
-            "south.example/checkerboards",
-            Request(Settings(evaluations=8), cycle=cycle),
-        )
+        asked = Request(Settings(evaluations=8), cycle=cycle)
+        assert [*opened.translate([tmp_path / f"{NAME}.npy"], "south.example/checkerboards", asked)]
     wait_until(lambda: source.named("job") and target.named("decode"), 10.0)
     return client, source, target
 

@@ -132,7 +132,7 @@ def outcome(pair: Pair, content: bytes) -> str:
     """What comes of a file that a client submits."""
     with pair.client(patience_s=0) as client:
         try:
-            client.translate([content], TARGET, Request(Settings(evaluations=12)))
+            list(client.translate([content], TARGET, Request(Settings(evaluations=12))))
         except DdibError as error:
             return "quoted" if CANARY in f"{error} {error.detail} {error.facts}" else "refused"
     return "read"

@@ -115,9 +115,10 @@ class Bench:
             self.pair.start()
             with self.pair.client(patience_s=0) as client:
                 settings = Settings(evaluations=12)
-                client.translate(
-                    self.files.paths, "south.example/relief", Request(settings, cycle=True), deadline_s=30
-                )
+                asked = Request(settings, cycle=True)
+                job = client.submit(self.files.paths, "south.example/relief", asked, deadline_s=30)
+                list(client.results(job.job_id))
+                client.get(job.job_id).require_finished("source north.example")
         except DdibError:
             assert leak is not None
         finally:
