@@ -190,11 +190,11 @@ def run(plan: Plan, folder: Path, *, dtype: str, steps: int = 3) -> list[Step]:
         )
         file.unlink()
     pictures(Path("val"))
-    guided = ["--classifier", "classifier", "--classifier-scale", "1.0"]
-    solved = ["--evaluations", str(steps), "--dtype", dtype, "--batch", "1"]
+    guided = ["--set", "classifier=classifier"]
+    solved = ["--evaluations", str(steps), "--set", f"dtype={dtype}", "--set", "batch=1"]
     both = ["--source", "diffusion", "--target", "diffusion"]
     took.append(
-        measured(["translate", "val", *both, "--pairs", "260:261", *guided, *solved, "--out", "imagenet"])
+        measured(["translate", "val", *both, "--set", "pairs=260:261", *guided, *solved, "--out", "imagenet"])
     )
     return took
 

@@ -295,9 +295,10 @@ NEXT_STEPS: Mapping[str, str] = {
     "CONTRACT_MISMATCH": "send the table to both operators; ddib domains lists what can be reached now",
     "STATE_CONFLICT": "ddib job list shows the job's state",
     "REFUSED": "ask the operator of the node that refused",
-    "CALIBRATION_REFUSED": "the operators of both nodes: ddib calibrate list; or ddib translate --no-calibration",
-    "CALIBRATION_EXPIRED": "the operator: ddib calibrate --peer INSTITUTION/DOMAIN; or ddib translate --no-calibration",
-    "CALIBRATION_KIND": "the operators: [policy] calibration in node.toml; or ddib translate --no-calibration",
+    "CALIBRATION_REFUSED": "the operators of both nodes: ddib calibrate list; or ddib translate --calibration none",
+    "CALIBRATION_EXPIRED": "the operator: ddib calibrate --peer INSTITUTION/DOMAIN; or ddib translate --calibration "
+    "none",
+    "CALIBRATION_KIND": "the operators: [policy] calibration in node.toml; or ddib translate --calibration none",
     "UNAUTHENTICATED": "`ddib doctor`, at a node `ddib pki show`, names what is wrong with the certificate",
     "PEER_UNKNOWN": "a client: its operator (ddib pki show lists it); a node: the operators exchange peer files, "
     "ddib peer export and ddib peer add",

@@ -7,6 +7,7 @@ others can read or replace is not used, as with ssh.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import rfc8785
 
-from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, MessageInvalid
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, MessageInvalid, StateConflict
 from ddib_fed.names import nearest
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ RETRY_AFTER_S = 60.0
 """How often a full disk is worth looking at again."""
 MANY, SIDE_BY_SIDE, SHARED = 3, 16, 64
 """Files from which they are synced side by side, how many at once, and how many by threads that stay."""
+LOCK = ".ddib-translate.lock"
 
 
 def make_private_folders(folder: Path) -> None:
@@ -159,6 +161,30 @@ def sync_folder(folder: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def locked(out: Path, hint: str = "wait for it to end, or choose another --out folder") -> Iterator[None]:
+    """Let this process alone write to a folder, which is made if it is missing; raise StateConflict if another does."""
+    made, lock = not out.exists(), out / LOCK
+    make_private_folders(out)
+    with lock.open("ab") as file:  # NFS locks no folder, and no file that is open for reading alone
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = os.path.samestat(os.fstat(file.fileno()), lock.stat())
+        except (BlockingIOError, FileNotFoundError):  # the other has it, or has just removed it
+            alone = False
+        except OSError:
+            alone = True  # a file system without locks: a second run there is not noticed
+        if not alone:
+            raise StateConflict(f"another command is writing to {out}", hint=hint, hop="client")
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            if made:
+                with suppress(OSError):
+                    out.rmdir()
 
 
 def write_json(path: Path, figures: Mapping[str, Any], *, private: bool = False) -> None:

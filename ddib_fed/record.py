@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.errors import SettingsInvalid
+from ddib_fed.errors import SettingsInvalid, UsageError
 from ddib_fed.files import parse_json
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ MOST_TILES = 1024
 
 
 class Part(StrEnum):
-    """A file of a translation; the values are the keys of `Translation.files`."""
+    """A file of a translation; the values are the keys of `Record.files`."""
 
     TRANSLATION = "translation"
     RETURNED = "returned"
@@ -76,6 +76,18 @@ class Classes:
             known = ", ".join(self.names[:8]) or f"0 to {self.count - 1}"
             raise SettingsInvalid(f"{self.owner} has no class {asked[:40]!r}", hint=f"its classes: {known}")
         return int(asked)
+
+    def pairs(self, text: str, others: Classes) -> tuple[tuple[int, int], ...]:
+        """Return pairs of classes of this model and another by number, of a text such as ``260:261,cat:dog``."""
+        found = []
+        for part in text.split(","):
+            source, mark, target = part.partition(":")
+            if not mark:
+                raise UsageError(f"{part!r} is no pair of classes", hint="write 260:261, or cat:dog")
+            found.append((self.number(source), others.number(target)))
+        if len(set(found)) != len(found):
+            raise UsageError(f"a pair is there twice in {text!r}", hint="write each pair once")
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +166,7 @@ class Settings:
             if getattr(self, name) != getattr(default, name):
                 raise SettingsInvalid(
                     f"the quality {quality} chooses {name} itself, and {getattr(self, name)} is given beside it",
-                    hint=f"leave --{name} or --quality out",
+                    hint=f"leave {name} or quality out",
                 )
         own = {name: getattr(self, name) for name in ("depth", *DIAL)}
         return replace(chosen, **own)
@@ -288,8 +300,16 @@ class PictureFigures(_Section):
     def target_range(self) -> tuple[float, float] | None:
         return _range(self.low, self.high)
 
+    @property
+    def window(self) -> tuple[float, float] | None:
+        """The numbers of the translation's file that are the ends of the target's range; None if they are unknown."""
+        if self.low is None or self.high is None:
+            return None
+        slope, intercept = self.output_scale
+        return (self.low - intercept) / slope, (self.high - intercept) / slope
 
-class Translation(_Section):
+
+class Record(_Section):
     """How one translation came about. Digests are SHA-256 in hex; what names a hop is empty in one process."""
 
     format: int = FORMAT
@@ -353,7 +373,7 @@ class Translation(_Section):
         repair = "A calibration repairs many such pictures: ddib calibrate (docs/calibration.md)."
         if self.calibration_sha256:
             share = "share below 1" if self.solver.share == 1 else "smaller share"
-            repair = f"A {share} repairs many such pictures: --share, or ddib calibrate dial."
+            repair = f"A {share} repairs many such pictures: --set share, or ddib calibrate dial."
         better = "More pictures, or anchors, make a better one: ddib calibrate (docs/calibration.md)."
         repairs = {"edge_correlation": repair, "differs": repair, "calibration": better}
         found = zip(self.seen, self.doubts or (), strict=True)
@@ -395,6 +415,42 @@ class Translation(_Section):
             figure = -(picture.edge_correlation or 0.0)
         return 1000.0 * len(self.doubts or ()) + figure
 
+    @property
+    def fitted_side(self) -> int | None:
+        """Pixels of both sides at which it was translated; None if they differ, or if that is its own size."""
+        picture = self.picture
+        if picture is None or not picture.lost or picture.fitted_height != picture.fitted_width:
+            return None
+        return picture.fitted_height
+
+    @property
+    def tiles(self) -> int:
+        """Into how many tiles of `fitted_side` it is cut at its own size; 0 if it is not."""
+        side, picture = self.fitted_side, self.picture
+        return 0 if side is None or picture is None else tiles_in(picture.height, picture.width, (side, side))
+
+    @staticmethod
+    def fitted_line(named: Sequence[tuple[str, Record]]) -> str:
+        """Say which pictures were not translated at their own size, and what that lost; empty for none."""
+        found = [(name, record.picture) for name, record in named if record.picture and record.picture.lost]
+        if not found:
+            return ""
+        worst, figures = max(found, key=lambda each: each[1].height * each[1].width)
+        if len(named) == 1:
+            return f"{worst} {figures.lost}"
+        count = f"{len(found):,} of {len(named):,} pictures were not translated at their own size"
+        return f"{count}; {worst} {figures.lost}"
+
+    @staticmethod
+    def doubt_lines(named: Sequence[tuple[str, Record]]) -> list[str]:
+        """Say of each reason for doubt which translations have it."""
+        lines = []
+        for reason in dict.fromkeys(reason for _, record in named for reason in record.reasons):
+            names = [name for name, record in named if reason in record.reasons]
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            lines.append(f"{len(names):,} of {len(named):,} doubtful ({some}): {reason}")
+        return lines
+
     def judged(self) -> Self:
         """A copy that says whether the translation is doubtful, where a figure can be held against a bound."""
         picture = self.picture
@@ -416,7 +472,7 @@ class Translation(_Section):
         return (json.dumps(self.stored(), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
     @classmethod
-    def parse(cls, raw: object) -> Translation | None:
+    def parse(cls, raw: object) -> Record | None:
         """A record; None when it is none, or cannot be used."""
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             return None
@@ -426,7 +482,7 @@ class Translation(_Section):
             return None
 
     @classmethod
-    def read(cls, path: Path) -> Translation | None:
+    def read(cls, path: Path) -> Record | None:
         """The record in a file; None when there is none that can be read."""
         try:
             return cls.parse(parse_json(path.read_bytes()))
@@ -443,27 +499,6 @@ def tiles_in(height: int, width: int, tile: tuple[int, int]) -> int:
         for whole, part in zip((height, width), tile, strict=True)
     )
     return rows * columns
-
-
-def fitted_line(named: Sequence[tuple[str, Translation]]) -> str:
-    """Which pictures were not translated at their own size, and what that lost; empty for none."""
-    found = [(name, record.picture) for name, record in named if record.picture and record.picture.lost]
-    if not found:
-        return ""
-    worst, figures = max(found, key=lambda each: each[1].height * each[1].width)
-    if len(named) == 1:
-        return f"{worst} {figures.lost}"
-    return f"{len(found):,} of {len(named):,} pictures were not translated at their own size; {worst} {figures.lost}"
-
-
-def doubt_lines(named: Sequence[tuple[str, Translation]]) -> list[str]:
-    """Say of each reason for doubt which translations have it."""
-    lines = []
-    for reason in dict.fromkeys(reason for _, record in named for reason in record.reasons):
-        names = [name for name, record in named if reason in record.reasons]
-        some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        lines.append(f"{len(names):,} of {len(named):,} doubtful ({some}): {reason}")
-    return lines
 
 
 def _range(low: float | None, high: float | None) -> tuple[float, float] | None:

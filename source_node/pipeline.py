@@ -57,7 +57,7 @@ from ddib_fed.protocol.calls import to_detail
 from ddib_fed.protocol.contract import calibration_text, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.protocol.messages import ItemState, JobState
-from ddib_fed.record import UNGUIDED, LatentFigures, Settings, Translation
+from ddib_fed.record import UNGUIDED, LatentFigures, Record, Settings
 from ddib_fed.security.audit import Exchanged, Value, anchor_of
 from ddib_fed.telemetry import MOST_ITEMS, OFF, Tracing
 from ddib_fed.v1 import common_pb2
@@ -118,7 +118,7 @@ def woven(parts: Sequence[Array]) -> Array:
 class ItemWork:
     item: StoredItem
     given: Given
-    record: Translation
+    record: Record
     made: Mapping[int, Encoded]
     """Latents of ranges that were made before an interruption."""
     encoded: dict[int, Encoded] = field(init=False)
@@ -360,11 +360,11 @@ class JobPipeline:
                 yield ToTranslate(number, work.samples(place), own[source_class], other[target_class], noise)
 
     def _begin(self, item: StoredItem) -> ItemWork:
-        contract, record = self._contract, Translation.parse(item.provenance) if item.provenance else None
+        contract, record = self._contract, Record.parse(item.provenance) if item.provenance else None
         made = self._made(item, record)
         if record is None or not made:
             given = self._input(item, contract.size_rule)
-            record = Translation(input_sha256=item.sha256.hex(), samples=len(given.samples))
+            record = Record(input_sha256=item.sha256.hex(), samples=len(given.samples))
         else:
             # By the rule with which it was encoded, whatever the policy says by now.
             given = self._input(item, record.picture.size_rule if record.picture is not None else "none")
@@ -401,7 +401,7 @@ class JobPipeline:
         )
         return ItemWork(item, given, record, made)
 
-    def _made(self, item: StoredItem, record: Translation | None) -> Mapping[int, Encoded]:
+    def _made(self, item: StoredItem, record: Record | None) -> Mapping[int, Encoded]:
         """The latents of ranges that were made before, to be sent as they are; all of them of an encoded item."""
         if record is None:
             return {}
@@ -566,9 +566,7 @@ class JobPipeline:
         self._writing.append((future, size))
         future.add_done_callback(lambda done: None if done.exception() else self._progress.ends(index))
 
-    def _result(
-        self, work: ItemWork, there: Decoded, back: Decoded | None
-    ) -> tuple[list[NewFile], Translation]:
+    def _result(self, work: ItemWork, there: Decoded, back: Decoded | None) -> tuple[list[NewFile], Record]:
         files: list[NewFile] = []
         samples, given, rule = self._samples, work.given, rule_of_side(self._contract.target)
         record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)

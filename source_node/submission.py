@@ -95,7 +95,7 @@ def _active(node: NodeContext, target: Place) -> Calibration | None:
         for damaged in node.calibrations.problems():
             raise errors.CalibrationUnknown(
                 f"it may be the one for {'/'.join(target)}: {damaged}",
-                hint="ddib calibrate list; ddib translate --no-calibration leaves it out",
+                hint="ddib calibrate list; ddib translate --calibration none leaves it out",
             )
         return None
     return _usable(node, stored.sha256, target)
@@ -105,7 +105,7 @@ def _usable(node: NodeContext, sha256: bytes, target: Place) -> Calibration:
     try:
         return usable_calibration(node, sha256, source=own_place(node.config), target=target, side="source")
     except errors.CalibrationRefused as error:
-        error.hint = f"{error.hint}; ddib translate --no-calibration leaves it out"
+        error.hint = f"{error.hint}; ddib translate --calibration none leaves it out"
         raise
 
 
@@ -134,7 +134,7 @@ def decoded_class(side: ContractSide, terms: GuidanceTerms, asked: str, guidance
     classes = None if guidance.classifier_scale is None else terms.classifier_classes
     index = _asked_class(side, asked, classes)
     if index is None and guidance.steers:
-        remedy = "--target-class CLASS (for a cycle --source-class too), or --pairs"
+        remedy = "--target-class CLASS (for a cycle --source-class too), or --set pairs"
         raise errors.SettingsInvalid(
             f"guidance needs a class of {of}, and none is given",
             hint=remedy,

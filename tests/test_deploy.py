@@ -23,6 +23,7 @@ from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.command import node_command
 from ddib_fed.node.config import EngineSection, LimitsSection, NodeConfig
 from ddib_fed.node.connections import WANTED_FILES
+from ddib_fed.pacs.exchange import settings_of
 
 FOLDER = Path(__file__).parents[1] / "docs" / "deploy"
 CONTAINER, MONITORING, SYSTEMD = (FOLDER / name for name in ("container", "monitoring", "systemd"))
@@ -153,8 +154,12 @@ def test_the_trial_with_a_pacs_is_set_up_by_its_own_commands(tmp_path: Path) -> 
     (option,) = [word for word in services["receiver"]["command"] if word.startswith("--profile=")]
     profile = Profile.load(held / Path(option.partition("=")[2]).relative_to(mounted))
     settings = json.loads((CONTAINER / "orthanc.json").read_text())
-    assert profile.dicom.peers == (f"{settings['DicomAet']}@pacs:{settings['DicomPort']}",)
-    assert settings["DicomModalities"]["ddib"] == [profile.dicom.aet, "receiver", profile.dicom.port]
+    assert settings_of(profile).peers == (f"{settings['DicomAet']}@pacs:{settings['DicomPort']}",)
+    assert settings["DicomModalities"]["ddib"] == [
+        settings_of(profile).aet,
+        "receiver",
+        settings_of(profile).port,
+    ]
     assert services["receiver"]["entrypoint"] == ["ddib", "dicom", "receive"]
     words = [word.partition("=")[0] for word in services["receiver"]["command"]]
     shown = CliRunner().invoke(cli, ["dicom", "receive", "--help"]).output

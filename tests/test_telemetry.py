@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import ValidationError
 
-from ddib_fed import telemetry
+from ddib_fed import Request, telemetry
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.protocol.calls import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time_entry
@@ -164,9 +164,8 @@ def translated(
     np.save(tmp_path / f"{NAME}.npy", gaussian(40))
     profile = Profile.load(nodes.profile())
     with Client(profile, tracing=client.tracing) as opened:
-        opened.translate(
-            [tmp_path / f"{NAME}.npy"], "south.example/checkerboards", Settings(evaluations=8), cycle=cycle
-        )
+        asked = Request(Settings(evaluations=8), cycle=cycle)
+        assert [*opened.translate([tmp_path / f"{NAME}.npy"], "south.example/checkerboards", asked)]
     wait_until(lambda: source.named("job") and target.named("decode"), 60.0)
     return client, source, target
 

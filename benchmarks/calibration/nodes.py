@@ -148,7 +148,7 @@ def _translate(pair: Pair, run: Run) -> None:
     words = ["--keep-latents"]
     words += ["--cycle"] if run.cycle else []
     for name, value in run.dial:
-        words += [f"--{name}", f"{value:g}"]
+        words += ["--set", f"{name}={value:g}"]
     with _timed(run.name):
         pair.translate(pair.out / "in", pair.out / run.name, *words)
 

@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.pacs.site import Process, Site, memory, write
 from ddib_fed.errors import DdibError
-from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, echo
-from tests.formats.dicom.peers import MULTIPART, answers, associated, fragment, multipart, store_request, web
+from ddib_fed.pacs.network import DicomPeer, OwnEntity, echo
+from tests.pacs.peers import MULTIPART, answers, associated, fragment, multipart, store_request, web
 
 SECONDS, LONG, PART = 21, 600_000_000, bytes(120_000)
 
@@ -92,7 +92,7 @@ def queries(site: Site) -> dict[str, Any]:
     }
     for name, (body, study, status) in wanted.items():
         with web(200, body, study=(multipart(study), MULTIPART), study_status=status) as (url, _):
-            words = f"--query PatientID=1 --dicomweb {url} --to south.example/brain-t2 --profile"
+            words = f"--query PatientID=1 --pacs {url} --to south.example/brain-t2 --profile"
             words = f"{words} {site.pair.profile} --out {site.folder / name}"
             command = [*site.receiver.command[:3], "translate", *words.split()]
             client, most = Process(command, site.folder / f"{name}.txt"), 0.0

@@ -23,7 +23,7 @@ from benchmarks.pacs.site import write
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import DdibError
 from ddib_fed.formats.dicom import checked_header, read_header, readable_syntaxes
-from ddib_fed.formats.dicom_network import TAKEN
+from ddib_fed.pacs.network import TAKEN
 
 FOLDERS = (("pydicom", "data/test_files"), ("pynetdicom", "tests/dicom_files"), ("data_store", "data"))
 

@@ -20,9 +20,9 @@ from click.testing import CliRunner
 from benchmarks.pacs.site import Orthanc, Process, Site, brain_series, storescu, until, write
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import DdibError
-from ddib_fed.formats.dicom_network import VERIFICATION
+from ddib_fed.pacs.network import VERIFICATION
 from tests.e2e.harness import free_port
-from tests.formats.dicom.peers import make_certificates, pynetdicom_peer, silent, tls_peer
+from tests.pacs.peers import make_certificates, pynetdicom_peer, silent, tls_peer
 
 
 def main() -> None:

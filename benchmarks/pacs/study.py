@@ -32,7 +32,7 @@ def main() -> None:
 def measured(folder: Path, way: str) -> dict[str, Any]:
     site = Site.create(folder)
     if way == "STOW-RS":
-        site.receiver.command[-2:] = ["--stow", site.pacs.web]
+        site.receiver.command[-2:] = ["--send", site.pacs.web]
     study = pydicom.uid.generate_uid()
     for number in (1, 2, 3):
         brain_series(folder / "study", study, number)
@@ -68,8 +68,8 @@ def once(site: Site, way: str, study: str, wait: float = 0.0) -> float:
             until(lambda: site.receiver.text().count("handed on") == handed + 3, 120, "three series") + wait
         )
     site.receiver.kill()  # its port is the one that the PACS sends to
-    where = ("--pacs", site.pacs.peer) if way == "C-MOVE" else ("--dicomweb", site.pacs.web)
-    back = ("--send", site.pacs.peer) if way == "C-MOVE" else ("--stow", site.pacs.web)
+    where = ("--pacs", site.pacs.peer) if way == "C-MOVE" else ("--pacs", site.pacs.web)
+    back = ("--send", site.pacs.peer) if way == "C-MOVE" else ("--send", site.pacs.web)
     out = site.folder / f"out-{wait}"
     return until(
         lambda: bool(

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import options
 from benchmarks.calibration.directed import OUT
+from ddib_fed import Request
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.data import shipped
 from ddib_fed.data.pictures import encode_png
@@ -70,8 +71,8 @@ def main() -> int:
 def round_trips(model: str, pictures: np.ndarray) -> dict[str, Any]:
     client = InProcess(open_party(open_bundle(model)), open_party(open_bundle("brain-t2")))
     files = [encode_png(each) for each in to_pixels((pictures[:, None] * 2 - 1).astype(np.float32))]
-    job = client.submit(files, client.target, Settings(), cycle=True)
-    found = [each.provenance.picture for each in client.results(job.job_id)]
+    job = client.submit(files, client.target, Request(Settings(), cycle=True))
+    found = [each.record.picture for each in client.results(job.job_id)]
     cycles = [each.cycle_psnr for each in found if each is not None and each.cycle_psnr is not None]
     row = {
         "pictures": len(pictures),

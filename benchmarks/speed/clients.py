@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
 from benchmarks.speed.shared.two_nodes import EVALUATIONS, Pair, arrived, png_files, two_nodes
+from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError
@@ -63,7 +64,7 @@ def at_once(pair: Pair, files: list[bytes]) -> tuple[float, int]:
             client.list(1)  # connected, as a client is that has worked before
             ready.wait()
             own = files[number * EACH : (number + 1) * EACH]
-            job = client.submit(own, TARGET, Settings(evaluations=EVALUATIONS))
+            job = client.submit(own, TARGET, Request(Settings(evaluations=EVALUATIONS)))
             return len(list(client.results(job.job_id)))
 
     with ThreadPoolExecutor(CLIENTS) as pool:

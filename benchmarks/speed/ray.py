@@ -22,6 +22,7 @@ from pathlib import Path
 from benchmarks.speed.shared.harness import ROOT, SKIPPED, Form, Report, main
 from benchmarks.speed.shared.pools import DOMAIN, MOST_LOST, TOGETHER, measure_pools, recipe
 from benchmarks.speed.shared.two_nodes import EVALUATIONS, configure, png_files
+from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.engine.executors import ray_pool
 from ddib_fed.record import Settings
@@ -109,7 +110,7 @@ def _killed_head(form: Form, report: Report, folder: Path, head: Head, port: int
         pair.north.start()
         client = after.enter_context(pair.client())
         started = time.perf_counter()
-        job = client.submit(files, "south.example/relief", Settings(evaluations=EVALUATIONS)).job_id
+        job = client.submit(files, "south.example/relief", Request(Settings(evaluations=EVALUATIONS))).job_id
         while _done(client, job) < form.pick(4, 16):
             time.sleep(0.1)
         head.kill()

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from benchmarks.speed.shared.harness import Form, Report, main
 from benchmarks.speed.shared.two_nodes import Held, held, processor_seconds, two_nodes
+from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
@@ -80,7 +81,7 @@ class Soak:
         """Submit, watch, fetch, acknowledge and delete."""
         client, settings = self._client, Settings(evaluations=EVALUATIONS)
         files = [self._files[number % TOGETHER] for number in range(items)]
-        job_id = client.submit(files, "south.example/checkerboards", settings).job_id
+        job_id = client.submit(files, "south.example/checkerboards", Request(settings)).job_id
         fetched: list[tuple[int, bytes]] = []
         total = 0
         for result in client.results(job_id):

@@ -338,7 +338,7 @@ def check_blend(blend: float, calibration: Calibration | None) -> None:
     if blend and (calibration is None or calibration.alone is None):
         raise SettingsInvalid(
             f"a blend of {blend:g} is with a picture that a calibration maps, and there is none",
-            hint="leave --blend out, or translate under a calibration",
+            hint="leave blend out, or translate under a calibration",
             facts={"field": "blend"},
         )
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.job import values_of
 from ddib_fed.cli.options import group, open_config, open_model, option, usual_threads
-from ddib_fed.client.client import Client, open_client, split_target
+from ddib_fed.client.client import Client
+from ddib_fed.client.jobs import split_target
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationKindDenied,
@@ -27,6 +27,7 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
+from ddib_fed.protocol.messages import values_of
 from ddib_fed.terminal import console, emit, lines, listed, number, outcome, print_table, say, size
 
 if TYPE_CHECKING:
@@ -252,11 +253,11 @@ def _dialled(
 ) -> tuple[list[Measured], Calibration]:
     """A calibration in a file with the setting that is proposed, and what was measured."""
     from ddib_fed.calibration.record import write_calibration
-    from ddib_fed.client.in_process import InProcess, ProcessOptions
+    from ddib_fed.client.in_process import InProcess
     from ddib_fed.engine.local_party import open_party
 
     source, target = (open_party(each, threads=usual_threads()) for each in models)
-    client = InProcess(source, target, ProcessOptions(calibration=found))
+    client = InProcess(source, target)
     try:
         rows, dial = measured(found, models[0], own, anchors, client, client.target)
     except Cancelled:
@@ -524,7 +525,7 @@ def dial(
     if anchors is not None:
         options.refuse_idle(("pictures",), "is not for --anchors")
     found, which = stored.calibration, pictures or config.train.pictures(config.folder)
-    with open_client(profile_path) as client:
+    with Client.for_command(profile_path) as client:
         rows, proposed = measured(
             found, bundle, which, anchors, client, target, limit=limit, least_share=config.policy.least_share
         )
@@ -781,7 +782,7 @@ def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...
 
     short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path
     if not misfit(calibration, load_hosted(config).manifest):
-        return (f"jobs to {target} use it from now on; ddib translate --no-calibration leaves it out",)
+        return (f"jobs to {target} use it from now on; ddib translate --calibration none leaves it out",)
     file, model = config.folder / f"{short}.json", config.paths.bundle
     images = config.train.pictures(config.folder) or "PICTURES"
     which = "--domain" if images in SHIPPED else "--images"

@@ -25,7 +25,7 @@ from ddib_fed.evaluation.judgement import judge
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import save_sheet, to_pixels
 from ddib_fed.evaluation.translations import read_translations
-from ddib_fed.record import Translation
+from ddib_fed.record import Record
 from ddib_fed.terminal import number, print_table, say, size
 
 SEED = 1
@@ -83,7 +83,7 @@ def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     for stage, suffix in (("latent", ".latent.npy"), ("target", ".npy"), ("returned", ".returned.npy")):
         stages[stage] = np.load(folder / f"{sent.stem}{suffix}", allow_pickle=False)
     source, latent, target, returned = stages.values()
-    record = Translation.read(folder / f"{sent.stem}.json")
+    record = Record.read(folder / f"{sent.stem}.json")
     if record is None:
         raise InternalError(f"{folder / sent.stem}.json is no record of a translation")
     cycle = metrics.cycle_error(source, returned)
@@ -112,7 +112,7 @@ def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
     return DemoPart("points", title, figures, bounds)
 
 
-def tell_what_crossed(records: Sequence[Translation], latent_bytes: int) -> None:
+def tell_what_crossed(records: Sequence[Record], latent_bytes: int) -> None:
     """Who got what, and what that shows."""
     target = records[0].target_institution.partition(".")[0]
     back = sum(record.wire_bytes for record in records) - latent_bytes

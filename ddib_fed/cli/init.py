@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Final
 
 from pydantic import ValidationError
 
+import ddib_fed
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, open_config, option, say_next, with_config
-from ddib_fed.client.profile import FILE_NAME, FOLDER, candidates, render_client_toml
+from ddib_fed.client.profile import FOLDER, USUAL_NODE, candidates
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.files import check_private_folder, problem_text, write_file
 from ddib_fed.names import NODE_FILE, is_institution, is_label
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 HELP: Final = "ddib init --help"
 LISTEN: Final = "127.0.0.1:7443"
-USUAL_NODE: Final = "node-1"
 ROLES: dict[str, tuple[Role, ...]] = {
     "source": ("source",),
     "target": ("target",),
@@ -152,29 +152,23 @@ def make_client(
             raise InputError(why, hint=HELP)
         institution, node = config.node.institution, config.node.name
         address = address or config.node.address
-    identity = Identity(institution, "client", name)
-    path, request = out / FILE_NAME, out / f"{name}.csr"
-    _require_free(path, request, out / "pki" / "leaf.key")
+    issue = None
+    if config is not None and pki.has_authority(config.paths.pki):
+        folder, store, life = config.paths.pki, config.paths.store, config.identity.life("client")
+        peers, identity = peer_store(config), Identity(institution, "client", name)
+
+        def issue(to: Path) -> None:
+            peers.snapshot().refuse_withdrawn(identity)
+            pki.load_authority(folder).check(datetime.now(UTC))  # what cannot be issued is not noted
+            note(store, "certificate_issued", identity=identity.uri)
+            pki.issue_client(folder, to, name, lifetime=life)
+
     try:
-        text = render_client_toml(
-            institution=institution,
-            name=name,
-            source_address=address or "",
-            source_identity=Identity(institution, "node", node).dns_name,
-            pki="pki",
+        return ddib_fed.Profile.create(
+            out, name=name, institution=institution, address=address or "", node=node, issue=issue
         )
     except ValidationError as error:
         raise _refused(error) from error
-    out.mkdir(parents=True, exist_ok=True)
-    if config is not None and pki.has_authority(config.paths.pki):
-        peer_store(config).snapshot().refuse_withdrawn(identity)
-        pki.load_authority(config.paths.pki).check(datetime.now(UTC))  # what cannot be issued is not noted
-        note(config.paths.store, "certificate_issued", identity=identity.uri)
-        pki.issue_client(config.paths.pki, out / "pki", name, lifetime=config.identity.life("client"))
-    else:
-        request.write_bytes(pki.make_request(out / "pki", identity))
-    write_file(path, text.encode(), overwrite=False)
-    return path
 
 
 @group()
@@ -201,7 +195,7 @@ def init() -> None:
     "the model is trained later.",
     str,
 )
-@option("--classifier DIR", "Folder of a classifier that guides decoding (--classifier-scale).", str)
+@option("--classifier DIR", "Folder of a classifier that guides decoding (classifier-scale).", str)
 @option("--domain NAME", "The domain's name for peers; default: the model's own.")
 @option("--name NAME", "The node's name inside the institution.", default=USUAL_NODE)
 @option(

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import click
 
-from ddib_fed.cli.options import Group
-from ddib_fed.errors import ExitCode
+from ddib_fed.cli.options import Group, extension, extensions
+from ddib_fed.errors import ConfigError, ExitCode
 from ddib_fed.names import __version__
 from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
 
@@ -26,7 +26,6 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("web", "cli.job", "Translate in the browser: drop pictures, watch, compare, download."),
         ("domains", "cli.job", "List the available target domains, and whether each is ready."),
         ("job", "cli.job", "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them."),
-        ("dicom", "cli.dicom", "Receive studies from a PACS and hand their translations back (docs/routing.md)."),
         ("doctor", "cli.job",
          "Check the client's profile, its connection to the source node, both clocks, and the profile's DICOM peers."),
         ("demo", "cli.demo", "Two institutions on this machine translate there and back."),
@@ -56,7 +55,8 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
 }
 # fmt: on
 """The commands by section of the help: name, module (a command has its own name there, or the one after a colon), and
-the first sentence of its help."""
+the first sentence of its help. Commands of extensions come in by the entry points of `EXTENSIONS`."""
+EXTENSIONS = "ddib_fed.commands"
 COMMANDS = {
     name: f"ddib_fed.{place}" if ":" in place else f"ddib_fed.{place}:{name}"
     for section in SECTIONS.values()
@@ -70,17 +70,38 @@ class _Ddib(Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] in COMMANDS and args[:2] != TRAINS:
+        if args[:2] != TRAINS and (args[0] in COMMANDS or args[0] in extensions(EXTENSIONS)):
             require_alone(f"ddib {args[0]}")
         return super().resolve_command(ctx, args)
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *extensions(EXTENSIONS)})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in COMMANDS or cmd_name not in extensions(EXTENSIONS):
+            return super().get_command(ctx, cmd_name)
+        found: click.Command = extension(EXTENSIONS, cmd_name)
+        return found
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the commands from the table, without importing any."""
+        """Write the commands from the table, without importing any, and those of extensions."""
         del ctx
         width = max(map(len, COMMANDS))
         for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), text) for name, _, text in commands])
+        if rows := [(name.ljust(width), _help_of(name)) for name in sorted(extensions(EXTENSIONS))]:
+            with formatter.section("Extensions"):
+                formatter.write_dl(rows)
+
+
+def _help_of(name: str) -> str:
+    """Return the first sentence of an extension's help, or why it cannot be loaded."""
+    try:
+        command: click.Command = extension(EXTENSIONS, name)
+    except ConfigError as error:
+        return error.detail
+    return command.get_short_help_str(200)
 
 
 @click.group(

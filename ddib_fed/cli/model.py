@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ddib_fed.diffusion.plans import SolverSettings
-    from ddib_fed.diffusion.schedule import PublicLevels
     from ddib_fed.evaluation.judgement import Figures
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.import_guided import Imported
@@ -460,56 +459,26 @@ def take_settings(
 
     Removes `solver`, `evaluations`, `grid`, `quality` and `flags` from `given`; contradictions are usage errors.
     """
-    from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
+    from ddib_fed.diffusion.plans import SolverSettings
 
     solver, evaluations, grid = (given.pop(name) for name in ("solver", "evaluations", "grid"))
     quality, line = given.pop("quality"), given.pop("flags")
     if line is None:
         chosen = Settings(solver, 0, evaluations, grid).of_quality(quality)
         return SolverSettings(chosen.solver, chosen.order, chosen.evaluations, chosen.grid), False, None
-    from ddib_fed.diffusion.schedule import PublicLevels
-    from ddib_fed.models.import_guided import parse_sampling
+    from ddib_fed.engine.arrays import public_sampling
 
     if quality is not None or grid != "default" or (_is_given("solver") and solver != "ddim"):
         raise UsageError(
             "--flags is the public code's ddim along its own grid", hint="omit --solver, --grid and --quality"
         )
-    flags: dict[str, Any] = parse_sampling(line)
-    levels = PublicLevels(
-        flags.get("noise_schedule", ""), flags.get("diffusion_steps", 0), flags.get("timestep_respacing", "")
-    )
-    ancestral = flags.get("use_ddpm", not flags.get("use_ddim", True))
-    settings = SolverSettings(
-        "ddim",
-        0,
-        evaluations if _is_given("evaluations") else _evaluations(levels, evaluations, manifests),
-        COMPAT_GRID,
-        levels=levels,
-        eta=flags.get("eta", 0.0),
-        ancestral=ancestral,
-    )
-    return settings, True, flags.get("clip_denoised")
+    settings, clip = public_sampling(line, manifests, evaluations if _is_given("evaluations") else None)
+    return settings, True, clip
 
 
 def _is_given(name: str) -> bool:
     source = click.get_current_context().get_parameter_source(name)
     return source not in (ParameterSource.DEFAULT, None)
-
-
-def _evaluations(levels: PublicLevels, default: int, manifests: Sequence[Manifest]) -> int:
-    from ddib_fed.diffusion.schedule import schedule_from_config
-
-    if levels.respacing:
-        kept = {levels.kept(schedule_from_config(manifest.schedule)) for manifest in manifests}
-        if len(kept) > 1:
-            counts = " and ".join(map(str, sorted(kept)))
-            raise UsageError(
-                f"--timestep_respacing {levels.respacing} keeps {counts} of the two models' diffusion steps",
-                hint="both must use the same number: for example ddim50",
-            )
-        return kept.pop()
-    own = [manifest.schedule.steps for manifest in manifests if manifest.schedule.steps]
-    return levels.diffusion_steps or min([default, *own])
 
 
 @model.command()

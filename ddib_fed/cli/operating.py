@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ddib_fed.cli import options
-from ddib_fed.cli.job import values_of, when
+from ddib_fed.cli.job import when
 from ddib_fed.cli.options import group, open_config, option, with_config
 from ddib_fed.errors import AlreadyExists, ChunkCorrupt, FileMissing, UsageError
+from ddib_fed.protocol.messages import values_of
 from ddib_fed.security import audit as log
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.pki import root_warning

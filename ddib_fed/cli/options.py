@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,17 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from ddib_fed.errors import AlreadyExists, UsageError
-from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, size_from
-from ddib_fed.terminal import say, sentences_aside
+import ddib_fed
+from ddib_fed.errors import AlreadyExists, ConfigError, ItemNotFound, UsageError
+from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, nearest, size_from
+from ddib_fed.terminal import print_table, say, sentences_aside
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.node.config import NodeConfig
-    from ddib_fed.record import Classes
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -104,6 +107,36 @@ def read_by(parse: Callable[[str], Any]) -> Callable[..., Any]:
     return call
 
 
+def extensions(group: str) -> dict[str, EntryPoint]:
+    """Return what installed distributions add to a group, such as `ddib_fed.commands`, by name; nothing is imported."""
+    from importlib.metadata import entry_points
+
+    return {each.name: each for each in entry_points(group=group)}
+
+
+def extension(group: str, name: str) -> Any:
+    """Import what a distribution adds to a group.
+
+    Raises
+    ------
+    ItemNotFound
+        No installed distribution adds it.
+    ConfigError
+        It cannot be imported; the text names its distribution.
+    """
+    if (found := extensions(group).get(name)) is None:
+        hint = "pip install the distribution that has it; of ddib-fed itself: pip install it anew"
+        raise ItemNotFound(f"no installed distribution has {name} in {group}", hint=hint)
+    try:
+        return found.load()
+    except Exception as error:
+        of = found.dist.name if found.dist is not None else "an unknown distribution"
+        raise ConfigError(
+            f"the extension {name} of {of} cannot be loaded: {type(error).__name__}: {error}",
+            hint=f"pip install --upgrade {of}, or pip uninstall {of}",
+        ) from error
+
+
 def refuse_idle(names: Collection[str], why: str, *, hint: str = "leave it out") -> None:
     """Refuse the first option of the running command that was given and would have no effect."""
     context = click.get_current_context(silent=True)
@@ -172,20 +205,8 @@ def read_given(path: Path | None) -> Calibration | None:
 
 
 SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
-SOFTEN = option(
-    "soften --soften-sigma SIGMA",
-    "Pictures: noise level of softening before encoding; default: each model's own.",
-    click.FloatRange(0, 1),
-)
 
 
-SIZE = option(
-    "scene --size HxW",
-    "Pictures: bring all to this height and width, and translate them so in overlapping tiles by one ODE. Volumes: "
-    "DxHxW.",
-    str,
-    callback=read_by(size_from),
-)
 BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
 CALIBRATION = option(
     "--calibration FILE",
@@ -216,19 +237,6 @@ PROFILE = option(
     "profile_path --profile FILE",
     "The client's profile; default: $DDIB_PROFILE, ./client.toml, ./client/client.toml or ~/.config/ddib/client.toml.",
 )
-
-
-def parse_pairs(text: str, before: Classes, after: Classes) -> tuple[tuple[int, int], ...]:
-    """The pairs of `--pairs`, by numbers or by class names, such as ``260:261,cat:dog``."""
-    found = []
-    for part in text.split(","):
-        source, mark, target = part.partition(":")
-        if not mark:
-            raise UsageError(f"{part!r} is no pair of classes", hint="write 260:261, or cat:dog")
-        found.append((before.number(source), after.number(target)))
-    if len(set(found)) != len(found):
-        raise UsageError(f"a pair is there twice in {text!r}", hint="write each pair once")
-    return tuple(found)
 
 
 CONFIG = option(
@@ -290,24 +298,14 @@ GRID = option(
 )
 QUALITY = option(
     "--quality",
-    "Instead of --solver, --evaluations and --grid: draft takes 12 evaluations along learned steps (each model tuned "
+    "Instead of solver, --evaluations and grid: draft takes 12 evaluations along learned steps (each model tuned "
     "by `ddib model tune`), standard the default's 48, exact 96.",
     ("draft", "standard", "exact"),
 )
-DEPTH = option(
-    "--depth X",
-    "Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it.",
-    click.FloatRange(0, 1, min_open=True),
-    default=1.0,
-)
 CYCLE = option("--cycle", "Also translate back and report each item's round-trip error.")
 KEEP_LATENTS = option(
-    "keep_latent --keep-latents",
+    "keep_latents --keep-latents",
     "Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
-)
-NO_CALIBRATION = option(
-    "--no-calibration",
-    "Leave out the calibration that both operators agreed on for this target (`ddib domains` lists it).",
 )
 TARGET_CLASS = option(
     "--target-class CLASS",
@@ -331,33 +329,7 @@ CLASSIFIER_SCALE = option(
     "Guidance towards --target-class by the classifier of the model that decodes, with this weight.",
     click.FloatRange(0, 1000),
 )
-PAIRS = option(
-    "--pairs FROM:TO,...",
-    "Translate the classes of a folder to classes of the target (260:261,282:283), under the public code's names.",
-    str,
-)
-LIMIT = option("--limit N", "With --pairs: only the first N pictures of each class.", click.IntRange(1))
-SHARE = option(
-    "--share FRACTION",
-    "Pictures: of the network in encoding; the rest is linear. Below 1 the latent keeps more structure and shows more "
-    "of the picture; both nodes must allow it ([policy] least_share). Default: what the calibration proposes, else 1.",
-    click.FloatRange(0, 1),
-)
-TEMPERATURE = option(
-    "--temperature SCALE",
-    "Of the latent where it is decoded: below 1 less is invented, and edges are softer. Default: the calibration's, "
-    "else 1.",
-    click.FloatRange(0.8, 1),
-)
-BLEND = option(
-    "--blend FRACTION",
-    "Pictures, under a calibration: of the source's own picture, mapped by the calibration, in the result. More is "
-    "nearer to what the source shows, and less sharp; nothing more leaves. Default: the calibration's, else 0.",
-    click.FloatRange(0, 1),
-)
-SOLVING = (EVALUATIONS, SOLVER, GRID, QUALITY, DEPTH, SHARE, TEMPERATURE, BLEND)
 GUIDING = (GUIDANCE, CLASSIFIER_SCALE)
-PAIRING = (PAIRS, LIMIT)
 INTENSITY = option(
     "--intensity RULE",
     "How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "
@@ -379,19 +351,177 @@ TILE = option(
     str,
     default="auto",
 )
-STUDIES = (INTENSITY, SLICES, TILE)
+QUERY = option("--query KEYWORD=VALUE", "In place of FILES: the study of these attributes, joined by &.", str)
+PACS = option(
+    "--pacs AE@HOST:PORT|URL",
+    "Where --query looks: C-FIND, and C-MOVE to [dicom] aet; at a URL by DICOMweb (QIDO-RS, WADO-RS).",
+    str,
+)
+SEND = option(
+    "--send AE@HOST:PORT|URL",
+    "Send derived DICOM series there: C-STORE; to a URL by DICOMweb (STOW-RS).",
+    str,
+)
 CREDENTIALS = click.option(
     "--credentials",
     type=(click.Path(dir_okay=False, path_type=Path), click.Path(dir_okay=False, path_type=Path)),
     metavar="CERT KEY",
     help="Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
 )
-QUERY = option("--query KEYWORD=VALUE", "In place of FILES: the study of these attributes, joined by &.", str)
-PACS = option("--pacs AE@HOST:PORT", "Where --query looks: C-FIND, and C-MOVE to [dicom] aet.", str)
-DICOMWEB = option("--dicomweb URL", "Where --query looks: QIDO-RS and WADO-RS.", str)
-SEND = option("--send AE@HOST:PORT", "Send derived DICOM series there (C-STORE).", str)
-STOW = option("--stow URL", "Store derived DICOM series there (DICOMweb, STOW-RS).", str)
-EXCHANGE = (QUERY, PACS, DICOMWEB, SEND, STOW)
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A setting of `--set NAME=VALUE`.
+
+    Attributes
+    ----------
+    kind
+        Type of its value: one of click's, or a function whose ValueError says what is wrong.
+    text
+        What it does.
+    here
+        Whether it is for two models of one process alone.
+    """
+
+    name: str
+    metavar: str
+    kind: click.ParamType[Any] | Callable[[str], Any]
+    text: str
+    here: bool = False
+
+    def read(self, text: str) -> Any:
+        """Return the value of a text; raise UsageError if it is none."""
+        try:
+            if isinstance(self.kind, click.ParamType):
+                return self.kind.convert(text, None, None)
+            return self.kind(text)
+        except (ValueError, click.BadParameter) as error:
+            why = error.message if isinstance(error, click.BadParameter) else str(error)
+            raise UsageError(f"--set {self.name}: {why}", hint=TABLE) from error
+
+
+TABLE = "ddib translate --set help   lists the settings and their values"
+SETTINGS = {
+    each.name: each
+    for each in (
+        Setting("solver", "NAME", click.Choice(("unipc", "ddim", "flow-map")),
+                "Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`. Default: "
+                "unipc."),
+        Setting("grid", "NAME", click.Choice(("default", "uniform-lambda", "integer", "learned")),
+                "Grid of the steps; learned are those that `ddib model tune` found for each model."),
+        Setting("depth", "X", click.FloatRange(0, 1, min_open=True),
+                "Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it. "
+                "Default: 1."),
+        Setting("share", "FRACTION", click.FloatRange(0, 1),
+                "Of the network in encoding pictures; the rest is linear. Below 1 the latent keeps more structure and "
+                "shows more of the picture; both nodes must allow it ([policy] least_share). Default: what the "
+                "calibration proposes, else 1."),
+        Setting("temperature", "SCALE", click.FloatRange(0.8, 1),
+                "Of the latent where it is decoded: below 1 less is invented, and edges are softer. Default: the "
+                "calibration's, else 1."),
+        Setting("blend", "FRACTION", click.FloatRange(0, 1),
+                "Under a calibration: of the source's own picture, mapped by it, in the result. More is nearer to what "
+                "the source shows, and less sharp; nothing more leaves. Default: the calibration's, else 0."),
+        Setting("guidance", "SCALE", click.FloatRange(0, 1000),
+                "Classifier-free guidance towards --target-class, if the model was trained with dropped labels; 1 is "
+                "none."),
+        Setting("classifier-scale", "SCALE", click.FloatRange(0, 1000),
+                "Guidance towards --target-class by the classifier of the model that decodes, with this weight."),
+        Setting("pairs", "FROM:TO,...", click.STRING,
+                "Translate the classes of a folder to classes of the target (260:261,282:283), under the public code's "
+                "names."),
+        Setting("limit", "N", click.IntRange(1), "With pairs: only the first N pictures of each class."),
+        Setting("soften-sigma", "SIGMA", click.FloatRange(0, 1),
+                "Noise level of softening before encoding pictures. Default: each model's own.", here=True),
+        Setting("seed", "N", click.IntRange(0), "Of the noise of softening and of flags. Default: 0.", here=True),
+        Setting("size", "HxW", size_from,
+                "Bring all pictures to this height and width, and translate them so in overlapping tiles by one ODE. "
+                "Volumes: DxHxW.", here=True),
+        Setting("classifier", "MODEL", click.STRING,
+                "Bundle of the classifier for guidance to a class; classifier-scale weighs it, by default 1.",
+                here=True),
+        Setting("flags", "FLAGS", click.STRING,
+                "Sample models with integer steps as the public code does with these flags of its own: "
+                "--diffusion_steps, --noise_schedule, --timestep_respacing, --eta, --use_ddpm True for ancestral "
+                "sampling, --clip_denoised; its others have no effect.", here=True),
+        Setting("batch", "N", click.IntRange(1, 4096), "Pictures that the network evaluates at once. Default: 16.",
+                here=True),
+        Setting("dtype", "NAME", click.Choice(("float32", "bfloat16", "float16")),
+                "Of the networks; the integrated state stays float32 (docs/operating.md has the error of each). On a "
+                "CPU with instructions for it bfloat16 is faster from about 4 pictures at once; float16 is for GPUs.",
+                here=True),
+    )
+}  # fmt: skip
+
+
+def _read_settings(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:
+    """Return the settings by name; print their table for `--set help`."""
+    del param
+    if "help" in values and not ctx.resilient_parsing:
+        print_table("", ["setting", "here", "meaning"], [
+            [f"{each.name}={each.metavar}", "yes" if each.here else "", each.text] for each in SETTINGS.values()
+        ])  # fmt: skip
+        ctx.exit()
+    found: dict[str, Any] = {}
+    for each in values:
+        name, mark, value = each.partition("=")
+        if not mark:
+            raise UsageError(f"--set {each}: NAME=VALUE is expected", hint=TABLE)
+        if (setting := SETTINGS.get(name)) is None:
+            close = nearest(name, SETTINGS)
+            raise UsageError(
+                f"--set: there is no setting {name!r}{close and f'; did you mean {close}?'}", hint=TABLE
+            )
+        if name in found:
+            raise UsageError(f"--set {name} is given twice", hint="leave one out")
+        found[name] = setting.read(value)
+    return found
+
+
+SET = option(
+    "settings --set NAME=VALUE",
+    "A further setting, such as share=0.75; may be repeated. `--set help` lists all.",
+    str,
+    multiple=True,
+    callback=_read_settings,
+)
+
+
+def asked(settings: Mapping[str, Any], **further: Any) -> ddib_fed.Request:
+    """Return the request of `--set` and of what other options say; `quality` and `evaluations` are among these."""
+    quality, evaluations = further.pop("quality", None), further.pop("evaluations", None)
+    chosen = ddib_fed.Settings(solver=settings.get("solver", "unipc"), grid=settings.get("grid", "default"))
+    chosen = replace(chosen, evaluations=evaluations or chosen.evaluations).of_quality(quality)
+    weight = 1.0 if "classifier" in settings else None
+    names = [name for name in ("depth", "share", "temperature", "blend") if name in settings]
+    if is_given("evaluations"):
+        names.append("evaluations")
+        settings = {**settings, "evaluations": chosen.evaluations}
+    return ddib_fed.Request(
+        replace(chosen, **{name: settings[name] for name in names}),
+        ddib_fed.Guidance(settings.get("guidance"), settings.get("classifier-scale", weight)),
+        left=[name for name in ("share", "temperature", "blend", "evaluations") if name not in names],
+        soften=settings.get("soften-sigma"),
+        seed=settings.get("seed", 0),
+        flags=settings.get("flags", ""),
+        **further,
+    )
+
+
+def is_given(name: str) -> bool:
+    """Return whether an option of the running command was typed."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def refuse_settings(settings: Mapping[str, Any], names: Iterable[str], why: str, *, hint: str) -> None:
+    """Refuse the first of these settings that was given and would have no effect."""
+    for name in names:
+        if name in settings:
+            raise UsageError(f"--set {name} {why}", hint=hint)
+
+
 FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB")
 MODEL = click.argument("which", metavar="MODEL")

@@ -18,11 +18,9 @@ import numpy as np
 import torch
 
 from ddib_fed.calibration.record import Calibration, map_beside
-from ddib_fed.cli.folder_report import write_pages
-from ddib_fed.client.client import job_header
-from ddib_fed.client.files import items_below
-from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
-from ddib_fed.client.in_process import InProcess, ProcessOptions
+from ddib_fed.client.folder_run import Run
+from ddib_fed.client.in_process import InProcess
+from ddib_fed.client.jobs import Event, Progress, Request
 from ddib_fed.data import folder as folders
 from ddib_fed.data.folder import Entry, Folder, require_outside
 from ddib_fed.engine.local_party import open_party
@@ -33,12 +31,11 @@ from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
 from ddib_fed.evaluation.sheets import contact_sheet
 from ddib_fed.evaluation.translations import DOMAIN_PICTURES, Translations, evaluate_folder
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.record import DIAL, Settings, fitted_line
+from ddib_fed.record import Record, Settings
 from ddib_fed.terminal import require_alone
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import RUN_FOLDER, read_progress, train
 from ddib_fed.training.sources import name_of, normalisation, open_source
-from ddib_fed.v1 import translation_pb2 as pb
 
 # Of the time that is given, this goes to training; the rest to looking, translating and judging.
 TRAINING_SHARE = 0.9
@@ -156,13 +153,15 @@ def _translate(
         agreed = None
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     own, other = (open_party(each, "cuda:0" if on_gpu else "cpu", threads=config.threads) for each in models)
-    client = InProcess(own, other, ProcessOptions(seed=config.seed, calibration=agreed))
-    header = job_header(client.target, Settings(evaluations=wanted.evaluations), left=DIAL, cycle=True)
-    items = items_below(source.held_root, [entry.path for entry in source.held_out])
-    progress = _StepProgress(client, functools.partial(show, f"translating {title}"))
-    options = RunOptions(client.profile, header, out, progress, skip_bad=True)
+    client = InProcess(own, other)
+    request = Request(
+        Settings(evaluations=wanted.evaluations), cycle=True, calibration=agreed, seed=config.seed
+    )
+    pictures = [entry.path for entry in source.held_out]
+    progress = _StepProgress(functools.partial(show, f"translating {title}"))
     for again in (False, True):
-        run = FolderRun(options, items)
+        run = Run(client, client.target, out, request, progress, skip_bad=True)
+        run.open_below(source.held_root, pictures)
         run.read()
         try:
             run.translate()
@@ -171,7 +170,7 @@ def _translate(
             if again:
                 raise
             shutil.rmtree(out)
-    write_pages(run)
+    run.page()
     refused = [*run.left_out, *run.failed]
     first = f"; the first, {refused[0].line()}" if refused else ""
     if not run.delivered:
@@ -181,9 +180,9 @@ def _translate(
         return WayFound(title, out, {}, None, (why,))
     report, found, notes = _judge(out, source, target, *models)
     if refused:
-        count = f"{len(refused)} of {len(items)} pictures"
+        count = f"{len(refused)} of {len(pictures)} pictures"
         notes.append(f"Refused, as a node would refuse them: {count}{first}")
-    if fitted := fitted_line([(each.file, each.provenance) for each in run.delivered]):
+    if fitted := Record.fitted_line([(each.file, each.provenance) for each in run.delivered]):
         notes.insert(0, f"{fitted}.")
     return WayFound(title, out, report, _sheet(report, found), tuple(notes))
 
@@ -205,12 +204,11 @@ def _sheet(report: Figures, found: Translations) -> bytes:
     )
 
 
-class _StepProgress(RunProgress):
-    def __init__(self, client: InProcess, show: Callable[[int, int, str], None]) -> None:
-        super().__init__(client)
+class _StepProgress(Progress):
+    def __init__(self, show: Callable[[int, int, str], None]) -> None:
         self._show = show
 
-    def event(self, event: pb.WatchJobResponse) -> None:
+    def event(self, event: Event) -> None:
         if event.steps:
             self._show(event.step, event.steps, f"{event.items_done} of {event.items} pictures")
 

@@ -2,99 +2,57 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+import ddib_fed
 from ddib_fed.cli import options
-from ddib_fed.cli.folder_report import ConsoleProgress, print_submitted, report_run, write_pages
-from ddib_fed.client.client import job_header, split_target
-from ddib_fed.client.exchange import delivery, drop_fetched, fetched_study, hand_on
-from ddib_fed.client.files import FileItem, check_names
-from ddib_fed.client.folder_run import FolderRun, RunOptions, open_run
-from ddib_fed.client.profile import Profile
-from ddib_fed.errors import DomainNotFound, UsageError
-from ddib_fed.record import DIAL, Classes, Guidance, Settings
+from ddib_fed.cli.folder_report import ConsoleProgress, print_submitted, report_run
+from ddib_fed.errors import UsageError
 from ddib_fed.terminal import require_alone, say
-from ddib_fed.v1 import translation_pb2 as pb
 
-if TYPE_CHECKING:
-    from ddib_fed.client.in_process import InProcess
-    from ddib_fed.formats.credentials import Credentials
-
-OF_PICTURES = ("soften", "calibration", "scene", "classifier", "batch", "dtype")
-ALONE = (*OF_PICTURES, "seed", "device", "flags")
-"""Options of two models in one process, which nodes do not take."""
-_WITHOUT = "leave --credentials out; docs/formats.md says which results hold them"
-OF_NODES = ("no_calibration", "detach", "profile_path")
+OF_PICTURES = ("soften-sigma", "size", "classifier", "batch", "dtype")
+"""Settings that models of points do not take."""
+NONE = "none"
 
 
-def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProcess:
-    """Two models behind the client's interface; the solver that is asked for, and whether to clip, go into `given`."""
-    options.refuse_idle(OF_NODES, "is for nodes", hint="omit it, or translate --to INSTITUTION/DOMAIN")
-    from ddib_fed.cli.model import take_settings
-    from ddib_fed.client.in_process import InProcess, ProcessOptions
-    from ddib_fed.engine.local_party import open_party
-    from ddib_fed.models.bundle import open_bundle
-
+def _open_models(
+    source: str, target: str, settings: Mapping[str, Any], device: str
+) -> tuple[ddib_fed.Client, str]:
+    """Return a client of two models in this process, and what it calls the target."""
+    hint = "omit it, or translate --to INSTITUTION/DOMAIN"
+    options.refuse_idle(("detach", "profile_path"), "is for nodes", hint=hint)
     require_alone("a translation without nodes")
-    bundles = open_bundle(source), open_bundle(target)
-    pictures = bundles[0].manifest.sample_kind != "point"
-    solver, public, clip = take_settings(given, [bundle.manifest for bundle in bundles])
-    if public and pictures:  # the public code neither softens nor leaves values unclipped
-        given["soften"] = 0.0 if given["soften"] is None else given["soften"]
-        clip = True if clip is None else clip
-    if not pictures:
-        why = f"is for pictures, and {source} is a model of points"
-        options.refuse_idle(OF_PICTURES, why, hint="omit it")
-    softened = bundles[0].manifest.soften_sigma if given["soften"] is None else given["soften"]
-    if not (pictures and softened) and not solver.stochastic:
-        why = "sets the noise of softening and of --flags, and there is neither"
-        hint = "omit --seed; --soften-sigma 0.05, or --flags with --eta 0.5, draws noise"
-        options.refuse_idle(("seed",), why, hint=hint)
-    guide, given["classifier_scale"] = options.take_classifier(given)
-    given |= {"settings": solver, "clip": bool(clip)}
-    here = ProcessOptions(given["soften"], given["seed"], options.read_given(given["calibration"]), solver)
-    parties = [
-        open_party(
-            each if given["scene"] is None else each.of_scenes(*given["scene"]),
-            given["device"],
-            given["dtype"],
-            classifier=guide,
-            together=given["batch"] if pictures else 0,
+    if "classifier" not in settings:
+        why = "weighs the classifier, which is not given"
+        options.refuse_settings(settings, ("classifier-scale",), why, hint="add --set classifier=MODEL")
+
+    def opened(name: str) -> ddib_fed.Model:
+        return ddib_fed.Model.open(
+            name,
+            device=device,
+            dtype=settings.get("dtype", "float32"),
+            classifier=settings.get("classifier"),
+            size=settings.get("size"),
             threads=options.usual_threads(),
+            batch=settings.get("batch", 0),
         )
-        for each in {bundle.digest: bundle for bundle in bundles}.values()  # one model may be both
-    ]
-    return InProcess(parties[0], parties[-1], here)
 
-
-def load_credentials(given: tuple[Path, Path] | None) -> Credentials | None:
-    if given is None:
-        return None
-    from ddib_fed.formats.credentials import Credentials
-
-    return Credentials.load(*given)
-
-
-def _check_marked(run: FolderRun) -> None:
-    """Raise unless --credentials has an effect, and print which files it has none for."""
-    studies = run.studies.origins if run.studies is not None else ()
-    if not run.items and studies:
-        raise UsageError(
-            f"--credentials: what {studies[0].given} becomes holds no content credentials", hint=_WITHOUT
-        )
-    if all(item.path.suffix.lower() == ".npy" for item in run.items):
-        with run.options.progress.opened(run.options.profile) as client:
-            if client.domains(own_alone=True).sample_kind == "point":
-                raise UsageError("--credentials: points hold no content credentials", hint=_WITHOUT)
-    if studies:
-        say("content credentials are put into PNG alone (docs/formats.md)", err=True)
+    own = opened(source)
+    if len(own.shape) == 1:
+        why = f"is for pictures, and {source} is a model of points"
+        options.refuse_settings(settings, OF_PICTURES, why, hint="omit it")
+        options.refuse_idle(("calibration",), why, hint="omit it")
+    elif not settings.get("soften-sigma", own.manifest.soften_sigma) and "flags" not in settings:
+        why = "sets the noise of softening and of flags, and there is neither"
+        hint = "omit it; soften-sigma=0.05, or flags with --eta 0.5, draws noise"
+        options.refuse_settings(settings, ("seed",), why, hint=hint)
+    other = own if target == source else opened(target)
+    client = own.to(other)
+    return client, client.target
 
 
 @click.command(
@@ -112,44 +70,51 @@ def _check_marked(run: FolderRun) -> None:
 @options.OUT_RESULTS
 @options.TARGET_CLASS
 @options.SOURCE_CLASS
-@options.with_options(options.GUIDING)
-@options.with_options(options.PAIRING)
 @options.CYCLE
-@options.with_options(options.SOLVING)
+@options.QUALITY
+@options.EVALUATIONS
+@options.option(
+    "--calibration FILE|none",
+    "none: leave out the calibration that both operators agreed on for this target (`ddib domains` lists it). Without "
+    "nodes: translate pictures under this one (`ddib calibrate --local` makes one), or that of a shipped model, by its "
+    "name.",
+    str,
+)
 @options.KEEP_LATENTS
-@options.NO_CALIBRATION
 @options.FORCE
 @options.SKIP_BAD_FILES
-@options.with_options(options.STUDIES)
+@options.INTENSITY
+@options.SLICES
+@options.TILE
 @options.CREDENTIALS
-@options.with_options(options.EXCHANGE)
+@options.QUERY
+@options.PACS
+@options.SEND
 @options.option("--detach", "Only submit; print the job and how to watch and fetch it.")
 @options.OUTCOME
 @options.PROFILE
-@options.SOFTEN
-@options.option(
-    "--seed N", "Without nodes: seed of the noise of softening and of --flags.", click.IntRange(0), default=0
-)
-@options.CALIBRATION
-@options.SIZE
-@options.CLASSIFIER
-@options.FLAGS
-@options.BATCH
-@options.DTYPE
 @options.DEVICE
+@options.SET
 def translate(
     files: Sequence[Path],
     target: str | None,
     source_model: str | None,
     target_model: str | None,
     out: Path,
-    pairs: str | None,
-    limit: int | None,
     force: bool,
     skip_bad: bool,
+    intensity: str,
+    slices: str,
+    tile: str,
     credentials: tuple[Path, Path] | None,
+    query: str | None,
+    pacs: str | None,
+    send: str | None,
     detach: bool,
     profile_path: Path | None,
+    device: str,
+    calibration: str | None,
+    settings: dict[str, Any],
     **given: Any,
 ) -> None:
     """Translate files and folders to another domain.
@@ -162,134 +127,132 @@ def translate(
 
     A folder stands for the files below it, whose paths are kept below DIR; DICOM, NIfTI, GeoTIFF and others become one
     of their own kind (docs/formats.md). After an interruption the same command resumes, and --force translates
-    everything again. DIR/report.html shows several pictures. With --pairs FILES is one folder of sub-folders called by
-    class names, numbers or WordNet ids, or ImageNet's validation part with the unpacked ILSVRC2012_devkit_t12 beside
-    it; results have the public code's names and the models' size.
+    everything again. DIR/report.html shows several pictures. With --set pairs=FROM:TO FILES is one folder of
+    sub-folders called by class names, numbers or WordNet ids, or ImageNet's validation part with the unpacked
+    ILSVRC2012_devkit_t12 beside it; results have the public code's names and the models' size.
     """
-    pair, target = _where_to(target, source_model, target_model, given)
-    header = header_of(target, given)
-    if pairs is None:
-        options.refuse_idle(("limit",), "is for classes", hint="add --pairs 260:261, or omit it")
+    via, target = _where_to(target, source_model, target_model, settings, calibration, device, profile_path)
+    with_nodes = isinstance(via, ddib_fed.Profile)
+    request = options.asked(
+        settings,
+        calibration=None if calibration == NONE else calibration,
+        without_calibration=calibration == NONE and with_nodes,
+        **given,
+    )
     if detach:
-        same = "the same command without --detach" + (", with --tile none" if given["tile"] == "auto" else "")
+        same = "the same command without --detach" + (", with --tile none" if tile == "auto" else "")
         hint = f"give it to {same}: it fetches them"
         options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)
-    profile = Profile.load(profile_path) if pair is None else pair.profile
-    deliver = delivery(profile, given["send"], given["stow"])
-    files = inputs(files, profile, given, out)
-    signer, progress = load_credentials(credentials), ConsoleProgress(pair)
-    run_options = RunOptions(profile, header, out, progress, force, skip_bad, credentials=signer)
-    if pairs is None:
-        if detach and given["tile"] == "auto":
-            given["tile"] = "none"  # a picture in tiles is put together when its items are there
-        run = open_run(files, given, run_options, partial(say, err=True))
-        if run.studies is None:
-            why = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles"
-            options.refuse_idle(("intensity", "slices"), why)
-        elif detach:
-            raise UsageError(
-                f"--detach: {run.studies.origins[0].given} is put together when its items are there",
-                hint="leave --detach out; after an interruption the same command resumes",
-            )
+    run = ddib_fed.Run(via, target, out, request, ConsoleProgress(), force, skip_bad, credentials)
+    archive: Any = options.extension("ddib_fed.archives", "dicom") if query or send else None
+    deliver = None if send is None else archive.delivery(run.profile, send)
+    files = _inputs(run, files, archive, query, pacs)
+    if "pairs" in settings:
+        _open_pairs(run, files, settings)
     else:
-        with progress.opened(profile) as client:
-            domains = client.domains()
-        run = FolderRun(run_options, _paired_items(files, domains, target, pairs, limit))
-        check_names(run.items, out)
-    if run_options.credentials is not None:
-        _check_marked(run)
+        hint = "add --set pairs=260:261, or omit it"
+        options.refuse_settings(settings, ("limit",), "is for classes", hint=hint)
+        _open_files(run, files, {"intensity": intensity, "slices": slices, "tile": tile}, detach=detach)
+    if credentials is not None and run.check_marked():
+        say("content credentials are put into PNG alone (docs/formats.md)", err=True)
     run.read()
-    if not detach:
+    if detach:
+        run.submit()
+        print_submitted(run, profile_path)
+    else:
         try:
             run.translate()
-            page = write_pages(run)
+            page = run.page()
         except BaseException:
             if run.written or len(run.results) > run.earlier:  # what is on the disk
                 report_run(run)
             raise
         report_run(run, page)
-        hand_on(run, deliver)
-    else:
-        run.submit()
-        print_submitted(run, profile_path)
+        if deliver is not None:
+            archive.hand_on(run, deliver)
     run.conclude()
-    drop_fetched(out)
+    if archive is not None:
+        archive.drop_fetched(out)
 
 
-def inputs(files: Sequence[Path], profile: Profile, given: dict[str, Any], out: Path) -> Sequence[Path]:
-    if not files and given["query"] is not None:
-        return (fetched_study(profile, given["query"], given["pacs"], given["dicomweb"], out),)
-    options.refuse_idle(("query", "pacs", "dicomweb"), "is in place of FILES", hint="leave one out")
+def _where_to(
+    target: str | None,
+    source: str | None,
+    model: str | None,
+    settings: Mapping[str, Any],
+    calibration: str | None,
+    device: str,
+    profile_path: Path | None,
+) -> tuple[ddib_fed.Client | ddib_fed.Profile, str]:
+    """Return what translates, and to which target."""
+    if source is None or model is None:
+        target = _target_of_nodes(target, source, model, settings, calibration)
+        return ddib_fed.Profile.load(profile_path), target
+    if target is not None:
+        raise UsageError("--to is for nodes, --source and --target for models", hint="omit one of them")
+    return _open_models(source, model, settings, device)
+
+
+def _inputs(
+    run: ddib_fed.Run, files: Sequence[Path], archive: Any, query: str | None, pacs: str | None
+) -> Sequence[Path]:
+    """Return the files of the command, or the study that a query finds."""
+    if not files and query is not None:
+        return (archive.fetched_study(run.profile, query, pacs, run.out),)
+    options.refuse_idle(("query", "pacs"), "is in place of FILES", hint="leave one out")
     if not files:
         raise UsageError("FILES are missing", hint="name files or folders, or --query and where it looks")
     return files
 
 
-def _where_to(
-    target: str | None, source: str | None, model: str | None, given: dict[str, Any]
-) -> tuple[InProcess | None, str]:
-    if source is not None and model is not None:
-        if target is not None:
-            raise UsageError("--to is for nodes, --source and --target for models", hint="omit one of them")
-        pair = _open_in_process(source, model, given)
-        return pair, pair.target
+def _open_files(run: ddib_fed.Run, files: Sequence[Path], reading: dict[str, str], *, detach: bool) -> None:
+    if detach and reading["tile"] == "auto":
+        reading["tile"] = NONE  # a picture in tiles is put together when its items are there
+    run.open(files, **reading)
+    if run.studies is None:
+        why = "is for DICOM, NIfTI, GeoTIFF and pictures in tiles"
+        options.refuse_idle(("intensity", "slices"), why)
+    elif detach:
+        raise UsageError(
+            f"--detach: {run.studies.origins[0].given} is put together when its items are there",
+            hint="leave --detach out; after an interruption the same command resumes",
+        )
+
+
+def _target_of_nodes(
+    target: str | None,
+    source: str | None,
+    model: str | None,
+    settings: Mapping[str, Any],
+    calibration: str | None,
+) -> str:
+    """Return the target of a translation between nodes; refuse what two models of one process alone take."""
     if source or model:
         raise UsageError("--source and --target are both needed", hint="add the other one")
-    hint = "add --source and --target, or omit it"
-    options.refuse_idle(ALONE, "is for two models in one process", hint=hint)
+    why, hint = "is for two models in one process", "add --source and --target, or omit it"
+    options.refuse_idle(("device",), why, hint=hint)
+    options.refuse_settings(
+        settings, (each.name for each in options.SETTINGS.values() if each.here), why, hint=hint
+    )
+    if calibration not in {None, NONE}:
+        both = "between nodes the calibration is the one that both operators agreed on"
+        raise UsageError(f"--calibration {calibration}: {both}", hint="--calibration none, or leave it out")
     if target is None:
         raise UsageError(
             "where to translate is missing", hint="--to INSTITUTION/DOMAIN, or --source MODEL --target MODEL"
         )
-    split_target(target)
-    return None, target
+    return target
 
 
-def _paired_items(
-    files: Sequence[Path], domains: pb.ListDomainsResponse, target: str, pairs: str, limit: int | None
-) -> list[FileItem]:
-    taken = ("source_class", "target_class")
-    options.refuse_idle(taken, "is already set by --pairs", hint="omit one of them")
+def _open_pairs(run: ddib_fed.Run, files: Sequence[Path], settings: Mapping[str, Any]) -> None:
+    options.refuse_idle(("source_class", "target_class"), "is already set by pairs", hint="omit one of them")
     if len(files) != 1:
         raise UsageError(
-            f"--pairs takes one folder, and {len(files)} files are given",
-            hint="ddib translate FOLDER --pairs 260:261",
+            f"--set pairs takes one folder, and {len(files)} files are given",
+            hint="ddib translate FOLDER --set pairs=260:261",
         )
-    own = Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
-    institution, _ = split_target(target)
-    other = next((each for each in domains.domains if each.institution == institution), None)
-    if other is None or not other.domain:
-        raise DomainNotFound(
-            f"{target} is not ready, so its classes are not known" if other else f"{institution} is no peer",
-            hint="ddib domains",
-        )
-    # A model without classes may be guided by a classifier.
-    count = other.classes or other.guidance.classifier_classes
-    kit = importlib.import_module("ddib_fed.paper.imagenet")  # the layers keep what is the paper's above
-    numbers = options.parse_pairs(pairs, own, Classes(target, count, other.class_names))
-    return [
-        FileItem(
-            f"{each.source}_{each.ordinal}_translated_{each.target}",
-            each.path.name,
-            source=f"{each.source}_{each.ordinal}",
-            path=each.path,
-            classes=(str(each.source), str(each.target)),
-        )
-        for each in kit.paired_pictures(files[0], numbers, class_names=own.names, limit=limit)
-    ]
-
-
-def header_of(target: str, given: dict[str, Any]) -> pb.JobHeader:
-    """The request that the options make; of two models in one process the solver was looked at before."""
-    asked = given.get("settings")
-    if asked is None:
-        settings = Settings(given["solver"], 0, given["evaluations"], given["grid"]).of_quality(
-            given["quality"]
-        )
-    else:
-        settings = Settings(asked.solver, asked.order, asked.evaluations, asked.grid)
-    left = [name for name in DIAL if given[name] is None]
-    settings = replace(settings, **{name: given[name] for name in ("depth", *DIAL) if name not in left})
-    names = ("cycle", "keep_latent", "source_class", "target_class", "no_calibration")
-    guidance = Guidance(given["guidance"], given["classifier_scale"], clip=given.get("clip", False))
-    return job_header(target, settings, guidance=guidance, left=left, **{name: given[name] for name in names})
+    find = options.extension("ddib_fed.pairs", "imagenet")
+    limit = settings.get("limit")
+    run.open_pairs(
+        settings["pairs"], lambda pairs, names: find(files[0], pairs, class_names=names, limit=limit)
+    )

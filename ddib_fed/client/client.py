@@ -1,24 +1,20 @@
-"""The typed client: submits files to the institution's own source node, watches jobs, fetches verified results.
+"""The client: submits files to the institution's own source node, watches jobs, fetches verified results.
 
-    with Client.from_profile() as client:
-        for result in client.translate([Path("points.npy")], "south.example/checkerboards", cycle=True):
-            print(result.provenance.cycle)
-
-Jobs, events and domains are the messages of translation.proto. Importable without torch. Every method raises
-`ddib_fed.errors.DdibError` with the hop at which it failed, and nothing of gRPC.
+Messages of the protocol become the values of `client.jobs` here, and go no further. Importable without torch. Every
+method raises `ddib_fed.errors.DdibError` with the hop at which it failed, and nothing of gRPC.
 """
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
@@ -28,27 +24,43 @@ from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait
 from ddib_fed.client.files import SUFFIXES, Origin, Payload, payloads
+from ddib_fed.client.jobs import (
+    Event,
+    Failure,
+    Item,
+    Job,
+    Progress,
+    Request,
+    split_target,
+)
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.results import ResultFile, Translated
 from ddib_fed.errors import (
     Cancelled,
     ChunkCorrupt,
+    ConfigError,
     DdibError,
-    DeadlineExceeded,
-    ExhaustedError,
     JobFailed,
     JobNotFound,
     MessageInvalid,
-    PeerFault,
     PeerUnreachable,
+    Unauthenticated,
     UsageError,
-    error_class,
 )
-from ddib_fed.protocol.calls import from_detail, is_number, status_of
-from ddib_fed.protocol.contract import PROTOCOL, guidance_to_pb
-from ddib_fed.protocol.messages import provenance_record, settings_to_pb
-from ddib_fed.record import DIAL, UNGUIDED, Guidance, Part, Settings, Translation
+from ddib_fed.protocol.calls import TOLERATED_S, described, from_detail, is_number, status_of
+from ddib_fed.protocol.contract import PROTOCOL, guidance_from_pb, guidance_to_pb
+from ddib_fed.protocol.messages import (
+    Domains,
+    ItemState,
+    JobState,
+    domains_value,
+    provenance_record,
+    settings_to_pb,
+)
+from ddib_fed.record import DIAL, Part, Record, Settings
+from ddib_fed.security import diagnosis
+from ddib_fed.security.pki import load_identity, root_warning
 from ddib_fed.telemetry import Tracing, open_tracing, trace_entries
-from ddib_fed.terminal import say
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1.translation_pb2_grpc import TranslationServiceStub
@@ -65,142 +77,123 @@ SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 MAX_PART_BYTES = 1 << 30
 PARTS = {pb.ResultPart.Value(f"RESULT_PART_{part.name}"): part for part in Part}
-ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
-WITHOUT_RESULT = frozenset({pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 RESUMES = "to resume: the same command again"
 """The line of a hint above the command that goes on."""
 
 
-def split_target(target: str) -> tuple[str, str]:
-    """`INSTITUTION/DOMAIN` in two."""
-    institution, slash, domain = target.partition("/")
-    if not slash or not institution or not domain or "/" in domain:
-        raise UsageError(
-            f"{target!r} is no target: INSTITUTION/DOMAIN is expected, e.g. south.example/checkerboards",
-            hop="client",
-            hint="ddib domains",
-        )
-    return institution, domain
-
-
-def job_header(
-    target: str,
-    settings: Settings | None = None,
-    *,
-    guidance: Guidance = UNGUIDED,
-    left: Collection[str] = (),
-    **fields: Any,
-) -> pb.JobHeader:
-    """What is asked of a job: its target, `INSTITUTION/DOMAIN`, and other fields of the message, such as `cycle`.
-
-    Settings in `left` are left to the calibration; without settings all of `DIAL` are.
-    """
+def _header(target: str, request: Request, classes: Sequence[tuple[str, str]], **fields: Any) -> pb.JobHeader:
+    """Return the message of a request; items with classes of their own keep the models' size."""
+    request.require_of_nodes()
     institution, domain = split_target(target)
     try:
         header = pb.JobHeader(
             protocol=PROTOCOL,
             target_institution=institution,
             target_domain=domain,
-            solver=settings_to_pb(settings or Settings()),
-            guidance=guidance_to_pb(guidance),
+            solver=settings_to_pb(request.settings),
+            guidance=guidance_to_pb(request.guidance),
+            cycle=request.cycle,
+            keep_latent=request.keep_latents,
+            source_class=str(request.source_class),
+            target_class=str(request.target_class),
+            no_calibration=request.without_calibration,
+            model_size=bool(classes),
+            item_classes=[pb.ItemClasses(source_class=own, target_class=other) for own, other in classes],
             **fields,
         )
-    except (TypeError, ValueError) as error:  # a field that is none, or of another type
+    except (TypeError, ValueError) as error:  # a value of another type
         raise UsageError(f"no such job can be asked for: {error}") from error
-    for name in DIAL if settings is None else left:
+    for name in request.left:
         header.solver.ClearField(name)
     return header
 
 
-def target_of(job: pb.JobHeader) -> str:
-    return f"{job.target_institution}/{job.target_domain}"
-
-
-def state_of(
-    message: pb.Job | pb.Item | pb.SubmitJobResponse | pb.CancelJobResponse | pb.WatchJobResponse,
-) -> str:
-    kind = pb.ItemState if isinstance(message, pb.Item) else pb.JobState
-    return kind.Name(message.state).partition("_STATE_")[2]
-
-
-def failure_text(failure: common_pb2.ErrorDetail) -> str:
-    """What failed, in words of the picture, or whose fault it is, or the last cause of a job whose time was up."""
-    facts, peer = failure.facts, failure.facts.get("peer") or failure.institution
-    if failure.reason == DeadlineExceeded.reason and "deadline_s" in facts:
-        last = f"; last: {facts['last']}" if "last" in facts else ""
-        done = facts.get("items_done", "some")
-        return f"the deadline of {facts['deadline_s']} s passed, {done} items were done{last}"
-    if "picture" in facts:
-        return f"{facts['picture']}, and the source's model has not learned such pictures"
-    if "found" not in facts:
-        return failure.sentence
-    if failure.reason == PeerFault.reason:
-        return f"{peer} answered with what cannot be used: {facts['found']}"
-    return f"{peer}: {facts['found']}"
-
-
-def failure(detail: common_pb2.ErrorDetail, hop: str) -> DdibError:
-    kind = error_class(detail.reason) if detail.reason else JobFailed
-    return kind(failure_text(detail), hop=hop)
-
-
-def require_finished(job: pb.Job, hop: str) -> pb.Job:
-    """Return the job if all its items were translated; raise JobFailed if one failed, Cancelled if it was cancelled."""
-    if job.state == pb.JOB_STATE_CANCELLED:
-        raise Cancelled(f"job {job.job_id} was cancelled", hop=hop)
-    bad = [item for item in job.items if item.state == pb.ITEM_STATE_FAILED]
-    if job.state != pb.JOB_STATE_FAILED and not bad:
-        return job
-    what = f"{len(bad)} of {len(job.items)} items of job {job.job_id}" if bad else f"job {job.job_id}"
-    hint = f"ddib job show {job.job_id}" if hop else ""  # in one process nothing is kept
-    first = job.error if job.HasField("error") or not bad else bad[0].error
-    why = f": {failure_text(first)} ({first.reason})" if first.reason else ""
-    cause = from_detail(first.SerializeToString(), hop) or JobFailed(hop=hop)
-    error = JobFailed(
-        f"{what} failed{why}",
-        hint=hint,
-        hop=cause.hop,
-        facts=cause.facts,
-        differences=cause.differences,
-        incident=cause.incident,
+def _request(header: pb.JobHeader) -> Request:
+    """Return the request of a job that a node has."""
+    settings = Settings.like(header.solver)
+    left = [name for name in DIAL if not header.solver.HasField(name)]
+    return Request(
+        replace(settings, **{name: getattr(Settings(), name) for name in left}),
+        guidance_from_pb(header.guidance),
+        header.cycle,
+        header.keep_latent,
+        header.source_class,
+        header.target_class,
+        header.no_calibration,
+        left,
     )
-    error.says = cause.says
-    raise error
 
 
-@dataclass(frozen=True, slots=True)
-class ResultFile:
-    suffix: str
-    data: bytes
-    sha256: bytes
+def _failure(detail: common_pb2.ErrorDetail, hop: str) -> Failure:
+    cause = from_detail(detail.SerializeToString(), hop) or JobFailed(hop=hop, facts=dict(detail.facts))
+    return Failure(
+        detail.reason,
+        detail.sentence,
+        detail.institution,
+        cause.incident,
+        cause.facts,
+        cause.differences,
+        cause.hop,
+        cause.says,
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """All files of one item, each verified against its announced digest, and their provenance."""
+def job_from_pb(message: pb.Job, hop: str) -> Job:
+    """Return the job of a message from the node at `hop`."""
+    of = message.request
+    items = (
+        Item(
+            each.index,
+            ItemState(_name(pb.ItemState, each.state)),
+            each.size_bytes,
+            each.sha256,
+            _failure(each.error, hop) if each.HasField("error") else None,
+        )
+        for each in message.items
+    )
+    return Job(
+        message.job_id,
+        f"{of.target_institution}/{of.target_domain}",
+        _request(of),
+        JobState(_name(pb.JobState, message.state)),
+        of.request_id,
+        message.created,
+        message.finished,
+        message.expires,
+        tuple(items),
+        message.item_count,
+        message.items_done,
+        _failure(message.error, hop) if message.HasField("error") else None,
+        message.calibration,
+        of.model_size,
+    )
 
-    item: int
-    files: Mapping[Part, ResultFile]
-    provenance: Translation
 
-    @property
-    def translation(self) -> ResultFile:
-        return self.files[Part.TRANSLATION]
+def _name(kind: Any, number: int) -> str:
+    return str(kind.Name(number).partition("_STATE_")[2])
+
+
+def _event(message: pb.WatchJobResponse) -> Event:
+    values = {each.name: getattr(message, each.name) for each in fields(Event)}
+    return Event(**{**values, "state": JobState(_name(pb.JobState, message.state))})
 
 
 def collect(
     messages: Iterable[pb.FetchResultsResponse], job_id: str, wanted: Collection[int], parts: frozenset[Part]
-) -> Iterator[JobResult]:
-    """Each result as soon as its last part is complete; every part was announced, and is what was asked for.
+) -> Iterator[Translated]:
+    """Yield each result when its last part is complete; every part was announced, and is one that was asked for.
 
-    Raises:
-        ChunkCorrupt: The bytes differ from what was announced, or a result lacks a part.
-        MessageInvalid: A part is not expected here.
+    Raises
+    ------
+    ChunkCorrupt
+        The bytes differ from what was announced, or a result lacks a part.
+    MessageInvalid
+        A part is not expected here.
     """
     from ddib_fed.protocol.streams import assemble, open_file
 
     due, files = set(wanted), dict[Part, ResultFile]()
-    now: tuple[int, Translation] | None = None
+    now: tuple[int, Record] | None = None
 
     def opened(header: pb.ResultHeader) -> Announced:
         nonlocal now
@@ -214,7 +207,7 @@ def collect(
                 raise MessageInvalid(f"item {item} came without provenance")
             if header.provenance.job_id != job_id:
                 raise MessageInvalid(f"item {item} says that it is of another job")
-            now = item, provenance_record(header.provenance)
+            now = item, provenance_record(header.provenance).judged()
         return open_file(header.file, max_bytes=MAX_PART_BYTES, accepted=SUFFIXES)
 
     for whole in assemble(messages, {"result": opened}):
@@ -223,7 +216,7 @@ def collect(
             SUFFIXES[file.media_type], bytes(whole.data), file.sha256
         )
         if parts <= files.keys() and now is not None:
-            yield JobResult(now[0], files, now[1])
+            yield Translated(now[0], files, now[1])
             due.discard(now[0])
             now, files = None, {}
     if now is not None:
@@ -231,8 +224,8 @@ def collect(
         raise ChunkCorrupt(f"item {now[0]} came without its {missing}")
 
 
-def _ready(job: pb.Job) -> list[int]:
-    return [item.index for item in job.items if item.state == pb.ITEM_STATE_DECODED]
+def _ready(job: Job) -> list[int]:
+    return [item.index for item in job.items if item.state is ItemState.DECODED]
 
 
 class Client(Connection):
@@ -240,13 +233,25 @@ class Client(Connection):
 
     Every method raises `DdibError` where the node refuses or cannot be reached.
 
-    Args:
-        profile: Who the client is and where its node is.
-        patience_s: How long a node that was reached before may be away before a call gives up; submitting, watching
-            and fetching continue where they stopped once it is back. A node that refuses because a limit is reached
-            (`TOO_MANY_STREAMS`, `QUEUE_FULL`) is tried again when it says, for 10 minutes; without patience not at all.
-        on_wait: Called with the failure and the seconds until the next try whenever a call waits for the node.
-        tracing: Records its calls; by default what the profile's `[telemetry]` says.
+    Parameters
+    ----------
+    profile
+        Who the client is and where its node is.
+    patience_s
+        How long a node that was reached before may be away before a call gives up; submitting, watching and fetching
+        continue where they stopped once it is back. A node that refuses because a limit is reached
+        (`TOO_MANY_STREAMS`, `QUEUE_FULL`) is tried again when it says, for 10 minutes; without patience not at all.
+    on_wait
+        Called with the failure and the seconds until the next try whenever a call waits for the node.
+    tracing
+        Records its calls; by default what the profile's `[telemetry]` says.
+
+    Examples
+    --------
+    >>> import ddib_fed
+    >>> with ddib_fed.Client.from_profile() as client:  # doctest: +SKIP
+    ...     for domain in client.domains().domains:
+    ...         print(domain.target, domain.status)
     """
 
     keeps_jobs = True
@@ -267,11 +272,14 @@ class Client(Connection):
 
     @classmethod
     def from_profile(cls, path: str | Path | None = None, *, on_wait: OnWait | None = None) -> Self:
-        """A client for the profile at `path`, or the first of the usual places.
+        """Return a client for the profile at `path`, or at the first of the usual places.
 
-        Raises:
-            FileMissing: There is no profile.
-            ConfigError: It cannot be used.
+        Raises
+        ------
+        FileMissing
+            There is no profile.
+        ConfigError
+            It cannot be used.
         """
         return cls(Profile.load(path), on_wait=on_wait)
 
@@ -289,34 +297,163 @@ class Client(Connection):
         self.drop()
         self._tracing.close()
 
-    def domains(self, *, own_alone: bool = False) -> pb.ListDomainsResponse:
-        """The node's own domain and those it can translate to; or its own alone, for which it asks no peer."""
+    @classmethod
+    @contextmanager
+    def for_command(
+        cls,
+        via: Client | Profile | Path | None = None,
+        *,
+        on_wait: OnWait | None = None,
+        patience_s: float = PATIENCE_S,
+    ) -> Iterator[Client]:
+        """Open a client for one command; the first Ctrl-C, or SIGTERM of a batch system, ends its calls.
+
+        Parameters
+        ----------
+        via
+            A client that is open, and stays so; or a profile, its file, or None for the usual places.
+        on_wait, patience_s
+            As of a client.
+        """
+        with ExitStack() as opened:
+            if not isinstance(via, Client):
+                profile = via if isinstance(via, Profile) else Profile.load(via)
+                via = opened.enter_context(
+                    Client(profile, patience_s=patience_s, on_wait=on_wait or Progress().wait)
+                )
+            opened.enter_context(via.interruptible())
+            if threading.current_thread() is threading.main_thread():
+                opened.enter_context(_signals(via.abort))
+            yield via
+
+    @contextmanager
+    def interruptible(self, job_id: str | None = None, out: Path | None = None) -> Iterator[None]:
+        """Turn Ctrl-C into an error with the commands for what goes on; `job_id` is empty while a job is submitted."""
+        try:
+            yield
+        except DdibError as error:
+            if not self.aborted or (isinstance(error, Cancelled) and error.hint):
+                raise
+            # The id comes from the node, and these lines are meant to be pasted.
+            job, more = shlex.quote(job_id or ""), f" --profile {shlex.quote(str(self.profile.path))}"
+            if not self.keeps_jobs or job_id is None:
+                said, hint = "interrupted", ""
+            elif job_id:
+                said = f"interrupted; job {job_id} continues at the source node"
+                fetch = f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}"
+                hint = f"ddib job watch {job}{more}\n{fetch}\nto stop it:\nddib job cancel {job}{more}"
+            else:
+                said, hint = "interrupted: the node may have accepted a job", f"ddib job list{more}"
+            raise Cancelled(said, hint=hint, hop=self.hop) from error
+
+    @classmethod
+    def diagnose(cls, profile: Profile) -> Iterator[tuple[str, str]]:
+        """Check the way to the node step by step; yield each step and its finding, raise at the first that fails."""
+        # The folder's certificate is the profile's, and valid now.
+        own, expected = (
+            load_identity(profile.pki_folder),
+            f"spiffe://{profile.institution}/client/{profile.name}",
+        )
+        if own.identity.uri != expected:
+            raise Unauthenticated(
+                f"the certificate names {own.identity}, the profile {expected}",
+                hop="client",
+                hint=f"edit {profile.path}, or make a client anew: ddib init client --help",
+            )
+        if (invalid := diagnosis.own_validity(own)) is not None:
+            raise invalid.as_error("client")
+        warning = root_warning(own.identity.institution, own.root_not_after, datetime.now(UTC))
+        until = f"valid until {own.not_after:%Y-%m-%d %H:%M} UTC"
+        yield "certificate", f"{own.identity}, {until}{warning and f'; {warning}'}"
+
+        # Both sides accept the other's certificate over TLS 1.3.
+        found = profile.diagnosis()
+        if not found.ok:
+            raise found.as_error(profile.hop)
+        through = f" through the proxy {profile.way.address}" if profile.way is not None else ""
+        yield "connection", f"{profile.source_address}{through}: {found.text}"
+
+        try:
+            with cls.for_command(profile, patience_s=0) as client:
+                served = client.domains()
+                ahead_s = client.clock_s or 0.0
+        except DdibError as error:
+            error.hint = error.hint or "ask the operator of the node: its log says why"
+            raise
+        targets = [f"{each.institution}/{each.domain or '?'} {each.status}" for each in served.domains]
+        yield "service", f"{served.institution}/{served.domain}; {', '.join(targets) or 'no targets yet'}"
+
+        if abs(ahead_s) >= TOLERATED_S:  # certificates and deadlines depend on both clocks
+            raise ConfigError(
+                f"the clock of the node is {described(ahead_s)}",
+                hop=profile.hop,
+                hint="compare both with a third: `timedatectl` shows whether this machine's is synchronised",
+            )
+        yield "clock", f"within {max(1.0, abs(ahead_s)):.0f} s of the node's"
+
+    def domains(self, *, own_alone: bool = False) -> Domains:
+        """Return the node's own domain and those it can translate to; or its own alone, for which it asks no peer."""
         request = pb.ListDomainsRequest(own_alone=own_alone)
-        return self.call(lambda stub: stub.ListDomains(request, timeout=CALL_S))
+        return domains_value(self.call(lambda stub: stub.ListDomains(request, timeout=CALL_S)))
 
     def submit(
-        self, files: Iterable[Origin], target: str, settings: Settings | None = None, **fields: Any
-    ) -> pb.SubmitJobResponse:
-        """As `send`, of files (paths, bytes or payloads) and the arguments of `job_header`."""
-        return self.send(payloads(files), job_header(target, settings, **fields))
+        self,
+        files: Iterable[Origin],
+        target: str,
+        request: Request | None = None,
+        *,
+        classes: Sequence[tuple[str, str]] = (),
+        volume_sha256: bytes = b"",
+        deadline_s: int = 0,
+        request_id: str = "",
+        while_busy: bool = True,
+    ) -> Job:
+        """Submit a job; return once it is on the node's disk.
 
-    def send(
-        self, items: Sequence[Payload], header: pb.JobHeader, *, while_busy: bool = True
-    ) -> pb.SubmitJobResponse:
-        """Submit a job; returns once it is on the node's disk.
+        Parameters
+        ----------
+        files
+            Paths, or contents.
+        target
+            INSTITUTION/DOMAIN.
+        request
+            What is asked; without one the defaults.
+        classes
+            Source and target class of each file, in place of the request's; results then keep the models' size.
+        volume_sha256
+            Of all pixels of a volume of which the files are slices: one noise may soften them.
+        deadline_s
+            Seconds after which the job is given up; 0 for the node's default.
+        request_id
+            A UUID, made if it is missing: the same id with the same content is the same job.
+        while_busy
+            Wait for a node that refuses because a limit is reached.
 
-        Args:
-            items: The files of the job.
-            header: What is asked. Its request id, a UUID, is made when missing; the same id with the same content is
-                the same job, so that a job is never submitted twice by the tries of this call.
-            while_busy: Whether a node that refuses because a limit is reached is waited for, as long as `busy_s` says.
+        Returns
+        -------
+        Job
+            Without its items.
 
-        Raises:
-            ContractMismatch: The node speaks another version of the protocol.
-            PictureMisfit, KindMismatch: An item is not in the units, or not of the kind, of the node's model.
-            InputError: An item or the target cannot be used; an item is named.
+        Raises
+        ------
+        ContractMismatch
+            The node speaks another version of the protocol.
+        PictureMisfit, KindMismatch
+            A file is not in the units, or not of the kind, of the node's model.
+        InputError
+            A file or the target cannot be used; a file is named.
         """
-        header.items, header.request_id = len(items), header.request_id or str(uuid.uuid4())
+        request, items = request or Request(), payloads(files)
+        header = _header(
+            target,
+            request,
+            classes,
+            volume_sha256=volume_sha256,
+            deadline_s=deadline_s,
+            request_id=request_id
+            or str(uuid.uuid4()),  # none is ever submitted twice by the tries of this call
+            items=len(items),
+        )
         try:
             with self._tracing.span(
                 "submit", kind=SpanKind.CLIENT, peer=header.target_institution, items=len(items)
@@ -326,9 +463,25 @@ class Client(Connection):
         except DdibError as error:
             name_item(error, items)
             raise
-        return answer
+        state, repeated = JobState(_name(pb.JobState, answer.state)), answer.repeated_request
+        return Job(
+            answer.job_id, target, request, state, header.request_id, item_count=len(items), repeated=repeated
+        )
 
-    def watch(self, job_id: str, after: int = 0) -> Iterator[pb.WatchJobResponse]:
+    def check(self, target: str, request: Request) -> None:
+        """Raise what the node objects to in such a job, without one.
+
+        The node checks a job's header, and the target's domain, before it reads items. None come, so there is no job.
+        """
+        header = _header(target, request, (), items=1, request_id=str(uuid.uuid4()))
+        asked = pb.SubmitJobRequest(header=header)
+        try:
+            self.call(lambda stub: stub.SubmitJob(iter([asked]), timeout=CALL_S))
+        except MessageInvalid as error:
+            if error.facts.get("received") != "0":
+                raise
+
+    def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
         """Events of a job after a sequence number, until it has ended; survives a restart of the node."""
         last = after
         patience = self.patience()
@@ -336,60 +489,72 @@ class Client(Connection):
             request = pb.WatchJobRequest(job_id=job_id, after_sequence=last)
             try:
                 with self.streaming("WatchJob", request, WATCH_CALL_S) as events:
-                    for event in events:
+                    for event in map(_event, events):
                         self.reached = True
                         if event.sequence <= last:
                             continue
                         patience.progress()
                         last = event.sequence
                         yield event
-                        if event.state in ENDED:
+                        if event.state.ended:
                             return
             except grpc.RpcError as error:
                 # Only this client's time limit for one call has passed: not a failure; make the next call.
                 if status_of(error) is not grpc.StatusCode.DEADLINE_EXCEEDED:
                     self.give_way(patience, error)
                 continue
-            if self.get(job_id).state in ENDED:
+            if self.get(job_id).state.ended:
                 return
             patience.wait(PeerUnreachable(f"the events of job {job_id} ended before the job", hop=self.hop))
             self.drop()
 
-    def get(self, job_id: str) -> pb.Job:
-        """A job with its items.
+    def get(self, job_id: str) -> Job:
+        """Return a job with its items.
 
-        Raises:
-            JobNotFound: This client has no such job.
-            MessageInvalid: The node answers with what the protocol does not allow.
+        Raises
+        ------
+        JobNotFound
+            This client has no such job.
+        MessageInvalid
+            The node answers with what the protocol does not allow.
         """
         request = pb.GetJobRequest(job_id=job_id)
         job = self.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job
         if job.job_id != job_id:
             raise MessageInvalid("the node answered with another job than the requested one", hop=self.hop)
-        return job
+        return job_from_pb(job, self.hop)
 
-    def list(self, limit: int = 100) -> Sequence[pb.Job]:
-        """This client's jobs, newest first, without their items."""
+    def list(self, limit: int = 100) -> Sequence[Job]:
+        """Return this client's jobs, newest first, without their items."""
         request = pb.ListJobsRequest(limit=limit)
-        return self.call(lambda stub: stub.ListJobs(request, timeout=CALL_S)).jobs
+        answer = self.call(lambda stub: stub.ListJobs(request, timeout=CALL_S))
+        return [job_from_pb(each, self.hop) for each in answer.jobs]
 
-    def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[JobResult]:
-        """Results, each complete and of the announced digests; continues with the rest after a restart of the node.
+    def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[Translated]:
+        """Yield results, each complete and of the announced digests, also over a restart of the node.
 
-        Without `items` those that are decoded and not acknowledged.
+        Parameters
+        ----------
+        job_id
+            Of the job.
+        items
+            Their numbers; None for those that are decoded and not acknowledged.
 
-        Raises:
-            ChunkCorrupt: The bytes differ from what was announced, or a result lacks a part.
-            MessageInvalid: The node sends something that was not requested.
+        Raises
+        ------
+        ChunkCorrupt
+            The bytes differ from what was announced, or a result lacks a part.
+        MessageInvalid
+            The node sends something that was not requested.
         """
         job = self.get(job_id)
         yield from self._fetch(job, _ready(job) if items is None else items)
 
-    def _fetch(self, job: pb.Job, items: Iterable[int]) -> Iterator[JobResult]:
+    def _fetch(self, job: Job, items: Iterable[int]) -> Iterator[Translated]:
         due = sorted(set(items))
         patience, parent = self.patience(), self._tracing.recall(job.job_id)
         of = job.request
-        asked = {Part.RETURNED: of.cycle, Part.LATENT: of.keep_latent, Part.SOURCE: of.model_size}
+        asked = {Part.RETURNED: of.cycle, Part.LATENT: of.keep_latents, Part.SOURCE: job.model_size}
         parts = frozenset({Part.TRANSLATION, *(part for part, wanted in asked.items() if wanted)})
         while due:
             request = pb.FetchResultsRequest(job_id=job.job_id, items=due)
@@ -412,13 +577,13 @@ class Client(Connection):
                     raise ChunkCorrupt(f"items {due} of job {job.job_id} did not come", hop=self.hop)
 
     def results(
-        self, job_id: str, *, on_event: Callable[[pb.WatchJobResponse], None] | None = None
-    ) -> Iterator[JobResult]:
+        self, job_id: str, *, on_event: Callable[[Event], None] | None = None
+    ) -> Iterator[Translated]:
         """Watch a job to its end, and fetch each result while the others are being made; see `fetch` and `watch`.
 
         Results that were acknowledged before do not come again. How the job ended is to be asked for (`get`).
         """
-        job: pb.Job | None = None
+        job: Job | None = None
         given: set[int] = set()
         ready: list[int] = []
         fetched = time.monotonic()
@@ -433,7 +598,7 @@ class Client(Connection):
                     # Asked for when first needed: a short job is over before, and has one round trip fewer.
                     job = self.get(job_id)
                     # The events of a job that was watched before come again, and so do its delivered items.
-                    given.update(i.index for i in job.items if i.state == pb.ITEM_STATE_DELIVERED)
+                    given.update(i.index for i in job.items if i.state is ItemState.DELIVERED)
                 due = [item for item in ready if item not in given]
                 given.update(due)
                 yield from self._fetch(job, due)
@@ -442,26 +607,27 @@ class Client(Connection):
         yield from self._fetch(ended, [item for item in _ready(ended) if item not in given])
 
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:
-        """Acknowledge stored results, so that the node removes them; returns how many items are still to be delivered.
+        """Acknowledge stored results, so that the node removes them; return how many items are still to be delivered.
 
-        Args:
-            job_id: The job.
-            results: Item number and SHA-256 of the translation that was written."""
+        Parameters
+        ----------
+        job_id
+            Of the job.
+        results
+            Item number, and SHA-256 of the translation that was written.
+        """
         items = [pb.Acknowledgement(item=item, sha256=sha256) for item, sha256 in results]
         request = pb.AcknowledgeItemsRequest(job_id=job_id, items=items)
         return self.call(lambda stub: stub.AcknowledgeItems(request, timeout=CALL_S)).remaining
 
-    def cancel(self, job_id: str) -> pb.CancelJobResponse:
-        """Stop a job at the solver's next step; its state afterwards."""
+    def cancel(self, job_id: str) -> JobState:
+        """Stop a job at the solver's next step; return its state afterwards."""
         request = pb.CancelJobRequest(job_id=job_id)
-        return self.call(lambda stub: stub.CancelJob(request, timeout=CALL_S))
+        answer = self.call(lambda stub: stub.CancelJob(request, timeout=CALL_S))
+        return JobState(_name(pb.JobState, answer.state))
 
     def delete(self, job_id: str) -> None:
-        """Remove an ended job and all its data at the node.
-
-        Raises:
-            JobNotFound: This client has no such job.
-        """
+        """Remove an ended job and all its data at the node; raise JobNotFound if this client has no such job."""
         tries = 0
 
         def attempt(stub: TranslationServiceStub) -> pb.DeleteJobResponse:
@@ -480,26 +646,45 @@ class Client(Connection):
         self,
         files: Iterable[Origin],
         target: str,
-        settings: Settings | None = None,
+        request: Request | None = None,
         *,
-        on_event: Callable[[pb.WatchJobResponse], None] | None = None,
-        **fields: Any,
-    ) -> tuple[JobResult, ...]:
-        """Submit, watch, fetch and acknowledge; the results, in the order of the files.
+        on_event: Callable[[Event], None] | None = None,
+    ) -> Iterator[Translated]:
+        """Submit files, and yield each result, in their order, as soon as it and those before it are there.
 
-        `fields` are other arguments of `job_header`.
+        They are acknowledged, and removed at the node, when the last one was taken.
 
-        Raises:
-            JobFailed: The job or one of its items failed; finished items can still be fetched.
-            Cancelled: The job was cancelled.
-            DdibError: An input cannot be used, or the node refuses or cannot be reached.
+        Parameters
+        ----------
+        files
+            Paths, or contents.
+        target
+            INSTITUTION/DOMAIN.
+        request
+            What is asked; without one the defaults.
+        on_event
+            Called with each event of the job.
+
+        Raises
+        ------
+        JobFailed
+            The job or one of its items failed; raised after the results of the others.
+        Cancelled
+            The job was cancelled.
+        DdibError
+            A file cannot be used, or the node refuses or cannot be reached.
         """
-        job = self.submit(files, target, settings, **fields)
-        fetched = list(self.results(job.job_id, on_event=on_event))
-        require_finished(self.get(job.job_id), self.hop)
-        results = tuple(sorted(fetched, key=lambda result: result.item))
-        self.acknowledge(job.job_id, [(r.item, r.translation.sha256) for r in results])
-        return results
+        job = self.submit(files, target, request)
+        done, early = list[tuple[int, bytes]](), dict[int, Translated]()
+        for result in self.results(job.job_id, on_event=on_event):
+            early[result.item] = result
+            done.append((result.item, result.files[Part.TRANSLATION].sha256))
+            while (following := early.pop(len(done) - len(early), None)) is not None:
+                yield following
+        for _, result in sorted(early.items()):
+            yield result
+        self.get(job.job_id).require_finished(self.hop)
+        self.acknowledge(job.job_id, done)
 
 
 def _send_once(
@@ -541,75 +726,18 @@ def name_item(error: DdibError, items: Sequence[Payload]) -> None:
     error.detail, error.hint = found.detail, found.hint
 
 
-def waiting_line(error: DdibError, delay_s: float) -> str:
-    again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
-    return f"{error.hop or 'the node'}: {error.detail}; {again}"
-
-
 @contextmanager
-def open_client(
-    profile: Profile | Path | None,
-    *,
-    on_wait: OnWait | None = None,
-    patience_s: float = PATIENCE_S,
-    client: Client | None = None,
-) -> Iterator[Client]:
-    """A client for one command, or the given one; the first Ctrl-C, or SIGTERM of a batch system, ends its calls."""
-    if client is None:
-        found = profile if isinstance(profile, Profile) else Profile.load(profile)
-        client = Client(found, patience_s=patience_s, on_wait=on_wait or _say_first())
-    with client, _interruptible(client):
-        yield client
-
-
-def _say_first() -> OnWait:
-    waits = itertools.count()
-
-    def on_wait(error: DdibError, delay_s: float) -> None:
-        if next(waits) == 0:
-            say(waiting_line(error, delay_s), err=True)
-
-    return on_wait
-
-
-@contextmanager
-def _interruptible(client: Client) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _signals(abort: Callable[[], object]) -> Iterator[None]:
+    """Call `abort`, in another thread, at the first Ctrl-C or SIGTERM; a second one ends the process as usual."""
 
     def end(number: int, frame: FrameType | None) -> None:
         del frame
         signal.signal(number, before[signal.Signals(number)])
-        threading.Thread(target=client.abort, daemon=True).start()
+        threading.Thread(target=abort, daemon=True).start()
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with explaining_interruption(client):
-            yield
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def explaining_interruption(
-    client: Client, job_id: str | None = None, out: Path | None = None
-) -> Iterator[None]:
-    """Turn Ctrl-C into an error with the commands for what goes on; `job_id` is empty while a job is submitted."""
-    try:
-        yield
-    except DdibError as error:
-        if not client.aborted or (isinstance(error, Cancelled) and error.hint):
-            raise
-        # The id comes from the node, and these lines are meant to be pasted.
-        job, more = shlex.quote(job_id or ""), f" --profile {shlex.quote(str(client.profile.path))}"
-        if not client.keeps_jobs or job_id is None:
-            said, hint = "interrupted", ""
-        elif job_id:
-            said = f"interrupted; job {job_id} continues at the source node"
-            fetch = f"ddib job fetch {job} --out {shlex.quote(str(out or 'DIR'))}{more}"
-            hint = f"ddib job watch {job}{more}\n{fetch}\nto stop it:\nddib job cancel {job}{more}"
-        else:
-            said, hint = "interrupted: the node may have accepted a job", f"ddib job list{more}"
-        raise Cancelled(said, hint=hint, hop=client.hop) from error

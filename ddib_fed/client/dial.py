@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 
 from ddib_fed.calibration.record import Calibration, Dial
-from ddib_fed.client.client import Client, failure, job_header
-from ddib_fed.client.files import items_below
-from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
+from ddib_fed.client.client import Client
+from ddib_fed.client.folder_run import Run
+from ddib_fed.client.jobs import Request
 from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import JobFailed, LatentNotGaussian, PolicyDenied, SettingsInvalid, UsageError
@@ -25,8 +25,8 @@ from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.models.sidecars import PrivacyReport
+from ddib_fed.protocol.messages import JobState
 from ddib_fed.record import Settings
-from ddib_fed.v1 import translation_pb2 as pb
 
 SHARES: Final = (1.0, 0.75, 0.5)
 EVALUATIONS = 24
@@ -218,18 +218,20 @@ def translating(
     if calibration.alone is None:
         raise UsageError(
             "a rotation of latents has no map of pictures, which the dial is measured against",
-            hint="--share and --temperature of ddib translate",
+            hint="ddib translate --set share=0.75 --set temperature=0.9",
         )
 
     def translate(dial: Dial) -> tuple[Translations, Pictures]:
         settings = Settings(evaluations=EVALUATIONS, **dial.model_dump())
-        header = job_header(target, settings, cycle=True, keep_latent=True)
+        own = None if client.keeps_jobs else calibration  # nodes have agreed on it
+        request = Request(settings, cycle=True, keep_latents=True, left=(), calibration=own)
         with tempfile.TemporaryDirectory() as folder:
-            how = RunOptions(client.profile, header, Path(folder), RunProgress(client), skip_bad=True)
-            run = FolderRun(how, items_below(root, pictures))
+            run = Run(client, target, Path(folder), request, skip_bad=True)
+            run.open_below(root, pictures)
             run.read()
             run.translate()
-            errors = [failure(job.error, client.hop) for job in run.jobs if job.state == pb.JOB_STATE_FAILED]
+            failed = [job for job in run.jobs if job.state is JobState.FAILED]
+            errors = [job.error.error(client.hop) for job in failed if job.error is not None]
             errors += [each.error for each in (*run.left_out, *run.failed)]
             for error in errors:
                 if not (run.results and isinstance(error, REFUSALS)):

@@ -45,10 +45,10 @@ from ddib_fed.recognition import (
 from ddib_fed.record import MOST_TILES, Part, file_name
 from ddib_fed.terminal import explained
 from ddib_fed.v1 import common_pb2
-from ddib_fed.v1 import translation_pb2 as pb
 
 if TYPE_CHECKING:
     from ddib_fed.formats.study import Studies
+    from ddib_fed.protocol.messages import Domains
 
 MAX_ITEM_BYTES = 1 << 30
 """The client's limit on one item; the node's own limit is usually lower, and in its refusal."""
@@ -175,7 +175,7 @@ class FileItem:
         name: Of its results below the run's folder, without suffix.
         file: What reports and the record call it.
         sha256: Of its bytes, hex.
-        source: With --pairs, the name of the picture as the source's model saw it.
+        source: With pairs of classes, the name of the picture as the source's model saw it.
         asked: Digest of the request, hex.
     """
 
@@ -278,7 +278,7 @@ def open_inputs(
     files: Sequence[Path],
     out: Path,
     reading: Mapping[str, Any],
-    own_domain: Callable[[], pb.ListDomainsResponse],
+    own_domain: Callable[[], Domains],
     say: Callable[[str], object],
 ) -> tuple[list[FileItem], Studies | None, list[LeftOut]]:
     """Plain files, studies of the field's formats, none of which is read yet, and what cannot be read.
@@ -290,10 +290,7 @@ def open_inputs(
         own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
         say: Called with a line for each ignored input and each option that differs from the model's training.
     """
-    if reading["intensity"] != "auto":
-        from ddib_fed.formats.study import IntensityRule
-
-        IntensityRule.parse(reading["intensity"])  # before the node is asked
+    check_intensity(reading["intensity"])  # before the node is asked
     found, auto, source = recognise(files, out), reading["tile"] == "auto", None
     of_maps = of_pictures = _tile(reading["tile"])
     if any(not each.is_picture for each in found.studies) or (auto and _any_picture(found)):
@@ -336,6 +333,14 @@ def open_inputs(
     return items, studies, left_out
 
 
+def check_intensity(rule: str) -> None:
+    """Raise UsageError unless it is "auto", or a rule of intensity."""
+    if rule != "auto":
+        from ddib_fed.formats.study import IntensityRule
+
+        IntensityRule.parse(rule)
+
+
 def _tile(text: str) -> tuple[int, int] | None:
     if text in {"auto", "none"}:
         return None
@@ -356,7 +361,7 @@ def _any_picture(found: Recognised) -> bool:
     return any(is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in arrays)
 
 
-def _intensity(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], object]) -> str:
+def _intensity(asked: str, source: Domains, say: Callable[[str], object]) -> str:
     """The rule that was asked for; as the source's model says it, where it was trained with the same."""
     from ddib_fed.formats.study import AUTO, IntensityRule
 
@@ -375,7 +380,7 @@ def _intensity(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], 
     return asked
 
 
-def _slices(asked: str, source: pb.ListDomainsResponse, say: Callable[[str], object]) -> str:
+def _slices(asked: str, source: Domains, say: Callable[[str], object]) -> str:
     """The plane that was asked for, or the one that the source's model was trained with."""
     if asked == "auto":
         return source.slices or "axial"
@@ -433,6 +438,42 @@ def read_items(
         if on_read is not None:
             on_read(number + 1, len(items))
     return read, bad
+
+
+def look(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
+    """Read a file as a run does; return whether it goes to a node as it is, and what a person has to know of it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    label
+        What the person calls it.
+
+    Raises
+    ------
+    DdibError
+        It cannot be translated.
+    """
+    kind = format_of(path)
+    if kind is None:
+        for bad in read_items([FileItem(path.stem, label, path=path)], lambda _: "", decode=True)[1]:
+            bad.error.detail = f"{path}: {bad.why}"
+            raise bad.error
+        return True, ()
+    if kind is Format.DICOM:
+        from ddib_fed.formats.dicom import read_series, sort_files
+
+        found = sort_files([path])
+        for _, error in found.unreadable:
+            raise error
+        found.require_pictures(path)
+        (headers,) = found.series.values()
+        return False, read_series(label.partition("/")[0], headers)[0].warnings
+    from ddib_fed.formats.opening import open_paths
+    from ddib_fed.formats.study import Options
+
+    return False, open_paths([path], Options()).studies[0].warnings
 
 
 def _check_name(item: FileItem) -> None:

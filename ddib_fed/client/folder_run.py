@@ -1,4 +1,4 @@
-"""Translates files and studies into a folder: submits one job ahead, writes results as they come, resumes.
+"""Translates files and studies into a folder: submits one job ahead, writes results as they come, resumes, reports.
 
 Names of items are on the disk before their job is submitted, under a request id of its own, so that nothing is
 computed twice after an interruption: the next run finds the job by that id.
@@ -7,56 +7,52 @@ computed twice after an interruption: the next run finds the job by that id.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import shlex
 import shutil
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.json_format import MessageToDict
-
-from ddib_fed.client.client import (
-    RESUMES,
-    WITHOUT_RESULT,
-    Client,
-    explaining_interruption,
-    failure,
-    open_client,
-    require_finished,
-    state_of,
-    target_of,
-)
+from ddib_fed.client.client import RESUMES, Client
 from ddib_fed.client.files import (
     FileItem,
     LeftOut,
+    check_intensity,
+    check_names,
     find_items,
+    items_below,
     left_out,
     listed,
+    look,
     open_inputs,
     read_items,
     refused,
 )
+from ddib_fed.client.jobs import Job, Progress, Request, split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import (
     Delivered,
     JobFile,
+    Translated,
     check_free,
     finished,
-    keep_calibration,
-    locked,
+    not_written,
+    records_of,
     remove_broken,
     unfinished,
-    write_results,
+    write_result,
 )
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
+    ChunkCorrupt,
     DdibError,
     DeadlineExceeded,
     DomainNotFound,
@@ -65,24 +61,26 @@ from ddib_fed.errors import (
     FilesLeftOut,
     InputError,
     InternalError,
+    ItemNotFound,
     ItemsTooMany,
     JobFailed,
     PeerNotFound,
+    StateConflict,
     UnavailableError,
     UsageError,
     error_class,
     next_steps,
 )
-from ddib_fed.files import make_private_folders
+from ddib_fed.files import locked, make_private_folders, write_file
 from ddib_fed.names import nearest
 from ddib_fed.protocol.calls import is_number
-from ddib_fed.terminal import bar
-from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.protocol.messages import Domains, ItemState, JobState
+from ddib_fed.record import CALIBRATION_FILE, Classes, Part, Record
 
 if TYPE_CHECKING:
     from ddib_fed.formats.credentials import Credentials
     from ddib_fed.formats.parts import WrittenStudy
-    from ddib_fed.formats.study import Origin, Studies, Study
+    from ddib_fed.formats.study import Studies
 
 JOB_FILES = 250
 """Files of a job: its result is sooner complete, and less is sent again if the node refuses one of them."""
@@ -91,120 +89,72 @@ AHEAD = 2
 """Jobs at the node at once: it computes one while the next is sent."""
 MOST_JOBS = 1000
 """As many as a node lists."""
-STAGES = {
-    "encode": "encoding by the source",
-    "send": "sending the latent",
-    "decode": "decoding by the target",
-    "return": "checking by translating back",
-    "done": "done",
-    "failed": "failed",
-    "wait": "waiting for the target",
-}
-"""The stages of an item in words, for terminal and page."""
-
-
-class RunProgress:
-    """Opens the client of a run, and receives its progress in the thread of the run. This base class shows nothing."""
-
-    done = 0
-    """Results that are on the disk."""
-    stopped = False
-    """Whether no further job is to be submitted."""
-    job_id = ""
-    names: Sequence[str] = ()
-
-    def __init__(self, client: Client | None = None) -> None:
-        self.client = client
-
-    @contextmanager
-    def opened(self, profile: Profile) -> Iterator[Client]:
-        with open_client(profile, client=self.client) as client:
-            yield client
-
-    def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """A function that is called with (done, total) while files are read."""
-        return bar(what)
-
-    def say(self, line: str) -> None:
-        """Show a sentence."""
-
-    def study(self, number: int, origin: Origin, study: Study | None) -> None:
-        """A study can be translated; None for one that an earlier run has finished."""
-
-    def parts(self, number: int, paths: Sequence[Path]) -> None:
-        """From now on jobs are of these items of a study."""
-
-    def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
-        """The output of a study is on the disk; None for one that an earlier run has finished."""
-
-    def whole(self, total: int, done: int) -> None:
-        """So many files are translated, and so many of them are on the disk already."""
-
-    def submitted(self, job_id: str, items: int) -> None:
-        """The node has accepted a job."""
-
-    def begin(self, job_id: str, names: Sequence[str]) -> None:
-        """From now on events are of this job, whose items have these names."""
-        self.job_id, self.names = job_id, names
-
-    def name_of(self, item: int) -> str:
-        return self.names[item] if item < len(self.names) else f"item {item}"
-
-    def event(self, event: pb.WatchJobResponse) -> None:
-        """Something happened in the job."""
-
-    def written(self, item: FileItem, result: Delivered) -> None:
-        """A result is on the disk."""
-
-    def job_ended(self, job_id: str, state: str) -> None:
-        """A job has ended, and its results are written."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """What all files of a command have in common.
-
-    Attributes:
-        profile: Whose node translates.
-        header: What is asked of it.
-        out: Folder of the results.
-        progress: Opens the client and receives the progress.
-        force: Translate everything again, and overwrite what is there.
-        skip_bad: Leave out what cannot be translated, instead of doing nothing.
-        credentials: What content credentials are signed with.
-    """
-
-    profile: Profile
-    header: pb.JobHeader
-    out: Path
-    progress: RunProgress
-    force: bool = False
-    skip_bad: bool = False
-    credentials: Credentials | None = None
-
-    def digest(self, classes: tuple[str, str] | None = None) -> str:
-        """SHA-256, hex, of all that decides what a file of these classes becomes beside what it is part of."""
-        header = self.with_classes([classes] if classes else [])
-        for name in ("protocol", "request_id", "items", "deadline_s", "volume_sha256"):
-            header.ClearField(name)
-        asked = MessageToDict(header) | {"institution": self.profile.institution}
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-    def with_classes(self, classes: Sequence[tuple[str, str]]) -> pb.JobHeader:
-        """The header of a job whose items have classes of their own; these keep the models' size."""
-        header = pb.JobHeader()
-        header.CopyFrom(self.header)
-        header.model_size = bool(classes)
-        for own, other in classes:
-            header.item_classes.add(source_class=own, target_class=other)
-        return header
+ACKNOWLEDGED_TOGETHER = 16
+"""Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
+PAGE = "report.html"
+FEWEST = 2
+"""Pictures of a page: of one alone the record and the file say all."""
+SLOW = 50
+"""Pictures from which drawing has a bar of its own."""
 
 
 @dataclass(slots=True, eq=False)
-class FolderRun:
-    """The files of one command, and what became of each: `read` them, `translate` or `submit`, then `conclude`."""
+class Run:
+    """The translation of files into a folder, and what became of each file.
 
-    options: RunOptions
+    `open` finds the files, `read` reads them, `translate` or `submit` has them translated, `report` and `page` describe
+    the results, and `conclude` raises what could not be done. The same run again resumes one that was interrupted.
+
+    Parameters
+    ----------
+    via
+        The client, or the profile of one, which is opened for each step.
+    target
+        INSTITUTION/DOMAIN.
+    out
+        Folder of the results.
+    request
+        What is asked of every file.
+    progress
+        Receives the progress.
+    force
+        Translate everything again, and overwrite what is there.
+    skip_bad
+        Leave out what cannot be translated, instead of doing nothing.
+    credentials
+        Certificate chain and private key, PEM, with which pictures get content credentials.
+    volume_sha256
+        Of all pixels of a volume whose slices the files are.
+
+    Examples
+    --------
+    >>> import ddib_fed, numpy, pathlib, tempfile
+    >>> place = tempfile.TemporaryDirectory()
+    >>> folder = pathlib.Path(place.name)
+    >>> angles = numpy.linspace(0.2, 2.9, 16)
+    >>> numpy.save(folder / "points.npy", numpy.stack([numpy.cos(angles), numpy.sin(angles)], 1))
+    >>> moons, squares = ddib_fed.Model.open("moons"), ddib_fed.Model.open("checkerboards")
+    >>> here = moons.to(squares)
+    >>> request = ddib_fed.Request(ddib_fed.Settings(evaluations=12))
+    >>> run = ddib_fed.Run(here, here.target, folder / "out", request)
+    >>> run.open([folder / "points.npy"])
+    >>> run.read()
+    >>> run.translate()
+    >>> run.conclude()
+    >>> [path.name for path in sorted((folder / "out").iterdir())]
+    ['points.json', 'points.npy']
+    >>> place.cleanup()
+    """
+
+    via: Client | Profile
+    target: str
+    out: Path
+    request: Request = field(default_factory=Request)
+    progress: Progress = field(default_factory=Progress)
+    force: bool = False
+    skip_bad: bool = False
+    credentials: Credentials | tuple[Path, Path] | None = None
+    volume_sha256: bytes = b""
     items: list[FileItem] = field(default_factory=list)
     studies: Studies | None = None
     left_out: list[LeftOut] = field(default_factory=list)
@@ -215,8 +165,8 @@ class FolderRun:
     earlier: int = 0
     results: dict[str, Delivered] = field(default_factory=dict)
     written: list[WrittenStudy] = field(default_factory=list)
-    jobs: list[pb.Job] = field(default_factory=list)
-    submitted: list[pb.SubmitJobResponse] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
+    submitted: list[Job] = field(default_factory=list)
     _inputs: list[Path] = field(default_factory=list)
     _readable: list[tuple[int, WrittenStudy | None]] = field(default_factory=list)
     """The studies that can be translated, or are by an earlier run."""
@@ -227,6 +177,114 @@ class FolderRun:
     _unknown: dict[tuple[FileItem, ...], str] = field(default_factory=dict)
     """Request ids of an earlier run's jobs that the node does not list, by their items."""
     _most_files: int = JOB_FILES
+
+    look = staticmethod(look)
+    check_intensity = staticmethod(check_intensity)
+
+    def __post_init__(self) -> None:
+        if self.target:  # of results that are only fetched, their job says it
+            split_target(self.target)
+        if isinstance(self.credentials, tuple):
+            from ddib_fed.formats.credentials import Credentials
+
+            self.credentials = Credentials.load(*self.credentials)
+
+    @property
+    def profile(self) -> Profile:
+        return self.via.profile if isinstance(self.via, Client) else self.via
+
+    @contextmanager
+    def opened(self) -> Iterator[Client]:
+        """Open the client; Ctrl-C ends its calls, with the commands for what goes on."""
+        with self.progress, Client.for_command(self.via, on_wait=self.progress.wait) as client:
+            yield client
+
+    def open(
+        self, files: Sequence[Path], *, intensity: str = "auto", slices: str = "auto", tile: str = "auto"
+    ) -> None:
+        """Find the files and studies to translate; none of them is read yet.
+
+        Parameters
+        ----------
+        files
+            Files, and folders that stand for the files below them.
+        intensity
+            The rule by which values of volumes and maps become the model's numbers; "auto" for the model's own.
+        slices
+            Plane in which a volume is cut: "axial", "coronal", "sagittal", or "auto" for the model's own.
+        tile
+            Side in pixels of the tiles of larger pictures, "auto" or "none".
+        """
+
+        def own_domain() -> Domains:
+            with self.opened() as client:
+                return client.domains(own_alone=True)
+
+        reading = {"intensity": intensity, "slices": slices, "tile": tile}
+        self.items, self.studies, self.left_out = open_inputs(
+            files, self.out, reading, own_domain, self.progress.say
+        )
+
+    def open_below(self, root: Path, files: Sequence[Path]) -> None:
+        """Take files below a folder, whose results are called by their paths there."""
+        self.items = items_below(root, files)
+
+    def open_pairs(
+        self, pairs: str, find: Callable[[Sequence[tuple[int, int]], Sequence[str]], Sequence[Any]]
+    ) -> None:
+        """Take pictures of some classes, each of which is translated to another class.
+
+        Parameters
+        ----------
+        pairs
+            Pairs of classes by numbers or names, such as ``260:261,cat:dog``.
+        find
+            Finds the pictures of pairs of class numbers, each with `path`, `source`, `target` and `ordinal`; its second
+            argument is the names of the source's classes.
+        """
+        with self.opened() as client:
+            domains = client.domains()
+        own = Classes(f"{domains.institution}/{domains.domain}", domains.classes, domains.class_names)
+        institution, _ = split_target(self.target)
+        other = next((each for each in domains.domains if each.institution == institution), None)
+        if other is None or not other.domain:
+            why = "is not ready, so its classes are not known"
+            raise DomainNotFound(
+                f"{self.target} {why}" if other else f"{institution} is no peer", hint="ddib domains"
+            )
+        # A model without classes may be guided by a classifier.
+        count = other.classes or other.guidance.classifier_classes
+        numbers = own.pairs(pairs, Classes(self.target, count, other.class_names))
+        self.items = [
+            FileItem(
+                f"{each.source}_{each.ordinal}_translated_{each.target}",
+                each.path.name,
+                source=f"{each.source}_{each.ordinal}",
+                path=each.path,
+                classes=(str(each.source), str(each.target)),
+            )
+            for each in find(numbers, own.names)
+        ]
+        check_names(self.items, self.out)
+
+    def check_marked(self) -> bool:
+        """Raise UsageError unless credentials have an effect; return whether some files take none."""
+        hint = "leave --credentials out; docs/formats.md says which results hold them"
+        studies = self.studies.origins if self.studies is not None else ()
+        if not self.items and studies:
+            why = f"--credentials: what {studies[0].given} becomes holds no content credentials"
+            raise UsageError(why, hint=hint)
+        if all(item.path.suffix.lower() == ".npy" for item in self.items):
+            with self.opened() as client:
+                if client.domains(own_alone=True).sample_kind == "point":
+                    raise UsageError("--credentials: points hold no content credentials", hint=hint)
+        return bool(studies)
+
+    def digest(self, classes: tuple[str, str] | None = None) -> str:
+        """Return SHA-256, hex, of all that decides what a file of these classes becomes beside what it is part of."""
+        asked = {"target": self.target, "institution": self.profile.institution, "classes": classes}
+        asked |= self.request.values()
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     @property
     def delivered(self) -> list[Delivered]:
@@ -240,36 +298,35 @@ class FolderRun:
 
     def read(self) -> None:
         """Read every study and every file; nothing is sent if one is bad, unless bad ones are left out."""
-        options, progress = self.options, self.options.progress
+        progress = self.progress
         self.total = len(self.items) + len(self.studies or ()) + len(self.left_out)
         self._inputs = [item.path for item in self.items]
         self._most_files = JOB_FILES
         if self.studies is not None:
             self._read_studies(self.studies)
-        if not options.skip_bad:
+        if not self.skip_bad:
             for each in self.left_out:
                 if isinstance(each.error, ExtraMissing):
                     raise each.error  # one command repairs it for all files
-        digest = cache(options.digest)
+        digest = cache(self.digest)
         many = len(self.items) > JOB_FILES
         with progress.counted("reading files") if many else nullcontext() as show:
             self.items, bad = read_items(self.items, digest, decode=many, on_read=show)
         self.left_out += bad
-        if self.left_out and not (options.skip_bad and (self.items or self._readable)):
+        if self.left_out and not (self.skip_bad and (self.items or self._readable)):
             raise refused(self.left_out, self.total, "nothing was submitted")
 
     def _read_studies(self, studies: Studies) -> None:
         from ddib_fed.formats.parts import check_outputs, finished_study
 
-        options = self.options
         for at, origin in enumerate(studies.origins):
             try:
                 earlier = None
-                if not options.force:
-                    earlier = finished_study(origin, options.out, asked=options.digest())
+                if not self.force:
+                    earlier = finished_study(origin, self.out, asked=self.digest())
                 if earlier is None:
-                    check_outputs(origin, options.out, force=options.force)
-                options.progress.study(len(self._readable), origin, None if earlier else studies[at])
+                    check_outputs(origin, self.out, force=self.force)
+                self.progress.study(len(self._readable), None if earlier else studies[at])
                 self._readable.append((at, earlier))
             except (UsageError, AlreadyExists, Cancelled):
                 raise
@@ -278,9 +335,9 @@ class FolderRun:
 
     def translate(self) -> None:
         """Translate what is not on the disk yet, studies first; or what was submitted before `progress` stopped it."""
-        with locked(self.options.out), self.options.progress.opened(self.options.profile) as client:
+        with locked(self.out), self.opened() as client:
             for number, (at, earlier) in enumerate(self._readable):
-                if self.options.progress.stopped:
+                if self.progress.stopped:
                     return
                 self._translate_study(client, number, at, earlier)
             if self.items:
@@ -292,50 +349,49 @@ class FolderRun:
         from ddib_fed.formats.study import LATENT
 
         assert self.studies is not None
-        options = self.options
         study, written = None, earlier
         try:
             if written is None:
                 study = self.studies[at]
                 kept = study.planes == 1 and f"{study.name}{LATENT}" in study.origin.beside
-                if options.header.keep_latent and not kept:
-                    options.progress.say(f"latents of {study.origin.called} are not kept")
+                if self.request.keep_latents and not kept:
+                    self.progress.say(f"latents of {study.origin.called} are not kept")
                 written = translate_study(
                     study,
-                    options.out,
+                    self.out,
                     partial(self._translate_parts, client, number, study.pixels.volume_sha256),
-                    asked=options.digest(),
-                    force=options.force,
+                    asked=self.digest(),
+                    force=self.force,
                 )
         except Exception as error:
-            ours = (JobFailed, InputError, InternalError) if options.skip_bad else JobFailed
+            ours = (JobFailed, InputError, InternalError) if self.skip_bad else JobFailed
             ends = isinstance(error, DdibError | OSError) and not isinstance(error, ours)
             if ends or isinstance(error, UsageError):
                 raise
             self.left_out.append(LeftOut.of(self.studies.origins[at].given, error))
-            if not options.skip_bad:
+            if not self.skip_bad:
                 self._errors.append(self.left_out[-1].error)
             return
         if earlier is not None:  # a run may have been killed between its record and the end of the parts
             shutil.rmtree(earlier.record.with_suffix(".parts"), ignore_errors=True)
         self.written.append(written)
-        options.progress.study_written(number, written, study)
+        self.progress.study_written(number, written, study)
 
     def _translate_parts(
         self, client: Client, number: int, volume_sha256: bytes, paths: Sequence[Path], out: Path
     ) -> dict[Path, str]:
         """Translate the items of a study into a folder; why those that have no result were refused."""
-        header = self.options.with_classes(())
-        header.volume_sha256 = volume_sha256
         # Credentials are of the whole, not of its parts.
-        own = replace(self.options, header=header, out=out, skip_bad=True, credentials=None)
-        run = FolderRun(own, find_items(paths)[0])
-        own.progress.parts(number, paths)
+        run = Run(
+            self.via, self.target, out, self.request, self.progress,
+            force=self.force, skip_bad=True, volume_sha256=volume_sha256, items=find_items(paths)[0],
+        )  # fmt: skip
+        self.progress.parts(number, paths)
         run.read()
         with locked(out):
             run._translate_items(client)
         for job in run.jobs:
-            keep_calibration(self.options.out, job)
+            self._keep_calibration(job)
         if not run.results:
             for each in run.left_out:
                 raise each.error
@@ -360,38 +416,37 @@ class FolderRun:
 
     def submit(self) -> None:
         """Only submit what is neither on the disk nor in an unfinished job."""
-        options = self.options
-        with locked(options.out), options.progress.opened(options.profile) as client, self._explained(client):
+        with locked(self.out), self.opened() as client, self._explained(client):
             self._begin(client)
             while self._waiting:
                 self._submit_next(client, patiently=True)
 
     def _begin(self, client: Client) -> dict[str, JobFile]:
         """Plan what is neither on the disk nor in an unfinished job of an earlier run; these jobs by their ids."""
-        options, progress = self.options, self.options.progress
-        remove_broken(options.out, self.items)
-        if not options.force:
+        progress = self.progress
+        remove_broken(self.out, self.items)
+        if not self.force:
             self._take_finished(self.items)
         self.earlier = len(self.results)
         jobs: dict[str, JobFile] = {}
-        if found := unfinished(self.items, options.out):
-            ids = {job.request.request_id: job.job_id for job in client.list(MOST_JOBS)}
+        if found := unfinished(self.items, self.out):
+            ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)}
             for job in found:
                 if job.request_id in ids:
                     jobs[ids[job.request_id]] = job
                 else:  # the node has removed it, or not accepted it yet: then the same id is the same job
-                    job.remove(options.out)
+                    job.remove(self.out)
                     self._unknown[job.items] = job.request_id
         under_way = {item for job in jobs.values() for item in job.items}
         left = [item for item in self.items if item.name not in self.results]
         self._waiting = deque(item for item in left if item not in under_way)
-        check_free(self._waiting, self._inputs, options.out, force=options.force)
+        check_free(self._waiting, self._inputs, self.out, force=self.force)
         progress.done = self.earlier
         progress.whole(len(self.items), self.earlier)
         if self.earlier or jobs:
             covered = len(left) - len(self._waiting)
             told = f", {covered:,} are in unfinished jobs" if covered else ""
-            marks = "; --force puts content credentials into them too" if options.credentials else ""
+            marks = "; --force puts content credentials into them too" if self.credentials else ""
             progress.say(
                 f"{self.earlier:,} of {len(self.items):,} files are translated already{told}; "
                 f"{len(self._waiting):,} are left{marks}"
@@ -399,17 +454,17 @@ class FolderRun:
         return jobs
 
     def _take_finished(self, items: Sequence[FileItem]) -> None:
-        for result in finished(items, self.options.out):
+        for result in finished(items, self.out):
             self.results[items[result.item].name] = result
 
     @property
     def _at_its_end(self) -> bool:
         """Whether nothing more is submitted: it was stopped, or a job ended without any result, as the next would."""
-        with_result = {pb.ITEM_STATE_DECODED, pb.ITEM_STATE_DELIVERED}
-        return self.options.progress.stopped or any(
-            job.state in WITHOUT_RESULT
+        with_result = {ItemState.DECODED, ItemState.DELIVERED}
+        return self.progress.stopped or any(
+            job.state in {JobState.FAILED, JobState.CANCELLED}
             and not any(item.state in with_result for item in job.items)
-            and not (self.options.skip_bad and _failed_by_items(job))
+            and not (self.skip_bad and job.has_failed_items_alone)
             for job in self.jobs
         )
 
@@ -438,32 +493,37 @@ class FolderRun:
         except (InputError, InternalError) as error:
             again = self._without_refused(items, error)
         else:
-            self.options.progress.submitted(submitted.job_id, len(items))
+            self.progress.submitted(submitted.job_id, len(items))
             self.submitted.append(submitted)
             self._pending.append((submitted.job_id, items))
         finally:
             self._waiting.extendleft(reversed(again))
         return True
 
-    def _send(self, client: Client, items: Sequence[FileItem], *, while_busy: bool) -> pb.SubmitJobResponse:
-        out = self.options.out
-        header = self.options.with_classes([item.classes for item in items if item.classes is not None])
-        header.request_id, target = self._unknown.pop(tuple(items), str(uuid.uuid4())), target_of(header)
-        names = JobFile(header.request_id, tuple(items))
-        make_private_folders(out)
-        names.save(out)
+    def _send(self, client: Client, items: Sequence[FileItem], *, while_busy: bool) -> Job:
+        request_id = self._unknown.pop(tuple(items), str(uuid.uuid4()))
+        make_private_folders(self.out)
+        names = JobFile(request_id, tuple(items))
+        names.save(self.out)
         try:
-            payloads = [item.payload for item in items if item.payload is not None]
-            with explaining_interruption(client, ""):
-                return client.send(payloads, header, while_busy=while_busy)
+            with client.interruptible(""):
+                return client.submit(
+                    [item.payload for item in items if item.payload is not None],
+                    self.target,
+                    self.request,
+                    classes=[item.classes for item in items if item.classes is not None],
+                    volume_sha256=self.volume_sha256,
+                    request_id=request_id,
+                    while_busy=while_busy,
+                )
         except (UnavailableError, DeadlineExceeded, Cancelled):
             raise  # the node may have accepted the job although its answer was lost
         except Exception as error:
-            names.remove(out)
+            names.remove(self.out)
             if isinstance(error, DomainNotFound | PeerNotFound):
                 with suppress(DdibError):
-                    known = [f"{each.institution}/{each.domain}" for each in client.domains().domains]
-                    if target not in known and (close := nearest(target, known)):
+                    known = [each.target for each in client.domains().domains]
+                    if self.target not in known and (close := nearest(self.target, known)):
                         error.hint = f"did you mean {close}? `ddib domains` lists the targets"
             raise
 
@@ -477,7 +537,7 @@ class FolderRun:
         first, *others = sorted(numbers)
         bad = [LeftOut.of(items[first].path, error)]
         bad += [LeftOut.of(items[n].path, error_class(numbers[n])(hop=error.hop)) for n in others]
-        if not self.options.skip_bad:
+        if not self.skip_bad:
             submitted = len(self._pending) + len(self.jobs)
             under_way = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
             state = under_way if submitted else "nothing was submitted"
@@ -489,7 +549,7 @@ class FolderRun:
         self, client: Client, job_id: str, items: Sequence[FileItem], *, earlier: bool = False
     ) -> None:
         """Write the results of a job as they come; of an earlier run's job what it left undone is planned again."""
-        options, progress = self.options, self.options.progress
+        progress = self.progress
         known, names = {item: item for item in self.items}, {item.name for item in self.items}
         changed = {n for n, item in enumerate(items) if item not in known and item.name in names}
         if changed:
@@ -501,45 +561,86 @@ class FolderRun:
                 f"remove those results: {delete}"
             )
         progress.begin(job_id, [item.file for item in items])
-        how = {"force": options.force, "credentials": options.credentials}
-        with explaining_interruption(client, job_id, options.out):
+        with client.interruptible(job_id, self.out):
             results = client.results(job_id, on_event=progress.event)
-            for result in write_results(client, job_id, results, items, options.out, changed, **how):
+            for result in self._write(client, job_id, results, items, changed):
                 item = items[result.item]
                 if item in known and item.name not in self.results:
                     progress.done += 1
-                    progress.written(item, result)
+                    progress.written(result)
                 self.results[item.name] = result
             view = client.get(job_id)
-        keep_calibration(options.out, view)
+        self._keep_calibration(view)
         if not changed:
-            JobFile(view.request.request_id, ()).remove(options.out)
-        state = state_of(view).lower()
-        progress.job_ended(job_id, state)
+            JobFile(view.request_id, ()).remove(self.out)
+        progress.job_ended(job_id, view.state)
         own = [(each, known[item]) for each, item in zip(view.items, items, strict=False) if item in known]
         if earlier:
             without = [item for _, item in own if item.name not in self.results]
             self._take_finished(without)
-            if view.state in WITHOUT_RESULT:
-                progress.say(f"job {job_id} is {state}: what it left undone is submitted again")
+            if view.state in {JobState.FAILED, JobState.CANCELLED}:
+                progress.say(f"job {job_id} is {view.state.lower()}: what it left undone is submitted again")
                 self._waiting.extend(item for item in without if item.name not in self.results)
                 return
         self.jobs.append(view)
         for each, item in own:
-            if each.state == pb.ITEM_STATE_FAILED:
-                self.failed.append(LeftOut(item.path, failure(each.error, client.hop)))
+            if each.error is not None:
+                self.failed.append(LeftOut(item.path, each.error.error(client.hop)))
             elif earlier and item.name not in self.results:  # its result was removed
                 self._waiting.append(item)
+
+    def _write(
+        self,
+        client: Client,
+        job_id: str,
+        results: Iterable[Translated],
+        items: Sequence[FileItem],
+        without: Collection[int] = (),
+    ) -> Iterator[Delivered]:
+        """Write results as they come, and acknowledge items once they are on the disk, some at a time.
+
+        Items that are not in `items` are called by their number; those whose numbers are in `without` stay at the node.
+        """
+        assert not isinstance(self.credentials, tuple)
+        written: list[tuple[int, bytes]] = []
+        for result in results:
+            if result.item in without:
+                continue
+            item = FileItem(f"item-{result.item:04}", f"item-{result.item:04}")
+            if result.item < len(items):
+                item = items[result.item]
+                if result.record.input_sha256 != item.sha256:
+                    raise ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
+            try:
+                delivered = write_result(
+                    result, item, self.out, credentials=self.credentials, force=self.force
+                )
+            except OSError as error:
+                kept = f"the node keeps the rest of job {job_id}"
+                kept = kept if client.keeps_jobs else "what was written before is complete"
+                raise not_written(error, self.out, kept) from error
+            written.append((result.item, result.files[Part.TRANSLATION].sha256))
+            if len(written) >= ACKNOWLEDGED_TOGETHER:
+                client.acknowledge(job_id, written)
+                written = []
+            yield delivered
+        if written:
+            client.acknowledge(job_id, written)
+
+    def _keep_calibration(self, job: Job) -> None:
+        """Keep a job's calibration beside its results: `ddib evaluate` shows what its map alone makes of a picture."""
+        if job.calibration:
+            write_file(self.out / CALIBRATION_FILE, job.calibration, private=True)
 
     @contextmanager
     def _explained(self, client: Client) -> Iterator[None]:
         try:
-            with explaining_interruption(client):
+            with client.interruptible():
                 yield
         except Cancelled as error:
             if client.aborted:
-                done, total = self.options.progress.done, len(self.items)
-                error.detail += f"; {done:,} of {total:,} results are complete in {self.options.out}"
+                done, total = self.progress.done, len(self.items)
+                error.detail += f"; {done:,} of {total:,} results are complete in {self.out}"
                 error.hint = f"{RESUMES}\n{error.hint}".rstrip()
             raise
 
@@ -550,8 +651,8 @@ class FolderRun:
             self.require_translated()
         except JobFailed as error:
             errors.append(error.kept())
-        if self.options.skip_bad and (missing := [*self.left_out, *self.failed]):
-            state = f"the others are in {self.options.out}"
+        if self.skip_bad and (missing := [*self.left_out, *self.failed]):
+            state = f"the others are in {self.out}"
             if self.submitted and not self.jobs:
                 state = "the others are submitted or translated"
             errors.append(left_out(missing, self.total, state))
@@ -568,14 +669,14 @@ class FolderRun:
 
     def require_translated(self) -> None:
         """Raise unless every job succeeded; where bad files are left out, some of its items may have failed."""
-        hop, rest = self.options.profile.hop, len(self.not_submitted)
+        hop, rest = self.profile.hop, len(self.not_submitted)
         unsent = f"{rest:,} of {self.total:,} files {'was' if rest == 1 else 'were'} not submitted"
         bad = [*self.left_out, *self.failed] if self.items else []
         for job in self.jobs:
-            if self.options.skip_bad and (job.state == pb.JOB_STATE_FINISHED or _failed_by_items(job)):
+            if self.skip_bad and (job.state is JobState.FINISHED or job.has_failed_items_alone):
                 continue
             try:
-                require_finished(job, hop)
+                job.require_finished(hop)
             except (JobFailed, Cancelled) as error:
                 error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
                 hints = [error.hint, "the rest: the same command again" if rest else ""]
@@ -588,18 +689,148 @@ class FolderRun:
         if rest:
             raise JobFailed(unsent, hop="client", hint="the same command again")
 
+    def fetch(self, job_id: str) -> None:
+        """Fetch the results of a job that are ready, whoever submitted it; `conclude` raises what is missing.
 
-def _failed_by_items(job: pb.Job) -> bool:
-    return job.state == pb.JOB_STATE_FAILED and all(i.state == pb.ITEM_STATE_FAILED for i in job.items)
+        They are written, acknowledged, and then removed at the node. Names come from the folder that the job was
+        submitted for; without them items are called item-0000 and so on.
+        """
+        with self.opened() as client, client.interruptible(job_id, self.out), locked(self.out):
+            job = client.get(job_id)
+            path = JobFile(job.request_id, ()).path(self.out)
+            items = JobFile.read(path).items if path.exists() else ()
+            results = self._write(client, job_id, client.fetch(job_id), items)
+            self.results = {str(each.record): each for each in results}
+            job = client.get(job_id)
+            self._keep_calibration(job)
+        self.target, self.jobs, self.total = job.target, [job], len(job.items)
+        states = Counter(item.state for item in job.items)
+        here, delivered = records_of(job_id, self.out), states[ItemState.DELIVERED]
+        missing = len(job.items) - delivered - states[ItemState.FAILED]
+        if job.state.ended and not missing:
+            path.unlink(missing_ok=True)
+        name, place, hop = shlex.quote(job_id), shlex.quote(str(self.out)), self.profile.hop
+        if not job.state.ended:
+            self._errors.append(StateConflict(
+                f"job {job_id} is {job.state.lower()}: {missing} items are not ready yet",
+                hint=f"ddib job watch {name}\nddib job fetch {name} --out {place}",
+                hop=hop,
+            ))  # fmt: skip
+        elif here < delivered:
+            again = f"ddib translate FILES --to {shlex.quote(job.target)} --out {place}"
+            self._errors.append(ItemNotFound(
+                f"{delivered - here} of {delivered} results of job {job_id} were fetched before, not to {self.out}, "
+                "and the node then removed them",
+                hint=f"grep -rl --include='*.json' {name} ~  # finds their records; or again: {again}",
+                hop=hop,
+            ))  # fmt: skip
 
+    def page(self) -> Path | None:
+        """Write the page of the results; return where it is, or None if there are too few pictures."""
+        pictures = [each for each in self.delivered if each.provenance.picture is not None]
+        plain = all(each.shown.suffix == ".png" for each in self.written)
+        if len(pictures) + len(self.written) < FEWEST and plain:
+            return None
+        page = self._place_of_page()
+        try:
+            self._write_page(pictures, page)
+        except OSError as error:
+            raise not_written(error, page, f"every result is in {self.out}") from error
+        return page
 
-def open_run(
-    files: Sequence[Path], reading: Mapping[str, Any], options: RunOptions, say: Callable[[str], object]
-) -> FolderRun:
-    """The run of the files of a command, none of which is read yet; arguments as of `open_inputs`."""
+    def _place_of_page(self) -> Path:
+        """Return where the page goes: in place of an earlier one of ours, and of nothing else."""
+        from ddib_fed.pages import GENERATOR
 
-    def own_domain() -> pb.ListDomainsResponse:
-        with options.progress.opened(options.profile) as client:
-            return client.domains(own_alone=True)
+        for earlier in itertools.count():
+            page = self.out / (PAGE.replace(".", f"-{earlier}.") if earlier else PAGE)
+            if not page.exists():
+                break
+            with page.open("rb") as file:
+                if f'content="{GENERATOR}"'.encode() in file.read(500):
+                    break
+        return page
 
-    return FolderRun(options, *open_inputs(files, options.out, reading, own_domain, say))
+    def _write_page(self, pictures: list[Delivered], page: Path) -> None:
+        from ddib_fed.evaluation.pages import write_results as write
+        from ddib_fed.evaluation.translations import FoundPicture
+
+        sources = {item.file: {Part.SOURCE: item.path} for item in self.items}
+        given = Counter(each.file for each in pictures)
+        files = [
+            FoundPicture(
+                each.file if given[each.file] == 1 else each.files[Part.TRANSLATION].name,
+                each.files[Part.TRANSLATION],
+                each.provenance,
+                {**sources.get(each.file, {}), **each.files},
+            )
+            for each in pictures
+        ]
+        missing = [(str(each.path), each.why) for each in (*self.left_out, *self.failed)]
+        missing += [(str(path), "was not submitted") for path in self.not_submitted]
+        total = self.total
+        for study in self.written:
+            has_frames = study.files[0].suffix == ".dcm" and len(study.files) < study.report["planes"]
+            shown = study.record if has_frames else study.shown  # a file of many frames is not drawn
+            if has_frames or "slices" not in study.report:
+                beside = {Part.SOURCE: study.given} if shown.suffix == ".png" else {}
+                if back := study.provenance.files.get(Part.RETURNED):
+                    beside[Part.RETURNED] = study.record.parent / back.file
+                files.append(FoundPicture(study.given.name, shown, study.provenance, beside))
+                continue
+            total += study.items - 1
+            for item in study.report["items"]:
+                name, made = f"{study.record.stem}, slice {item['plane'] + 1}", shown
+                if made.is_dir() and len(study.files) == study.report["planes"]:
+                    made = study.files[item["plane"]]
+                if record := Record.parse(item):
+                    files.append(FoundPicture(name, made, record))
+                else:
+                    missing.append((name, item.get("why", "its record cannot be read")))
+        first = files[0].record
+        target = f"{first.target_institution}/{first.target_domain}".lstrip("/")
+        many = len(files) >= SLOW
+        with self.progress.counted("drawing the page") if many else nullcontext() as show:
+            write(page, target, total, files, missing, on_drawn=show)
+
+    def report(self, page: Path | None = None) -> dict[str, Any]:
+        """Return what was asked and made, as values; of each result its files and, as `record`, what is known of it."""
+        jobs = [{"job_id": job.job_id, "state": job.state} for job in self.jobs]
+        bad = {
+            name: [{"file": each.path, "reason": each.reason, "why": each.why} for each in found]
+            for name, found in (("left_out", self.left_out), ("failed", self.failed))
+        }
+        items = [
+            {
+                "item": each.item,
+                "file": each.file,
+                **{part.value: each.files.get(part) for part in Part},
+                "provenance": each.record,
+                "record": each.provenance,
+            }
+            for each in self.delivered
+        ]
+        studies = [
+            {
+                "input": each.given,
+                "files": list(each.files),
+                "provenance": each.record,
+                "record": each.provenance,
+                "study": each.report,
+                "refused": each.refused,
+            }
+            for each in self.written
+        ]
+        return {
+            **(jobs[0] if len(jobs) == 1 else {}),
+            "target": self.target,
+            "out": self.out,
+            "files": self.total,
+            "earlier": self.earlier,
+            "jobs": jobs,
+            "page": page,
+            **bad,
+            "not_submitted": self.not_submitted,
+            "items": items,
+            "studies": studies,
+        }

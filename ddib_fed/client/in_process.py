@@ -15,25 +15,26 @@ from typing import Any
 
 import torch
 
-from ddib_fed.calibration.record import Calibration, Dial, check_blend, map_between
-from ddib_fed.client.client import Client, JobResult, ResultFile, name_item
-from ddib_fed.client.files import MAX_ITEM_BYTES, Payload
+from ddib_fed.calibration.record import Dial, check_blend, map_between
+from ddib_fed.client.client import Client, name_item
+from ddib_fed.client.files import MAX_ITEM_BYTES, Origin, Payload, payloads
+from ddib_fed.client.jobs import Event, Failure, Item, Job, Request
 from ddib_fed.client.profile import Profile
+from ddib_fed.client.results import ResultFile, Translated
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion.plans import SolverSettings, check_settings
-from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of
+from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of, public_sampling
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
-from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, first_of
+from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, UsageError, first_of
 from ddib_fed.evaluation.metrics import file_rule, picture_rule
 from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
-from ddib_fed.protocol.contract import REFUSE, guidance_from_pb
-from ddib_fed.record import UNGUIDED, Classes, LatentFigures, Part, Settings, Translation
+from ddib_fed.protocol.contract import REFUSE
+from ddib_fed.protocol.messages import Domain, Domains, ItemState, JobState
+from ddib_fed.record import DIAL, UNGUIDED, Classes, LatentFigures, Part, Record, Settings
 from ddib_fed.terminal import explained
-from ddib_fed.v1 import common_pb2
-from ddib_fed.v1 import translation_pb2 as pb
 
 INSTITUTION = "here"
 """What targets are called: `here/relief`."""
@@ -41,65 +42,52 @@ MAX_POINTS = 100_000_000
 _NOBODY = Profile.model_construct(institution="", name="", source_address="", source_identity="")
 
 
-@dataclass(frozen=True, slots=True)
-class ProcessOptions:
-    """What is asked of two models in one process and of no nodes, which have policies and secrets in its place.
-
-    Attributes:
-        soften: Noise level before encoding; None for the source model's own.
-        seed: Of the softening's noise, and of that of each step where the settings draw some.
-        calibration: Under which the source encodes.
-        settings: Of which the levels, eta and ancestral sampling count: the options of the public code.
-    """
-
-    soften: float | None = None
-    seed: int = 0
-    calibration: Calibration | None = None
-    settings: SolverSettings = field(default_factory=SolverSettings)
-
-    def solver(self, asked: common_pb2.SolverSettings) -> SolverSettings:
-        return replace(self.settings, **asdict(Settings.like(asked)))
-
-
 @dataclass(slots=True)
 class _Job:
-    """What was submitted, and what became of it."""
+    """A job of this process, and what it is computed with."""
 
-    view: pb.Job
-    items: Sequence[Payload]
+    job: Job
+    files: Sequence[Payload]
     asked: ArraySettings
     classes: Sequence[tuple[str, str]]
     numbers: Mapping[tuple[str, str], tuple[int | None, int | None]]
+    states: list[ItemState] = field(default_factory=list)
+    errors: dict[int, Failure] = field(default_factory=dict)
+
+    @property
+    def done(self) -> int:
+        return sum(state is not ItemState.RECEIVED for state in self.states)
+
+    def put(self, **changes: Any) -> None:
+        items = (Item(n, state, error=self.errors.get(n)) for n, state in enumerate(self.states))
+        self.job = replace(self.job, items=tuple(items), items_done=self.done, **changes)
 
 
 class InProcess(Client):
-    """A client whose node is this process: what is submitted is computed by two local parties.
+    """A client whose node is this process: files are computed by two local parties.
 
-    Args:
-        source: Encodes.
-        target: Decodes; guided by a classifier, it is the party's own.
-        here: What nodes would not take from a client.
-
-    Raises:
-        CalibrationForeign, CalibrationUnits, CalibrationModel: The calibration is not one of these models.
+    Parameters
+    ----------
+    source
+        Encodes.
+    target
+        Decodes; guided by a classifier, it is the party's own.
     """
 
     keeps_jobs = False
     hop = ""
     clock_s = None
 
-    def __init__(self, source: LocalParty, target: LocalParty, here: ProcessOptions | None = None) -> None:
-        here = here or ProcessOptions()
-        self._source, self._target, self._here = source, target, here
-        manifests = source.model.manifest, target.model.manifest
-        self._rotation = map_between(here.calibration, *manifests)
+    def __init__(self, source: LocalParty, target: LocalParty) -> None:
+        self._source, self._target = source, target
+        self._manifests = source.model.manifest, target.model.manifest
         self._samples = samples_of(source.model, ImageLimits(max_bytes=MAX_ITEM_BYTES), MAX_POINTS)
         fits = {"point": "none", "volume": REFUSE}
-        self._size_rule = fits.get(manifests[0].sample_kind) or picture_rule(manifests[0]).fit
-        self._target_rule = file_rule(manifests[1]) if target.model.is_picture else None
+        self._size_rule = fits.get(self._manifests[0].sample_kind) or picture_rule(self._manifests[0]).fit
+        self._target_rule = file_rule(self._manifests[1]) if target.model.is_picture else None
         self._jobs: dict[str, _Job] = {}
         self._control = Control()
-        # Results of an earlier run are known by who asked for them: here by these models and options.
+        # Results of an earlier run are known by who asked for them: here by these models.
         self.profile = _NOBODY.model_copy(update={"institution": self.digest})
 
     @property
@@ -109,14 +97,11 @@ class InProcess(Client):
 
     @property
     def digest(self) -> str:
-        """SHA-256, hex, of all that decides what a file becomes beside the request."""
-        here, calibration = asdict(replace(self._here, calibration=None)), self._here.calibration
-        models = [(each.model.bundle.digest, str(each.model.dtype)) for each in (self._source, self._target)]
-        guides = [
-            each.model.classifier and each.model.classifier.digest for each in (self._source, self._target)
-        ]
-        made = [here, None if calibration is None else calibration.sha256.hex(), models, guides]
-        return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+        """SHA-256, hex, of the models, their dtypes and their classifiers."""
+        both = self._source.model, self._target.model
+        models = [(each.bundle.digest, str(each.dtype)) for each in both]
+        guides = [each.classifier and each.classifier.digest for each in both]
+        return hashlib.sha256(json.dumps([models, guides], sort_keys=True).encode()).hexdigest()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None: ...
 
@@ -129,58 +114,91 @@ class InProcess(Client):
     def aborted(self) -> bool:
         return self._control.cancelled
 
-    def domains(self, *, own_alone: bool = False) -> pb.ListDomainsResponse:  # noqa: ARG002 - there are no peers to ask
+    def domains(self, *, own_alone: bool = False) -> Domains:  # noqa: ARG002 - there are no peers to ask
         own, form = self._source.model, self._source.model.manifest.picture
-        target = pb.Domain(institution=INSTITUTION, status="ready", **_described(self._target.model))
-        return pb.ListDomainsResponse(
-            institution=INSTITUTION,
-            domains=[target],
+        target = Domain(INSTITUTION, status="ready", **_described(self._target.model))
+        return Domains(
+            INSTITUTION,
+            domains=(target,),
             intensity=(form and form.intensity) or "",
             slices=(form and form.slices) or "",
-            spacing_mm=(form and form.spacing) or (),
+            spacing_mm=tuple((form and form.spacing) or ()),
             tiles=form is not None and form.tiles and own.bundle.tile is None and self._size_rule != REFUSE,
             **_described(own),
         )
 
-    def send(
+    def submit(
         self,
-        items: Sequence[Payload],
-        header: pb.JobHeader,
+        files: Iterable[Origin],
+        target: str,
+        request: Request | None = None,
         *,
+        classes: Sequence[tuple[str, str]] = (),
+        volume_sha256: bytes = b"",
+        deadline_s: int = 0,  # noqa: ARG002 - the caller waits
+        request_id: str = "",
         while_busy: bool = True,  # noqa: ARG002 - this process is never busy
-    ) -> pb.SubmitJobResponse:
-        classes = [(each.source_class, each.target_class) for each in header.item_classes]
-        classes = classes or [(header.source_class, header.target_class)] * len(items)
+    ) -> Job:
+        request, items = request or Request(), payloads(files)
+        if request.without_calibration:
+            hint = "leave it and the calibration out"
+            raise UsageError("no calibration is agreed on in one process", hint=hint)
+        pairs = [*classes] or [(str(request.source_class), str(request.target_class))] * len(items)
         models = self._source.model, self._target.model
         numbers = {
-            pair: (_number(models[0], pair[0]), _number(models[1], pair[1]))
-            for pair in dict.fromkeys(classes)
+            pair: (_number(models[0], pair[0]), _number(models[1], pair[1])) for pair in dict.fromkeys(pairs)
         }
-        Dial.fill(header.solver, self._here.calibration)
-        check_blend(header.solver.blend, self._here.calibration)
+        request, solver = self._complete(request)
         asked = ArraySettings(
-            self._here.solver(header.solver),
-            guidance=guidance_from_pb(header.guidance),
-            soften=self._here.soften,
-            seed=self._here.seed,
-            cycle=header.cycle,
-            calibration=self._rotation,
-            volume_sha256=header.volume_sha256,
+            solver,
+            guidance=request.guidance,
+            soften=request.soften,
+            seed=request.seed,
+            cycle=request.cycle,
+            calibration=map_between(request.agreed, *self._manifests),
+            volume_sha256=volume_sha256,
         )
         for own, other in numbers.values():
             check_translation(
                 self._source, self._target, replace(asked, source_class=own, target_class=other)
             )
         self._check_items(items)
-        view = pb.Job(
-            job_id=str(len(self._jobs) + 1),
-            request=header,
-            calibration=b"" if self._here.calibration is None else self._here.calibration.canonical,
-            state=pb.JOB_STATE_QUEUED,
-            items=[pb.Item(index=number, state=pb.ITEM_STATE_RECEIVED) for number in range(len(items))],
-        )
-        self._jobs[view.job_id] = _Job(view, items, asked, classes, numbers)
-        return pb.SubmitJobResponse(job_id=view.job_id, state=view.state)
+        calibration = b"" if request.agreed is None else request.agreed.canonical
+        job = Job(
+            str(len(self._jobs) + 1), target, request, JobState.QUEUED, request_id,
+            item_count=len(items), calibration=calibration, model_size=bool(classes),
+        )  # fmt: skip
+        mine = _Job(job, items, asked, pairs, numbers, [ItemState.RECEIVED] * len(items))
+        mine.put()
+        self._jobs[job.job_id] = mine
+        return mine.job
+
+    def _complete(self, request: Request) -> tuple[Request, SolverSettings]:
+        """Return the request with what the calibration or its flags decide, and how it is integrated."""
+        settings, agreed = request.settings, request.agreed
+        dial = Dial() if agreed is None or settings.depth < 1.0 else agreed.dial
+        settings = replace(settings, **{name: getattr(dial, name) for name in request.left if name in DIAL})
+        check_blend(settings.blend, agreed)
+        solver = SolverSettings(**asdict(settings))
+        changes: dict[str, Any] = {"settings": settings, "left": ()}
+        if request.flags:
+            default = Settings()
+            if (settings.solver, settings.order, settings.grid) not in {
+                (default.solver, 0, default.grid),
+                ("ddim", 0, default.grid),
+            }:
+                raise UsageError(
+                    "flags are the public code's ddim along its own grid",
+                    hint="omit solver, grid and quality",
+                )
+            given = None if "evaluations" in request.left else settings.evaluations
+            solver, clip = public_sampling(request.flags, self._manifests, given)
+            solver = replace(solver, **{name: getattr(settings, name) for name in ("depth", *DIAL)})
+            if self._manifests[0].sample_kind != "point":
+                # The public code neither softens nor leaves values unclipped.
+                changes["guidance"] = replace(request.guidance, clip=True if clip is None else clip)
+                changes["soften"] = 0.0 if request.soften is None else request.soften
+        return replace(request, **changes), solver
 
     def _check_items(self, items: Sequence[Payload]) -> None:
         """Raise the first error of the items that cannot be encoded; it names the others."""
@@ -200,45 +218,39 @@ class InProcess(Client):
             name_item(first, items)
             raise first
 
-    def get(self, job_id: str) -> pb.Job:
-        return self._jobs[job_id].view
+    def get(self, job_id: str) -> Job:
+        return self._jobs[job_id].job
 
-    def list(self, limit: int = 100) -> Sequence[pb.Job]:  # noqa: ARG002 - those of an earlier process are gone
+    def list(self, limit: int = 100) -> Sequence[Job]:  # noqa: ARG002 - those of an earlier process are gone
         return ()
 
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:  # noqa: ARG002
         return 0
 
     def results(
-        self, job_id: str, *, on_event: Callable[[pb.WatchJobResponse], None] | None = None
-    ) -> Iterator[JobResult]:
-        """Compute a job, and give each result when it is there."""
+        self, job_id: str, *, on_event: Callable[[Event], None] | None = None
+    ) -> Iterator[Translated]:
+        """Compute a job, and yield each result when it is there."""
         job, numbers = self._jobs[job_id], count(1)
-        view = job.view
-        view.state = pb.JOB_STATE_RUNNING
+        job.put(state=JobState.RUNNING)
         given: dict[int, Given] = {}
 
         def tell(item: int, stage: str, step: int = 0, steps: int = 0) -> None:
             if on_event is not None:
-                event = pb.WatchJobResponse(item=item, stage=stage, step=step, steps=steps)
-                event.sequence, event.state = next(numbers), view.state
-                event.items_done, event.items = view.items_done, len(job.items)
-                on_event(event)
+                state = job.job.state
+                on_event(Event(next(numbers), state, item, stage, step, steps, "", job.done, len(job.states)))
 
         def items() -> Iterator[ToTranslate]:
-            for number, payload in enumerate(job.items):
+            for number, payload in enumerate(job.files):
                 given[number] = self._samples.read(payload.read(), self._size_rule)
                 own, other = job.numbers[job.classes[number]]
                 asked = replace(job.asked, source_class=own, target_class=other)
                 yield item_of(number, given[number].samples, self._source.model, self._target.model, asked)
 
         def ended(number: int, error: DdibError | None = None) -> None:
-            item = view.items[number]
-            item.state = pb.ITEM_STATE_DELIVERED if error is None else pb.ITEM_STATE_FAILED
+            job.states[number] = ItemState.DELIVERED if error is None else ItemState.FAILED
             if error is not None:
-                item.error.reason, item.error.sentence = error.reason, error.detail
-                item.error.facts.update(error.facts)
-            view.items_done += 1
+                job.errors[number] = Failure(error.reason, error.detail, facts=error.facts)
             tell(number, "done" if error is None else "failed")
 
         leg = replace(job.asked.leg(tell), control=self._control)
@@ -254,28 +266,30 @@ class InProcess(Client):
                 except (DdibError, torch.cuda.OutOfMemoryError):
                     raise
                 except Exception as error:  # noqa: BLE001 - what cannot be written is one item's
-                    ended(number, explained(error, _called(job.items[number], number)))
+                    ended(number, explained(error, _called(job.files[number], number)))
                     continue
                 ended(number)
                 yield result
         except torch.cuda.OutOfMemoryError as error:
             raise MemoryExhausted(
                 "the GPU's memory does not suffice for so many pictures at once",
-                hint="a smaller --batch, or --dtype bfloat16",
+                hint="a smaller --set batch, or --set dtype=bfloat16",
             ) from error
-        view.state = pb.JOB_STATE_FINISHED
-        if all(item.state == pb.ITEM_STATE_FAILED for item in view.items):  # as at a node
-            view.state = pb.JOB_STATE_FAILED
-            view.error.CopyFrom(view.items[0].error)
+        finally:
+            job.put()
+        if all(state is ItemState.FAILED for state in job.states):  # as at a node
+            job.put(state=JobState.FAILED, error=job.errors[0])
+        else:
+            job.put(state=JobState.FINISHED)
 
-    def _result(self, job: _Job, given: Given, found: TranslatedItem) -> JobResult:
+    def _result(self, job: _Job, given: Given, found: TranslatedItem) -> Translated:
         """The files and the record of an item, as a source node makes them."""
-        item, source, target = job.items[found.item.number], self._source.model, self._target.model
-        if job.view.request.model_size:
+        item, source, target = job.files[found.item.number], self._source.model, self._target.model
+        if job.job.model_size:
             given = given.at_model_size()
-        calibration, classes = self._here.calibration, job.classes[found.item.number]
+        calibration, classes = job.job.request.agreed, job.classes[found.item.number]
         guide = target.classifier if job.asked.guidance.classifier_scale is not None else None
-        record = Translation(
+        record = Record(
             source_domain=source.manifest.domain,
             target_domain=target.manifest.domain,
             source_model_sha256=source.bundle.digest,
@@ -306,7 +320,7 @@ class InProcess(Client):
                 blend=job.asked.settings.blend,
             )
         }
-        if job.view.request.model_size:
+        if job.job.model_size:
             made[Part.SOURCE] = SampleFile(samples.file(given.samples))
         if found.back is not None:
             made[Part.RETURNED] = samples.returned(given, found.back)
@@ -317,9 +331,9 @@ class InProcess(Client):
             files[part] = _file(suffix, each.file)
         if found.back is not None and given.is_fitted:
             record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
-        if job.view.request.keep_latent:
+        if job.job.request.keep_latents:
             files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
-        return JobResult(found.item.number, files, record)
+        return Translated(found.item.number, files, record.judged())
 
 
 def _called(item: Payload, number: int) -> Path | str:

@@ -7,54 +7,27 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from pydantic import Field, PrivateAttr, field_validator
 
-from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
-from ddib_fed.files import load_toml
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, Unauthenticated
+from ddib_fed.files import load_toml, write_file
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
 from ddib_fed.record import Frozen
 from ddib_fed.security.diagnosis import Diagnosis, diagnose
-from ddib_fed.security.pki import load_identity
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import load_identity, make_request
 from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.telemetry import TelemetrySettings
 
 FILE_NAME = "client.toml"
+USUAL_NODE = "node-1"
 FOLDER = "client"
 """Where `ddib init node` puts the first client, in the node's folder."""
-
-
-class DicomRoute(Frozen):
-    """A `[[dicom.route]]`: a target, and shell patterns that a series' headers must fit."""
-
-    to: str = Field(pattern="^[^/]+/[^/]+$")
-    modality: str = "*"
-    image_type: str = "*"
-    body_part_examined: str = "*"
-    series_description: str = "*"
-
-
-class DicomSettings(Frozen):
-    """The table `[dicom]` of client.toml (docs/routing.md); its paths are relative to the file."""
-
-    aet: str = Field("DDIB", min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")
-    port: int = Field(11112, ge=1, le=65535)
-    peers: tuple[str, ...] = ()
-    tls: str | None = None
-    login: str | None = None
-    spool: str = "dicom-spool"
-    quiet_s: float = Field(5.0, gt=0, le=3600)
-    most_gib: float = Field(20.0, gt=0)
-    most_instances: int = Field(20_000, ge=1)
-    most_associations: int = Field(10, ge=1, le=1000)
-    expire_h: float = Field(24.0, gt=0)
-    most_shrink: float = Field(2.0, ge=1)
-    report: Literal["none", "sr"] = "none"
-    route: tuple[DicomRoute, ...] = ()
 
 
 class Profile(Frozen):
@@ -66,7 +39,8 @@ class Profile(Frozen):
     proxy: ProxyUrl | None = None
     proxy_login: str | None = None
     telemetry: TelemetrySettings = TelemetrySettings()
-    dicom: DicomSettings = DicomSettings()
+    dicom: dict[str, Any] = Field(default_factory=dict)
+    """The table of the extension `ddib_fed.pacs`, which checks it."""
     _path: Path = PrivateAttr(default=Path(FILE_NAME))
 
     @field_validator("source_address")
@@ -87,6 +61,61 @@ class Profile(Frozen):
             )
         profile._path = found.resolve()  # noqa: SLF001 - its own private attribute
         return profile
+
+    @classmethod
+    def create(
+        cls,
+        out: Path,
+        *,
+        name: str,
+        institution: str,
+        address: str,
+        node: str = USUAL_NODE,
+        issue: Callable[[Path], object] | None = None,
+    ) -> Path:
+        """Write client.toml and the client's key with its certificate, or with a request for one.
+
+        Parameters
+        ----------
+        out
+            Folder of client.toml, in which nothing may be in the way.
+        name, institution
+            The client's name inside its institution.
+        address, node
+            Where the institution's source node listens, and what it is called inside the institution.
+        issue
+            Writes key and certificate into a folder, where the institution's CA is on this machine.
+
+        Returns
+        -------
+        Path
+            The profile.
+
+        Raises
+        ------
+        AlreadyExists
+            There is a client in `out`.
+        ValidationError
+            A name or the address cannot be used.
+        """
+        identity, path, request = Identity(institution, "client", name), out / FILE_NAME, out / f"{name}.csr"
+        for place in (path, request, out / "pki" / "leaf.key"):
+            if place.exists():
+                raise AlreadyExists(f"{place} exists and is not overwritten", hint="another --out folder")
+        text = render_client_toml(
+            institution=institution,
+            name=name,
+            source_address=address,
+            source_identity=Identity(institution, "node", node).dns_name,
+            pki="pki",
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        if issue is not None:
+            issue(out / "pki")
+        else:
+            request.write_bytes(make_request(out / "pki", identity))
+        write_file(path, text.encode(), overwrite=False)
+        return path
 
     @property
     def way(self) -> Proxy | None:

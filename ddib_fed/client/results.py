@@ -6,68 +6,161 @@ on request, and an input never.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.client.client import Client, JobResult
 from ddib_fed.client.files import FileItem
 from ddib_fed.errors import (
     AlreadyExists,
-    ChunkCorrupt,
     ConfigError,
     DdibError,
     DiskFull,
     InputError,
-    StateConflict,
+    ItemNotFound,
     UsageError,
 )
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
-from ddib_fed.record import CALIBRATION_FILE, Part, Translation, WrittenFile
-from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.record import CALIBRATION_FILE, Part, Record, WrittenFile
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from ddib_fed.data.previews import Window
     from ddib_fed.formats.credentials import Credentials
 
-LOCK = ".ddib-translate.lock"
 STATE_PREFIX = ".ddib-job-"
-ACKNOWLEDGED_TOGETHER = 16
-"""Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
 """How `files.write_file` calls a file that it has not yet renamed."""
 _OURS = re.compile(rf"{re.escape(STATE_PREFIX)}.*|{re.escape(CALIBRATION_FILE)}|report(-\d+)?\.html")
 
 
-@contextmanager
-def locked(out: Path, hint: str = "wait for it to end, or choose another --out folder") -> Iterator[None]:
-    """Inside, this process alone writes results to a folder, which is made if it is missing."""
-    made, lock = not out.exists(), out / LOCK
-    make_private_folders(out)
-    with lock.open("ab") as file:  # NFS locks no folder, and no file that is open for reading alone
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = os.path.samestat(os.fstat(file.fileno()), lock.stat())
-        except (BlockingIOError, FileNotFoundError):  # the other has it, or has just removed it
-            alone = False
-        except OSError:
-            alone = True  # a file system without locks: a second run there is not noticed
-        if not alone:
-            raise StateConflict(f"another command is writing to {out}", hint=hint, hop="client")
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            if made:
-                with suppress(OSError):
-                    out.rmdir()
+@dataclass(frozen=True, slots=True)
+class ResultFile:
+    suffix: str
+    data: bytes
+    sha256: bytes
+
+
+@dataclass(frozen=True, eq=False)
+class Translated:
+    """One translated sample: its files, each verified against its announced digest, and its record.
+
+    Attributes
+    ----------
+    item
+        Its place among the samples.
+    files
+        The translation (PNG or .npy), what a cycle returned, the latent, by `Part`.
+    record
+        Its provenance and figures, as `ddib translate` writes them as JSON.
+    """
+
+    item: int
+    files: Mapping[Part, ResultFile]
+    record: Record
+
+    @cached_property
+    def array(self) -> NDArray[Any]:
+        """The translation: (H, W, C) or (D, H, W, C) numbers of its file, or points (N, D) float32."""
+        return self._array(self.files[Part.TRANSLATION].data)
+
+    @cached_property
+    def returned(self) -> NDArray[Any] | None:
+        """What the cycle returned, like `array`; None without a cycle."""
+        file = self.files.get(Part.RETURNED)
+        return None if file is None else self._array(file.data)
+
+    @cached_property
+    def latent(self) -> NDArray[np.float32] | None:
+        """The latent (N, *shape), where it was asked for. It is an invertible encoding: treat it as the sample."""
+        import numpy as np
+
+        file = self.files.get(Part.LATENT)
+        return None if file is None else np.load(io.BytesIO(file.data), allow_pickle=False)
+
+    @property
+    def picture(self) -> Image.Image:
+        """The translation as a PIL picture; raises UsageError if it is a set of points, or a volume."""
+        from PIL import Image
+
+        if self.files[Part.TRANSLATION].suffix == ".npy":
+            what = "a set of points" if self.record.picture is None else "a volume"
+            raise UsageError(f"the translation is {what}, not a picture", hint="use .array")
+        picture = Image.open(io.BytesIO(self.files[Part.TRANSLATION].data))
+        picture.load()
+        return picture
+
+    def save(self, folder: str | Path, name: str) -> Path:
+        """Write NAME.png or NAME.npy with its other files and NAME.json, as `ddib translate` does.
+
+        Parameters
+        ----------
+        folder
+            Made if it is missing, with mode 700.
+        name
+            Of the files, without suffix.
+
+        Returns
+        -------
+        Path
+            The file of the translation.
+
+        Raises
+        ------
+        AlreadyExists
+            One of the files is there.
+        """
+        item, out = FileItem(name, name), Path(folder)
+        check_free([item], (), out, force=False)
+        return write_result(self, item, out).files[Part.TRANSLATION]
+
+    def __repr__(self) -> str:
+        record, picture = self.record, self.record.picture
+        parts = [f"{len(self.array)} points"]
+        if picture is not None:
+            sides = [side for side in (picture.depth, picture.height, picture.width) if side]
+            parts = [f"{' x '.join(map(str, sides))} {'volume' if picture.depth else 'picture'}"]
+        if picture is not None and picture.lost:
+            parts.append(picture.lost)
+        if picture is not None and picture.cycle_psnr is not None:
+            alone = picture.autoencoder_psnr
+            of = "" if alone is None else f" (the autoencoder alone {alone:.1f} dB)"
+            parts.append(f"round trip {picture.cycle_psnr:.1f} dB{of}")
+        if record.cycle is not None:
+            parts.append(f"cycle error median {record.cycle.median:.1e}")
+        if record.doubtful:
+            parts.append(f"doubtful ({', '.join(record.doubts or ())})")
+        return f"<Translated {record.source_domain} to {record.target_domain}: {', '.join(parts)}>"
+
+    def _repr_png_(self) -> bytes | None:
+        from ddib_fed.data.pictures import encode_png, middle_slices
+
+        if self.record.picture is None:
+            return None
+        if self.array.ndim == 4:
+            return encode_png(middle_slices(self.array))
+        return self.files[Part.TRANSLATION].data
+
+    def _array(self, content: bytes) -> NDArray[Any]:
+        from ddib_fed.data.pictures import decode_image, decode_volume, image_format
+        from ddib_fed.data.points import parse_npy
+
+        if image_format(content) != "NPY":
+            return decode_image(content).pixels
+        if self.record.picture is not None:
+            return decode_volume(content)
+        return parse_npy(content, max_bytes=len(content), max_points=len(content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +195,57 @@ class JobFile:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One result on the disk: its files and its record."""
+    """One result on the disk.
+
+    Attributes
+    ----------
+    item
+        Its number in its job.
+    file
+        What reports call it: the name of its input.
+    files
+        By `Part`.
+    record
+        The file of `provenance`.
+    source
+        The input, where it is known.
+    """
 
     item: int
     file: str
     files: Mapping[Part, Path]
     record: Path
-    provenance: Translation
+    provenance: Record
+    source: Path | None = None
+
+    def place(self, part: str) -> Path | None:
+        """Return a file of the result, or the input as its source; None if there is none."""
+        files = {Part.SOURCE: self.source, **self.files}
+        return next((path for name, path in files.items() if name == part), None)
+
+    @staticmethod
+    def window_of(paths: Sequence[Path]) -> Window:
+        """Return the numbers between which the middle 99 % of the values of some files lie."""
+        from ddib_fed.data.previews import window_of
+
+        return window_of(paths)
+
+    def preview(self, part: str, window: Window | None = None) -> tuple[bytes, str]:
+        """Return bytes and media type of what a browser shows of a file.
+
+        Parameters
+        ----------
+        part
+            One of `files`, or "source".
+        window
+            The numbers that are shown black and white, of pictures of more than 8 bits; by default the middle 99 % of
+            the values.
+        """
+        from ddib_fed.data.previews import preview
+
+        if (path := self.place(part)) is None:
+            raise ItemNotFound(f"{self.file} has no {part}")
+        return preview(path, window)
 
 
 def check_free(items: Sequence[FileItem], inputs: Iterable[Path], out: Path, *, force: bool) -> None:
@@ -136,57 +273,6 @@ def _place_of(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def keep_calibration(out: Path, job: pb.Job) -> None:
-    """Keep the calibration of a job beside its results: `ddib evaluate` shows what its map alone makes of a picture."""
-    if job.calibration:
-        write_file(out / CALIBRATION_FILE, job.calibration, private=True)
-
-
-def write_results(
-    client: Client,
-    job_id: str,
-    results: Iterable[JobResult],
-    items: Sequence[FileItem],
-    out: Path,
-    without: Collection[int] = (),
-    **how: Any,
-) -> Iterator[Delivered]:
-    """Write results as they come, and acknowledge items once they are on the disk, some at a time.
-
-    Args:
-        client: Whose node has the results.
-        job_id: The job.
-        results: What `client` fetches of it.
-        items: What the job's items are called; others get their number.
-        out: Folder of the results.
-        without: Numbers of items that are left at the node.
-        how: Further arguments of `write_result`.
-    """
-    written: list[tuple[int, bytes]] = []
-    for result in results:
-        if result.item in without:
-            continue
-        item = FileItem(f"item-{result.item:04}", f"item-{result.item:04}")
-        if result.item < len(items):
-            item = items[result.item]
-            if result.provenance.input_sha256 != item.sha256:
-                raise ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
-        try:
-            delivered = write_result(result, item, out, **how)
-        except OSError as error:
-            kept = f"the node keeps the rest of job {job_id}"
-            raise not_written(
-                error, out, kept if client.keeps_jobs else "what was written before is complete"
-            ) from error
-        written.append((result.item, result.translation.sha256))
-        if len(written) >= ACKNOWLEDGED_TOGETHER:
-            client.acknowledge(job_id, written)
-            written = []
-        yield delivered
-    if written:
-        client.acknowledge(job_id, written)
-
-
 def not_written(error: OSError, out: Path, kept: str) -> DdibError:
     """The error about a file that cannot be written; `kept` says what there is of the others."""
     place, full = error.filename or out, is_disk_full(error)
@@ -199,7 +285,7 @@ def not_written(error: OSError, out: Path, kept: str) -> DdibError:
 
 
 def write_result(
-    result: JobResult,
+    result: Translated,
     item: FileItem,
     out: Path,
     *,
@@ -226,22 +312,20 @@ def write_result(
             from ddib_fed.formats.credentials import mark
 
             if path.suffix.lower() == ".png":
-                data = mark(data, result.provenance, credentials)
+                data = mark(data, result.record, credentials)
         write_file(path, data, private=True)
         written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
-    provenance = result.provenance.with_(
-        input=item.file, files=written, asked_sha256=item.asked or None
-    ).judged()
+    provenance = result.record.with_(input=item.file, files=written, asked_sha256=item.asked or None).judged()
     write_file(record, provenance.to_json(), private=True)
-    return Delivered(result.item, item.file, files, record, provenance)
+    return Delivered(result.item, item.file, files, record, provenance, item.path if item.path.name else None)
 
 
-def _check_ours(record: Path, item: FileItem, result: JobResult) -> None:
+def _check_ours(record: Path, item: FileItem, result: Translated) -> None:
     """Raise unless the record's place is free, or has one of the same request for the same input."""
     if not os.path.lexists(record):
         return
-    found = Translation.read(record)
-    wanted = item.asked or None, result.provenance.input_sha256
+    found = Record.read(record)
+    wanted = item.asked or None, result.record.input_sha256
     if found is None or (found.asked_sha256 or None, found.input_sha256) != wanted:
         raise AlreadyExists(
             f"{record} exists already, and is no record of this result",
@@ -253,7 +337,7 @@ def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
     """The results of these files that are on the disk already, by their place in `items`."""
     for number, item in enumerate(items):
         path = out / f"{item.name}.json"
-        record = Translation.read(path) if item.asked and path.exists() else None
+        record = Record.read(path) if item.asked and path.exists() else None
         if record is None or Part.TRANSLATION not in record.files:
             continue
         if (record.asked_sha256, record.input_sha256) != (item.asked, item.sha256):
@@ -261,7 +345,7 @@ def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
         written = {part: record.files[part] for part in Part if part in record.files}
         files = {part: path.parent / file.file for part, file in written.items()}
         if all(has_sha256(files[part], file.sha256) for part, file in written.items()):
-            yield Delivered(number, item.file, files, path, record)
+            yield Delivered(number, item.file, files, path, record, item.path)
 
 
 def unfinished(items: Sequence[FileItem], out: Path) -> list[JobFile]:

@@ -243,7 +243,7 @@ class Denoiser:
         elif to is not None:
             raise SettingsInvalid(
                 "the network knows velocities at one level alone, and flow-map asks for means between two",
-                hint="--solver unipc; or of points, a network that ddib model distil makes",
+                hint="solver=unipc; or of points, a network that ddib model distil makes",
             )
         asked = x / (places.alpha + places.sigma) if self.parameterisation == "flow" else x
         out = self.run(asked.to(self.dtype), times, places.rows, extra)

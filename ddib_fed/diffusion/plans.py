@@ -151,7 +151,7 @@ def plan(
         require(
             softened is None and end is None,
             "the public code's levels know neither softening nor depth",
-            "--soften-sigma 0 --depth 1 with them",
+            "soften-sigma=0 and depth=1 with them",
         )
         return Plan(settings, *public_grids(schedule, settings.levels, settings.evaluations))
     if settings.grid == LEARNED_GRID:
@@ -177,7 +177,7 @@ def learned_solver(
     elif frame is None:
         raise SettingsInvalid(
             "the learned steps are for pictures of the model's own size, whitened by its spectrum",
-            hint="use --grid default here",
+            hint="use grid=default here",
             facts={"grid": LEARNED_GRID},
         )
     return solvers.unipc(x, grid, order=steps.order, cond=cond, frame=frame)
@@ -208,11 +208,11 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
         maximum=MAX_EVALUATIONS,
     )
     if learned:
-        require(name == "unipc", f"the grid learned is of unipc, not of {name}", "leave --solver out with it")
+        require(name == "unipc", f"the grid learned is of unipc, not of {name}", "leave solver out with it")
         require(
             settings.depth == 1.0,
             f"learned steps go the whole way, and not to a depth of {settings.depth:g}",
-            "use --grid default with --depth, or --depth 1",
+            "use grid=default with depth, or depth=1",
             depth=settings.depth,
         )
     elif public:
@@ -242,14 +242,14 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
     require(
         heat == 1.0 or settings.depth == 1.0,
         "a latent of less than the whole depth holds the picture, which a temperature below 1 would pale",
-        "--depth 1 or --temperature 1",
+        "depth=1 or temperature=1",
     )
     require(0.0 <= settings.blend <= 1.0, f"blend {settings.blend} is outside [0, 1]", "0 is none")
     require(0.0 <= settings.eta <= 1.0, f"eta {settings.eta} is outside [0, 1]", "0 is DDIM, 1 is DDPM")
     require(
         name == "ddim" or not settings.stochastic,
         f"{name} follows the ODE; noise at each step is of ddim alone",
-        "--solver ddim",
+        "solver=ddim",
     )
     return replace(settings, order=order)
 

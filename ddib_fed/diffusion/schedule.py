@@ -496,7 +496,7 @@ class LearnedLegs:
             tune = f"on the model's node: {TUNE} {evaluations}"
             raise SettingsInvalid(
                 f"{self.model} has learned steps of {_listed(counts)} evaluations, not of {evaluations}",
-                hint=f"--evaluations {counts[0]}, or {tune}" if counts else f"--grid default, or {tune}",
+                hint=f"--evaluations {counts[0]}, or {tune}" if counts else f"grid=default, or {tune}",
                 facts={"evaluations": evaluations, "learned": _listed(counts)},
             )
         legs = [leg for leg in self.legs if leg.evaluations == evaluations]
@@ -509,7 +509,7 @@ class LearnedLegs:
         levels = sorted({leg.sigma for leg in legs if leg.stage == stage})
         raise SettingsInvalid(
             f"{self.model} has learned to {stage} from softening {_listed(levels)}, not from {sigma:g}",
-            hint=f"leave --soften-sigma out, or {TUNE} {evaluations} --soften-sigma {sigma:g}",
+            hint=f"leave soften-sigma out, or {TUNE} {evaluations} --soften-sigma {sigma:g}",
             facts={"soften_sigma": sigma, "learned": _listed(levels)},
         )
 
@@ -538,7 +538,7 @@ def _own_steps(schedule: Schedule) -> DiscreteSchedule:
     if not isinstance(schedule, DiscreteSchedule):
         raise SettingsInvalid(
             "the public code's levels are the integer steps that a model was trained on, and this one has none",
-            hint="leave --flags out; --solver ddim --grid integer steps as that code does",
+            hint="leave flags out; solver=ddim with grid=integer steps as that code does",
         )
     return schedule
 
@@ -598,7 +598,7 @@ def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> 
     require(
         levels.diffusion_steps in (0, own.steps),
         f"the model was trained with {own.steps} diffusion steps, not with {levels.diffusion_steps}",
-        "leave --diffusion_steps out of --flags; --timestep_respacing takes fewer of them",
+        "leave --diffusion_steps out of flags; --timestep_respacing takes fewer of them",
         steps=own.steps,
     )
     same = name in {"", "linear", "cosine"}
@@ -607,7 +607,7 @@ def public_grids(schedule: Schedule, levels: PublicLevels, evaluations: int) -> 
     require(
         same,
         f"the model was trained on the noise schedule {own.name}, not on {name}",
-        "leave --noise_schedule out of --flags",
+        "leave --noise_schedule out of flags",
         schedule=own.name,
     )
     grids = ddib_compat_grids(own, levels.respacing or [evaluations])

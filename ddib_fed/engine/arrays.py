@@ -7,18 +7,21 @@ from its row, so it is the same in any batch.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 
-from ddib_fed.diffusion.plans import DEFAULT_SETTINGS, SolverSettings
+from ddib_fed.diffusion.plans import COMPAT_GRID, DEFAULT_SETTINGS, SolverSettings
+from ddib_fed.diffusion.schedule import PublicLevels, schedule_from_config
 from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import DomainModel, check_calibration, check_decoding, check_encoding
 from ddib_fed.engine.party import Array, Labels, Leg, OnStep, RowDraw, ToDecode, ToTranslate
-from ddib_fed.errors import ShapeMismatch
+from ddib_fed.errors import ShapeMismatch, UsageError
 from ddib_fed.latent import Latent
+from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.record import UNGUIDED, Guidance
 
@@ -147,3 +150,37 @@ def seeded_noise(model: DomainModel, digest: bytes, purpose: str) -> Array:
 
 def picture_draw(model: DomainModel, digest: bytes, purpose: str) -> RowDraw:
     return lambda step, rows: seeded_noise(model, digest, f"{purpose} step {step}")[rows]
+
+
+def public_sampling(
+    flags: str, manifests: Sequence[Manifest], evaluations: int | None = None
+) -> tuple[SolverSettings, bool | None]:
+    """Return how the public code samples models by its flags, and whether they say to clip.
+
+    Without a number of evaluations the flags decide it; UsageError if they keep other steps of each model.
+    """
+    from ddib_fed.models.import_guided import parse_sampling
+
+    found: dict[str, Any] = parse_sampling(flags)
+    names = ("noise_schedule", ""), ("diffusion_steps", 0), ("timestep_respacing", "")
+    levels = PublicLevels(*(found.get(name, default) for name, default in names))
+    if evaluations is None and levels.respacing:
+        kept = {levels.kept(schedule_from_config(manifest.schedule)) for manifest in manifests}
+        if len(kept) > 1:
+            counts = " and ".join(map(str, sorted(kept)))
+            raise UsageError(
+                f"--timestep_respacing {levels.respacing} keeps {counts} of the two models' diffusion steps",
+                hint="both must use the same number: for example ddim50",
+            )
+        evaluations = kept.pop()
+    own = [manifest.schedule.steps for manifest in manifests if manifest.schedule.steps]
+    settings = SolverSettings(
+        "ddim",
+        0,
+        evaluations or levels.diffusion_steps or min([SolverSettings().evaluations, *own]),
+        COMPAT_GRID,
+        levels=levels,
+        eta=found.get("eta", 0.0),
+        ancestral=found.get("use_ddpm", not found.get("use_ddim", True)),
+    )
+    return settings, found.get("clip_denoised")

@@ -210,13 +210,13 @@ class DomainModel:
         require(
             not guidance.steers,
             f"a share of {share:g} cannot be guided on the way back",
-            "--share 1, or leave --cycle out",
+            "share=1, or leave --cycle out",
             field="share",
         )
         require(
             spectrum_of(self.plain.network) is not None,
             f"{self.manifest.name} has no mean and spectrum of its pictures, which a share of {share:g} needs",
-            "--share 1; ddib model train makes picture models with a spectrum",
+            "share=1; ddib model train makes picture models with a spectrum",
             field="share",
         )
 
@@ -342,7 +342,7 @@ def check_guidance(model: DomainModel, guidance: Guidance) -> None:
     require(
         guidance.classifier_scale is None or model.classifier is not None,
         f"classifier_scale {guidance.classifier_scale} weighs a classifier, and {name} has none",
-        "add --classifier MODEL, or leave --classifier-scale out",
+        "add classifier=MODEL, or leave classifier-scale out",
         field="classifier_scale",
     )
     own_units = model.is_picture and model.manifest.normalisation != Normalisation()
@@ -350,7 +350,7 @@ def check_guidance(model: DomainModel, guidance: Guidance) -> None:
     require(
         not (guidance.clip and own_units),
         f"predictions of {name} cannot be clipped: its units are not those of [-1, 1]",
-        '--flags "--clip_denoised False" leaves them as they are',
+        'flags="--clip_denoised False" leaves them as they are',
         field="clip",
     )
 
@@ -382,7 +382,7 @@ def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED
         require(
             guidance.guidance is None,
             f"guidance {guidance.guidance} needs a class, and none is given for {manifest.name}",
-            "--target-class CLASS, or leave --guidance out",
+            "--target-class CLASS, or leave guidance out",
         )
         optional = manifest.num_classes is None or manifest.null_class is not None
         require(
@@ -413,7 +413,7 @@ def check_decoding(
     require(
         not (settings.ancestral and why),
         f"{model.manifest.name} {why}, which the step of DDPM here leaves out",
-        '--flags "--eta 1" instead of --use_ddpm True',
+        'flags="--eta 1" instead of --use_ddpm True',
     )
 
 
@@ -437,9 +437,9 @@ def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) ->
     require(
         bundle.manifest.is_flow_map,
         f"{name} was not distilled, and {FLOW_MAP} takes steps that only a distilled model knows",
-        "--grid learned (ddib model tune), or --solver unipc"
+        "grid=learned (ddib model tune), or solver=unipc"
         if len(bundle.manifest.sample_shape) > 1
-        else f"ddib model distil {name} --out {name}-distilled makes one; or --solver unipc",
+        else f"ddib model distil {name} --out {name}-distilled makes one; or solver=unipc",
         **facts,
     )
     others = {
@@ -452,6 +452,6 @@ def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) ->
         require(
             not asked,
             f"{FLOW_MAP} follows the ODE that {name} was distilled on, and {what} is no part of it",
-            "--solver unipc, which works with a distilled model too; or leave it out",
+            "solver=unipc, which works with a distilled model too; or leave it out",
             **facts,
         )

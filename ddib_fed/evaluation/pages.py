@@ -26,7 +26,7 @@ from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_fi
 from ddib_fed.evaluation.sheets import as_pictures, to_pixels
 from ddib_fed.evaluation.translations import FoundPicture, Translations
 from ddib_fed.pages import beside, write_page
-from ddib_fed.record import Part, Translation, doubt_lines, fitted_line, undigits
+from ddib_fed.record import Part, Record, undigits
 
 if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
@@ -136,13 +136,13 @@ def verdict(total: int, results: Sequence[FoundPicture], missing: int) -> str:
     if any(each.record.doubtful is not None for each in results):
         said += f"; doubtful: {doubtful:,}" if doubtful else "; none is marked doubtful"
     said += f"; left out or failed: {missing:,}." if missing else "."
-    fitted = fitted_line([(each.name, each.record) for each in results])
+    fitted = Record.fitted_line([(each.name, each.record) for each in results])
     return f"{fitted}. {said}" if fitted else said
 
 
 def _remarks(results: Sequence[FoundPicture]) -> list[str]:
     values = [p for each in results if (p := each.picture.cycle_psnr) is not None]
-    said = doubt_lines([(each.name, each.record) for each in results])
+    said = Record.doubt_lines([(each.name, each.record) for each in results])
     if values:
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         said.append(f"Round trip: median {middle:.1f} dB, nine in ten between {low:.1f} and {high:.1f} dB.")
@@ -157,7 +157,7 @@ def _remarks(results: Sequence[FoundPicture]) -> list[str]:
     return [*said, "These pictures are made by machine. The figures here say nothing about findings in them."]
 
 
-_FACTS: Final[Mapping[str, Callable[[Translation], str]]] = {
+_FACTS: Final[Mapping[str, Callable[[Record], str]]] = {
     "source": lambda r: f"{r.source_institution}/{r.source_domain}".lstrip("/"),
     "target": lambda r: f"{r.target_institution}/{r.target_domain}".lstrip("/"),
     "jobs": lambda r: r.job_id,
@@ -181,7 +181,7 @@ _FACTS: Final[Mapping[str, Callable[[Translation], str]]] = {
 }
 
 
-def provenance(records: Sequence[Translation]) -> list[tuple[str, str]]:
+def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Each fact with its value, or with its values and how many pictures have each."""
     rows = []
     for name, fact in _FACTS.items():
@@ -357,7 +357,7 @@ class WayFound:
             yield (
                 f"edges agree by {edges['median']:.2f}, those of pictures that do not belong together by {chance:.2f}: "
                 "hardly any structure is kept. Start both models from one public bundle (ddib model train --init), "
-                "train for longer, or try ddib translate --depth 0.6, which reveals more of the picture."
+                "train for longer, or try ddib translate --set depth=0.6, which reveals more of the picture."
             )
 
 

@@ -26,7 +26,7 @@ from ddib_fed.errors import FileMissing, PictureMisfit, ShapeMismatch, UsageErro
 from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.models.units import PictureMap
-from ddib_fed.record import Part, PictureFigures, Translation, doubt_lines
+from ddib_fed.record import Part, PictureFigures, Record
 
 OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
@@ -43,7 +43,7 @@ class FoundPicture:
 
     name: str
     translated: Path
-    record: Translation = field(default_factory=Translation)
+    record: Record = field(default_factory=Record)
     files: Mapping[Part, Path] = field(default_factory=dict)
 
     @property
@@ -56,7 +56,7 @@ def find_pictures(folder: Path) -> list[FoundPicture]:
     plain = by_name(folder)
     found = []
     for path in sorted(folder.rglob("*.json")):
-        record = None if _hidden(path, folder) else Translation.read(path)
+        record = None if _hidden(path, folder) else Record.read(path)
         if record is None:
             continue
         files = {
@@ -146,7 +146,7 @@ class Translations:
     """Stacks of corresponding pictures, each (N, C, H, W) in [-1, 1], or volumes, (N, C, D, H, W)."""
 
     names: tuple[str, ...]
-    records: tuple[Translation, ...] = field(repr=False)
+    records: tuple[Record, ...] = field(repr=False)
     translated: Pictures = field(repr=False)
     source: Pictures | None = field(repr=False)
     truth: Pictures | None = field(repr=False)
@@ -305,7 +305,7 @@ def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) ->
     report["notes"] = [
         *report["notes"],
         *found.notes,
-        *doubt_lines([*zip(found.names, found.records, strict=True)]),
+        *Record.doubt_lines([*zip(found.names, found.records, strict=True)]),
         *(
             f"{count} of {report['count']} pictures were translated under the {kind} calibration {sha256}."
             for (kind, sha256), count in named.items()
@@ -318,7 +318,7 @@ def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) ->
     return report, found
 
 
-def _of_records(records: Sequence[Translation]) -> Figures | None:
+def _of_records(records: Sequence[Record]) -> Figures | None:
     keys = ("mean", "std", "kurtosis", "correlation")
     columns = [[getattr(record.latent, key) for record in records] for key in keys]
     if any(None in column for column in columns):

@@ -22,7 +22,7 @@ from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ConfigError, InputError, extra
 from ddib_fed.files import read_private, read_small
 from ddib_fed.names import __version__
-from ddib_fed.record import Translation
+from ddib_fed.record import Record
 
 PNG: Final = "image/png"
 MADE_BY_A_MODEL: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -69,7 +69,7 @@ class Credentials:
         return found
 
 
-def mark(content: bytes, record: Translation, credentials: Credentials) -> bytes:
+def mark(content: bytes, record: Record, credentials: Credentials) -> bytes:
     """Return the PNG with a signed statement, which has no file name and nothing of the source picture."""
     about = (
         f"Translated from {record.source_institution}/{record.source_domain} to "

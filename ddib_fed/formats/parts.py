@@ -21,7 +21,7 @@ import numpy as np
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
 from ddib_fed.formats.study import LATENT, Assembled, ItemResult, Origin, Study, StudyResults, naming
-from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
+from ddib_fed.record import Part, PictureFigures, Record, WrittenFile
 
 FORMAT = 1
 """Version of the section `study` of a record."""
@@ -39,7 +39,7 @@ class WrittenStudy:
     given: Path
     files: tuple[Path, ...]
     record: Path
-    provenance: Translation
+    provenance: Record
     report: dict[str, Any]
     said: tuple[str, ...]
 
@@ -102,7 +102,7 @@ def translate_study(
 def finished_study(origin: Origin, out: Path, *, asked: str) -> WrittenStudy | None:
     """Return the output of a study that is on the disk already; None if it is incomplete or of another request."""
     path = out / f"{origin.name}.json"
-    record, report = Translation.read(path), (read_json(path) or {}).get("study")
+    record, report = Record.read(path), (read_json(path) or {}).get("study")
     if record is None or not isinstance(report, dict) or report.get("format") != FORMAT:
         return None
     if (record.asked_sha256, report["options"]) != (asked, dict(origin.settings)):
@@ -154,7 +154,7 @@ def _write_items(study: Study, folder: Path) -> list[Path]:
 
 def _result(item: Path, results: Path, asked: str) -> ItemResult | None:
     """Return the result on the disk of an item and a request; None unless it is whole and of the same bytes."""
-    record = Translation.read(results / f"{item.stem}.json")
+    record = Record.read(results / f"{item.stem}.json")
     if record is None or (record.asked_sha256, record.input_sha256) != (asked, _digest(item.read_bytes())):
         return None
     suffix = ".npy" if record.picture and record.picture.depth else ".png"
@@ -243,7 +243,7 @@ def write_outputs(
 
 def _record(
     study: Study, translated: StudyResults, made: Assembled, why: Sequence[str]
-) -> tuple[Translation, dict[str, Any]]:
+) -> tuple[Record, dict[str, Any]]:
     """Merge the records of the items into one, and write the section `study`."""
     records = [record for record in translated.records if record is not None]
     beside = Path(study.name).parent  # names are relative to the record's folder
@@ -316,7 +316,7 @@ _OVER_ITEMS: Mapping[str, Callable[[Any], Any]] = {
 """How the figures of all items become one: the worst round trip, the medians of structure."""
 
 
-def _figures(records: Sequence[Translation]) -> dict[str, Any]:
+def _figures(records: Sequence[Record]) -> dict[str, Any]:
     pictures = [record.picture for record in records if record.picture is not None]
     figures: dict[str, Any] = {
         "clipped": sum(each.clipped for each in pictures),

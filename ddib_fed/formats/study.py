@@ -34,7 +34,7 @@ from ddib_fed.errors import (
     JobFailed,
     UsageError,
 )
-from ddib_fed.record import PictureFigures, Translation
+from ddib_fed.record import PictureFigures, Record
 
 Bad = list[tuple[Path, DdibError]]
 """Files that cannot be read, with their errors."""
@@ -349,7 +349,7 @@ class ItemResult(NamedTuple):
     """The file of an item, its record, the file that came back (PNG, or .npy of volumes), and its latent."""
 
     file: bytes
-    record: Translation
+    record: Record
     returned: bytes | None = None
     latent: bytes | None = None
 
@@ -361,9 +361,9 @@ class StudyResults:
     """
 
     planes: tuple[Pixels | None, ...]
-    records: tuple[Translation | None, ...]
+    records: tuple[Record | None, ...]
     returned: tuple[Pixels | None, ...]
-    first: Translation
+    first: Record
     slope: float
     intercept: float
     low: float | None
@@ -516,6 +516,29 @@ class Study(ABC):
 
     def items(self) -> Iterator[bytes]:
         return self.pixels.items()
+
+    @property
+    def in_tiles(self) -> bool:
+        """Whether its items are tiles, which are shown as the whole that they make."""
+        return False
+
+    def views(self, made: Path, side: int) -> dict[str, bytes]:
+        """Draw what is in tiles, and its translation, for a browser.
+
+        Parameters
+        ----------
+        made
+            The file of the translation.
+        side
+            Pixels of the longer side at most.
+
+        Returns
+        -------
+        dict
+            PNG by part ("source", "translation"); empty of what is not in tiles, or is of one colour.
+        """
+        del made, side
+        return {}
 
 
 @dataclass(frozen=True, slots=True)

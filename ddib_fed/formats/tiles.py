@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import shlex
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, product
 from pathlib import Path
@@ -33,6 +34,7 @@ from ddib_fed.data.pictures import (
     too_many_frames,
     upright,
 )
+from ddib_fed.data.previews import shown
 from ddib_fed.errors import ImageUnreadable, extra
 from ddib_fed.formats.study import (
     AUTO,
@@ -189,11 +191,43 @@ def _rounded(picture: Floats, dtype: np.dtype[Any]) -> Pixels:
 
 
 @dataclass(frozen=True, slots=True)
-class PictureStudy(Study):
-    """A picture of a format that nodes do not take, or one that is larger than a model of parts of pictures."""
+class TiledStudy(Study):
+    """A study whose items may be tiles of one picture."""
 
     pixels: Tiles
+
+    @property
+    def in_tiles(self) -> bool:
+        return self.planes > 1
+
+    @classmethod
+    @abstractmethod
+    def read(cls, origin: Origin, options: Options) -> TiledStudy:
+        """Read a file of the same format."""
+
+    def views(self, made: Path, side: int) -> dict[str, bytes]:
+        if not self.in_tiles:
+            return {}
+        try:
+            other = self.read(replace(self.origin, given=made), Options(intensity="values"))
+        except ImageUnreadable:
+            return {}
+        drawn = {}
+        for part, pixels in (("source", self.pixels.numbers), ("translation", other.pixels.numbers)):
+            step = -(-max(pixels.shape[:2]) // side)
+            drawn[part] = encode_png(shown(pixels[::step, ::step]))
+        return drawn
+
+
+@dataclass(frozen=True, slots=True)
+class PictureStudy(TiledStudy):
+    """A picture of a format that nodes do not take, or one that is larger than a model of parts of pictures."""
+
     format: str
+
+    @classmethod
+    def read(cls, origin: Origin, options: Options) -> PictureStudy:
+        return read_picture(origin, options)
 
     @property
     def kind(self) -> str:
@@ -270,12 +304,15 @@ class Georeference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class GeoTiffStudy(Study):
-    pixels: Tiles
+class GeoTiffStudy(TiledStudy):
     georeference: Georeference
     valid: Mask
 
     kind = "GeoTIFF"
+
+    @classmethod
+    def read(cls, origin: Origin, options: Options) -> GeoTiffStudy:
+        return read_geotiff(origin, options)
 
     def assemble(self, translated: StudyResults) -> Assembled:
         made, covered, report = self.pixels.result(translated)

@@ -235,7 +235,7 @@ class Volumes(Slices):
             raise ImageUnreadable(
                 f"{outside:.0%} of what it shows lies outside the model's field of view: it measures {own} mm, the "
                 f"model's volumes {model} mm (depth, height, width)",
-                hint=f'--size {whole}, or [model] scene = "{whole}" at both nodes; or cut it to the part that is meant',
+                hint=f'size={whole}, or [model] scene = "{whole}" at both nodes; or cut it to the part that is meant',
             )
         return cls(numbers, sent, intensity.record(values), rule.text, outside, axes, tuple(spacing), grid)
 

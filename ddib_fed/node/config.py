@@ -228,7 +228,7 @@ class PolicySection(Frozen):
     least_evaluations: int = key(8, "of a latent; 0 for any number, flow maps are exempt", ge=0, le=10_000)
     least_share: float = key(1.0, "of the network in encoding: less shows more of the picture", ge=0, le=1)
     shared_noise: bool = key(False, "one noise for a volume, if the peer agrees: less flicker, shows more")
-    max_guidance: float = key(10.0, "of --guidance and --classifier-scale; 0 for none", ge=0, le=MAX_GUIDANCE)
+    max_guidance: float = key(10.0, "of guidance and classifier-scale; 0 for none", ge=0, le=MAX_GUIDANCE)
     calibration: tuple[CalibrationKind, ...] = key(
         (), 'kinds that peers may agree on: "rotation", "tone", "colour-map"; none by default'
     )

@@ -339,8 +339,8 @@ def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
 def check_offered(asked: Guidance, terms: GuidanceTerms, of: str) -> None:
     """Raise unless the target `of`, INSTITUTION/DOMAIN, offers the guidance of a request."""
     kinds = (
-        ("--guidance", asked.guidance, terms.max_guidance),
-        ("--classifier-scale", asked.classifier_scale, terms.max_classifier_scale),
+        ("guidance", asked.guidance, terms.max_guidance),
+        ("classifier-scale", asked.classifier_scale, terms.max_classifier_scale),
     )
     policy = "max_guidance"  # bounds both
     for option, scale, most in kinds:
@@ -355,13 +355,13 @@ def check_offered(asked: Guidance, terms: GuidanceTerms, of: str) -> None:
                 f"{of} allows {option} up to {most:g}, not {scale:g}", hint=remedy, facts=facts
             )
     if asked.clip and not terms.clip:
-        raise _not_offered("--clip_denoised of --flags", of)
+        raise _not_offered("--clip_denoised of flags", of)
 
 
 _LACKS = {
-    "--guidance": "its model has no null class, or its policy allows no guidance",
-    "--classifier-scale": "its node hosts no classifier, or its policy allows none",
-    "--clip_denoised of --flags": "its model's units are not those of [-1, 1]",
+    "guidance": "its model has no null class, or its policy allows no guidance",
+    "classifier-scale": "its node hosts no classifier, or its policy allows none",
+    "--clip_denoised of flags": "its model's units are not those of [-1, 1]",
 }
 
 

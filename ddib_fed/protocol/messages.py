@@ -1,4 +1,4 @@
-"""States, settings and records, the messages that carry them between machines, and the check of received messages.
+"""States, settings, domains and records, the messages that carry them, and the check of received messages.
 
 Requests and answers pass through `check` before any part of them is used: it refuses fields that are not in protos/,
 and values outside the limits that are options of the fields, see protos/ddib_fed/v1/limits.proto. What a domain type
@@ -8,7 +8,7 @@ demands beyond them is checked where it is made.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -17,9 +17,10 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields
+from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields, error_class
 from ddib_fed.files import DIGEST_BYTES
-from ddib_fed.record import Settings, Translation
+from ddib_fed.record import Record, Settings
+from ddib_fed.terminal import moment
 from ddib_fed.v1 import common_pb2, translation_pb2
 
 
@@ -51,6 +52,115 @@ def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
     return common_pb2.SolverSettings(**asdict(settings))
 
 
+# Domains
+
+
+@dataclass(frozen=True, slots=True)
+class GuidanceTerms:
+    """What guidance a target offers: its largest scales, 0 for none, and the classes of its classifier."""
+
+    max_guidance: float = 0.0
+    max_classifier_scale: float = 0.0
+    classifier_sha256: bytes = b""
+    classifier_classes: int = 0
+    clip: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationTerms:
+    """The calibration of a target: its digest, its kind, and when it ends, in Unix seconds."""
+
+    sha256: bytes = b""
+    kind: str = ""
+    expires: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A target domain as the source node sees it.
+
+    Attributes
+    ----------
+    domain
+        Empty while its node cannot be asked.
+    sample_shape
+        (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point.
+    status
+        "ready", or the reason why it is not.
+    calibration
+        None where none is active.
+    """
+
+    institution: str
+    domain: str = ""
+    sample_kind: str = ""
+    sample_shape: tuple[int, ...] = ()
+    status: str = ""
+    latency_ms: int = 0
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
+    size_rule: str = ""
+    guidance: GuidanceTerms = GuidanceTerms()
+    calibration: CalibrationTerms | None = None
+
+    @property
+    def target(self) -> str:
+        return f"{self.institution}/{self.domain}"
+
+    @property
+    def is_ready(self) -> bool:
+        return self.status == "ready"
+
+    @property
+    def why(self) -> str:
+        """Say why it is not ready; empty if it is."""
+        return "" if self.is_ready else error_class(self.status).sentence
+
+
+@dataclass(frozen=True, slots=True)
+class Domains:
+    """The own domain of a node, how its model reads volumes, maps and larger pictures, and its targets."""
+
+    institution: str
+    domain: str = ""
+    sample_kind: str = ""
+    sample_shape: tuple[int, ...] = ()
+    domains: tuple[Domain, ...] = ()
+    classes: int = 0
+    class_names: tuple[str, ...] = ()
+    tiles: bool = False
+    spacing_mm: tuple[float, ...] = ()
+    intensity: str = ""
+    slices: str = ""
+
+
+def domains_value(message: translation_pb2.ListDomainsResponse) -> Domains:
+    """Return the domains that a source node listed."""
+    return Domains(**_values(Domains, message, domains=tuple(map(_domain, message.domains))))
+
+
+def _domain(message: translation_pb2.Domain) -> Domain:
+    terms = CalibrationTerms(**_values(CalibrationTerms, message.calibration))
+    return Domain(
+        **_values(
+            Domain,
+            message,
+            guidance=GuidanceTerms(**_values(GuidanceTerms, message.guidance)),
+            calibration=terms if message.HasField("calibration") else None,
+        )
+    )
+
+
+def _values(kind: type[Any], message: Message, **known: Any) -> dict[str, Any]:
+    """Return the values of a dataclass whose fields are called like those of a message; lists become tuples."""
+    names = (each.name for each in fields(kind) if each.name not in known)
+    values = {name: getattr(message, name) for name in names}
+    is_plain = str, bytes, int, float
+    return known | {
+        name: each if isinstance(each, is_plain) else tuple(each) for name, each in values.items()
+    }
+
+
 # Records of finished translations
 
 _LOCAL: Final = frozenset({"format", "input", "files", "doubtful", "doubts", "asked_sha256"})
@@ -62,7 +172,7 @@ def provenance_message(stored: Mapping[str, Any]) -> translation_pb2.Provenance:
     return translation_pb2.Provenance(**{name: stored[name] for name in stored.keys() - _LOCAL})
 
 
-def provenance_record(message: translation_pb2.Provenance) -> Translation:
+def provenance_record(message: translation_pb2.Provenance) -> Record:
     """The record that a source node sent; its fields were checked when the message arrived."""
     # Which commands without jobs do not need.
     from google.protobuf.json_format import MessageToDict
@@ -73,9 +183,37 @@ def provenance_record(message: translation_pb2.Provenance) -> Translation:
     # A map has another order in each process; a record that is written again must be the same bytes.
     values["seconds"] = dict(sorted(values["seconds"].items()))
     try:
-        return Translation.model_validate(values)
+        return Record.model_validate(values)
     except (ValueError, SettingsInvalid) as error:  # fields that are right alone, and wrong together
         raise MessageInvalid(f"the record of a result: {error}") from error
+
+
+_TIMES: Final = frozenset({"created", "finished", "failed", "expires", "certificate_expires", "root_expires"})
+
+
+def values_of(message: Message) -> dict[str, Any]:
+    """Return a message as JSON values: enums by their own part of the name, bytes in hex, times in ISO 8601."""
+
+    def value_of(field: Any, value: Any) -> Any:
+        if field.enum_type is not None:
+            return field.enum_type.values_by_number[value].name.split("_", 2)[2]
+        if field.name in _TIMES:
+            return moment(value)
+        if isinstance(value, Message):
+            return values_of(value)
+        return value.hex() if isinstance(value, bytes) else value
+
+    found: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            found[field.name] = dict(value)
+        elif field.is_repeated:
+            found[field.name] = [value_of(field, each) for each in value]
+        else:
+            absent = field.has_presence and not message.HasField(field.name)
+            found[field.name] = None if absent else value_of(field, value)
+    return found
 
 
 # The check of received messages

@@ -97,7 +97,7 @@ def tune_bundle(
     for number in evaluations:
         if not 2 <= number <= MAX_LEARNED:
             problem = f"{number} evaluations cannot be learned"
-            raise SettingsInvalid(problem, hint=f"2 to {MAX_LEARNED}; above, --grid default")
+            raise SettingsInvalid(problem, hint=f"2 to {MAX_LEARNED}; above, grid=default")
     model = DomainModel(replace(load_bundle(folder), tuned=None), device=device)
     effort = effort or (PICTURES if model.is_picture else POINTS)
     sigma = model.sigma(soften_sigma)

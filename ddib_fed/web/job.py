@@ -9,25 +9,17 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed.client.client import Client, job_header, waiting_line
-from ddib_fed.client.connection import OnWait
-from ddib_fed.client.files import FileItem
-from ddib_fed.client.folder_run import STAGES, RunOptions, RunProgress, open_run
-from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import Delivered
-from ddib_fed.data.pictures import encode_png, shown_pixels
+from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, Study, WrittenStudy
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
     FilesLeftOut,
-    ImageUnreadable,
     InputError,
     InternalError,
     ItemNotFound,
@@ -36,13 +28,8 @@ from ddib_fed.errors import (
     step_in_words,
 )
 from ddib_fed.files import problem_text
-from ddib_fed.formats.parts import INTENSITY, WrittenStudy
-from ddib_fed.formats.study import AUTO, IntensityRule, Options, Origin, Study
-from ddib_fed.formats.tiles import GeoTiffStudy, PictureStudy, read_geotiff, read_picture
-from ddib_fed.record import DIAL, Frozen, Part, PictureFigures, Settings, Translation
-from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import error_values
-from ddib_fed.web.uploads import DROPPED, Window, own_window, preview, renamed, shown
+from ddib_fed.web.uploads import DROPPED, renamed
 
 LOOKED_AT: Final = 12
 """Slices of which the window of a volume is taken."""
@@ -52,15 +39,19 @@ _UNFINISHED: Final = re.compile(r"(^|/)\.|\.parts/(items|results|output)/")
 """In the path of a file that is no result."""
 MOST_STEPS: Final = 3
 """Next steps that are named at most."""
+INTENSITY: Final = "intensity"
+"""Name of the fact of an error that is a rule which fits the model."""
 
 
-class TranslationRequest(Frozen):
+class TranslationRequest(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     target: str = Field(min_length=3, max_length=400)
     quality: Literal["draft", "standard", "exact"] = "standard"
     cycle: bool = True
     target_class: str = Field(default="", max_length=200)
     slices: Literal["auto", "axial", "coronal", "sagittal"] = "auto"
-    intensity: str = Field(default=AUTO, max_length=100)
+    intensity: str = Field(default="auto", max_length=100)
 
     @classmethod
     def parse(cls, body: bytes) -> TranslationRequest:
@@ -69,32 +60,46 @@ class TranslationRequest(Frozen):
         except ValidationError as error:
             problem = f"the request cannot be used: {problem_text(error)}"
             raise UsageError(problem, hint="load the page again") from error
-        if found.intensity != AUTO:
-            IntensityRule.parse(found.intensity)
+        Run.check_intensity(found.intensity)
         return found
 
 
+OnWait = Callable[[DdibError, float], None]
 Opener = Callable[[OnWait], AbstractContextManager[Client]]
 
 
 @dataclass(frozen=True, slots=True)
 class ShownResult:
-    """A picture that is compared on the page."""
+    """A picture that is compared on the page.
+
+    Attributes
+    ----------
+    views
+        Of an item of a study: what a browser shows, by part.
+    result
+        Of a file that stands for itself.
+    """
 
     label: str
-    files: Mapping[Part, Path]
-    provenance: Translation
+    provenance: Record
+    views: Mapping[str, Path]
+    result: Delivered | None = None
     study: int | None = None
     plane: int = 0
 
+    @property
+    def parts(self) -> list[str]:
+        if self.result is None:
+            return sorted(self.views)
+        return sorted({"source", *(part.value for part in self.result.files)} - {"latent"})
 
-class PageJob(RunProgress):
+
+class PageJob(Progress):
     """One translation, in as many jobs as the node's limits ask for; set in the run's thread, read in the server's."""
 
     def __init__(
         self, number: int, count: int, request: TranslationRequest, out: Path, opener: Opener
     ) -> None:
-        super().__init__()
         self.number, self.count, self.request, self.out = number, count, request, out
         self._opener = opener
         self.items = self.files = 0
@@ -112,16 +117,16 @@ class PageJob(RunProgress):
         self._done = self._written = 0
         self._slices: _Slices | None = None
 
-    def translate(self, profile: Profile, dropped: Path, views: Path) -> None:
+    def translate(self, dropped: Path, views: Path) -> None:
         """Translate everything below a folder; every error has a hint for somebody at the page."""
         self._dropped, self._views = dropped, views
         request = self.request
         try:
-            settings = Settings().of_quality(request.quality)
-            header = job_header(
-                request.target, settings, left=DIAL, cycle=request.cycle, target_class=request.target_class
+            asked = Request(
+                Settings().of_quality(request.quality), cycle=request.cycle, target_class=request.target_class
             )
-            self._translate(RunOptions(profile, header, self.out, self, skip_bad=True))
+            with self._opener(lambda *wait: self.say(self.waiting(*wait))) as self._client:
+                self._translate(Run(self._client, request.target, self.out, asked, self, skip_bad=True))
         except BaseException as error:
             files = [path for path in self.out.rglob("*") if path.is_file()]
             if all(path.parent.name == "items" for path in files):
@@ -131,9 +136,8 @@ class PageJob(RunProgress):
                 renamed(error, dropped)
             raise
 
-    def _translate(self, options: RunOptions) -> None:
-        reading = {"intensity": self.request.intensity, "slices": self.request.slices, "tile": "auto"}
-        run = open_run([self._dropped], reading, options, self.say)
+    def _translate(self, run: Run) -> None:
+        run.open([self._dropped], intensity=self.request.intensity, slices=self.request.slices)
         try:
             run.read()
         except (InputError, InternalError) as error:
@@ -158,8 +162,9 @@ class PageJob(RunProgress):
                 f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
             )
 
-    def _called(self, origin: Origin) -> str:
-        """What the person calls it; DICOM files are the series of all that was dropped."""
+    def _called(self, study: Study) -> str:
+        """Return what the person calls it; DICOM files are the series of all that was dropped."""
+        origin = study.origin
         if origin.given == self._dropped:
             return origin.name.removeprefix(f"{DROPPED}/")
         return str(origin.given.relative_to(self._dropped))
@@ -178,25 +183,21 @@ class PageJob(RunProgress):
     def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: self.say(f"{what}: {done:,} of {total:,}")
 
-    @contextmanager
-    def opened(self, _profile: Profile) -> Iterator[Client]:
-        with self._opener(lambda *wait: self.say(waiting_line(*wait))) as self.client:
-            yield self.client
-
     def say(self, line: str) -> None:
         self.now = line
 
-    def study(self, _number: int, origin: Origin, study: Study | None) -> None:
+    def study(self, number: int, study: Study | None) -> None:
+        del number
         self._check_stopped()
         if study is not None:
-            label = self._called(origin)
+            label = self._called(study)
             shown = {
                 "label": label,
                 "kind": study.kind,
                 "planes": study.planes,
                 "items": len(study.sent),
-                "plane_word": "slice" if _tiled(study) is None else "tile",
-                "warnings": [line.replace(origin.called, label) for line in study.warnings],
+                "plane_word": "tile" if study.in_tiles else "slice",
+                "warnings": [line.replace(study.origin.called, label) for line in study.warnings],
                 "said": [],
                 "files": 0,
             }
@@ -206,38 +207,40 @@ class PageJob(RunProgress):
         self._slices = _Slices(number, self.studies[number], paths, self._views)
 
     def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
-        self._slices, tiled, on_page = None, _tiled(study), self.studies[number]
-        if tiled is not None and (whole := _map(number, on_page["label"], tiled, written, self._views)):
-            self.results.append(whole)
+        self._slices, on_page = None, self.studies[number]
+        if study is not None and (drawn := study.views(written.shown, MAP_SIDE)):
+            views = _written(self._views / str(number) / "map", drawn)
+            self.results.append(ShownResult(on_page["label"], written.provenance, views, None, number, 1))
         self.joined[number] = written.files
         said = [line for line in (written.refused, *written.said) if line]
         on_page |= {"said": said, "files": len(written.files)}
 
-    def submitted(self, job_id: str, _items: int) -> None:
+    def submitted(self, job_id: str, items: int) -> None:
+        del items
         self.jobs[job_id] = self.out if self._slices is None else self._slices.results
         self.running.append(job_id)
         if len(self.running) == 1:
             self.now = "waiting for its turn"
-        if self.stopped and self.client is not None:
-            self.client.cancel(job_id)
+        if self.stopped:
+            self._client.cancel(job_id)
 
-    def event(self, event: pb.WatchJobResponse) -> None:
+    def event(self, event: Event) -> None:
         self._done += event.stage in {"done", "failed"}
         if event.stage:
             name = self.name_of(event.item)
             called = name if self._slices is None else self._slices.called(name)
             step = f", step {event.step} of {event.steps}" if event.steps else ""
-            self.now = f"{called}: {STAGES.get(event.stage, event.stage)}{step}"
+            self.now = f"{called}: {event.words}{step}"
 
-    def written(self, item: FileItem, result: Delivered) -> None:
+    def written(self, result: Delivered) -> None:
         self._written += 1
         if self._slices is None:
-            files = {Part.SOURCE: item.path, **result.files}
-            self.results.append(ShownResult(item.file, files, result.provenance))
-        elif (on_page := self._slices.shown(item, result)) is not None:
+            self.results.append(ShownResult(result.file, result.provenance, {}, result))
+        elif (on_page := self._slices.shown(result)) is not None:
             self.results.append(on_page)
 
-    def job_ended(self, job_id: str, _state: str) -> None:
+    def job_ended(self, job_id: str, state: str) -> None:
+        del state
         if job_id in self.running:
             self.running.remove(job_id)
 
@@ -246,14 +249,26 @@ class PageJob(RunProgress):
             self.error = error_values(error)
         self.now, self.ended = "", True
 
-    def file(self, item: int, part: Part, *, to_keep: bool = False) -> Path:
-        """A file of an item; one that is to be kept lies in the folder of the results, or is as it was given."""
-        found = self.results[item] if 0 <= item < len(self.results) else None
-        if found is None or part not in found.files:
-            raise ItemNotFound(f"item {item} has no {part} yet")
-        if to_keep and found.study is not None:
+    def view(self, item: int, part: str) -> tuple[bytes, str]:
+        """Return what a browser shows of a file of an item, and its media type."""
+        found = self._result(item, part)
+        if found.result is not None:
+            return found.result.preview(part)
+        return found.views[part].read_bytes(), "image/png"
+
+    def file(self, item: int, part: str) -> Path:
+        """Return a file of an item: it lies in the folder of the results, or is the one that was given."""
+        found = self._result(item, part)
+        path = None if found.result is None else found.result.place(part)
+        if path is None:
             raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
-        return found.files[part]
+        return path
+
+    def _result(self, item: int, part: str) -> ShownResult:
+        found = self.results[item] if 0 <= item < len(self.results) else None
+        if found is None or part not in found.parts:
+            raise ItemNotFound(f"item {item} has no {part[:20]!r}")
+        return found
 
     def outputs(self, study: int | None = None) -> Sequence[Path]:
         """The files of a study, or every file in the folder of the results so far."""
@@ -295,7 +310,7 @@ class PageJob(RunProgress):
             "doubts": record.seen,
             "severity": record.severity,
             "figures": [*record.figures.items()],
-            "parts": sorted(part.value for part in found.files),
+            "parts": found.parts,
         }
 
 
@@ -307,66 +322,35 @@ def _step(error: DdibError) -> str:
     return step_in_words(error)
 
 
-def _tiled(study: Study | None) -> GeoTiffStudy | PictureStudy | None:
-    return study if isinstance(study, GeoTiffStudy | PictureStudy) and study.planes > 1 else None
-
-
 class _Slices:
     """Makes what the page shows of the items of a study: nothing of tiles, which are shown as a whole."""
 
     def __init__(self, number: int, study: Mapping[str, Any], paths: Sequence[Path], folder: Path) -> None:
         self._number, self._study, self._folder = number, study, folder
-        self._paths = {path.stem: path for path in paths}
         self.results = paths[0].parents[1] / "results"
         some = paths[:: max(1, len(paths) // LOOKED_AT)]
-        self._window = own_window(np.concatenate([shown_pixels(path.read_bytes()).ravel() for path in some]))
+        self._window = Delivered.window_of(some)
 
     def called(self, name: str) -> str:
         study, plane = self._study, int(Path(name).stem)
         return f"{study['label']}, {study['plane_word']} {plane}" if study["planes"] > 1 else study["label"]
 
-    def shown(self, item: FileItem, result: Delivered) -> ShownResult | None:
+    def shown(self, result: Delivered) -> ShownResult | None:
         if self._study["plane_word"] == "tile":
             return None
-        found = {Part.SOURCE: preview(self._paths[item.name], self._window)[0]}
-        windows = {Part.TRANSLATION: target_window(result.provenance.picture), Part.RETURNED: None}
-        for part, window in windows.items():
-            if part in result.files:
-                found[part] = preview(result.files[part], window)[0]
-        files = _written(self._folder / str(self._number) / item.name, found)
-        plane = int(item.name)
-        return ShownResult(self.called(item.name), files, result.provenance, study=self._number, plane=plane)
+        name = result.record.stem
+        figures = result.provenance.picture
+        span = figures.window if figures is not None else None
+        windows = {"source": self._window, "translation": span, "returned": None}
+        parts = {part: window for part, window in windows.items() if result.place(part)}
+        drawn = {part: result.preview(part, window)[0] for part, window in parts.items()}
+        views = _written(self._folder / str(self._number) / name, drawn)
+        return ShownResult(self.called(name), result.provenance, views, None, self._number, int(name))
 
 
-def target_window(figures: PictureFigures | None) -> Window | None:
-    """The numbers of a translation's file that are the ends of the target's range; None where they are not known."""
-    if figures is None or figures.low is None or figures.high is None:
-        return None
-    slope, intercept = figures.output_scale
-    return (figures.low - intercept) / slope, (figures.high - intercept) / slope
-
-
-def _map(
-    number: int, label: str, study: GeoTiffStudy | PictureStudy, written: WrittenStudy, folder: Path
-) -> ShownResult | None:
-    """What is shown of a map that was put together; None where all of it is of one colour."""
-    read: Callable[..., Any] = read_geotiff if isinstance(study, GeoTiffStudy) else read_picture
-    try:
-        made = read(replace(study.origin, given=written.shown), Options(intensity="values")).pixels.numbers
-    except ImageUnreadable:
-        return None
-    contents = {}
-    for part, pixels in ((Part.SOURCE, study.pixels.numbers), (Part.TRANSLATION, made)):
-        step = -(-max(pixels.shape[:2]) // MAP_SIDE)
-        reduced = pixels[::step, ::step]
-        contents[part] = encode_png(shown(reduced))
-    files = _written(folder / str(number) / "map", contents)
-    return ShownResult(label, files, written.provenance, study=number, plane=1)
-
-
-def _written(start: Path, contents: Mapping[Part, bytes]) -> dict[Part, Path]:
+def _written(start: Path, contents: Mapping[str, bytes]) -> dict[str, Path]:
     start.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    files = {part: start.with_name(f"{start.name}.{part.value}.png") for part in contents}
+    files = {part: start.with_name(f"{start.name}.{part}.png") for part in contents}
     for part, path in files.items():
         path.write_bytes(contents[part])
     return files

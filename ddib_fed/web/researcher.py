@@ -21,16 +21,12 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ddib_fed.client.client import Client
-from ddib_fed.client.connection import PATIENCE_S, OnWait
-from ddib_fed.client.profile import Profile
-from ddib_fed.errors import DdibError, ItemNotFound, JobNotFound, UsageError, error_class
-from ddib_fed.record import Part
+from ddib_fed import Client, Domains, Profile
+from ddib_fed.errors import DdibError, JobNotFound, UsageError
 from ddib_fed.terminal import explained
-from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.web.guard import application, hinted_in_words, page
-from ddib_fed.web.job import PageJob, TranslationRequest
-from ddib_fed.web.uploads import Upload, Uploads, arranged, preview
+from ddib_fed.web.job import OnWait, PageJob, TranslationRequest
+from ddib_fed.web.uploads import Upload, Uploads, arranged
 
 MAX_JSON: Final = 1 << 20
 """Bytes of a request other than a file."""
@@ -58,9 +54,9 @@ class Researcher:
         self._lock = threading.Lock()
 
     @contextmanager
-    def opened(self, on_wait: OnWait | None = None, *, patience_s: float = PATIENCE_S) -> Iterator[Client]:
-        """A client, whose calls raise Cancelled once the server stops."""
-        with Client(self.profile, on_wait=on_wait, patience_s=patience_s) as client:
+    def opened(self, on_wait: OnWait | None = None, **how: Any) -> Iterator[Client]:
+        """Open a client, whose calls raise Cancelled once the server stops; arguments as of `Client`."""
+        with Client(self.profile, on_wait=on_wait, **how) as client:
             with self._lock:
                 self._clients.add(client)
                 closing = self.closing
@@ -99,7 +95,7 @@ class Researcher:
         error: DdibError | None = None
         folder = self.folder / f"job-{job.number}"
         try:
-            job.translate(self.profile, arranged(files, folder), folder / "views")
+            job.translate(arranged(files, folder), folder / "views")
         except Exception as raised:  # noqa: BLE001 - this is the edge of the thread: anything becomes a message
             error = explained(raised)
         if not job.jobs:
@@ -211,11 +207,11 @@ class Researcher:
         return Response(status_code=204)
 
     def view(self, request: Request) -> Response:
-        content, media = preview(self._job(request).file(request.path_params["item"], _part(request)))
+        content, media = self._job(request).view(request.path_params["item"], request.path_params["part"])
         return Response(content, media_type=media)
 
     def download(self, request: Request) -> Response:
-        path = self._job(request).file(request.path_params["item"], _part(request), to_keep=True)
+        path = self._job(request).file(request.path_params["item"], request.path_params["part"])
         return FileResponse(path, filename=path.name)
 
     def download_study(self, request: Request) -> Response:
@@ -235,14 +231,6 @@ class Researcher:
         if number not in self.jobs:
             raise JobNotFound(f"there is no translation {number} in this run", hint="go to the start page")
         return self.jobs[number]
-
-
-def _part(request: Request) -> Part:
-    name = request.path_params["part"]
-    part = next((each for each in Part if each.value == name), None)
-    if part is None or part is Part.LATENT:
-        raise ItemNotFound(f"there is no part {name[:20]!r}")
-    return part
 
 
 def _archive(paths: Sequence[Path], root: Path, name: str, folder: Path) -> Response:
@@ -278,18 +266,18 @@ def _file(each: Upload) -> dict[str, Any]:
     }
 
 
-def _domains(found: pb.ListDomainsResponse) -> dict[str, Any]:
+def _domains(found: Domains) -> dict[str, Any]:
     return {
         "own": {"domain": found.domain, "institution": found.institution},
         "targets": [
             {
-                "target": f"{each.institution}/{each.domain}" if each.domain else "",
+                "target": each.target if each.domain else "",
                 "domain": each.domain,
                 "institution": each.institution,
-                "ready": each.status == "ready",
-                "why": "" if each.status == "ready" else error_class(each.status).sentence,
+                "ready": each.is_ready,
+                "why": each.why,
                 "classes": list(each.class_names) or [str(number) for number in range(each.classes)],
-                "calibration": each.calibration.kind,
+                "calibration": each.calibration.kind if each.calibration else "",
             }
             for each in found.domains
         ],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import ddib_fed
+from ddib_fed import Request, Settings
 from ddib_fed.calibration.record import CalibratedSide, Dial
 from ddib_fed.data.shipped import load_shipped
 from ddib_fed.data.synthetic import sample
@@ -31,12 +33,12 @@ from tests.node.volume_examples import SIDES, save_volume_model, voxels
 
 @pytest.fixture(scope="module")
 def satellite():
-    return ddib_fed.load("satellite")
+    return ddib_fed.Model.open("satellite")
 
 
 @pytest.fixture(scope="module")
 def relief():
-    return ddib_fed.load("relief")
+    return ddib_fed.Model.open("relief")
 
 
 def scene(size: tuple[int, int] = (32, 32)) -> Image.Image:
@@ -45,6 +47,7 @@ def scene(size: tuple[int, int] = (32, 32)) -> Image.Image:
     return Image.fromarray(pixels.transpose(1, 2, 0)).resize(size, Image.Resampling.BICUBIC)
 
 
+FEW = Request(Settings(evaluations=6))
 UNIT = np.linspace(0, 1, 32 * 32 * 3, dtype=np.float32).reshape(32, 32, 3)
 """A picture of values from 0 to 1, where the model takes 0 to 255."""
 
@@ -56,7 +59,7 @@ def test_each_picture_is_translated_at_its_own_size_or_says_that_it_was_not(sate
         (0, 0, 48, 40)
     )
     given = [coast, coast.crop((0, 0, 32, 32)), coast.resize((900, 900), Image.Resampling.LANCZOS)]
-    found = ddib_fed.translate(given, satellite, relief, cycle=True, evaluations=16)
+    found = [*ddib_fed.translate(given, satellite, relief, Request(Settings(evaluations=16), cycle=True))]
     assert [each.picture.size for each in found] == [each.size for each in given]
     assert [each.record.picture.fitted_width for each in found] == [None, None, 32]
     assert "computed at 32 x 32 pixels, not at its own 900 x 900" in repr(found[2])
@@ -70,7 +73,7 @@ def test_each_picture_is_translated_at_its_own_size_or_says_that_it_was_not(sate
 def test_points_come_back_with_their_record() -> None:
     """Array in, array out; the record says what was done."""
     points = sample("moons", 200, 1)
-    [result] = ddib_fed.translate(points, "moons", "checkerboards", cycle=True, keep_latents=True)
+    [result] = ddib_fed.translate(points, "moons", "checkerboards", Request(cycle=True, keep_latents=True))
     assert result.array.shape == result.latent.shape == (200, 2)
     np.testing.assert_allclose(result.returned, points, atol=0.5)
     record = result.record
@@ -84,7 +87,7 @@ def test_array_path_and_pil_picture_give_the_same(satellite, relief, tmp_path) -
     picture = scene()
     path = tmp_path / "scene.png"
     picture.save(path)
-    results = ddib_fed.translate([picture, np.asarray(picture), path], satellite, relief, evaluations=6)
+    results = ddib_fed.translate([picture, np.asarray(picture), path], satellite, relief, FEW)
     first, *others = (each.array for each in results)
     assert first.shape == (32, 32, 3)
     for other in others:
@@ -93,7 +96,8 @@ def test_array_path_and_pil_picture_give_the_same(satellite, relief, tmp_path) -
 
 @pytest.mark.slow
 def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) -> None:
-    [result] = ddib_fed.translate(scene(), satellite, relief, evaluations=6, cycle=True, keep_latents=True)
+    asked = replace(FEW, cycle=True, keep_latents=True)
+    [result] = ddib_fed.translate(scene(), satellite, relief, asked)
     out, before = tmp_path / "out", os.umask(0)
     assert result.save(out, "a") == out / "a.png"
     os.umask(before)
@@ -118,13 +122,13 @@ def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) ->
 )
 def test_what_cannot_be_translated_is_refused(satellite, relief, samples, error) -> None:
     with pytest.raises(error):
-        ddib_fed.translate(samples, satellite, relief)
+        next(ddib_fed.translate(samples, satellite, relief))
 
 
 @pytest.mark.slow
 def test_the_sample_that_cannot_be_used_is_named(satellite, relief) -> None:
     with pytest.raises(PictureMisfit, match="sample 1: ") as refused:
-        ddib_fed.translate([scene(), UNIT], satellite, relief)
+        next(ddib_fed.translate([scene(), UNIT], satellite, relief))
     assert refused.value.facts["item"] == "1"
 
 
@@ -136,14 +140,21 @@ def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
         for side, model in (("source", satellite), ("target", relief))
     }  # fmt: skip
     made = calibration(**sides)
-    asked = {"evaluations": 6, "keep_latents": True, "soften_sigma": 0.0}
-    [plain] = ddib_fed.translate(scene(), satellite, relief, **asked)
-    [found] = ddib_fed.translate(scene(), satellite, relief, calibration=made, **asked)
+
+    def translated(*models, **asked):
+        settings = Settings(evaluations=6, blend=asked.pop("blend", 0.0))
+        [found] = ddib_fed.translate(
+            scene(), *models, Request(settings, keep_latents=True, soften=0.0, **asked)
+        )
+        return found
+
+    plain = translated(satellite, relief)
+    found = translated(satellite, relief, calibration=made)
     np.testing.assert_allclose(found.latent, made.map.apply(plain.latent), atol=1e-3)
     assert found.record.calibration_sha256 == made.sha256.hex()
     dialled = made.model_copy(update={"dial": Dial(share=0.75, temperature=0.9, blend=0.3)})
-    [mixed] = ddib_fed.translate(scene(), satellite, relief, calibration=dialled, blend=0.5, **asked)
-    [alone] = ddib_fed.translate(scene(), satellite, relief, calibration=dialled, blend=0.0, **asked)
+    mixed = translated(satellite, relief, calibration=dialled, blend=0.5)
+    alone = translated(satellite, relief, calibration=dialled, left=("share", "temperature"))
     solver = mixed.record.solver
     assert (solver.share, solver.temperature, solver.blend) == (0.75, 0.9, 0.5)
     own = np.asarray(scene(), np.float32).transpose(2, 0, 1)[None] / 127.5 - 1
@@ -153,20 +164,20 @@ def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
     )
     assert np.abs(np.asarray(mixed.picture, np.float32) - wanted).max() <= 1.5
     with pytest.raises(SettingsInvalid, match="blend"):
-        ddib_fed.translate(scene(), satellite, relief, blend=0.3, **asked)
+        translated(satellite, relief, blend=0.3)
     with pytest.raises(CalibrationForeign):
-        ddib_fed.translate(scene(), relief, satellite, calibration=made, **asked)
-    with pytest.raises(UsageError, match="no_calibration"):
-        ddib_fed.translate(scene(), satellite, relief, no_calibration=True)
+        translated(relief, satellite, calibration=made)
+    with pytest.raises(UsageError, match="no calibration"):
+        translated(satellite, relief, without_calibration=True)
 
 
 def test_an_array_of_three_axes_is_a_volume(tmp_path) -> None:
     """Its result has the same axes, is drawn by its middle slices, and is no PIL picture; larger ones go in blocks."""
     save_volume_model(tmp_path / "north", "north", seed=1)
     save_volume_model(tmp_path / "south", "south", seed=2)
-    models = [ddib_fed.load(tmp_path / name) for name in ("north", "south")]
+    models = [ddib_fed.Model.open(tmp_path / name) for name in ("north", "south")]
     assert repr(models[0]) == "<Model north: volumes of 1 x 12 x 16 x 8>"
-    (found,) = ddib_fed.translate(voxels(), *models, cycle=True, evaluations=8)
+    (found,) = ddib_fed.translate(voxels(), *models, Request(Settings(evaluations=8), cycle=True))
     assert found.array.shape == found.returned.shape == (*SIDES, 1)
     assert np.abs(found.returned[..., 0].astype(int) - voxels()).max() <= 1
     assert "12 x 16 x 8 volume, round trip" in repr(found)
@@ -175,7 +186,7 @@ def test_an_array_of_three_axes_is_a_volume(tmp_path) -> None:
         _ = found.picture
     assert np.load(found.save(tmp_path, "head")).shape == SIDES
     with pytest.raises(ShapeMismatch, match="sample 0: a volume of 12 x 16 x 16 voxels"):
-        ddib_fed.translate(voxels(sides=(12, 16, 16)), *models, evaluations=8)
+        next(ddib_fed.translate(voxels(sides=(12, 16, 16)), *models, FEW))
     large = [model.of_scene(12, 16, 16) for model in models]
-    (found,) = ddib_fed.translate(voxels(sides=(12, 16, 16)), *large, evaluations=8)
+    (found,) = ddib_fed.translate(voxels(sides=(12, 16, 16)), *large, FEW)
     assert found.array.shape == (12, 16, 16, 1)

@@ -12,7 +12,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ddib_fed.client.client import ENDED, Client
+from ddib_fed import Request
+from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError
 from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
@@ -72,7 +73,7 @@ class Feeder:
         self.tries += 1
         try:
             files = self._files(uuid.UUID(request_id).int % 1_000_000)
-            job = client.submit(files, self._target, self._settings, request_id=request_id)
+            job = client.submit(files, self._target, Request(self._settings), request_id=request_id)
         except DdibError as error:  # if it is a failure of the node, the books say so
             self.refused[error.reason] += 1
             return False
@@ -100,7 +101,7 @@ def check_books(pair: Pair, feeder: Feeder, *, seconds: float = 300.0, items: in
     with pair.client() as client:
         for job_id in feeder.accepted.values():
             wait_until(
-                lambda job_id=job_id: client.get(job_id).state in ENDED, seconds=seconds, what=f"job {job_id}"
+                lambda job_id=job_id: client.get(job_id).state.ended, seconds=seconds, what=f"job {job_id}"
             )
             job = client.get(job_id)
             results = Counter(result.item for result in client.fetch(job_id))

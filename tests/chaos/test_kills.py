@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import JobNotFound
 from ddib_fed.record import Settings
@@ -78,7 +79,7 @@ class Visit:
         files = [npy(40, load.ITEMS * self._number + item) for item in range(load.ITEMS)]
         with self._pair.client() as client:
             client.domains(own_alone=True)  # a node that never answered is waited for only a few seconds
-            self.job_id = client.submit(files, load.STUB_TARGET, Settings(evaluations=8)).job_id
+            self.job_id = client.submit(files, load.STUB_TARGET, Request(Settings(evaluations=8))).job_id
             results = list(client.results(self.job_id))
             assert sorted(result.item for result in results) == list(range(load.ITEMS))
             assert client.get(self.job_id).state == pb.JOB_STATE_FINISHED

@@ -12,6 +12,7 @@ from typing import Literal
 
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError
@@ -125,7 +126,9 @@ class Load:
             while not self._stop.is_set():
                 target = ("south.example/moons", "west.example/moons")[self.calls % 2]
                 try:
-                    client.translate([npy(40, self.calls)] * 2, target, Settings(evaluations=8))
+                    assert [
+                        *client.translate([npy(40, self.calls)] * 2, target, Request(Settings(evaluations=8)))
+                    ]
                 except DdibError as error:
                     self.failed.append(f"{error.reason}: {error.detail}")
                 self.calls += 1

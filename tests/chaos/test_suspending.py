@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.errors import PeerSuspended
 from ddib_fed.node.admin import AdminClient
@@ -32,7 +33,7 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
     node: Node = getattr(pair, where)
     try:
         with pair.client() as client:
-            job = client.submit([npy(20_000)], STUB_TARGET, Settings(evaluations=1_000))
+            job = client.submit([npy(20_000)], STUB_TARGET, Request(Settings(evaluations=1_000)))
             first_progress(client, job.job_id, "decode")
             assert AdminClient(pair.south.config).status().jobs["decoding"] == 1
             begun = time.monotonic()

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from ddib_fed.cli.main import cli
+from ddib_fed.cli.options import SETTINGS
 from ddib_fed.errors import all_errors
 from ddib_fed.node.command import node_command
 from ddib_fed.node.config import ModelSection, NodeSection, render_node_toml
@@ -94,6 +95,27 @@ def reasons() -> str:
     return "\n".join([*rows, ""])
 
 
+def further() -> str:
+    """The table of `--set`."""
+    rows = [
+        f"| `{each.name}={_cell(each.metavar)}` | {'' if each.here else 'yes'} | {_cell(each.text)} |"
+        for each in SETTINGS.values()
+    ]
+    text = "Further settings of `ddib translate` and `ddib dicom receive`; `--set help` prints them."
+    return "\n".join(
+        [
+            "## `--set NAME=VALUE`",
+            "",
+            text,
+            "",
+            "| setting | between nodes | meaning |",
+            "|---|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
 def settings() -> str:
     """A node.toml as `ddib init node` writes it: every key with its default."""
     node = NodeSection(institution="north.example", listen="0.0.0.0:7443", address="north.example:7443")
@@ -103,7 +125,7 @@ def settings() -> str:
 
 def document() -> str:
     """The whole of docs/cli.md."""
-    return f"{HEAD}\n{reasons()}\n{render()}\n{settings()}"
+    return f"{HEAD}\n{reasons()}\n{render()}\n{further()}\n{settings()}"
 
 
 def with_contract(page: str) -> str:

@@ -14,7 +14,7 @@ from ddib_fed.cli.demo import MARKER, NODES, demonstrate, finish, node_state, pr
 from ddib_fed.cli.demo_figures import Bound, measure_points
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
-from ddib_fed.record import CycleError, Translation
+from ddib_fed.record import CycleError, Record
 from tests.e2e.harness import free_port
 
 
@@ -40,7 +40,7 @@ def test_a_figure_is_held_to_its_bound(value, most, least):
     assert Bound("figure", value, 1.0, "at least").ok is least
 
 
-def write_record(folder: Path, name: str, record: Translation) -> None:
+def write_record(folder: Path, name: str, record: Record) -> None:
     (folder / f"{name}.json").write_bytes(record.to_json())
 
 
@@ -58,7 +58,7 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
     for name, points in parts.items():
         np.save(out / f"{name}.npy", points)
     exact = CycleError(median=0, mean=0, p99=0, max=0)
-    record = Translation(
+    record = Record(
         source_institution="north.example", source_domain="moons", target_institution="south.example",
         target_domain="checkerboards", wire_bytes=48_000, cycle=exact, samples=2_000,
     )  # fmt: skip

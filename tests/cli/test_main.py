@@ -59,6 +59,42 @@ def test_help_loads_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_a_broken_extension_is_named_with_its_distribution_and_ends_nothing_else(monkeypatch, capsys):
+    """The help still lists the others; the command itself says which distribution is at fault."""
+    real = importlib.metadata.entry_points
+    broken = importlib.metadata.EntryPoint("scanner", "no_such_module:scanner", "ddib_fed.commands")
+    monkeypatch.setattr(
+        importlib.metadata,
+        "entry_points",
+        lambda **where: (*real(**where), *([broken] if where["group"] == broken.group else [])),
+    )
+    assert run(["--help"]) == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    assert "dicom Receive studies from a PACS" in listed
+    assert "the extension scanner of an unknown distribution cannot be loaded" in listed
+    assert run(["scanner"]) == ExitCode.BAD_INPUT
+    assert "no_such_module" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ("slover=ddim", "did you mean solver?"),
+        ("share=2", "not in the range"),
+        ("solver=euler", "unipc"),
+        ("depth", "NAME=VALUE is expected"),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_the_command_that_lists_them(setting, says, tmp_path, capsys):
+    line = ["translate", "scan.png", "--to", "south.example/relief", "--out", str(tmp_path), "--set", setting]
+    assert run(line) == ExitCode.USAGE
+    told = capsys.readouterr().err
+    assert says in told
+    assert "ddib translate --set help" in told
+    assert run(["translate", "--set", "help"]) == 0
+    assert "temperature=SCALE" in capsys.readouterr().out
+
+
 def test_an_error_says_what_where_and_what_next(failing, capsys):
     """What failed, the hop, the facts, the incident and the next command to try, on stderr alone."""
     error = PeerUnreachable("no answer", hop="target south.example", facts={"tries": 3}, incident="ab12")

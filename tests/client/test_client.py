@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.client.client import Client, state_of
+from ddib_fed import Request
+from ddib_fed.client.client import Client
 from ddib_fed.client.connection import Patience
 from ddib_fed.client.files import payload
 from ddib_fed.client.profile import Profile
@@ -27,7 +28,7 @@ from ddib_fed.errors import (
     QuotaSpent,
     TooManyStreams,
 )
-from ddib_fed.record import Settings
+from ddib_fed.record import Part, Settings
 from ddib_fed.security.pki import issue_to_folder, load_authority
 from tests.client.scripted_source import TARGET, npy, points
 
@@ -36,7 +37,9 @@ def test_submits_every_item_whole(alice, north, tmp_path):
     """Files and bytes arrive as they are, with settings and flags in the header, and no file name."""
     (tmp_path / "patient-7.npy").write_bytes(npy(points(60_000)))
     job = alice.submit(
-        [tmp_path / "patient-7.npy", npy(points(3))], TARGET, Settings("ddim", 0, 24, "integer"), cycle=True
+        [tmp_path / "patient-7.npy", npy(points(3))],
+        TARGET,
+        Request(Settings("ddim", 0, 24, "integer"), cycle=True),
     )
     stored = north.service.jobs[job.job_id]
     assert stored.inputs == [npy(points(60_000)), npy(points(3))]
@@ -73,7 +76,7 @@ def test_submitting_again_is_the_same_job(alice, north, fault):
     assert len({header.request_id for header in north.script.seen("SubmitJob")}) == 1
     assert len(north.script.seen("SubmitJob")) == 3
     assert list(north.service.jobs) == [job.job_id]
-    assert job.repeated_request is (fault == "lose_answer")
+    assert job.repeated is (fault == "lose_answer")
 
 
 def test_a_refusal_is_raised_at_once_with_its_hop(alice, north):
@@ -99,7 +102,7 @@ def test_a_limit_at_any_call_is_waited_for(north, method):
 
     north.script.refuse[method] = QueueFull("full", retry_after_s=0.01)
     with Client(Profile.load(north.profile_path), on_wait=on_wait) as client:
-        client.translate([npy(points())], TARGET)
+        assert [each.item for each in client.translate([npy(points())], TARGET)] == [0]
     assert told == [(QueueFull, "source north.example")] * 2
     assert len(north.service.jobs) == 1
     assert len(north.script.seen(method)) >= 3
@@ -121,7 +124,7 @@ def test_watches_from_the_last_event_after_the_stream_broke(alice, north):
     north.script.break_watch_after = [2, 3]
     events = list(alice.watch(job.job_id))
     assert [event.sequence for event in events] == [1, 2, 3, 4, 5, 6, 7]
-    assert state_of(events[-1]) == "FINISHED"
+    assert events[-1].state == "FINISHED"
     assert [request.after_sequence for request in north.script.seen("WatchJob")] == [0, 2, 5]
 
 
@@ -138,9 +141,9 @@ def test_acknowledges_with_the_digest_of_the_translation(alice, north):
     """The node learns which bytes are safe; what is delivered is not fetched again."""
     job = alice.submit([npy(points()), npy(points())], TARGET)
     first = next(alice.fetch(job.job_id))
-    assert alice.acknowledge(job.job_id, [(first.item, first.translation.sha256)]) == 1
+    assert alice.acknowledge(job.job_id, [(first.item, first.files[Part.TRANSLATION].sha256)]) == 1
     (request,) = north.script.seen("AcknowledgeItems")
-    assert request.items[0].sha256 == hashlib.sha256(first.translation.data).digest()
+    assert request.items[0].sha256 == hashlib.sha256(first.files[Part.TRANSLATION].data).digest()
     assert [result.item for result in alice.fetch(job.job_id)] == [1]
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Dial
-from ddib_fed.client.client import open_client
+from ddib_fed.client.client import Client
 from ddib_fed.client.dial import measure_dial, translating, write_pictures
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.errors import DiskFull, InternalError, PeerUnreachable, PolicyDenied
 from ddib_fed.evaluation.translations import Translations
 from ddib_fed.models.units import Normalisation
-from ddib_fed.record import Translation
+from ddib_fed.record import Record
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.calibration.examples import calibration
 from tests.client.scripted_source import TARGET
@@ -30,7 +30,7 @@ def own() -> tuple[np.ndarray, Calibration]:
 def translations(translated: np.ndarray, source: np.ndarray, made: Calibration) -> Translations:
     """All of the pictures, with a round trip that lost nothing."""
     stacks = {"translated": translated.astype(np.float32), "source": source, "truth": None, "back": source}
-    names, records = tuple(map(str, range(len(source)))), (Translation(),) * len(source)
+    names, records = tuple(map(str, range(len(source)))), (Record(),) * len(source)
     return Translations(names, records, **stacks, domain=None, notes=(), mapping=made.alone)
 
 
@@ -139,5 +139,5 @@ def test_jobs_that_fail_raise_the_error_that_they_failed_with(error, north, tmp_
 
     north.script.pictures, north.script.forge = True, failed
     paths = write_pictures(pictures(2), PictureRule(1, 8, 8, "resize", 0, 255), tmp_path)
-    with open_client(north.profile_path) as client, pytest.raises(error):
+    with Client.for_command(north.profile_path) as client, pytest.raises(error):
         translating(client, TARGET, paths, tmp_path, own()[1])(Dial())

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ChunkCorrupt, ExitCode, InputError, MessageInvalid, UnknownFields
 from ddib_fed.protocol.contract import LAST_MOMENT
@@ -99,7 +100,7 @@ def changed(change):
 )  # fmt: skip
 def test_a_result_that_is_not_as_announced_is_no_result(alice, north, tamper, error):
     """Whatever the node sends: an item comes out whole and verified, or as an error with the hop."""
-    job = alice.submit([npy(points())], TARGET, cycle=True)
+    job = alice.submit([npy(points())], TARGET, Request(cycle=True))
     north.script.tamper = tamper
     with pytest.raises(error) as caught:
         list(alice.fetch(job.job_id))

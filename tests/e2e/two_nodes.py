@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ddib_fed.calibration.record import SignedCalibration
-from ddib_fed.client.client import JobResult, collect
+from ddib_fed.client.client import collect
+from ddib_fed.client.results import Translated
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.protocol.streams import file_header, stream
@@ -78,7 +79,7 @@ class TwoNodes:
         wait_until(lambda: job().finished > 0, 300.0)
         return job()
 
-    def results(self, job_id: str, *parts: Part) -> dict[int, JobResult]:
+    def results(self, job_id: str, *parts: Part) -> dict[int, Translated]:
         """What a client fetches of an ended job, by item."""
         job = self.ended(job_id)
         assert job.items, job.error

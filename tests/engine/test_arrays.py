@@ -18,7 +18,7 @@ from ddib_fed.engine.model import DomainModel, check_guidance, check_label
 from ddib_fed.errors import BundleInvalid, LatentNotGaussian, SettingsInvalid
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.units import Normalisation
-from ddib_fed.record import Guidance, PictureFigures, Translation
+from ddib_fed.record import Guidance, PictureFigures, Record
 from tests.engine.stages import translate_array
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 
@@ -224,20 +224,20 @@ def test_guidance_that_cannot_be_had_is_refused(classy):
 
 # Records of translations: written, read, and refused
 
-RECORD = Translation(
+RECORD = Record(
     input_sha256="d" * 64, picture=PictureFigures(height=48, width=32, cycle_psnr=41.0)
 ).stored()  # fmt: skip
 
 
 def test_a_record_comes_back_as_it_was_written() -> None:
     figures = PictureFigures(height=4, width=5, size_rule="crop", low=0.0, high=1.0, cycle_psnr=29.0)
-    record = Translation(input="ct.tif", picture=figures, seconds={"encode": 0.5}).judged()
+    record = Record(input="ct.tif", picture=figures, seconds={"encode": 0.5}).judged()
     assert record.doubts == ("cycle_psnr",)
-    assert Translation.parse(json.loads(record.to_json())) == record
+    assert Record.parse(json.loads(record.to_json())) == record
 
 
 @pytest.mark.parametrize(
     "raw", [None, [], "text", {}, {"unknown": 1}, RECORD | {"format": 1}, RECORD | {"picture": 7}]
 )
 def test_what_is_no_record_is_none(raw) -> None:
-    assert Translation.parse(raw) is None
+    assert Record.parse(raw) is None

@@ -34,7 +34,7 @@ from ddib_fed.evaluation.sheets import DOUBT, clouds, contact_sheet, to_pixels
 from ddib_fed.evaluation.translations import FoundPicture, evaluate_folder, find_pictures, read_translations
 from ddib_fed.models.manifest import Training
 from ddib_fed.pages import TEMPLATES
-from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
+from ddib_fed.record import Part, PictureFigures, Record, WrittenFile
 from tests.runs.picture_folders import blocks, record, write
 from tests.runs.tiny_models import pictures, tiny
 
@@ -185,7 +185,7 @@ def test_the_page_shows_the_worst_first_and_says_what_it_leaves_out(tmp_path):
         record(tmp_path / "t", f"p{number:02}", cycle_psnr=psnr, **kept)
     named = {"calibration_sha256": "ab" * 32, "calibration_kind": "rotation"}
     files = {"translation": WrittenFile(file="p02.png")}
-    (tmp_path / "t" / "p02.json").write_bytes(Translation(files=files, **named).to_json())
+    (tmp_path / "t" / "p02.json").write_bytes(Record(files=files, **named).to_json())
     report, found = evaluate_folder(tmp_path / "t")
     write_report_page(tmp_path / "page.html", "<t>", report, found, most_rows=2)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
@@ -207,7 +207,7 @@ def picture(path, level=128, *, shape=(40, 30, 3), dtype=np.uint8):
 
 
 def shown(folder, name, psnr, **figures):
-    record = Translation(job_id="job-1", picture=PictureFigures(cycle_psnr=psnr, **figures)).judged()
+    record = Record(job_id="job-1", picture=PictureFigures(cycle_psnr=psnr, **figures)).judged()
     source = picture(folder / "in" / f"{name}.png")
     return FoundPicture(f"{name}.png", picture(folder / f"{name}.png"), record, {Part.SOURCE: source})
 

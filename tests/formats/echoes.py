@@ -13,7 +13,7 @@ import pydicom
 from ddib_fed.data.pictures import decode_image, decode_volume, encode_png, encode_volume, holds_volume
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.study import ItemResult, Options, Study, StudyResults
-from ddib_fed.record import Part, PictureFigures, Translation, WrittenFile
+from ddib_fed.record import Part, PictureFigures, Record, WrittenFile
 from tests.data_modules.picture_examples import chunks
 
 DICOM = Path(pydicom.__file__).parent / "data" / "test_files"
@@ -45,11 +45,9 @@ def decoded(content: bytes) -> np.ndarray:
     return decode_volume(content) if holds_volume(content) else decode_image(content).pixels
 
 
-def record(
-    item: bytes, png: bytes, scale: tuple = BYTES, asked: str = ASKED, **changes: object
-) -> Translation:
+def record(item: bytes, png: bytes, scale: tuple = BYTES, asked: str = ASKED, **changes: object) -> Record:
     """The record of one item."""
-    return Translation(
+    return Record(
         source_institution="north.example", source_domain="scans", target_institution="south.example",
         target_domain="relief", source_model_sha256="ab" * 32, target_model_sha256="cd" * 32,
         input_sha256=hashlib.sha256(item).hexdigest(), latent_sha256=hashlib.sha256(item + b"latent").hexdigest(),

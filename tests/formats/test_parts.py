@@ -14,7 +14,7 @@ from ddib_fed.formats import parts as parts_module
 from ddib_fed.formats.opening import open_paths
 from ddib_fed.formats.parts import check_outputs, finished_study, translate_study, write_outputs
 from ddib_fed.formats.study import Options
-from ddib_fed.record import Translation
+from ddib_fed.record import Record
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import ASKED, NIFTI, only, record, results
 
@@ -56,7 +56,7 @@ def test_results_are_put_together_from_their_files(study, tmp_path):
     """The volume, and a record that any reader of records reads, with a section of its own; the parts are gone."""
     written = translate_study(study, tmp_path, Node(), asked=ASKED)
     assert [path.name for path in written.files] == ["anatomical.nii"]
-    made = Translation.read(written.record)
+    made = Record.read(written.record)
     assert made is not None
     assert (made.input, made.samples, made.wire_bytes) == ("anatomical.nii", 25, 2500)
     assert made.files["translation"].file == "anatomical.nii"

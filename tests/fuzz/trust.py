@@ -19,7 +19,7 @@ from ddib_fed.calibration.record import (
     parse_signed,
     read_calibration,
 )
-from ddib_fed.record import Translation
+from ddib_fed.record import Record
 from ddib_fed.security import pki
 from ddib_fed.security.audit import EMPTY, Head, digest, encoded, verify
 from ddib_fed.security.identity import Identity, verify_peer_certificate
@@ -128,7 +128,7 @@ def audit(data: bytes) -> None:
 def record(data: bytes) -> None:
     """The record of a translation beside a result."""
     with as_file(data, "a.json") as path:
-        Translation.read(path)
+        Record.read(path)
 
 
 def _audits() -> list[bytes]:

@@ -10,8 +10,8 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from ddib_fed.errors import MessageInvalid, PeerUnreachable
-from ddib_fed.formats.dicomweb import parts
 from ddib_fed.latent import Latent
+from ddib_fed.pacs.dicomweb import parts
 from ddib_fed.protocol.addresses import TunnelRefused, read_answer
 from ddib_fed.protocol.calls import from_detail, to_detail
 from ddib_fed.protocol.contract import PROTOCOL, check_limits, check_side, confirm

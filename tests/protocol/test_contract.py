@@ -228,9 +228,9 @@ def test_guidance_survives_the_wire(asked):
     [
         (Guidance(4.001), OFFER, PolicyDenied, "max_guidance"),
         (Guidance(classifier_scale=2.5), OFFER, PolicyDenied, "max_guidance"),
-        (Guidance(1.0), offer(0.0), SettingsInvalid, "--guidance"),
-        (Guidance(classifier_scale=1.0), offer(4.0), SettingsInvalid, "--classifier-scale"),
-        (Guidance(clip=True), offer(4.0), SettingsInvalid, "--clip_denoised of --flags"),
+        (Guidance(1.0), offer(0.0), SettingsInvalid, "guidance"),
+        (Guidance(classifier_scale=1.0), offer(4.0), SettingsInvalid, "classifier-scale"),
+        (Guidance(clip=True), offer(4.0), SettingsInvalid, "--clip_denoised of flags"),
     ],
 )
 def test_guidance_that_is_not_offered_is_refused_by_name(asked, terms, error, said):

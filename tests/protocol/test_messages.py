@@ -9,10 +9,10 @@ from ddib_fed.diffusion.schedule import PublicLevels
 from ddib_fed.errors import MessageInvalid, SettingsInvalid
 from ddib_fed.node.role import settings_message, solver_settings
 from ddib_fed.protocol.messages import check, provenance_message, provenance_record
-from ddib_fed.record import CycleError, Guidance, LatentFigures, PictureFigures, Settings, Translation
+from ddib_fed.record import CycleError, Guidance, LatentFigures, PictureFigures, Record, Settings
 from ddib_fed.v1 import common_pb2, translation_pb2
 
-FULL = Translation(
+FULL = Record(
     job_id="job", source_institution="north.example", source_domain="scans", target_institution="south.example",
     target_domain="relief", contract_sha256="01" * 32, source_model_sha256="02" * 32, target_model_sha256="03" * 32,
     input_sha256="04" * 32, latent_sha256="05" * 32, soften_sigma=0.02, source_class="cat", target_class="dog",
@@ -25,7 +25,7 @@ FULL = Translation(
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("record", [FULL, Translation(samples=2)], ids=["full", "empty"])
+@pytest.mark.parametrize("record", [FULL, Record(samples=2)], ids=["full", "empty"])
 def test_a_record_survives_the_wire(record):
     """Numbers that are 0 too, and what is not known."""
     sent = provenance_message(record.stored())
@@ -39,7 +39,7 @@ def test_a_record_survives_the_wire(record):
 
 def test_every_field_of_the_message_is_one_of_the_record():
     for message, kind in (
-        (translation_pb2.Provenance, Translation),
+        (translation_pb2.Provenance, Record),
         (translation_pb2.PictureFigures, PictureFigures),
     ):
         assert set(message.DESCRIPTOR.fields_by_name) <= set(kind.model_fields)
@@ -87,7 +87,7 @@ def test_a_quality_is_one_of_three_settings():
         asked.of_quality("best")
     with pytest.raises(SettingsInvalid, match="chooses grid itself") as refused:
         Settings(grid="integer").of_quality("exact")
-    assert refused.value.hint == "leave --grid or --quality out"
+    assert refused.value.hint == "leave grid or quality out"
 
 
 def test_a_record_whose_fields_contradict_each_other_breaks_the_protocol() -> None:

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ddib_fed import Request
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import DdibError
 from ddib_fed.record import Settings
@@ -131,7 +132,7 @@ def outcome(pair: Pair, content: bytes) -> str:
     """What comes of a file that a client submits."""
     with pair.client(patience_s=0) as client:
         try:
-            client.translate([content], TARGET, Settings(evaluations=12))
+            list(client.translate([content], TARGET, Request(Settings(evaluations=12))))
         except DdibError as error:
             return "quoted" if CANARY in f"{error} {error.detail} {error.facts}" else "refused"
     return "read"

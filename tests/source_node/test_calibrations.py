@@ -11,7 +11,7 @@ from ddib_fed.calibration.record import Dial
 from ddib_fed.errors import CalibrationExpired, CalibrationModel, CalibrationUnknown
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.record import Translation
+from ddib_fed.record import Record
 from source_node.service import job_message
 from source_node.submission import active_terms, calibration_of, choose_calibration
 from tests import audit_rows
@@ -66,7 +66,7 @@ def test_items_are_encoded_under_the_active_calibration(source, target, signed) 
     jobs = [source.translated(no_calibration=each) for each in (False, True)]
     calibrated, plain = (latent.data for _, latent in target.latents)
     np.testing.assert_allclose(calibrated, -plain, atol=1e-5)
-    records = [Translation.parse(job.items[0].provenance) for job in jobs]
+    records = [Record.parse(job.items[0].provenance) for job in jobs]
     assert [record.calibration_sha256 for record in records] == [signed.sha256.hex(), ""]
     assert [record.calibration_kind for record in records] == ["rotation", ""]
     assert [job_message(job).request.no_calibration for job in jobs] == [False, True]
@@ -101,7 +101,7 @@ def test_what_has_ended_is_refused_and_not_left_out(source, signed) -> None:
     node.calibrations.add(ended(signed))
     with pytest.raises(CalibrationExpired, match="ended") as refused:
         choose_calibration(node, header(**TARGET))
-    assert "--no-calibration" in refused.value.hint
+    assert "--calibration none" in refused.value.hint
     assert active_terms(node, TO) is None
     node.calibrations.add(signed)
     assert choose_calibration(node, header(**TARGET)) == signed.calibration
@@ -136,7 +136,7 @@ def test_a_damaged_calibration_is_not_taken_for_none(source, signed) -> None:
     file.write_text("{}")
     with pytest.raises(CalibrationUnknown, match=file.name) as refused:
         choose_calibration(node, header(**TARGET))
-    assert "--no-calibration" in refused.value.hint
+    assert "--calibration none" in refused.value.hint
     assert choose_calibration(node, header(**TARGET, no_calibration=True)) is None
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from ddib_fed import errors
-from ddib_fed.client.client import require_finished
+from ddib_fed.client.client import job_from_pb
 from ddib_fed.protocol.messages import JobState
 from ddib_fed.v1.translation_pb2 import JOB_STATE_FINISHED
 from source_node.runner import LARGE_JOBS, MAX_EVENTS, CircuitBreaker, EventHub
@@ -170,7 +170,7 @@ def test_each_job_has_one_line_at_its_end(source, target, caplog) -> None:
 
 def seen_by_the_client(job) -> str:
     with pytest.raises(errors.JobFailed) as caught:
-        require_finished(job_message(job), "source north.example")
+        job_from_pb(job_message(job), "source north.example").require_finished("source north.example")
     return caught.value.detail
 
 

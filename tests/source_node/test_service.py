@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ddib_fed.client.client import ENDED, Client
+from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, DeadlineExceeded, MessageInvalid, QueueFull, TooManyStreams
 from ddib_fed.node.role import NodeContext
 from ddib_fed.protocol.streams import file_header, stream
@@ -58,7 +58,7 @@ def test_a_watch_of_a_job_that_does_not_move_is_ended_and_a_client_watches_on(
         assert idle.value.facts == {"idle_s": "0.5"}
         with Client(served.profile) as client:
             threading.Timer(1.2, target.release.set).start()
-            assert list(client.watch(job_id))[-1].state in ENDED
+            assert list(client.watch(job_id))[-1].state.ended
     finally:
         target.release.set()
         served.close()

@@ -1,4 +1,4 @@
-"""Uploads: private files under safe names, recognised as `ddib translate` will read them; and their previews."""
+"""Uploads: private files under safe names, read as `ddib translate` will read them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.record import PictureFigures, Translation
+from ddib_fed.record import PictureFigures, Record
 from ddib_fed.web import uploads as module
-from ddib_fed.web.uploads import SIZE, Upload, Uploads, arranged, preview
+from ddib_fed.web.uploads import Upload, Uploads, arranged
 from tests.formats.maps import write_map
 from tests.formats.tiffs import tiff
 
@@ -86,7 +86,7 @@ def test_a_map_is_never_sent_as_it_is(uploads: Uploads, tmp_path: Path) -> None:
 
 def test_too_large_a_file_is_refused_while_it_comes(uploads: Uploads, tmp_path: Path, monkeypatch) -> None:
     """Not after the disk is full."""
-    monkeypatch.setattr(module, "MAX_ITEM_BYTES", 150)
+    monkeypatch.setattr(module, "MOST_BYTES", 150)
     with pytest.raises(InputError, match=r"big\.png is larger than 150 bytes"):
         add(uploads, "big.png", b"\x89PNG" * 1_000)
     assert not list(tmp_path.iterdir())
@@ -106,40 +106,8 @@ def test_what_is_translated_lies_as_it_was_dropped(uploads: Uploads, tmp_path: P
     assert {path.name for path in tmp_path.iterdir()} == {"job", *(f"{n:05}" for n in range(len(labels)))}
 
 
-def saved(path: Path, array: np.ndarray) -> Path:
-    np.save(path, array)
-    return path
-
-
-@pytest.mark.parametrize("suffix", [".png", ".npy"])
-def test_values_of_16_bits_fill_the_range_of_the_screen(tmp_path: Path, suffix: str) -> None:
-    """A scan with values from 1000 to 1255 is not black."""
-    pixels = (1000 + np.arange(256, dtype=np.uint16)).reshape(16, 16, 1)
-    path = tmp_path / f"scan{suffix}"
-    if suffix == ".png":
-        path.write_bytes(encode_png(pixels))
-    else:
-        saved(path, pixels[..., 0])
-    content, media = preview(path)
-    seen = decode_image(content).pixels
-    assert media == "image/png"
-    assert (seen.min(), seen.max()) == (0, 255)
-    assert seen.shape == (16, 16, 1)
-    assert np.all(np.diff(seen.ravel().astype(int)) >= 0)
-
-
-def test_points_are_drawn(tmp_path: Path) -> None:
-    """Dark where they are, upwards is up."""
-    points = np.array([[-1.0, -1.0], [1.0, 1.0], [1.0, 1.0], [1.0, 1.0]], np.float32)
-    seen = decode_image(preview(saved(tmp_path / "p.npy", points))[0]).pixels[..., 0]
-    assert seen.shape == (SIZE, SIZE)
-    upper_right, lower_left = seen[: SIZE // 2, SIZE // 2 :], seen[SIZE // 2 :, : SIZE // 2]
-    assert upper_right.min() < lower_left.min() < 255
-    assert seen[: SIZE // 2, : SIZE // 2].min() == 255
-
-
-def record(psnr: float | None, **more: object) -> Translation:
-    return Translation(picture=PictureFigures(cycle_psnr=psnr, **more)).judged()
+def record(psnr: float | None, **more: object) -> Record:
+    return Record(picture=PictureFigures(cycle_psnr=psnr, **more)).judged()
 
 
 def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.speed.shared.harness import ROOT
+from ddib_fed import Request
 from ddib_fed.record import Settings
 from tests.e2e.harness import Pair
 
@@ -80,7 +81,7 @@ def arrived(pair: Pair, files: Sequence[bytes], target: str, evaluations: int = 
     """Seconds from submitting a job to its last result at the client, who then acknowledges."""
     with pair.client() as client:
         started = time.perf_counter()
-        job = client.submit(files, f"south.example/{target}", Settings(evaluations=evaluations))
+        job = client.submit(files, f"south.example/{target}", Request(Settings(evaluations=evaluations)))
         results = list(client.results(job.job_id))
         seconds = time.perf_counter() - started
         if sorted(result.item for result in results) != list(range(len(files))):

@@ -8,17 +8,16 @@ import re
 import numpy as np
 import pytest
 
-from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress, report_run, write_pages
-from ddib_fed.client.client import job_header
+from ddib_fed import Event, Run
+from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress, report_run
 from ddib_fed.client.files import LeftOut
-from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats.parts import WrittenStudy
-from ddib_fed.record import Part, PictureFigures, Translation
-from ddib_fed.v1 import translation_pb2 as pb
+from ddib_fed.protocol.messages import JobState
+from ddib_fed.record import Part, PictureFigures, Record
 
 
 def run(out, names, *, left_out=(), records=()):
@@ -28,11 +27,12 @@ def run(out, names, *, left_out=(), records=()):
         path = out / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode_png(np.full((8, 8, 1), 20 * number, np.uint8)))
-        record = records[number] if records else Translation(picture=PictureFigures(cycle_psnr=40.0 - number))
+        record = records[number] if records else Record(picture=PictureFigures(cycle_psnr=40.0 - number))
         record = record.judged()
         delivered[name] = Delivered(number, f"{name}.tif", {Part.TRANSLATION: path}, path, record)
-    options = RunOptions(Profile.model_construct(), job_header("south.example/relief"), out, RunProgress())
-    return FolderRun(options, total=len(names) + len(left_out), results=delivered, left_out=list(left_out))
+    made = Run(Profile.model_construct(), "south.example/relief", out, left_out=list(left_out))
+    made.total, made.results = len(names) + len(left_out), delivered
+    return made
 
 
 def there(out):
@@ -44,7 +44,7 @@ def test_two_pictures_have_a_page(tmp_path):
     bad = LeftOut(tmp_path / "bad.tif", ImageUnreadable("is empty"))
     found = run(tmp_path, ["a", "sub/b"], left_out=[bad])
     for _ in range(2):
-        assert write_pages(found) == tmp_path / "report.html"
+        assert found.page() == tmp_path / "report.html"
         assert there(tmp_path) == ["a.png", "report.html", "sub"]
     page = (tmp_path / "report.html").read_text()
     assert "2 of 3 files are translated" in page
@@ -56,7 +56,7 @@ def test_a_report_that_somebody_wrote_is_left_alone(tmp_path):
     (tmp_path / "report.html").write_text("<html>mine</html>")
     found = run(tmp_path, ["a", "b"])
     for _ in range(2):
-        assert write_pages(found) == tmp_path / "report-1.html"
+        assert found.page() == tmp_path / "report-1.html"
     assert (tmp_path / "report.html").read_text() == "<html>mine</html>"
 
 
@@ -83,9 +83,9 @@ def test_a_doubt_is_what_was_seen_and_what_repairs_it(figures, calibration, seen
     """One sentence for each case, on the terminal and on the page; a picture without doubt is not named."""
     bad = PictureFigures(structure_doubtful=True, **figures)
     good = PictureFigures(structure_doubtful=False, edge_correlation=0.5)
-    records = [Translation(calibration_sha256=calibration, picture=each) for each in (good, bad)]
+    records = [Record(calibration_sha256=calibration, picture=each) for each in (good, bad)]
     found = run(tmp_path, ["good", "bad"], records=records)
-    report_run(found, write_pages(found))
+    report_run(found, found.page())
     said = " ".join(capsys.readouterr().err.split())
     page = html.unescape((tmp_path / "report.html").read_text())
     for text in (said, page):
@@ -97,9 +97,7 @@ def test_a_doubt_is_what_was_seen_and_what_repairs_it(figures, calibration, seen
 
 def test_results_of_two_models_are_said_to_be(tmp_path, capsys):
     """Each picture has its record, so both stay: the command of today translates all by one."""
-    records = [
-        Translation(target_model_sha256=digest, picture=PictureFigures()) for digest in ("a", "a", "b")
-    ]
+    records = [Record(target_model_sha256=digest, picture=PictureFigures()) for digest in ("a", "a", "b")]
     report_run(run(tmp_path, ["a", "b", "c"], records=records))
     said = " ".join(capsys.readouterr().err.split())
     assert "the results are of 2 different models or calibrations (see the records); the same command" in said
@@ -111,20 +109,18 @@ def test_an_item_whose_record_cannot_be_read_is_on_the_page(tmp_path):
     """Such as one of a later release."""
     found, made = run(tmp_path, []), tmp_path / "head.nii.gz"
     made.write_bytes(b"")
-    items = [{"plane": 0, **Translation(picture=PictureFigures()).stored()}, {"plane": 1, "format": 99}]
+    items = [{"plane": 0, **Record(picture=PictureFigures()).stored()}, {"plane": 1, "format": 99}]
     report = {"kind": "NIfTI", "planes": 2, "slices": {}, "items": items}
-    study = WrittenStudy(made, (made,), tmp_path / "head.json", Translation(), report, ())
+    study = WrittenStudy(made, (made,), tmp_path / "head.json", Record(), report, ())
     found.written.append(study)
-    page = write_pages(found).read_text()
+    page = found.page().read_text()
     assert "head, slice 1" in page
     row = page.partition("head, slice 2")[2].partition("</tr>")[0]
     assert "its record cannot be read" in html.unescape(row)
 
 
-def event(done: int, state: int = pb.JOB_STATE_RUNNING) -> pb.WatchJobResponse:
-    return pb.WatchJobResponse(
-        sequence=done + 1, state=state, item=done, stage="done", items_done=done, items=10
-    )
+def event(done: int, state: JobState = JobState.RUNNING) -> Event:
+    return Event(done + 1, state, item=done, stage="done", items_done=done, items=10)
 
 
 def test_lines_come_now_and_then_with_the_job_first(capsys):
@@ -139,5 +135,5 @@ def test_lines_come_now_and_then_with_the_job_first(capsys):
         now[0] = SAID_EVERY_S
         progress.event(event(9))
         assert capsys.readouterr().err == "job job-1: running, 9 of 10 items done\n"
-        progress.event(event(10, pb.JOB_STATE_FINISHED))
+        progress.event(event(10, JobState.FINISHED))
         assert capsys.readouterr().err == "job job-1: finished, 10 of 10 items done\n"

@@ -11,8 +11,8 @@ import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.client import folder_run
-from ddib_fed.client.results import locked
 from ddib_fed.errors import ExitCode, NotFinite, QueueFull
+from ddib_fed.files import locked
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 

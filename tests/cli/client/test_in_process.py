@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from ddib_fed import Request
 from ddib_fed.cli.main import cli
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.data.pictures import encode_png, read_image
@@ -37,7 +38,7 @@ from ddib_fed.record import Part, Settings
 from tests.formats.dicom.files import write_enhanced, write_series
 from tests.runs.tiny_models import tiny, tiny_classifier
 
-FEW = ("--evaluations", "3", "--depth", "0.5")
+FEW = ("--evaluations", "3", "--set", "depth=0.5")
 PAIR = ("--source", "north", "--target", "south", *FEW)
 
 
@@ -120,9 +121,9 @@ def test_a_folder_goes_there_and_back_and_is_not_translated_twice(place):
     assert np.array_equal(read_image(place / "out" / "a.returned.png").pixels, returned)
     assert files(place / "out") == whole
     assert (place / "out" / "b.png").stat().st_mtime_ns > times
-    for other in (("--seed", "1"), ("--soften-sigma", "0.05"), ("--dtype", "bfloat16")):
+    for other in ("seed=1", "soften-sigma=0.05", "dtype=bfloat16"):
         with pytest.raises(AlreadyExists):
-            translate("in", *PAIR, "--cycle", *other)
+            translate("in", *PAIR, "--cycle", "--set", other)
 
 
 def test_slices_of_a_volume_share_their_noise(models):
@@ -132,9 +133,10 @@ def test_slices_of_a_volume_share_their_noise(models):
     near = np.concatenate([pixels[:1], pixels[:1] ^ np.eye(8, dtype=np.uint8)[0, :, None]])
 
     def latents(given: np.ndarray, volume: bytes) -> list[np.ndarray]:
-        asked = {"keep_latent": True, "volume_sha256": volume}
-        made = client.translate([*map(encode_png, given)], client.target, Settings(evaluations=4), **asked)
-        assert {each.provenance.shared_noise for each in made} == {bool(volume)}
+        asked = Request(Settings(evaluations=4), keep_latents=True)
+        job = client.submit([*map(encode_png, given)], client.target, asked, volume_sha256=volume)
+        made = [*client.results(job.job_id)]
+        assert {each.record.shared_noise for each in made} == {bool(volume)}
         return [np.load(io.BytesIO(each.files[Part.LATENT].data)) for each in made]
 
     first, second = latents(near, b"1" * 32)
@@ -168,7 +170,7 @@ def test_a_series_alone_has_a_page_and_says_at_what_size_it_was_computed(place):
 @pytest.mark.slow
 def test_what_was_interrupted_goes_on_and_ends_the_same(place, monkeypatch):
     """As after Ctrl-C: the hint is the command, and what was written is not made again."""
-    translate("in", *PAIR, "--batch", "1", out="whole")
+    translate("in", *PAIR, "--set", "batch=1", out="whole")
     real, made = InProcess._result, []
 
     def result(self, *given):
@@ -180,12 +182,12 @@ def test_what_was_interrupted_goes_on_and_ends_the_same(place, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(InProcess, "_result", result)
         with pytest.raises(Cancelled) as caught:
-            translate("in", *PAIR, "--batch", "1")
+            translate("in", *PAIR, "--set", "batch=1")
     assert "to resume" in caught.value.hint
     assert "job" not in caught.value.hint
     there = [path.name for path in (place / "out").rglob("[abc].json")]
     assert 1 <= len(there) < 3
-    assert f"{len(there)} of them were there before" in translate("in", *PAIR, "--batch", "1")
+    assert f"{len(there)} of them were there before" in translate("in", *PAIR, "--set", "batch=1")
     assert files(Path("out")) == files(Path("whole"))
     assert (place / "out" / "b.png").read_bytes() == (place / "whole" / "b.png").read_bytes()
 
@@ -219,9 +221,9 @@ def test_class_to_class_with_a_classifier_and_the_public_codes_levels(place):
     for number in (0, 1):
         put(place / "classes" / "0" / f"{number}.png", 12, 10, seed=number)
     translate(
-        *("classes", "--source", "classy", "--target", "classy", "--pairs", "0:2", "--limit", "1"),
-        *("--classifier", "classifier", "--classifier-scale", "2"),
-        *("--flags", "--use_ddim True", "--evaluations", "50"),
+        *("classes", "--source", "classy", "--target", "classy", "--set", "pairs=0:2", "--set", "limit=1"),
+        *("--set", "classifier=classifier", "--set", "classifier-scale=2"),
+        *("--set", "flags=--use_ddim True", "--evaluations", "50"),
     )
     assert read_image(place / "out" / "0_1_translated_2.PNG").pixels.shape == (8, 8, 1)
     assert read_image(place / "out" / "0_1.PNG").pixels.shape == (8, 8, 1)

@@ -39,7 +39,7 @@ def scan(tmp_path):
 
 def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     """The translation, its round trip and its latent under the file's name, with digests in the record."""
-    assert translate(scan, "--cycle", "--keep-latents", "--evaluations", 24, "--solver", "ddim") == 0
+    assert translate(scan, "--cycle", "--keep-latents", "--evaluations", 24, "--set", "solver=ddim") == 0
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == [
         "scan.json", "scan.latent.npy", "scan.npy", "scan.returned.npy"
@@ -184,7 +184,7 @@ def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north,
 
 def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
     """Each option in the header; without them none."""
-    assert translate(scan, "--target-class", "1", "--guidance", 2.5) == 0
+    assert translate(scan, "--target-class", "1", "--set", "guidance=2.5") == 0
     assert translate(scan, "--force") == 0
     guided, plain = north.script.seen("SubmitJob")
     assert (guided.guidance.guidance, guided.guidance.clip) == (2.5, False)

@@ -12,7 +12,6 @@ from PIL import Image
 from ddib_fed.cli import train as training
 from ddib_fed.cli.main import run
 from ddib_fed.cli.model import evaluate, model
-from ddib_fed.cli.options import parse_pairs
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import SHIPPED
@@ -29,7 +28,7 @@ from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.sidecars import Allowances
-from ddib_fed.record import Classes, Guidance, PictureFigures, Translation
+from ddib_fed.record import Classes, Guidance, PictureFigures, Record
 from ddib_fed.training import config as presets
 from ddib_fed.training import tune as tuning
 from ddib_fed.training.config import seconds
@@ -108,10 +107,10 @@ def test_learned_steps_are_told_and_translate_and_others_are_refused(ddib, point
     assert shown["steps"]["legs"][0]["evaluations"] == 3
     np.save(tmp_path / "p.npy", np.random.default_rng(0).normal(size=(20, 2)))
     way = (tmp_path / "p.npy", "--source", points, "--target", points, "--out")
-    ddib(translate, *way, tmp_path / "out", "--grid", "learned", "--evaluations", 4)
+    ddib(translate, *way, tmp_path / "out", "--set", "grid=learned", "--evaluations", 4)
     assert json.loads((tmp_path / "out" / "p.json").read_text())["solver"]["grid"] == "learned"
     for options, why in (
-        (("--grid", "learned", "--evaluations", 5), "learned steps of 3, 4 evaluations, not of 5"),
+        (("--set", "grid=learned", "--evaluations", 5), "learned steps of 3, 4 evaluations, not of 5"),
         (("--quality", "draft"), "3, 4 evaluations, not of 12"),
         (("--quality", "exact", "--evaluations", 50), "chooses evaluations itself"),
     ):
@@ -234,13 +233,13 @@ def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_pat
 def test_classes_go_by_number_and_by_name():
     classes = Classes("pets", 2, ("cat", "7"))
     assert [classes.number(text) for text in ("cat", "7", "1", " 0 ")] == [0, 1, 1, 0]
-    assert parse_pairs("cat:1, 1:cat", classes, classes) == ((0, 1), (1, 0))
+    assert classes.pairs("cat:1, 1:cat", classes) == ((0, 1), (1, 0))
     for wrong in ("2", "dog", "-1", "", "\u0661"):
         with pytest.raises(SettingsInvalid):
             classes.number(wrong)
     for wrong in ("", "cat", "cat:", "0:1,", "0:1,cat:7"):
         with pytest.raises((UsageError, SettingsInvalid)):
-            parse_pairs(wrong, classes, classes)
+            classes.pairs(wrong, classes)
 
 
 @pytest.fixture
@@ -293,6 +292,6 @@ UNKNOWN = {"least_edge_correlation": None, "structure_doubtful": None}
 )
 def test_a_picture_is_doubtful_by_its_round_trip_or_by_its_structure(changes, doubts):
     """A round trip of 40 dB does not excuse lost structure; a node or model that says nothing marks nothing."""
-    judged = Translation(picture=FIGURES.model_copy(update=changes)).judged()
+    judged = Record(picture=FIGURES.model_copy(update=changes)).judged()
     assert judged.doubts == doubts
     assert judged.doubtful is (None if doubts is None else bool(doubts))

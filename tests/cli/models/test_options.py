@@ -68,7 +68,7 @@ POINTS = "translate points.npy --source moons --target checkerboards --evaluatio
 @pytest.mark.parametrize(
     ("line", "named"),
     [
-        (f"{PICTURES} --classifier-scale 3", "--classifier MODEL"),
+        (f"{PICTURES} --set classifier-scale=3", "classifier=MODEL"),
         ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--target-class"),
     ],
 )
@@ -95,9 +95,13 @@ def test_training_and_import_refuse_what_they_would_not_use(refused, place, line
     assert named in refused(line)
 
 
-@pytest.mark.parametrize("option", ["--seed 1", "--soften-sigma 0.1", "--flags x", "--device cpu"])
+@pytest.mark.parametrize(
+    "option", ["--set seed=1", "--set soften-sigma=0.1", "--set flags=x", "--device cpu"]
+)
 def test_what_one_process_alone_can_do_is_refused_between_nodes(refused, option):
-    assert option.split()[0] in refused(f"translate in --to south.example/relief {option}")
+    assert option.removesuffix(" cpu").partition("=")[0] in refused(
+        f"translate in --to south.example/relief {option}"
+    )
 
 
 PUBLIC = ("--set", "network=public", "--set", "num_channels=32", "--set", "num_res_blocks=1")
@@ -131,7 +135,7 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
     [
         ("--diffusion_steps 4000", (), SettingsInvalid, "trained with 1000 diffusion steps"),
         ("--timestep_respacing ddim50", ("--evaluations", 48), SettingsInvalid, "keeps 50, not 48"),
-        ("--eta 0.5", ("--solver", "flow-map"), UsageError, "omit|ddim"),
+        ("--eta 0.5", ("--set", "solver=flow-map"), UsageError, "omit|ddim"),
     ],
     ids=str,
 )
@@ -145,7 +149,7 @@ def test_what_contradicts_the_model_or_itself_is_refused(ddib, tmp_path, flags, 
     np.save(tmp_path / "points.npy", np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32))
     way = (tmp_path / "points.npy", "--source", tmp_path / "model", "--target", tmp_path / "model")
     with pytest.raises(error, match=word):
-        ddib(translate, *way, "--flags", flags, *options, "--out", tmp_path / "t")
+        ddib(translate, *way, "--set", f"flags={flags}", *options, "--out", tmp_path / "t")
     assert not list((tmp_path / "t").glob("points*"))
 
 

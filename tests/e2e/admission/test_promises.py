@@ -9,6 +9,7 @@ import grpc
 import numpy as np
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.messages import limits_of
 from ddib_fed.security import pki, tls
@@ -74,7 +75,7 @@ def test_no_message_of_a_calibration_is_large_enough_for_pictures() -> None:
 def test_neither_folder_holds_the_other_side(pair: Pair) -> None:
     """After translations, no file of one institution contains the other's weights or what its manifest says of them."""
     with pair.client() as client:
-        client.translate([npy(moons(20))], TARGET, cycle=True)
+        assert [*client.translate([npy(moons(20))], TARGET, Request(cycle=True))]
     for here, there in ((pair.north, pair.south), (pair.south, pair.north)):
         bundle = there.config.paths.bundle
         manifest = json.loads((bundle / "manifest.json").read_text())

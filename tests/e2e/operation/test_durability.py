@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.client.client import ENDED, Client, state_of
+from ddib_fed import Request
+from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, JobNotFound, QueueFull
 from ddib_fed.node.admin import AdminClient
 from ddib_fed.record import Settings
@@ -44,8 +45,8 @@ def check_finished_once(pair: Pair, client: Client, job_id: str, items: int) -> 
     for _ in client.watch(job_id):
         pass
     job = client.get(job_id)
-    assert state_of(job) == "FINISHED", job
-    assert [state_of(item) for item in job.items] == ["DECODED"] * items
+    assert job.state == "FINISHED", job
+    assert [item.state for item in job.items] == ["DECODED"] * items
     results = list(client.fetch(job_id))
     assert sorted(result.item for result in results) == list(range(items))
     database = sqlite3.connect(pair.north.config.paths.store)
@@ -61,7 +62,7 @@ def test_a_killed_node_goes_on_after_its_restart(fresh_pair: Pair, victim: str, 
     pair = fresh_pair.start()
     node: Node = getattr(pair, victim)
     with pair.client() as client:
-        job = client.submit(ITEMS, TARGET, Settings(evaluations=96))
+        job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=96)))
         first_progress(client, job.job_id, stage)
         node.kill()
         node.start(wait=False)
@@ -72,11 +73,11 @@ def test_a_machine_that_slept_for_8_days_loses_neither_results_nor_jobs(fresh_pa
     """Killed with a result that nobody fetched and a job that waits for its peer; more than `result_days` later."""
     pair = fresh_pair.start()
     with pair.client() as client:
-        ended = client.submit([npy(moons(5))], TARGET, Settings(evaluations=8))
+        ended = client.submit([npy(moons(5))], TARGET, Request(Settings(evaluations=8)))
         for _ in client.watch(ended.job_id):
             pass
         pair.south.kill()
-        waiting = client.submit([npy(moons(5))], TARGET, Settings(evaluations=8))
+        waiting = client.submit([npy(moons(5))], TARGET, Request(Settings(evaluations=8)))
         first_progress(client, waiting.job_id, "wait")
         pair.north.kill()
         pair.north.environment = {PLANT: clocks.PLANTED, clocks.AHEAD: str(8 * 86_400)}
@@ -92,7 +93,7 @@ def test_a_flipped_bit_between_the_nodes_costs_a_try_and_no_job(fresh_pair: Pair
     with fresh_pair.flipping() as wire:
         pair = fresh_pair.start()
         with pair.client() as client:
-            job = client.submit(ITEMS, TARGET, Settings(evaluations=96))
+            job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=96)))
             first_progress(client, job.job_id, "decode")
             wire.arm("to_client")
             check_finished_once(pair, client, job.job_id, len(ITEMS))
@@ -106,7 +107,7 @@ def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: Pair) -> None:
     pair.south.start()
     pair.north.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(200))], TARGET, Settings(evaluations=1000))
+        job = client.submit([npy(moons(200))], TARGET, Request(Settings(evaluations=1000)))
         first_progress(client, job.job_id, "decode")
         pair.south.kill()
         pair.north.kill()
@@ -116,7 +117,7 @@ def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: Pair) -> None:
         pair.north.start()
         pair.south.start()
         check_finished_once(pair, client, job.job_id, 1)
-        provenance = next(iter(client.fetch(job.job_id))).provenance
+        provenance = next(iter(client.fetch(job.job_id))).record
         assert provenance.latent_sha256 == hashlib.sha256(before[0]).hexdigest()
 
 
@@ -124,7 +125,7 @@ def test_sigterm_drains_and_exits_zero(fresh_pair: Pair) -> None:
     """A draining source finishes what runs, refuses what comes, and exits 0."""
     pair = fresh_pair.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=300))
+        job = client.submit([npy(moons(1_000))], TARGET, Request(Settings(evaluations=300)))
         first_progress(client, job.job_id, "encode")
         code: list[int] = []
         stopper = threading.Thread(target=lambda: code.append(pair.north.terminate()))
@@ -143,7 +144,7 @@ def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
     """Two signals: the node does not wait for its jobs, and they go on at the next start."""
     pair = fresh_pair.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=2_000))
+        job = client.submit([npy(moons(5_000))], TARGET, Request(Settings(evaluations=2_000)))
         first_progress(client, job.job_id, "encode")
         assert pair.north.process is not None
         pair.north.process.terminate()
@@ -151,17 +152,17 @@ def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
         pair.north.process.terminate()
         pair.north.process.wait(timeout=START_S)  # its job takes about 80 s of CPU
         pair.north.start()
-        assert client.get(job.job_id).state not in ENDED
+        assert client.get(job.job_id).state.ended is False
         client.cancel(job.job_id)
 
 
 def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
     """Cancelling ends a long job at once, and a finished item cannot be had from it."""
     with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=2_000))
+        job = client.submit([npy(moons(5_000))], TARGET, Request(Settings(evaluations=2_000)))
         first_progress(client, job.job_id, "encode")
         client.cancel(job.job_id)
-        wait_until(lambda: state_of(client.get(job.job_id)) == "CANCELLED", what="cancelled")
+        wait_until(lambda: client.get(job.job_id).state == "CANCELLED", what="cancelled")
         assert not list(client.fetch(job.job_id))
         client.delete(job.job_id)
 
@@ -169,8 +170,8 @@ def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
 def test_a_deadline_ends_a_job(pair: Pair) -> None:
     """A job past its deadline fails with that reason."""
     with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, Settings(evaluations=2_000), deadline_s=1)
-        wait_until(lambda: state_of(client.get(job.job_id)) == "FAILED", what="deadline")
+        job = client.submit([npy(moons(5_000))], TARGET, Request(Settings(evaluations=2_000)), deadline_s=1)
+        wait_until(lambda: client.get(job.job_id).state == "FAILED", what="deadline")
         assert client.get(job.job_id).error.reason == "DEADLINE_EXCEEDED"
 
 
@@ -180,7 +181,9 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
     pair.north.edit("# max_open_jobs = 64", "max_open_jobs = 2")
     pair.start()
     with pair.client() as client:
-        slow = [client.submit([npy(moons(1_000))], TARGET, Settings(evaluations=300)) for _ in range(2)]
+        slow = [
+            client.submit([npy(moons(1_000))], TARGET, Request(Settings(evaluations=300))) for _ in range(2)
+        ]
         with pair.client(patience_s=0) as hasty, pytest.raises(QueueFull) as caught:
             hasty.submit([npy(moons(5))], TARGET)
         assert caught.value.retry_after_s
@@ -227,7 +230,7 @@ def test_a_job_outlives_its_worker_and_its_node(with_workers: Pair) -> None:
     """A killed worker's work is done by another, and a killed node's by the next, whose worker it is not."""
     pair, north = with_workers, with_workers.north
     with pair.client() as client:
-        job = client.submit(ITEMS, TARGET, Settings(evaluations=192))
+        job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=192)))
         first_progress(client, job.job_id, "encode")
         (first,) = workers(north)
         os.kill(first, signal.SIGKILL)

@@ -30,7 +30,7 @@ PAGE = (ROOT / "docs" / "own-pictures.md").read_text()
 SECTION = PAGE.split("\n## Bring your own model\n")[1].split("\n## ")[0]
 LATENT = 3
 # Random weights make no white latents, which a leg of less depth need not.
-SHORTER = " --depth 0.9 --evaluations 12"
+SHORTER = " --set depth=0.9 --evaluations 12"
 
 
 def write_blobs(folder: Path, channels: int = 1) -> None:

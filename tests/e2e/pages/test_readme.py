@@ -239,8 +239,8 @@ def test_a_client_needs_no_extra(pair: Machines) -> None:
         "to = ['--to', 'west.example/relief', '--out'];"
         "assert run(['translate', *map(str, pictures), *to, 'bare', '--cycle']) == 0;"
         "client = ddib_fed.Client.from_profile('client/client.toml');"
-        "result = ddib_fed.translate(str(pictures[0]), client, 'west.example/relief');"
-        "result[0].picture.save('bare.png'); client.close();"
+        "[result] = ddib_fed.translate(str(pictures[0]), client, 'west.example/relief');"
+        "result.picture.save('bare.png'); client.close();"
         "import ddib_fed.formats.opening, ddib_fed.web.researcher, nibabel, pydicom;"
         "sys.exit(run(['model', 'sample', 'satellite', '--out', 'bare-samples']))"
     )

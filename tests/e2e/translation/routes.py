@@ -11,14 +11,12 @@ import numpy as np
 import pydicom
 import pynetdicom
 
-from ddib_fed.client import routing
-from ddib_fed.client.client import job_header
-from ddib_fed.client.folder_run import RunOptions, RunProgress
-from ddib_fed.client.profile import DicomSettings, Profile
-from ddib_fed.client.routing import Router
+from ddib_fed import Profile, Request, Settings
 from ddib_fed.data.shipped import shipped_bytes
-from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver
-from ddib_fed.record import Settings
+from ddib_fed.pacs import routing
+from ddib_fed.pacs.exchange import DicomSettings
+from ddib_fed.pacs.network import DicomPeer, OwnEntity, Receiver
+from ddib_fed.pacs.routing import Router
 from tests.e2e.harness import START_S, free_port, wait_until
 from tests.formats.dicom.files import write_series
 
@@ -75,10 +73,17 @@ class Route:
         self.start()
 
     def start(self) -> Route:
-        header = job_header(self.target, self.asked)
-        options = RunOptions(self.profile, header, Path(), RunProgress())
         busy: dict[int, float] = {}
-        self.router = Router(self.folder / "spool", options, dict(READING), self.settings, self.deliver, busy)
+        self.router = Router(
+            self.folder / "spool",
+            self.profile,
+            self.target,
+            Request(self.asked),
+            "auto",
+            self.settings,
+            self.deliver,
+            busy,
+        )
         callers = [DicomPeer("SENDER", "127.0.0.1")]
         self.receiver = Receiver(
             OwnEntity("DDIB"), self.port, self.folder / "spool" / ".arriving", callers, self.router.keep,

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ddib_fed.calibration.record import CalibratedSide
+from ddib_fed import Request
+from ddib_fed.calibration.record import CalibratedSide, Calibration
 from ddib_fed.client import in_process
 from ddib_fed.client.files import FileItem
-from ddib_fed.client.in_process import InProcess, ProcessOptions
+from ddib_fed.client.in_process import InProcess
 from ddib_fed.client.results import write_result
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
@@ -30,7 +31,7 @@ from ddib_fed.models.sidecars import Tuned
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.protocol.contract import guidance_to_pb
 from ddib_fed.protocol.messages import settings_to_pb
-from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation, file_name
+from ddib_fed.record import UNGUIDED, Guidance, Part, Record, Settings, file_name
 from ddib_fed.v1 import common_pb2
 from tests.calibration.examples import calibration, signed
 from tests.e2e.two_nodes import TwoNodes, same_noise
@@ -44,7 +45,6 @@ from tests.node.picture_examples import pictures_model, write_files
 pytestmark = pytest.mark.e2e
 
 EVALUATIONS, LEARNED = 8, 20
-HERE = ProcessOptions()
 LEAST = StructureThresholds(edge_correlation=0.25, count=100)
 LATENT_BOUND = 2e-5
 """Of a number of a latent, near N(0, 1): pictures are integrated together here and one by one at a node."""
@@ -96,8 +96,8 @@ class Compared:
     def __init__(self, local: Path, federated: Path, names: list[str]) -> None:
         self.local, self.federated, self.names = local, federated, names
 
-    def records(self, name: str) -> tuple[Translation, Translation]:
-        found = [Translation.read(folder / f"{name}.json") for folder in (self.local, self.federated)]
+    def records(self, name: str) -> tuple[Record, Record]:
+        found = [Record.read(folder / f"{name}.json") for folder in (self.local, self.federated)]
         assert None not in found
         return found[0], found[1]
 
@@ -124,7 +124,7 @@ class Compared:
 PLAIN = Settings(evaluations=EVALUATIONS)
 
 
-def said(record: Translation) -> dict[str, Any]:
+def said(record: Record) -> dict[str, Any]:
     """A record without what names the hop, flat: the numbers, names and marks in it by their paths."""
     flat: dict[str, Any] = {}
 
@@ -151,7 +151,7 @@ def compare(
     classes: tuple[int | None, int | None] = (None, None),
     cycle: bool = False,
     header: dict[str, Any] | None = None,
-    here: ProcessOptions = HERE,
+    calibration: Calibration | None = None,
     guidance: Guidance = UNGUIDED,
     settings: Settings = PLAIN,
 ) -> Compared:
@@ -159,15 +159,16 @@ def compare(
     (folder / "in").mkdir()
     files = write_files(folder / "in")
     parties = (open_party(party.model.bundle) for party in nodes.parties)
-    client = InProcess(*parties, here)
+    client = InProcess(*parties)
     labels = {
         f"{side}_class": str(label)
         for side, label in zip(("source", "target"), classes, strict=True)
         if label is not None
     }
-    local = client.translate(
-        files.paths, client.target, settings, cycle=cycle, keep_latent=True, guidance=guidance, **labels
+    asked = Request(
+        settings, guidance, cycle=cycle, keep_latents=True, left=(), calibration=calibration, **labels
     )
+    local = [*client.translate(files.paths, client.target, asked)]
     job_id = nodes.submit(
         *files.paths,
         solver=settings_to_pb(settings),
@@ -196,8 +197,7 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
     )
     signed = agreed(*nodes.institutions)
     nodes.agree_on(signed)
-    here = ProcessOptions(calibration=signed.calibration)
-    compared = compare(tmp_path, nodes, cycle=True, here=here)
+    compared = compare(tmp_path, nodes, cycle=True, calibration=signed.calibration)
     compared.check(Part.RETURNED, Part.LATENT)
     mine, theirs = compared.records("Ada-png")
     assert mine.calibration_sha256 == theirs.calibration_sha256 == signed.sha256.hex()
@@ -214,7 +214,7 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
         np.testing.assert_allclose(calibrated, -without, atol=LATENT_BOUND)
     (tmp_path / "cool").mkdir()
     settings = replace(PLAIN, share=0.75, temperature=0.9)
-    cool = compare(tmp_path / "cool", nodes, cycle=True, here=here, settings=settings)
+    cool = compare(tmp_path / "cool", nodes, cycle=True, calibration=signed.calibration, settings=settings)
     cool.check(Part.RETURNED, Part.LATENT)
     assert cool.records("Ada-png")[1].solver == replace(settings, order=3)
     assert cool.records("Ada-png")[1].latent_sha256 != theirs.latent_sha256
@@ -278,15 +278,16 @@ def test_latents_of_one_autoencoder_are_rotated_by_a_calibration(tmp_path, open_
     }
     made = signed(calibration(kind="rotation", map=rotation, **sides), *nodes.institutions)
     nodes.agree_on(made)
-    compared = compare(tmp_path, nodes, here=ProcessOptions(calibration=made.calibration))
+    compared = compare(tmp_path, nodes, calibration=made.calibration)
     compared.check(Part.LATENT)
     (tmp_path / "plain").mkdir()
     plain = compare(tmp_path / "plain", nodes, header={"no_calibration": True})
     turned, latent = (np.load(each.federated / "Ada-png.latent.npy") for each in (compared, plain))
     np.testing.assert_allclose(turned, rotation.apply(latent), atol=1e-4)
     foreign = latent_model(2, autoencoder(2), "south")
+    client = InProcess(open_party(north), open_party(foreign))
     with pytest.raises(CalibrationUnits, match="was made for a model of"):
-        InProcess(open_party(north), open_party(foreign), ProcessOptions(calibration=made.calibration))
+        client.submit([], client.target, Request(calibration=made.calibration))
 
 
 def learned_legs(domain: str, order: int, *numbers: int) -> Bundle:
@@ -316,7 +317,7 @@ def test_points_go_there_and_back_alike(tmp_path, open_nodes) -> None:
     for part, mine in stages.items():
         (tmp_path / "part.npy").write_bytes(result.files[part].data)
         np.testing.assert_allclose(np.load(tmp_path / "part.npy"), mine, atol=1e-4)
-    assert (result.provenance.samples, result.provenance.solver.grid) == (len(x), grid)
+    assert (result.record.samples, result.record.solver.grid) == (len(x), grid)
     other = translate_array(x, *parties, ArraySettings(replace(settings, grid="default"), cycle=True))
     assert np.abs(other.translated - found.translated).max() > 1e-3
     refused = nodes.ended(nodes.submit(path, solver=common_pb2.SolverSettings(evaluations=24, grid=grid)))

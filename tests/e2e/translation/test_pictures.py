@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, PictureMisfit
 from ddib_fed.models.manifest import PictureFormat
@@ -73,6 +74,6 @@ def test_a_bad_picture_is_named_and_the_node_lives_on(pair: Pair, content: bytes
     good = png_bytes(noise(seed=6))
     with pair.client() as client:
         with pytest.raises(error) as caught:
-            client.submit([good, content], TARGET, target_class="ridge")
+            client.submit([good, content], TARGET, Request(target_class="ridge"))
         assert caught.value.facts["item"] == "1"
-        assert client.translate([good], TARGET, Settings(evaluations=12), target_class="ridge")
+        assert [*client.translate([good], TARGET, Request(Settings(evaluations=12), target_class="ridge"))]

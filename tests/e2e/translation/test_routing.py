@@ -20,17 +20,15 @@ import pydicom
 import pynetdicom
 import pytest
 
+from ddib_fed import Profile, Request, Settings
 from ddib_fed.cli.main import run
-from ddib_fed.client import routing
-from ddib_fed.client.client import job_header
-from ddib_fed.client.exchange import delivery, into_folder
-from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DomainNotFound, ExitCode, PeerUnreachable, SettingsInvalid, UsageError
-from ddib_fed.formats import dicom_network
 from ddib_fed.formats.dicom_writing import KEPT
 from ddib_fed.models.bundle import open_bundle
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.record import Settings
+from ddib_fed.pacs import network as dicom_network
+from ddib_fed.pacs import routing
+from ddib_fed.pacs.exchange import delivery, into_folder
 from tests.e2e.harness import free_port, wait_until
 from tests.e2e.translation.routes import MR, PLANES, Pacs, routing_to, send, series
 from tests.e2e.two_nodes import TwoNodes
@@ -86,7 +84,7 @@ def test_a_study_comes_back_as_derived_series_of_the_same_study(profile, folder_
     given = [
         series(tmp_path / f"s{n}", first=n, StudyInstanceUID=study, SeriesNumber=n, **changes) for n in (1, 2)
     ]
-    with Pacs() as pacs, routing_to(profile, tmp_path, delivery(profile, pacs.peer, None)) as route:
+    with Pacs() as pacs, routing_to(profile, tmp_path, delivery(profile, pacs.peer)) as route:
         assert send(route.port, *given[0], *given[1]) == [0] * 6
         route.work(lambda: route.steps() == ["done", "done"])
         assert pacs.received == 6
@@ -128,9 +126,9 @@ def test_the_log_says_at_what_size_a_series_was_computed_and_what_was_left_out(p
 @pytest.mark.parametrize("stow", ["pacs/dicom-web", "ftp://pacs/dicom-web"])
 def test_where_results_go_is_checked_before_anything_is_received(profile, stow):
     with pytest.raises(UsageError, match="is no address of DICOMweb"):
-        delivery(profile, None, stow)
+        delivery(profile, stow)
     with pytest.raises(UsageError, match="is no AE@HOST:PORT"):
-        delivery(profile, "PACS", None)
+        delivery(profile, "PACS")
 
 
 def test_what_was_received_outlives_the_receiver(profile, tmp_path):
@@ -231,7 +229,7 @@ def test_a_series_that_ends_the_process_again_and_again_fails(profile, tmp_path,
 def test_what_comes_late_joins_its_series(profile, tmp_path):
     """It is translated as a whole, under the same identities."""
     paths = series(tmp_path / "in", 4)
-    with Pacs() as pacs, routing_to(profile, tmp_path, delivery(profile, pacs.peer, None)) as route:
+    with Pacs() as pacs, routing_to(profile, tmp_path, delivery(profile, pacs.peer)) as route:
         send(route.port, *paths[:3])
         route.work(lambda: route.steps() == ["done"])
         first = set(pacs.held)
@@ -242,7 +240,7 @@ def test_what_comes_late_joins_its_series(profile, tmp_path):
 
 def test_a_pacs_that_refuses_is_asked_again(profile, tmp_path, log, monkeypatch):
     monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.2)
-    with Pacs() as pacs, routing_to(profile, tmp_path, delivery(profile, pacs.peer, None)) as route:
+    with Pacs() as pacs, routing_to(profile, tmp_path, delivery(profile, pacs.peer)) as route:
         pacs.answers = [0xA700]
         send(route.port, *series(tmp_path / "in"))
         route.work(lambda: route.steps() == ["done"])
@@ -499,12 +497,12 @@ def test_the_daemon_logs_no_value_of_a_header_either(profile, tmp_path, monkeypa
 def test_a_set_up_that_cannot_work_is_said_before_anything_is_received(profile):
     """What the node has against the settings, and what the target serves; a node that is away may come back."""
     other = Settings(evaluations=11, grid="learned")
-    routing.check_setup(profile, job_header("south.example/brain-t2", Settings(evaluations=8)))
+    routing.check_setup(profile, "south.example/brain-t2", Request(Settings(evaluations=8)))
     with pytest.raises(SettingsInvalid) as caught:
-        routing.check_setup(profile, job_header("south.example/brain-t2", other))
+        routing.check_setup(profile, "south.example/brain-t2", Request(other))
     assert caught.value.facts["evaluations"] == "11"
     with pytest.raises(DomainNotFound) as unknown:
-        routing.check_setup(profile, job_header("south.example/flair", Settings(evaluations=8)))
+        routing.check_setup(profile, "south.example/flair", Request(Settings(evaluations=8)))
     assert unknown.value.facts["served"] == "brain-t2"
 
 
@@ -553,7 +551,7 @@ def test_routes_send_series_to_targets_and_leave_the_rest_with_a_report(profile,
     knee = pydicom.dcmread(paths[1][0])
     with (
         Pacs() as pacs,
-        routing_to(profile, tmp_path, delivery(profile, pacs.peer, None), route=ROUTES, report="sr") as route,
+        routing_to(profile, tmp_path, delivery(profile, pacs.peer), route=ROUTES, report="sr") as route,
     ):
         send(route.port, *(path for each in paths for path in each))
         route.work(lambda: sorted(route.steps()) == ["complete", "done", "failed", "failed"], 120)
@@ -587,7 +585,7 @@ def test_a_report_waits_for_a_pacs_and_a_late_instance_takes_it_back(profile, tm
     blank.save_as(paths[0])
     with (
         Pacs() as pacs,
-        routing_to(profile, tmp_path, delivery(profile, pacs.peer, None), report="sr") as route,
+        routing_to(profile, tmp_path, delivery(profile, pacs.peer), report="sr") as route,
     ):
         pacs.answers = [0xA700]
         send(route.port, paths[0])
@@ -607,7 +605,7 @@ def test_a_series_with_a_malformed_header_is_reported_too(profile, tmp_path, mon
     spoiled(path, pydicom.tag.Tag("InstanceNumber"), "CANARY0ADA")
     with (
         Pacs() as pacs,
-        routing_to(profile, tmp_path, delivery(profile, pacs.peer, None), report="sr") as route,
+        routing_to(profile, tmp_path, delivery(profile, pacs.peer), report="sr") as route,
     ):
         assert send_as_they_are(route.port, path, monkeypatch=monkeypatch) == [0]
         route.work(lambda: route.steps() == ["failed"])

@@ -40,4 +40,4 @@ def test_a_calibration_in_a_file_is_signed_by_both_and_used(both: Operators) -> 
         assert (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None)
     picture = min((ROOT / "docs/images/satellite").glob("*.png"))
     results = both.nodes.results(both.nodes.submit(picture))
-    assert results[0].provenance.calibration_sha256 == sha256
+    assert results[0].record.calibration_sha256 == sha256

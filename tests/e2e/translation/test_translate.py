@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.errors import NotFinite
 from tests.client.scripted_source import TARGET, npy
 from tests.e2e.harness import Pair, moons
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.e2e
 def test_the_logs_hold_no_traceback_and_no_warning(pair: Pair) -> None:
     """Nodes for which every Python warning is an error translate, and refuse a bad file, without a trace of one."""
     with pair.client() as client:
-        client.translate([npy(moons(50))], TARGET, cycle=True)
+        [*client.translate([npy(moons(50))], TARGET, Request(cycle=True))]
         with pytest.raises(NotFinite):
             client.submit([npy(np.full((3, 2), np.nan, np.float32))], TARGET)
     for node in (pair.north, pair.south):

@@ -10,8 +10,9 @@ import nibabel
 import numpy as np
 import pytest
 
-from ddib_fed.client.client import JobResult
+from ddib_fed import Request
 from ddib_fed.client.in_process import InProcess
+from ddib_fed.client.results import Translated
 from ddib_fed.data.pictures import decode_volume
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import KindMismatch, ShapeMismatch
@@ -33,7 +34,7 @@ SOUTH = PictureFormat(low=-1000.0, high=2000.0, bits=16, spacing=NORTH.spacing)
 TARGET = "south.example/south"
 
 
-def numbers(result: JobResult, part: Part) -> np.ndarray:
+def numbers(result: Translated, part: Part) -> np.ndarray:
     data = result.files[part].data
     return np.load(io.BytesIO(data)) if part is Part.LATENT else decode_volume(data).astype(float)[..., 0]
 
@@ -45,7 +46,7 @@ def test_volumes_go_there_and_back_as_in_one_process(tmp_path: Path) -> None:
     for number, path in enumerate(given):
         path.write_bytes(npy(voxels(seed=number)))
     client = InProcess(*map(open_party, bundles))
-    local = client.translate(given, client.target, SETTINGS, cycle=True, keep_latent=True)
+    local = [*client.translate(given, client.target, Request(SETTINGS, cycle=True, keep_latents=True))]
     nodes = TwoNodes(tmp_path / "nodes", *bundles)
     try:
         job = nodes.submit(*given, solver=settings_to_pb(SETTINGS), cycle=True, keep_latent=True)
@@ -60,7 +61,7 @@ def test_volumes_go_there_and_back_as_in_one_process(tmp_path: Path) -> None:
         for part, bound in ((Part.LATENT, 2e-5), (Part.TRANSLATION, 1), (Part.RETURNED, 1)):
             np.testing.assert_allclose(numbers(mine, part), numbers(theirs, part), atol=bound)
         assert decode_volume(theirs.files[Part.TRANSLATION].data).dtype == np.uint16
-        picture, here = theirs.provenance.picture, mine.provenance.picture
+        picture, here = theirs.record.picture, mine.record.picture
         assert picture is not None
         assert here is not None
         assert (picture.depth, picture.height, picture.width, picture.low) == (*SIDES, -1000.0)
@@ -94,9 +95,11 @@ def test_a_killed_node_goes_on_with_volumes_and_others_are_refused(tmp_path: Pat
                 (npy(np.zeros((9, 9, 9))), ShapeMismatch),
             ):
                 with pytest.raises(error):
-                    client.submit([content], TARGET, SETTINGS)
+                    client.submit([content], TARGET, Request(SETTINGS))
             job = client.submit(
-                [npy(voxels(seed=n, sides=SCENE)) for n in range(6)], TARGET, Settings(evaluations=96)
+                [npy(voxels(seed=n, sides=SCENE)) for n in range(6)],
+                TARGET,
+                Request(Settings(evaluations=96)),
             )
             first_progress(client, job.job_id, "decode")
             pair.north.kill()

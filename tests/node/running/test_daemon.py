@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError, InputError
@@ -195,7 +196,7 @@ def test_metrics_say_what_waits_and_how_much_room_there_is(tmp_path, monkeypatch
             name="alice", pki=str(tmp_path / "alice"),
         )  # fmt: skip
         with Client(profile) as client:
-            client.submit([file], "south.example/moons", Settings(evaluations=8))
+            client.submit([file], "south.example/moons", Request(Settings(evaluations=8)))
 
         def shown() -> str:
             return str(urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics").read().decode())

@@ -24,6 +24,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.errors import ImageTooLarge, PictureMisfit
 from ddib_fed.node.connections import MOST_CONNECTIONS
@@ -532,7 +533,9 @@ def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
         time.sleep(amount(2, 20))
         for seed in range(amount(2, 12)):
             picture = png_bytes(noise(seed=seed))
-            (result,) = pictures.client.translate([picture], "south.example/relief", Settings(evaluations=12))
+            (result,) = pictures.client.translate(
+                [picture], "south.example/relief", Request(Settings(evaluations=12))
+            )
             assert result.translation.data
     evidence.figure(
         f"{side} x {side}, {len(file) / 1e3:.0f} kB ({', '.join(sorted(reasons))}): +{watch.grown_mb:.0f} MB at most, "

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ddib_fed import Request
 from ddib_fed.data.fitting import fit_picture
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.diffusion.plans import SolverSettings
@@ -114,10 +115,11 @@ class Bench:
             self.pair.start()
             with self.pair.client(patience_s=0 if leak else 60) as client:
                 settings = Settings(evaluations=12)
+                asked = Request(settings, cycle=True)
                 deadline_s = 30 if leak else 600
-                client.translate(
-                    self.files.paths, "south.example/relief", settings, deadline_s=deadline_s, cycle=True
-                )
+                job = client.submit(self.files.paths, "south.example/relief", asked, deadline_s=deadline_s)
+                list(client.results(job.job_id))
+                client.get(job.job_id).require_finished("source north.example")
         except DdibError:
             assert leak is not None
         finally:

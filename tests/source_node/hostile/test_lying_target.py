@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 
-from ddib_fed.client.client import require_finished
+from ddib_fed.client.client import job_from_pb
 from ddib_fed.data.points import to_npy
 from ddib_fed.engine.party import Control
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ImageUnreadable, JobFailed, PeerFault
@@ -182,7 +182,7 @@ def test_a_lie_is_the_targets_fault(source, target, what) -> None:
     assert (error.reason, error.institution) == ("PEER_FAULT", "south.example")
     assert (error.facts["peer"], error.facts["answer"]) == ("south.example", lie.answer)
     with pytest.raises(JobFailed) as seen:
-        require_finished(job_message(job), "source north.example")
+        job_from_pb(job_message(job), "source north.example").require_finished("source north.example")
     assert "south.example answered with" in seen.value.detail
     assert seen.value.hop == "source north.example -> south.example"
     assert seen.value.says == ""  # the finding is our own node's
@@ -213,7 +213,7 @@ def test_advice_of_a_target_is_shown_as_its_words(source, target, capsys) -> Non
     target.negotiation = refuse
     job = source.start().ended(source.submit(npy()))
     with pytest.raises(JobFailed) as seen:
-        require_finished(job_message(job), "source north.example")
+        job_from_pb(job_message(job), "source north.example").require_finished("source north.example")
     show_error(seen.value)
     lines = capsys.readouterr().err.splitlines()
     told = [line for line in lines if "evil" in line]

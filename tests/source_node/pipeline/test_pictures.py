@@ -15,7 +15,7 @@ from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.protocol.contract import guidance_from_pb, guidance_to_pb
 from ddib_fed.protocol.messages import ItemState
-from ddib_fed.record import UNGUIDED, Guidance, Translation
+from ddib_fed.record import UNGUIDED, Guidance, Record
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.spool import SpoolPart
@@ -140,7 +140,7 @@ def test_slices_of_a_volume_share_their_noise_where_both_operators_allow_it(
             for picture, volume in asked
         ]
         source.stop()
-    records = [Translation.parse(job.items[0].provenance) for job in jobs]
+    records = [Record.parse(job.items[0].provenance) for job in jobs]
     assert [record.shared_noise for record in records] == [allowed, allowed, allowed, False]
     a, b, c, d = (latent.data for _, latent in targets["south"].latents)
     sigma = targets["south"].contract.source.soften_sigma
@@ -166,7 +166,7 @@ def test_a_latent_of_shared_noise_is_made_again_once_an_operator_no_longer_allow
     job = source.start().ended(job_id)
     source.stop()
     assert job.state == "FINISHED"
-    assert not Translation.parse(job.items[0].provenance).shared_noise
+    assert not Record.parse(job.items[0].provenance).shared_noise
 
 
 def scan_with_one_other_pixel() -> bytes:
@@ -190,7 +190,7 @@ def test_items_of_several_classes_go_in_one_call(source, targets) -> None:
     for other in (2, 3):  # the same up to how many rows shared a network call
         np.testing.assert_allclose(latents[other], latents[0], atol=1e-4)
     assert np.abs(latents[1] - latents[0]).max() > 0.01
-    records = [Translation.parse(item.provenance) for item in job.items]
+    records = [Record.parse(item.provenance) for item in job.items]
     assert [(record.source_class, record.target_class) for record in records] == list(pairs)
 
 
@@ -202,7 +202,7 @@ def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
     job = source.translated(source_class="coast", target_class="delta", guidance=asked)
     assert job.state == "FINISHED"
     assert guidance_from_pb(targets["south"].headers[-1].guidance) == asked
-    record = Translation.parse(job.items[0].provenance)
+    record = Record.parse(job.items[0].provenance)
     assert (record.guidance, record.classifier_sha256) == (asked, (b"c" * 32).hex())
 
 

@@ -23,19 +23,17 @@ import shlex
 import shutil
 import threading
 import time
-import uuid
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from ddib_fed.client.client import CALL_S, open_client, split_target, target_of
-from ddib_fed.client.exchange import Deliver
-from ddib_fed.client.folder_run import RunOptions, RunProgress, open_run
-from ddib_fed.client.profile import DicomRoute, DicomSettings, Profile
+from pydantic import BaseModel
+
+from ddib_fed import Client, Event, Profile, Progress, Request, Run, Study, WrittenStudy
 from ddib_fed.errors import (
     AlreadyExists,
     ConfigError,
@@ -50,7 +48,6 @@ from ddib_fed.errors import (
     InternalError,
     JobFailed,
     LatentNotGaussian,
-    MessageInvalid,
     PeerNotFound,
     PeerUnreachable,
     RefusedError,
@@ -62,13 +59,8 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
 from ddib_fed.formats.dicom import checked_header, read_header
-from ddib_fed.formats.dicom_network import RESERVE
-from ddib_fed.record import Frozen
-from ddib_fed.v1 import translation_pb2 as pb
-
-if TYPE_CHECKING:
-    from ddib_fed.formats.parts import WrittenStudy
-    from ddib_fed.formats.study import Origin, Study
+from ddib_fed.pacs.exchange import FROZEN, Deliver, DicomRoute, DicomSettings
+from ddib_fed.pacs.network import RESERVE
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +104,10 @@ class Step(StrEnum):
     FAILED = "failed"
 
 
-class State(Frozen):
+class State(BaseModel):
     """What `state.json` says."""
+
+    model_config = FROZEN
 
     step: Step = Step.ARRIVING
     changed: float = 0.0
@@ -198,26 +192,25 @@ def _size(folder: Path) -> int:
     return sum(each.stat().st_size for each in folder.rglob("*") if each.is_file())
 
 
-class _Progress(RunProgress):
+class _Progress(Progress):
     """Logs what a person would have to know: burnt-in text, missing slices, a target that does not answer."""
 
     def __init__(self, key: str, sides: Sequence[int]) -> None:
-        super().__init__()
         self._key, self._sides, self._reason = key, sides, ""
         self.shrink: tuple[float, tuple[int, ...]] = (1.0, ())
         """How many times longer a side of what was read is than computed at most, and at what size that is."""
 
-    def event(self, event: pb.WatchJobResponse) -> None:
+    def event(self, event: Event) -> None:
         if event.stage == "wait" and event.reason != self._reason:
-            log.warning("series %s: waits at the node: %s", self._key, error_class(event.reason).sentence)
+            log.warning("series %s: waits at the node: %s", self._key, event.sentence)
             self._reason = event.reason
 
     def say(self, line: str) -> None:
         if told := line if _WITHOUT_VALUES.match(line) else _words(line):
             log.warning("series %s: %s", self._key, told)
 
-    def study(self, number: int, origin: Origin, study: Study | None) -> None:
-        del number, origin
+    def study(self, number: int, study: Study | None) -> None:
+        del number
         if study is None:
             return
         self.shrink = max(self.shrink, study.pixels.shrink(self._sides))
@@ -236,8 +229,11 @@ class Router:
     """The series of a spool. `keep` and `ended` are for a `Receiver`, and `run` is the rest of the daemon."""
 
     spool: Path
-    options: RunOptions
-    reading: dict[str, str]
+    profile: Profile
+    target: str
+    """Of all series, where there is no `[[dicom.route]]`."""
+    request: Request
+    intensity: str
     settings: DicomSettings
     deliver: Deliver
     busy: dict[int, float]
@@ -412,13 +408,13 @@ class Router:
         """Return the files of the result, which may be those of an earlier try; raise DdibError if there is none."""
         if series.state.starts > MOST_STARTS:
             raise JobFailed(f"this process ended {MOST_STARTS} times while it was at it")
-        since, header = time.monotonic(), self._header(series)
-        series.target = target_of(header)
-        with open_client(self.options.profile) as client:
+        since = time.monotonic()
+        series.target = self._target(series)
+        with Client.for_command(self.profile) as client:
             sides = client.domains(own_alone=True).sample_shape[1:]
         progress = _Progress(series.key, sides)
-        own = replace(self.options, header=header, out=series.folder / "out", progress=progress)
-        run = open_run([series.folder / "in"], self.reading, own, progress.say)
+        run = Run(self.profile, series.target, series.folder / "out", self.request, progress)
+        run.open([series.folder / "in"], intensity=self.intensity)
         run.read()
         shrink, size = progress.shrink
         if shrink > self.settings.most_shrink:
@@ -436,15 +432,15 @@ class Router:
             log.info("series %s: translated in %.1f s, files: %d", series.key, took, len(files))
         return files
 
-    def _header(self, series: Routed) -> pb.JobHeader:
-        """Return the request of a series: the first route that takes all its instances names the target."""
+    def _target(self, series: Routed) -> str:
+        """Return the target of a series: that of the first route that takes all its instances."""
         if not self.settings.route:
-            return self.options.header
+            return self.target
         instances = {_selected(path) for path in (series.folder / "in").glob("*.dcm")}
         for route in self.settings.route:
             patterns = [getattr(route, name).casefold() for name in _SELECTED]
             if all(all(map(fnmatchcase, values, patterns)) for values in instances):
-                return header_to(route.to, self.options.header)
+                return route.to
         raise InputError("no [[dicom.route]] takes it")
 
     def _report(self, series: Routed) -> Path:
@@ -483,28 +479,13 @@ class Router:
             series.tries, series.due = 0, 0.0
 
 
-def header_to(target: str, header: pb.JobHeader) -> pb.JobHeader:
-    made = pb.JobHeader()
-    made.CopyFrom(header)
-    made.target_institution, made.target_domain = split_target(target)
-    return made
-
-
-def check_setup(profile: Profile, header: pb.JobHeader) -> None:
-    """Raise what the node objects to in such a job; log what may pass, such as a node that is away.
-
-    The node checks a job's header, and the target's domain, before it reads items. None come, so there is no job.
-    """
-    asked = pb.SubmitJobRequest(header=header)
-    asked.header.items, asked.header.request_id = 1, str(uuid.uuid4())
+def check_setup(profile: Profile, target: str, request: Request) -> None:
+    """Raise what the node objects to in such a job; log what may pass, such as a node that is away."""
     try:
-        with open_client(profile, patience_s=0) as client:
-            client.call(lambda stub: stub.SubmitJob(iter([asked]), timeout=CALL_S))
+        with Client.for_command(profile, patience_s=0) as client:
+            client.check(target, request)
     except (UnavailableError, ExhaustedError, DeadlineExceeded) as error:
         log.warning("the set-up could not be checked: %s; try: %s", _told(error), next_step(error))
-    except MessageInvalid as error:
-        if error.facts.get("received") != "0":
-            raise
 
 
 def _selected(path: Path) -> tuple[str, ...]:

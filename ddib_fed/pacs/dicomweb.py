@@ -15,9 +15,9 @@ from urllib.parse import quote, urlsplit
 
 from ddib_fed.errors import ConfigError, DiskFull, RefusedError, Unauthenticated, UsageError, extra
 from ddib_fed.files import read_private
-from ddib_fed.formats import dicom_network as network
 from ddib_fed.formats.dicom import pydicom
-from ddib_fed.formats.dicom_network import LOG, OwnEntity, down
+from ddib_fed.pacs import network
+from ddib_fed.pacs.network import LOG, OwnEntity, down
 
 _KIND = "application/dicom"
 

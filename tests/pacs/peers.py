@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from pynetdicom.dsutils import encode
 
-from ddib_fed.formats.dicom_network import VERIFICATION, OwnEntity
+from ddib_fed.pacs.network import VERIFICATION, OwnEntity
 from ddib_fed.security import pki
 from tests.e2e.harness import free_port
 from tests.node.institutions import HOUR, forge

@@ -16,8 +16,9 @@ import pynetdicom
 import pytest
 
 from ddib_fed.errors import ConfigError, DdibError, RefusedError, UsageError
-from ddib_fed.formats import dicom_network
-from ddib_fed.formats.dicom_network import (
+from ddib_fed.pacs import network as dicom_network
+from ddib_fed.pacs.dicomweb import Web, parts
+from ddib_fed.pacs.network import (
     VERIFICATION,
     DicomPeer,
     OwnEntity,
@@ -28,12 +29,12 @@ from ddib_fed.formats.dicom_network import (
     parse_query,
     store,
 )
-from ddib_fed.formats.dicom_network import (
+from ddib_fed.pacs.network import (
     associated as association,
 )
-from ddib_fed.formats.dicomweb import Web, parts
 from tests.e2e.harness import free_port, wait_until
-from tests.formats.dicom.peers import (
+from tests.formats.echoes import DICOM
+from tests.pacs.peers import (
     MULTIPART,
     answers,
     associated,
@@ -46,7 +47,6 @@ from tests.formats.dicom.peers import (
     tls_peer,
     web,
 )
-from tests.formats.echoes import DICOM
 
 # Which pynetdicom leaves open where an association is not made.
 pytestmark = [
