@@ -11,12 +11,43 @@ from ddib_fed.names import __version__ as __version__
 
 if TYPE_CHECKING:
     from ddib_fed.api import Model, TranslatedSample, load, translate
+    from ddib_fed.calibration.record import Calibration as Calibration
+    from ddib_fed.calibration.record import Dial as Dial
     from ddib_fed.client.client import Client as Client
+    from ddib_fed.client.dial import measure_dial as measure_dial
+    from ddib_fed.client.profile import Profile as Profile
     from ddib_fed.errors import DdibError as DdibError
+    from ddib_fed.node.operator import Node as Node
+    from ddib_fed.training.calibrating import CalibrationRequest as CalibrationRequest
+    from ddib_fed.training.calibrating import calibrate as calibrate
 
-__all__ = ["Client", "DdibError", "Model", "TranslatedSample", "load", "translate"]
+__all__ = [
+    "Calibration",
+    "CalibrationRequest",
+    "Client",
+    "DdibError",
+    "Dial",
+    "Model",
+    "Node",
+    "Profile",
+    "TranslatedSample",
+    "calibrate",
+    "load",
+    "measure_dial",
+    "translate",
+]
 
-_HOMES = {"Client": "ddib_fed.client.client", "DdibError": "ddib_fed.errors"}
+_HOMES = {
+    "Calibration": "ddib_fed.calibration.record",
+    "CalibrationRequest": "ddib_fed.training.calibrating",
+    "Client": "ddib_fed.client.client",
+    "DdibError": "ddib_fed.errors",
+    "Dial": "ddib_fed.calibration.record",
+    "Node": "ddib_fed.node.operator",
+    "Profile": "ddib_fed.client.profile",
+    "calibrate": "ddib_fed.training.calibrating",
+    "measure_dial": "ddib_fed.client.dial",
+}
 
 
 def __getattr__(name: str) -> Any:

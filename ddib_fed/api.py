@@ -350,11 +350,11 @@ def translate(
             "no_calibration has no effect in one process", hint="leave no_calibration and calibration out"
         )
     with extra("node", "torch", "translating in this process needs torch, which is not installed"):
-        from ddib_fed.calibration.record import read_calibration
+        from ddib_fed.calibration.record import Calibration
         from ddib_fed.client.in_process import InProcess, ProcessOptions
 
     if isinstance(calibration, str | Path):
-        calibration = read_calibration(Path(calibration))
+        calibration = Calibration.open(Path(calibration))
     here = ProcessOptions(soften_sigma, seed, calibration)
     models = [each if isinstance(each, Model) else load(each) for each in (source, target)]
     # Each picture at its own size in tiles, or fitted; those of one size together.

@@ -142,6 +142,13 @@ class Making(Frozen):
     created: AwareDatetime
 
 
+class _Saved(Frozen):
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, one field on a line; raise AlreadyExists if the file exists."""
+        text = self.model_dump_json(indent=2, exclude_none=True)
+        write_file(Path(path), text.encode() + b"\n", overwrite=False)
+
+
 class Effect(Frozen):
     distance_before: Figure
     distance: Figure
@@ -175,8 +182,18 @@ class Dial(Frozen):
         return f"share {self.share:g}, temperature {self.temperature:g}, blend {self.blend:g}"
 
 
-class Calibration(Frozen):
-    """What both institutions sign: the source applies the map to its own pictures, it leads to the target's units."""
+class Calibration(_Saved):
+    """How two domains correspond, in a few numbers: the source applies `map` to its own pictures.
+
+    The map leads to the target's units. `calibrate` makes one of two models; between nodes both institutions sign it
+    (`Node.calibrations`). Its digest is of the canonical form, whatever the file's.
+
+    Examples
+    --------
+    >>> calibration = Calibration.open("satellite-as-relief")
+    >>> print(calibration.kind, calibration.source, calibration.target, calibration.dial, sep="; ")
+    colour-map; satellite; relief; share 0.75, temperature 0.9, blend 0.3
+    """
 
     format: Literal[1] = 1
     kind: CalibrationKind
@@ -187,6 +204,35 @@ class Calibration(Frozen):
     effect: Effect
     dial: Dial = Dial()
     expires: AwareDatetime
+
+    @classmethod
+    def open(cls, path: str | Path) -> Calibration:
+        """Read the calibration in a file, or of the shipped model of this name.
+
+        Parameters
+        ----------
+        path
+            A file as `save` or `ddib calibrate show --out` writes it. Signatures in it are not verified.
+
+        Raises
+        ------
+        FileMissing
+            There is no such file or model.
+        CalibrationInvalid
+            The file holds no calibration.
+        """
+        content, place = None, Path(path)
+        if not place.exists():
+            from ddib_fed.models.bundle import shipped_calibration  # loads torch, which a file does not need
+
+            content = shipped_calibration(str(path))
+        content = content or read_small(place, hint="ddib calibrate makes one")
+        try:
+            document = parse_json(content)
+            inner = document.get("calibration", document) if isinstance(document, dict) else document
+            return cls.model_validate_json(json.dumps(inner))
+        except ValueError as error:
+            raise CalibrationInvalid(f"{path} is no calibration: {_problem(error)}") from error
 
     @property
     def canonical(self) -> bytes:
@@ -347,7 +393,7 @@ def map_beside(folder: Path) -> PictureMap | None:
     """The map of the calibration that is kept beside results in a folder."""
     path = folder / CALIBRATION_FILE
     try:
-        return read_calibration(path).alone if path.is_file() else None
+        return Calibration.open(path).alone if path.is_file() else None
     except CalibrationRefused as error:
         error.hint = f"rm {shlex.quote(str(path))} leaves out what its map alone gives"
         raise
@@ -390,7 +436,7 @@ class Signature(Frozen, ser_json_bytes="base64", val_json_bytes="base64"):
         return cls(signed_at=message.signed_at, certificate=message.certificate, signature=message.signature)
 
 
-class SignedCalibration(Frozen):
+class SignedCalibration(_Saved):
     """A calibration with the signatures that it has so far, and whether this node's operator lets it be used."""
 
     calibration: Calibration
@@ -509,31 +555,9 @@ class SignedCalibration(Frozen):
 # Files
 
 
-def read_calibration(path: Path) -> Calibration:
-    """The calibration in a file, or of the shipped model of this name; signatures beside it are not verified here."""
-    content = None
-    if not path.exists():
-        from ddib_fed.models.bundle import shipped_calibration  # loads torch, which a file does not need
-
-        content = shipped_calibration(str(path))
-    content = content or read_small(path, hint="ddib calibrate makes one")
-    try:
-        found = parse_json(content)
-        inner = found.get("calibration", found) if isinstance(found, dict) else found
-        return Calibration.model_validate_json(json.dumps(inner))
-    except ValueError as error:
-        raise CalibrationInvalid(f"{path} is no calibration: {_problem(error)}") from error
-
-
 def _problem(error: ValueError) -> str:
     """Describe the first problem that JSON or pydantic found."""
     return problem_text(error) if isinstance(error, ValidationError) else f"it is not JSON ({error})"
-
-
-def write_calibration(calibration: Calibration | SignedCalibration, path: Path) -> None:
-    """Write it as JSON with one field on a line; its digest is of the canonical form, whatever the file's."""
-    text = calibration.model_dump_json(indent=2, exclude_none=True)
-    write_file(path, text.encode() + b"\n", overwrite=False)
 
 
 def parse_calibration(data: bytes, what: str) -> Calibration:

@@ -15,7 +15,7 @@ from click.core import ParameterSource
 
 from ddib_fed.errors import AlreadyExists, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, size_from
-from ddib_fed.terminal import say, sentences_aside
+from ddib_fed.terminal import escape, say, sentences_aside
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
@@ -137,6 +137,10 @@ def say_next(steps: Sequence[tuple[str, str]]) -> None:
         say(f"  {purpose}:", f"    {command}")
 
 
+def confirm(question: str) -> bool:
+    return bool(click.confirm(escape(question), default=False))
+
+
 def usual_threads() -> int:
     """Threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
     said = os.environ.get("OMP_NUM_THREADS", "")
@@ -166,9 +170,9 @@ def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | No
 
 
 def read_given(path: Path | None) -> Calibration | None:
-    from ddib_fed.calibration.record import read_calibration
+    from ddib_fed.calibration.record import Calibration
 
-    return None if path is None else read_calibration(path)
+    return None if path is None else Calibration.open(path)
 
 
 SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)

@@ -19,6 +19,7 @@ from ddib_fed.client.client import Client, failure, job_header
 from ddib_fed.client.files import items_below
 from ddib_fed.client.folder_run import FolderRun, RunOptions, RunProgress
 from ddib_fed.data.fitting import PictureRule, from_array
+from ddib_fed.data.folder import scan
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import JobFailed, LatentNotGaussian, PolicyDenied, SettingsInvalid, UsageError
 from ddib_fed.evaluation import metrics
@@ -26,6 +27,8 @@ from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.models.sidecars import PrivacyReport
 from ddib_fed.record import Settings
+from ddib_fed.training.calibrating import BundleSource, open_source
+from ddib_fed.training.sources import own_samples
 from ddib_fed.v1 import translation_pb2 as pb
 
 SHARES: Final = (1.0, 0.75, 0.5)
@@ -45,17 +48,28 @@ MOST_KNOWN = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One setting of the dial. Against the truth, where anchors show it: psnr, ssim and partner.
+    """One setting of the dial, and what it gives.
 
-    Attributes:
-        map_ssim: SSIM with the calibration's map alone.
-        edges: Edge correlation with the same.
-        sharpness: Mean change from pixel to pixel.
-        whiteness: Patch correlation of the latents over that of noise.
-        pictures: That were translated; others were refused.
-        round_trip: dB of PSNR; of the pictures that came back.
-        read: dB of PSNR of pictures that a linear read-out reads from their latents, fitted to `pairs` others.
-        surrogate: The same by the model's privacy report; None where it did not measure this share.
+    Attributes
+    ----------
+    map_ssim
+        SSIM with the calibration's map alone.
+    edges
+        Edge correlation with the map alone.
+    sharpness
+        Mean change from pixel to pixel.
+    pictures
+        Number of pictures that were translated; the others were refused.
+    whiteness
+        Patch correlation of the latents over that of noise.
+    round_trip
+        PSNR in dB of the pictures that came back.
+    read
+        PSNR in dB of pictures that a linear read-out, fitted to `pairs` others, reads from their latents.
+    surrogate
+        PSNR in dB by the model's privacy report; None where it did not measure this share.
+    psnr, ssim, partner
+        Against the truth, where anchors show it.
     """
 
     dial: Dial
@@ -85,6 +99,83 @@ REFUSALS: Final = (PolicyDenied, SettingsInvalid, LatentNotGaussian)
 
 
 def measure_dial(
+    calibration: Calibration,
+    source: BundleSource,
+    target: BundleSource,
+    *,
+    client: Client | None = None,
+    pictures: str | Path | None = None,
+    anchors: tuple[Path, Path] | None = None,
+    limit: int = 24,
+    least_share: float = 0.0,
+    threads: int = 1,
+) -> tuple[list[Measured], Dial]:
+    """Measure what each setting of the dial gives under a calibration; return the figures and the proposed setting.
+
+    Pictures of the source's domain are translated there and back at each share, 24 evaluations a leg.
+
+    Parameters
+    ----------
+    calibration
+        The calibration that is measured; a node's jobs must run under it.
+    source, target
+        A model, its name if it ships, or its folder. With `client` the source's model, and INSTITUTION/DOMAIN.
+    client
+        Client of the institution's source node, whose jobs translate; without it the models do in this process.
+    pictures
+        Pictures of the source's domain: a folder, or the name of a domain that ships; without it the domain that ships
+        under the model's name.
+    anchors
+        Instead two folders with pictures of the same things in both domains, by the same file names: the truth counts.
+    limit
+        Largest number of pictures.
+    least_share
+        Smallest share that is tried, as [policy] least_share of both nodes allows it.
+    threads
+        Threads of torch in one process.
+
+    Returns
+    -------
+    rows, dial
+        A `Measured` for each setting, and the setting that is proposed; `Calibration.dialled` puts it in.
+
+    Raises
+    ------
+    CalibrationModel
+        The source's model cannot encode under the calibration as it is trained now.
+    UsageError
+        The calibration is of latents, and has no map of pictures to compare with.
+    JobFailed
+        Jobs ran under another calibration.
+
+    Examples
+    --------
+    >>> calibration = Calibration.open("satellite-as-relief")
+    >>> rows, dial = measure_dial(calibration, "satellite-as-relief", "relief", limit=4)  # doctest: +SKIP
+    """
+    bundle = open_source(source)
+    if client is None:
+        from ddib_fed.client.in_process import InProcess, ProcessOptions
+        from ddib_fed.engine.local_party import open_party
+
+        own, other = (open_party(each, threads=threads) for each in (bundle, open_source(target)))
+        client = InProcess(own, other, ProcessOptions(calibration=calibration))
+        target = client.target
+    with tempfile.TemporaryDirectory() as folder:
+        root, truth = Path(folder), None
+        if anchors is not None:
+            root, truth = anchors
+            entries = scan(root).entries
+            paths = [entry.path for entry in entries[:: -(-len(entries) // limit)]]
+        else:
+            samples = own_samples(bundle.manifest, None if pictures is None else str(pictures), limit, limit)
+            some = samples.held_out if 2 * len(samples.held_out) > limit else samples.train
+            paths = write_pictures(some, metrics.picture_rule(bundle.manifest), root)
+        translate = translating(client, str(target), paths, root, calibration, truth)
+        return compare_settings(translate, [s for s in SHARES if s >= least_share], bundle.privacy)
+
+
+def compare_settings(
     translate: Translate, shares: Sequence[float], privacy: PrivacyReport | None
 ) -> tuple[list[Measured], Dial]:
     """Measure each setting over the pictures that all of them have; return the figures and the proposed setting.

@@ -5,20 +5,23 @@ The private key and the certificates are in a folder beside the file, never in i
 
 from __future__ import annotations
 
+import getpass
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from ddib_fed.errors import ConfigError, FileMissing, Unauthenticated
-from ddib_fed.files import load_toml
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, Unauthenticated
+from ddib_fed.files import load_toml, problem_text, write_file
+from ddib_fed.names import label_from
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
 from ddib_fed.record import Frozen
-from ddib_fed.security.pki import load_identity
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.pki import Certificates, install, load_identity, make_request
 from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.telemetry import TelemetrySettings
 
@@ -87,6 +90,67 @@ class Profile(Frozen):
         profile._path = found.resolve()  # noqa: SLF001 - its own private attribute
         return profile
 
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        *,
+        institution: str,
+        address: str,
+        name: str | None = None,
+        node: str = "node-1",
+        sign: Callable[[bytes], bytes] | None = None,
+    ) -> Profile:
+        """Make a client: a commented client.toml, its key, and its certificate or the request for one, NAME.csr.
+
+        Parameters
+        ----------
+        folder
+            Folder of client.toml; made if missing.
+        institution, address, node
+            The institution's DNS name, and HOST:PORT and name of its source node.
+        name
+            The client's name inside the institution, one DNS label; without it this user's.
+        sign
+            Signs the request, as `Node.pki.sign` does where the node that issues is on this machine.
+
+        Raises
+        ------
+        AlreadyExists
+            The folder has a client.
+        InputError
+            A value cannot be used; nothing is written then.
+        """
+        identity = Identity(institution, "client", name or _person_here())
+        out, hint = Path(folder), "ddib init --help"
+        path, request = out / FILE_NAME, out / f"{identity.name}.csr"
+        for place in (path, request, out / "pki" / "leaf.key"):
+            if place.exists():
+                raise AlreadyExists(f"{place} exists and is not overwritten", hint="another --out folder")
+        try:
+            text = render_client_toml(
+                institution=institution,
+                name=identity.name,
+                source_address=address,
+                source_identity=Identity(institution, "node", node).dns_name,
+                pki="pki",
+            )
+        except ValidationError as error:
+            raise InputError(problem_text(error), hint=hint) from error
+        out.mkdir(parents=True, exist_ok=True)
+        asked = make_request(out / "pki", identity)
+        if sign is None:
+            request.write_bytes(asked)
+        else:
+            install(out / "pki", sign(asked), expected=identity)
+        write_file(path, text.encode(), overwrite=False)
+        return cls.load(path)
+
+    @property
+    def certificates(self) -> Certificates:
+        """The client's key and certificates."""
+        return Certificates(self.pki_folder, Identity(self.institution, "client", self.name))
+
     @property
     def way(self) -> Proxy | None:
         login = None if self.proxy_login is None else self._path.parent / self.proxy_login
@@ -107,6 +171,14 @@ class Profile(Frozen):
     def beside(self, name: str) -> Path:
         """A path of client.toml, which is relative to it."""
         return self._path.parent / name
+
+
+def _person_here() -> str:
+    """Return the name of whoever types, as one DNS label."""
+    try:
+        return label_from(getpass.getuser(), "client-1")
+    except (OSError, KeyError):
+        return "client-1"
 
 
 def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:

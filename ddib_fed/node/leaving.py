@@ -16,9 +16,8 @@ from ddib_fed.models.bundle import parse_manifest, read_beside
 from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.models.sidecars import Allowances, Figure, PrivacyReport, Reading
 from ddib_fed.names import size_from
-from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibrations import overview
-from ddib_fed.node.config import EVERY, NodeConfig, toml_text
+from ddib_fed.node.config import EVERY, NodeConfig, peer_store, toml_text
 from ddib_fed.node.policy import uses_of
 from ddib_fed.pages import write_page
 from ddib_fed.record import Frozen
@@ -52,7 +51,6 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
         config=config,
         problems=problems,
         manifest=manifest,
-        day=lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}",
         privacy=privacy,
         recipients=recipients,
         names=lambda what: ", ".join(each["institution"] for each in recipients if what in each["may"]),

@@ -6,11 +6,12 @@ Which files a target counts follows from their names alone, so that the content 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -34,14 +35,24 @@ from ddib_fed.data.fitting import PictureRule, read_fitted
 from ddib_fed.data.folder import expand, load, picture_files, range_check, scan
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import CalibrationUnits, DdibError, ImageUnreadable, InputError, UsageError
+from ddib_fed.errors import (
+    CalibrationUnits,
+    DdibError,
+    ImageUnreadable,
+    InputError,
+    ShapeMismatch,
+    UsageError,
+)
 from ddib_fed.evaluation.metrics import Pictures, picture_rule
-from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.bundle import Bundle, open_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.placement import torch_threads
 from ddib_fed.protocol.contract import CalibrationKind
-from ddib_fed.terminal import console, say
 from ddib_fed.training.sources import own_samples, shipped_name
+
+OnNote = Callable[..., object]
+"""Called with lines of text for the operator."""
 
 MOST_COUNTED = 4_000
 """Pictures of the source, evenly spaced: more hardly differ, and they must fit into memory."""
@@ -62,7 +73,7 @@ class Anchors:
 
 def count_pictures(
     bundle: Bundle,
-    which: str | None,
+    which: str | Path | None,
     *,
     epsilon: float,
     at_most: int = DEFAULT_COUNTED,
@@ -72,7 +83,7 @@ def count_pictures(
     """The histogram of a domain's pictures or of their latents, of units chosen before any of them is read."""
     manifest = bundle.manifest
     rule, normalisation = picture_rule(manifest), units_for(manifest, latents=latents)
-    name = shipped_name(manifest, which)
+    name = shipped_name(manifest, _text(which))
     if name is not None:
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
@@ -186,6 +197,29 @@ def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]
 # Making
 
 
+class Opened(Protocol):
+    """A model that is open, as `ddib_fed.Model`."""
+
+    @property
+    def party(self) -> Any: ...
+
+
+BundleSource = Bundle | Opened | str | Path
+
+
+def open_source(model: BundleSource) -> Bundle:
+    """Return the bundle of an open model, of one that ships by its name, or of a folder."""
+    if isinstance(model, Bundle):
+        return model
+    return (
+        open_bundle(str(model)) if isinstance(model, str | Path) else cast("Bundle", model.party.model.bundle)
+    )
+
+
+def ignore(*lines: str) -> None:
+    """Leave out what nobody asks for."""
+
+
 class CalibrationTarget(Protocol):
     """The other side: a peer's node, or a model in this process."""
 
@@ -201,16 +235,16 @@ class LocalTarget:
     """A target's model in this process. Nothing leaves: noise that the seed repeats shows what would."""
 
     bundle: Bundle
-    pictures: str | None
-    epsilon: float
-    seed: int
+    request: CalibrationRequest
+    on_note: OnNote
     latents: bool = False
 
     def aggregate(self) -> Aggregate:
-        counted = count_pictures(self.bundle, self.pictures, epsilon=self.epsilon, latents=self.latents)
-        say(*counted.notes, err=True)
+        epsilon, pictures = self.request.epsilon, self.request.target_pictures
+        counted = count_pictures(self.bundle, pictures, epsilon=epsilon, latents=self.latents)
+        self.on_note(*counted.notes)
         # Another stream than the search's.
-        return counted.noised(self.epsilon, DELTA, np.random.default_rng((self.seed, 1)))
+        return counted.noised(epsilon, DELTA, np.random.default_rng((self.request.seed, 1)))
 
     def units(self, *, latents: bool = False) -> Normalisation:
         return units_for(self.bundle.manifest, latents=latents)
@@ -219,18 +253,130 @@ class LocalTarget:
         return picture_rule(self.bundle.manifest)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """What is asked of a calibration; the target's units come with what it gives."""
+    """What a calibration is to be made of, and how.
 
-    kind: CalibrationKind
-    source: CalibratedSide
-    target: Place
-    days: int
-    command: str
+    Parameters
+    ----------
+    kind
+        "rotation", an orthogonal change of the channels, is used as it is. For "tone" (grey) and "colour-map", a curve
+        or map of values, the source's model is trained again.
+    pictures, target_pictures
+        Pictures of both domains, unpaired: a folder, or the name of a domain that ships. Without them, those of
+        node.toml's [train], else the domains that ship under the models' names. A node needs no `target_pictures`: its
+        peer publishes an aggregate of its own.
+    anchors
+        Instead two folders with pictures of the same things in both domains, by the same file names.
+    existing
+        Instead the map of this calibration, with the figures that it has; only towards a peer.
+    contrast
+        Of a tone without anchors, which a histogram cannot tell: whether light is light in both ("same"), or dark in
+        the target ("inverted").
+    epsilon
+        Of the noise that the target's aggregate would have, in one process; a node publishes with its own.
+    days
+        Until the calibration expires.
+    seed
+        Of the search, and in one process of the aggregate's noise.
+    force
+        Whether a calibration whose figures are refused is made all the same.
+    """
+
+    kind: CalibrationKind = "rotation"
+    pictures: str | Path | None = None
+    target_pictures: str | Path | None = None
+    anchors: tuple[Path, Path] | None = None
+    existing: Calibration | None = None
+    contrast: Contrast = ""
+    epsilon: float = 1.0
+    days: int = 180
     seed: int = 0
     force: bool = False
-    contrast: Contrast = ""
+
+    def command(self, ends: str) -> str:
+        """Return the command that makes this again, of the words that name both ends; it names no file or folder."""
+        command = f"ddib calibrate {ends} --kind {self.kind} --seed {self.seed}"
+        command += "" if self.anchors is None else " --anchors"
+        return command + (f" --contrast {self.contrast}" if self.contrast else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """From where to where a calibration leads, and the command that makes it again, without names of files."""
+
+    source: CalibratedSide
+    target: Place
+    command: str
+
+
+def calibrate(
+    source: BundleSource,
+    target: BundleSource,
+    request: CalibrationRequest = CalibrationRequest(),
+    *,
+    threads: int = 1,
+    on_note: OnNote = ignore,
+) -> Calibration:
+    """Make a calibration of two models in this process; between nodes `Node.calibrations.propose` makes one.
+
+    Nothing crosses; noise that the seed repeats shows what would between nodes. `measure_dial` then says how much
+    structure its latents should keep.
+
+    Parameters
+    ----------
+    source, target
+        A model, its name if it ships, or its folder; both of one size and number of channels.
+    request
+        What it is made of. Its pictures lie in folders; no name of a file or folder is in the result.
+    threads
+        Threads of torch.
+    on_note
+        Called with lines for the operator: what is counted and left out, and what would leave a node.
+
+    Returns
+    -------
+    Calibration
+        Unsigned, between the models' domains and no institutions.
+
+    Raises
+    ------
+    ShapeMismatch
+        The models differ in size or channels.
+    CalibrationIneffective
+        It is no better than none, or hardly better than another one; `request.force` makes it all the same.
+    InputError
+        There are too few pictures, or an anchor has no partner.
+
+    Examples
+    --------
+    Four anchors, whose red and blue are exchanged in the target's domain:
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folders = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+    >>> for number, (red, green, blue) in enumerate([(200, 60, 20), (30, 90, 160), (90, 200, 40), (10, 20, 30)]):
+    ...     Image.new("RGB", (64, 64), (red, green, blue)).save(folders[0] / f"{number}.png")
+    ...     Image.new("RGB", (64, 64), (blue, green, red)).save(folders[1] / f"{number}.png")
+    >>> request = CalibrationRequest(anchors=folders, force=True)
+    >>> calibration = calibrate("satellite", "relief", request)
+    >>> print(calibration.source, calibration.target, calibration.made.anchors)
+    satellite relief 4
+    """
+    own, other = open_source(source), open_source(target)
+    first, second = own.manifest, other.manifest
+    if first.sample_shape != second.sample_shape or first.latent_shape != second.latent_shape:
+        raise ShapeMismatch(
+            f"{first.name} is of {first.sample_shape}, {second.name} of {second.sample_shape}",
+            hint="a calibration is for two models of one size and number of channels",
+        )
+    latents = of_latents(request.kind, first)
+    noise = "" if request.anchors is not None else f" --epsilon {request.epsilon:g}"
+    words = f"--local {shlex.join((first.domain, second.domain))}{noise}"
+    ends = Ends(side(first, latents=latents), ("", second.domain), request.command(words))
+    there = LocalTarget(other, request, on_note, latents)
+    with torch_threads(threads):
+        return make_calibration(request, ends, own, there, on_note=on_note)
 
 
 def side(manifest: Manifest, institution: str = "", *, latents: bool = False) -> CalibratedSide:
@@ -263,36 +409,34 @@ def latents_of(bundle: Bundle, pictures: Pictures) -> Pictures:
 
 def make_calibration(
     request: CalibrationRequest,
+    ends: Ends,
     bundle: Bundle,
     target: CalibrationTarget,
     *,
-    pictures: str | None,
-    folders: tuple[Path, Path] | None,
+    on_note: OnNote = ignore,
 ) -> Calibration:
-    """A calibration from anchors in two folders, or from pictures of the source's domain and the target's aggregate."""
+    """Make a calibration from anchors in two folders, or from own pictures and the target's aggregate."""
     manifest, latents = bundle.manifest, of_latents(request.kind, bundle.manifest)
     rule, units = picture_rule(manifest), units_for(manifest, latents=latents)
     channels = 3 if latents else manifest.sample_shape[0]
-    check_kind(request.kind, channels, anchored=folders is not None, contrast=request.contrast)
-    if folders is not None:
+    check_kind(request.kind, channels, anchored=request.anchors is not None, contrast=request.contrast)
+    if request.anchors is not None:
         if latents:
             raise UsageError(
                 f"a rotation of {manifest.name} is of latents, and anchors are pictures",
                 hint="--kind colour-map with --anchors; or a rotation from aggregates of latents, without them",
             )
         theirs = target.units()
-        anchors = anchors_of((rule, target.picture_rule(manifest.sample_shape)), folders)
-        count = len(anchors.names)
-        with console(stderr=True).status(f"fitting the {request.kind} to {count} anchors"):
-            pair = anchors.source, anchors.target
-            found = fit(*pair, (units, theirs), request.kind, seed=request.seed, force=request.force)
-        return _recorded(found, request, theirs, method="anchors", anchors=count)
+        anchors = anchors_of((rule, target.picture_rule(manifest.sample_shape)), request.anchors)
+        pair = anchors.source, anchors.target
+        proposal = fit(*pair, (units, theirs), request.kind, seed=request.seed, force=request.force)
+        return _recorded(proposal, request, ends, theirs, method="anchors", anchors=len(anchors.names))
     aggregate = target.aggregate()
-    say(*aggregate.describe().split("\n"), err=True)
-    own = own_samples(manifest, pictures, MOST_PICTURES if latents else MOST_COUNTED, 0).train
-    with console(stderr=True).status(f"fitting the {request.kind} to {len(own)} own pictures"):
-        own = latents_of(bundle, own) if latents else own
-        return from_aggregate(own, (units, target.units(latents=latents)), aggregate, request)
+    on_note(*aggregate.describe().split("\n"))
+    most = MOST_PICTURES if latents else MOST_COUNTED
+    pictures = own_samples(manifest, _text(request.pictures), most, 0).train
+    pictures = latents_of(bundle, pictures) if latents else pictures
+    return from_aggregate(pictures, (units, target.units(latents=latents)), aggregate, request, ends)
 
 
 def from_aggregate(
@@ -300,8 +444,9 @@ def from_aggregate(
     units: tuple[Normalisation, Normalisation],
     aggregate: Aggregate,
     request: CalibrationRequest,
+    ends: Ends,
 ) -> Calibration:
-    """A calibration from the source's pictures and what the target published; `units` are those of both."""
+    """Make a calibration from the source's pictures and what the target published; `units` are those of both."""
     if aggregate.units_sha256 != units_digest(units[1]):
         raise CalibrationUnits(
             f"the aggregate of {aggregate.domain} is in other units than the model there has now",
@@ -309,29 +454,34 @@ def from_aggregate(
             facts={"side": "target"},
         )
     contrast, seed, force = request.contrast, request.seed, request.force
-    found = propose(pictures, units[0], aggregate, request.kind, contrast=contrast, seed=seed, force=force)
+    proposal = propose(pictures, units[0], aggregate, request.kind, contrast=contrast, seed=seed, force=force)
     return _recorded(
-        found,
+        proposal,
         request,
+        ends,
         units[1],
         method="aggregates",
-        contrast=request.contrast,
+        contrast=contrast,
         source_pictures=min(len(pictures), MOST_PICTURES),
         **aggregate.making,
     )
 
 
 def _recorded(
-    found: Proposal, request: CalibrationRequest, units: Normalisation, **making: Any
+    proposal: Proposal, request: CalibrationRequest, ends: Ends, units: Normalisation, **making: Any
 ) -> Calibration:
     now = datetime.now(UTC).replace(microsecond=0)
-    institution, domain = request.target
+    institution, domain = ends.target
     return Calibration(
         kind=request.kind,
-        source=request.source,
+        source=ends.source,
         target=CalibratedSide(institution=institution, domain=domain, units=units),
-        map=found.map,
-        made=Making(command=request.command, created=now, **making),
-        effect=found.effect,
+        map=proposal.map,
+        made=Making(command=ends.command, created=now, **making),
+        effect=proposal.effect,
         expires=now + timedelta(days=request.days),
     )
+
+
+def _text(which: str | Path | None) -> str | None:
+    return None if which is None else str(which)
