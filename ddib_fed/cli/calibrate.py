@@ -148,11 +148,6 @@ def calibrate(
 # The ways of `ddib calibrate` itself
 
 
-def _note(*texts: str) -> None:
-    if texts:
-        say(*texts, err=True)
-
-
 def _make(
     request: ddib_fed.CalibrationRequest, local: tuple[str, str], out: Path, existing: Path | None
 ) -> None:
@@ -163,7 +158,7 @@ def _make(
         made = ddib_fed.Calibration.open(existing)
     else:
         with console(stderr=True).status(f"fitting the {request.kind}"):
-            made = ddib_fed.calibrate(*local, request, threads=usual_threads(), on_note=_note)
+            made = ddib_fed.calibrate(*local, request, threads=usual_threads(), on_note=options.note)
     made.save(out)
     rows, usable = list[Any](), True
     if made.alone is not None:
@@ -234,7 +229,7 @@ def _agree(request: ddib_fed.CalibrationRequest, target: str, config_path: Path,
     """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
     node = ddib_fed.Node.open(config_path)
     with console(stderr=True).status(f"fitting the {request.kind}"):
-        made, crossed = node.calibrations.propose(target, request, on_note=_note)
+        made, crossed = node.calibrations.propose(target, request, on_note=options.note)
     institution = made.target.institution
     show_calibration(made)
     say(

@@ -20,7 +20,6 @@ from ddib_fed.terminal import escape, say, sentences_aside
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.node.config import NodeConfig
     from ddib_fed.record import Classes
 
 
@@ -137,6 +136,12 @@ def say_next(steps: Sequence[tuple[str, str]]) -> None:
         say(f"  {purpose}:", f"    {command}")
 
 
+def note(*texts: str) -> None:
+    """Write each text to stderr, for the operator."""
+    for text in texts:
+        say(text, err=True)
+
+
 def confirm(question: str) -> bool:
     return bool(click.confirm(escape(question), default=False))
 
@@ -145,12 +150,6 @@ def usual_threads() -> int:
     """Threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdecimal() and int(said) else 1
-
-
-def open_config(path: Path) -> NodeConfig:
-    from ddib_fed.node.config import NodeConfig
-
-    return NodeConfig.load(path)
 
 
 def open_model(which: str) -> Bundle:

@@ -12,7 +12,7 @@ import click
 
 import ddib_fed
 from ddib_fed.cli import options
-from ddib_fed.cli.options import confirm, group, option, say_next, with_config
+from ddib_fed.cli.options import confirm, group, note, option, say_next, with_config
 from ddib_fed.errors import Cancelled, UsageError
 from ddib_fed.terminal import emit, lines, listed, outcome, plain, print_table, say
 
@@ -77,7 +77,7 @@ def add(
 
     def ask(other: Any) -> bool:
         """Show the fingerprints and ask, on a terminal only."""
-        _warn(*other.warnings)
+        note(*other.warnings)
         if not sys.stdin.isatty():
             command = shlex.join(["ddib", "peer", "add", str(file), "--config", str(config_path)])
             raise UsageError(
@@ -93,17 +93,12 @@ def add(
         file, fingerprints=fingerprints, ask=ask, replace=replace, unconstrained_root=unconstrained_root
     )
     if fingerprints:
-        _warn(*other.warnings)
+        note(*other.warnings)
     say(
         f"admitted {other.identity} at {other.address}",
         f"next: ddib peer test {other.institution}{with_config(config_path)}",
     )
     outcome(admitted=other.institution, **_entry(other))
-
-
-def _warn(*warnings: str) -> None:
-    for warning in warnings:
-        say(warning, err=True)
 
 
 @peer.command(name="list")
@@ -242,13 +237,13 @@ def pair(
         address,
         code,
         on_code=say if listens else None,
-        on_stranger=_warn,
+        on_stranger=note,
         fingerprints=fingerprints,
         replace=replace,
         unconstrained_root=unconstrained_root,
     )
     say(*paired.describe())
-    _warn(*paired.warnings)
+    note(*paired.warnings)
     other, more = paired.other, with_config(config_path)
     say_next(
         [

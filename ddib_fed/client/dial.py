@@ -27,7 +27,7 @@ from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.models.sidecars import PrivacyReport
 from ddib_fed.record import Settings
-from ddib_fed.training.calibrating import BundleSource, open_source
+from ddib_fed.training.calibrating import ModelSource, open_source
 from ddib_fed.training.sources import own_samples
 from ddib_fed.v1 import translation_pb2 as pb
 
@@ -100,8 +100,8 @@ REFUSALS: Final = (PolicyDenied, SettingsInvalid, LatentNotGaussian)
 
 def measure_dial(
     calibration: Calibration,
-    source: BundleSource,
-    target: BundleSource,
+    source: ModelSource,
+    target: ModelSource,
     *,
     client: Client | None = None,
     pictures: str | Path | None = None,

@@ -85,15 +85,7 @@ class Node:
 
     @classmethod
     def open(cls, path: str | Path = NODE_FILE) -> Node:
-        """Open the node of a node.toml.
-
-        Raises
-        ------
-        FileMissing
-            There is no such file.
-        ConfigError
-            It cannot be used; the text names the key.
-        """
+        """Open the node of a node.toml; raise FileMissing, or ConfigError that names the key."""
         return cls(NodeConfig.load(Path(path)))
 
     @classmethod
@@ -145,7 +137,7 @@ class Node:
         """
         if domain is None and model is None:
             raise UsageError("give --model, or --domain of a model that is trained later", hint=HELP)
-        institution = institution or institution_here(address, name)
+        institution = institution or _institution_here(address, name)
         bound, dialled = _addresses(listen, address, f"{name}.{institution}")
         Identity(institution, "node", name)
         out = Path(folder)
@@ -186,10 +178,7 @@ class Node:
     def serve(self) -> int:
         """Serve in this process until SIGTERM or SIGINT, which drain; return the exit code.
 
-        Raises
-        ------
-        ConfigError
-            A step of the start fails; `check` runs all of them.
+        Raise what fails at the first step of a start; `check` runs all steps.
         """
         from ddib_fed.node import daemon
 
@@ -268,7 +257,7 @@ class Node:
         return f"<Node {node.name}.{node.institution}: {', '.join(node.roles)} of {self.config.model.domain}>"
 
 
-def institution_here(address: str | None, node_name: str) -> str:
+def _institution_here(address: str | None, node_name: str) -> str:
     """Name the institution by the host of an address, else by this machine."""
     try:
         host = "" if address is None else split_address(address, bound=True)[0].lower()
@@ -391,9 +380,8 @@ class Peers:
         node = self._config.node
         roots = self._store.snapshot().own_roots
         own = Peer(node.institution, Identity(node.institution, "node", node.name), node.address, roots)
-        return parse_peer(
-            own.to_bytes(), f"what {self._config.path} says of this node"
-        )  # as the other side will
+        # As the other side will read it.
+        return parse_peer(own.to_bytes(), f"what {self._config.path} says of this node")
 
     def export(self, path: str | Path, *, replace: bool = False) -> Peer:
         """Write the file that another institution adds, which holds no secret; raise AlreadyExists if it exists."""
@@ -440,11 +428,8 @@ class Peers:
         content = read_small(Path(file), hint="ddib peer export writes it, on the other side", pipe=True)
         other = parse_peer(content, str(file))
         _require_constraints(other, unconstrained_root=unconstrained_root)
-        if (
-            not fingerprints
-            and ask is not None
-            and self._store.snapshot().peers.get(other.institution) != other
-        ):
+        known = self._store.snapshot().peers.get(other.institution) == other
+        if ask is not None and not (fingerprints or known):
             if not ask(other):
                 raise PolicyDenied(
                     "the fingerprint was not confirmed; nothing was added",
@@ -690,17 +675,14 @@ class NodeCertificates(keys.Certificates):
         `ask` is called with the identity before anything is signed, and raises if it is not to be. Raise AlreadyExists
         if the file exists.
         """
-        keys.load_authority(self.folder)  # first, because only one node issues
         content = read_small(Path(request), pipe=True)
         identity, _key = keys.read_request(content)
-        peer_store(self._config).snapshot().refuse_withdrawn(identity)
         if ask is not None:
             ask(identity)
         signed, out = self.sign(content), Path(path or f"{identity.name}.pem")
         write_file(out, signed, overwrite=False)
-        return Issued(
-            identity, out, keys.parse_certificates(signed, "what was signed")[0].not_valid_after_utc
-        )
+        leaf = keys.parse_certificates(signed, "what was signed")[0]
+        return Issued(identity, out, leaf.not_valid_after_utc)
 
     def install(self, certificate: str | Path) -> Identity:
         """Install a signed certificate as of `Certificates.install`, with a line in the audit log before."""
@@ -729,9 +711,8 @@ class NodeCertificates(keys.Certificates):
 
     def reinstate(self, identity: str) -> Applied:
         """Accept an identity again that was withdrawn on this node."""
-        return _apply(
-            self._config, changed=peer_store(self._config).reinstate(self._of_institution(identity))
-        )
+        changed = peer_store(self._config).reinstate(self._of_institution(identity))
+        return _apply(self._config, changed=changed)
 
     def _of_institution(self, text: str) -> Identity:
         institution = self._config.node.institution

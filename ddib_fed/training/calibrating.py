@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,6 +51,8 @@ from ddib_fed.networks.placement import torch_threads
 from ddib_fed.protocol.contract import CalibrationKind
 from ddib_fed.training.sources import own_samples, shipped_name
 
+ModelSource = Any
+"""A `ddib_fed.Model`, which stands above this module; the name of one that ships, or its folder; or a bundle."""
 OnNote = Callable[..., object]
 """Called with lines of text for the operator."""
 
@@ -197,23 +199,12 @@ def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]
 # Making
 
 
-class Opened(Protocol):
-    """A model that is open, as `ddib_fed.Model`."""
-
-    @property
-    def party(self) -> Any: ...
-
-
-BundleSource = Bundle | Opened | str | Path
-
-
-def open_source(model: BundleSource) -> Bundle:
-    """Return the bundle of an open model, of one that ships by its name, or of a folder."""
+def open_source(model: ModelSource) -> Bundle:
+    """Return the bundle of a `Model`, of a model that ships by its name, or of a folder."""
     if isinstance(model, Bundle):
         return model
-    return (
-        open_bundle(str(model)) if isinstance(model, str | Path) else cast("Bundle", model.party.model.bundle)
-    )
+    bundle: Bundle = model.party.model.bundle if hasattr(model, "party") else open_bundle(str(model))
+    return bundle
 
 
 def ignore(*lines: str) -> None:
@@ -311,8 +302,8 @@ class Ends:
 
 
 def calibrate(
-    source: BundleSource,
-    target: BundleSource,
+    source: ModelSource,
+    target: ModelSource,
     request: CalibrationRequest = CalibrationRequest(),
     *,
     threads: int = 1,
