@@ -260,7 +260,7 @@ class Calibration(_Saved):
         return PictureMap(*units, self.sha256.hex(), self.effect.forced)
 
     def dialled(self, dial: Dial, created: datetime) -> Calibration:
-        """The same map with a setting; made at another time it is another calibration, whatever was agreed before."""
+        """Return the same map with a setting; made at another time it is another calibration."""
         made = self.made.model_copy(update={"created": created})
         return self.model_copy(update={"dial": dial, "made": made})
 
@@ -312,7 +312,7 @@ class Calibration(_Saved):
 
 
 def plain_units(units: Normalisation) -> bytes:
-    """The canonical JSON of a model's units before a calibration: what a calibration's numbers are in."""
+    """Return the canonical JSON of a model's units before a calibration, in which a calibration's numbers are."""
     return canonical_json(units.model_dump(mode="json", exclude_none=True, exclude={"calibrated"}))
 
 
@@ -321,12 +321,12 @@ def units_digest(units: Normalisation) -> str:
 
 
 def units_of(manifest: Manifest) -> tuple[str, ...]:
-    """Digests of the units that a model's calibrations may be in."""
+    """Return the digests of the units that a model's calibrations may be in."""
     return tuple(map(units_digest, manifest.calibrated_units))
 
 
 def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
-    """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
+    """Return the map for `Leg.calibration`, of a rotation; None if the model's own units have it, or without any.
 
     CalibrationModel if the source's model cannot encode under the calibration, or without one, as it is trained now.
     """
@@ -363,7 +363,7 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
 
 
 def misfit(calibration: Calibration | None, source: Manifest) -> str:
-    """Why a model cannot encode under a calibration as it is trained now, with the remedy; empty if it can."""
+    """Return why a model cannot encode under a calibration as it is trained now, with the remedy; empty if it can."""
     try:
         leg_map(calibration, source)
     except CalibrationModel as error:
@@ -372,7 +372,7 @@ def misfit(calibration: Calibration | None, source: Manifest) -> str:
 
 
 def map_between(calibration: Calibration | None, source: Manifest, target: Manifest) -> ChannelMap | None:
-    """As `leg_map`, for two models in one process: the calibration must be between their domains and in their units."""
+    """Return `leg_map` of two models in one process; raise unless the calibration is between them."""
     if calibration is not None:
         units: dict[Side, Collection[str]] = {"source": units_of(source), "target": units_of(target)}
         calibration.check_between(("", source.domain), ("", target.domain), units)
@@ -390,7 +390,7 @@ def check_blend(blend: float, calibration: Calibration | None) -> None:
 
 
 def map_beside(folder: Path) -> PictureMap | None:
-    """The map of the calibration that is kept beside results in a folder."""
+    """Return the map of the calibration that is kept beside results in a folder."""
     path = folder / CALIBRATION_FILE
     try:
         return Calibration.open(path).alone if path.is_file() else None
@@ -464,7 +464,7 @@ class SignedCalibration(_Saved):
         return self.source if side == "source" else self.target
 
     def state(self, now: datetime) -> State:
-        """Whether it was removed from use, has expired, lacks a signature (proposed), or is active."""
+        """Return whether it was removed from use, has expired, lacks a signature (proposed), or is active."""
         if not self.active:
             return "inactive"
         if self.calibration.expired(now):
@@ -472,7 +472,7 @@ class SignedCalibration(_Saved):
         return "active" if self.complete else "proposed"
 
     def sign(self, side: Side, credentials: TlsCredentials, *, now: datetime) -> SignedCalibration:
-        """The same with the signature of this node, whose institution is that side."""
+        """Sign it for the side of this node's institution."""
         identity, named = credentials.identity, self.calibration.side(side).institution
         if identity.institution != named:
             raise CalibrationForeign(f"{identity} cannot sign as the {side}, which is {named or 'unnamed'}")
@@ -487,7 +487,7 @@ class SignedCalibration(_Saved):
         )
 
     def verify(self, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()) -> Calibration:
-        """The calibration, if both institutions have signed it and it has not ended.
+        """Return the calibration; raise unless both institutions have signed it and it has not ended.
 
         Args:
             pins: For each institution known here, its own roots.
@@ -501,7 +501,7 @@ class SignedCalibration(_Saved):
     def verify_side(
         self, side: Side, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()
     ) -> Identity:
-        """The node that signed for one side; arguments as of `verify`; CalibrationRefused, of a kind for each cause."""
+        """Return the node that signed for one side; raise CalibrationRefused, of a kind for each cause."""
         signature, institution = self.signature(side), self.calibration.side(side).institution
 
         def refused(kind: type[CalibrationRefused], why: str, hint: str = RECALIBRATE) -> CalibrationRefused:
@@ -561,7 +561,7 @@ def _problem(error: ValueError) -> str:
 
 
 def parse_calibration(data: bytes, what: str) -> Calibration:
-    """Read the canonical JSON of a calibration; CalibrationInvalid if it is not exactly that."""
+    """Read the canonical JSON of a calibration; raise CalibrationInvalid if it is not exactly that."""
     if len(data) > MAX_CALIBRATION_BYTES:
         raise CalibrationInvalid(
             f"{what} is larger than {MAX_CALIBRATION_BYTES} bytes", facts={"limit": MAX_CALIBRATION_BYTES}
@@ -607,14 +607,14 @@ class CalibrationStore:
             return self._write(signed.model_copy(update={"added": added, "active": True}))
 
     def find(self, sha256: bytes) -> SignedCalibration | None:
-        """The calibration of a digest; None if there is none, or its file was altered."""
+        """Return the calibration of a digest; None if there is none, or its file was altered."""
         try:
             return self._read(self._path(sha256))
         except DdibError:
             return None
 
     def named(self, prefix: str) -> SignedCalibration:
-        """The calibration whose digest in hexadecimal begins with `prefix`, of at least `MIN_PREFIX` digits."""
+        """Return the calibration whose digest in hexadecimal begins with `prefix`, of at least `MIN_PREFIX` digits."""
         found = [s for s in self.list() if s.sha256.hex().startswith(prefix.lower())]
         if len(prefix) < MIN_PREFIX or len(found) != 1:
             raise CalibrationUnknown(
@@ -625,14 +625,14 @@ class CalibrationStore:
         return found[0]
 
     def list(self) -> tuple[SignedCalibration, ...]:
-        """Every readable calibration, the newest first."""
+        """Return every readable calibration, the newest first."""
         found = [each for each in self._all() if isinstance(each, SignedCalibration)]
         return tuple(
             sorted(found, key=lambda s: (s.added or s.calibration.made.created, s.sha256), reverse=True)
         )
 
     def between(self, source: Place, target: Place) -> tuple[SignedCalibration, ...]:
-        """Every calibration from a source's domain to a target's, whatever its state, the newest first."""
+        """Return every calibration from a source's domain to a target's, in any state, the newest first."""
         places = source, target
         return tuple(
             s for s in self.list() if (s.calibration.source.place, s.calibration.target.place) == places
@@ -652,7 +652,7 @@ class CalibrationStore:
         return next(iter((*fitting, *active, *ended)), None)
 
     def problems(self) -> tuple[str, ...]:
-        """A line for each file that cannot be used."""
+        """Return a line for each file that cannot be used."""
         return tuple(each.detail for each in self._all() if isinstance(each, DdibError))
 
     def deactivate(self, sha256: bytes) -> SignedCalibration:

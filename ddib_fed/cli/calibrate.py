@@ -151,25 +151,29 @@ def calibrate(
 def _make(
     request: ddib_fed.CalibrationRequest, local: tuple[str, str], out: Path, existing: Path | None
 ) -> None:
-    """`--local`: make a calibration of two models, measure its dial, write it, and print what is known of it."""
+    """Make a calibration of two models (--local), measure its dial, write it, and print its figures."""
     if out.exists():
         raise AlreadyExists(f"{out} exists", hint="name another file with --out, or remove this one")
     if existing is not None:
-        made = ddib_fed.Calibration.open(existing)
+        calibration = ddib_fed.Calibration.open(existing)
     else:
         with console(stderr=True).status(f"fitting the {request.kind}"):
-            made = ddib_fed.calibrate(*local, request, threads=usual_threads(), on_note=options.note)
-    made.save(out)
+            calibration = ddib_fed.calibrate(*local, request, threads=usual_threads(), on_note=options.note)
+    calibration.save(out)
     rows, usable = list[Any](), True
-    if made.alone is not None:
+    if calibration.alone is not None:
         try:
             with console(stderr=True).status("measuring the dial"):
                 rows, dial = ddib_fed.measure_dial(
-                    made, *local, pictures=request.pictures, anchors=request.anchors, threads=usual_threads()
+                    calibration,
+                    *local,
+                    pictures=request.pictures,
+                    anchors=request.anchors,
+                    threads=usual_threads(),
                 )
-            made = made.model_copy(update={"dial": dial})
+            calibration = calibration.model_copy(update={"dial": dial})
             out.unlink()
-            made.save(out)
+            calibration.save(out)
         except Cancelled:
             say(f"{out} is written; its dial was not measured", err=True)
             raise
@@ -178,24 +182,24 @@ def _make(
         except DdibError as error:
             say(f"the dial was not measured: {error.detail}", err=True)
     model, other = local
-    if not usable and made.kind != "rotation":
+    if not usable and calibration.kind != "rotation":
         data = ["--images", "PICTURES"] if Path(model).is_dir() else ["--domain", model]
         following = ["model", "train", *data, "--init", model, "--calibration", str(out), "--steps", "600"]
-        following += ["--out", f"{made.source.domain}-calibrated"]
+        following += ["--out", f"{calibration.source.domain}-calibrated"]
     else:
         following = ["translate", "PICTURES", "--source", model, "--target", other, "--calibration", str(out)]
         following += ["--out", "calibrated"]
 
     def text() -> None:
-        show_calibration(made)
-        show_dial(rows, made)
+        show_calibration(calibration)
+        show_dial(rows, calibration)
         say(f"written      {out}", "next:", f"  ddib {shlex.join(following)}")
 
-    emit(made, text)
+    emit(calibration, text)
 
 
 def show_dial(rows: Sequence[Any], calibration: ddib_fed.Calibration) -> None:
-    """The table over the dial, and the setting that is proposed."""
+    """Print the table over the dial, and the proposed setting."""
     if not rows:
         return
     of_truth = any(row.ssim is not None for row in rows)
@@ -226,27 +230,27 @@ def show_dial(rows: Sequence[Any], calibration: ddib_fed.Calibration) -> None:
 
 
 def _agree(request: ddib_fed.CalibrationRequest, target: str, config_path: Path, *, yes: bool) -> None:
-    """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
+    """Fetch the peer's aggregate (--peer), fit with own pictures, show, ask, sign and send."""
     node = ddib_fed.Node.open(config_path)
     with console(stderr=True).status(f"fitting the {request.kind}"):
-        made, crossed = node.calibrations.propose(target, request, on_note=options.note)
-    institution = made.target.institution
-    show_calibration(made)
+        proposal, crossed = node.calibrations.propose(target, request, on_note=options.note)
+    institution = proposal.target.institution
+    show_calibration(proposal)
     say(
-        f"would leave  {len(made.canonical)} bytes of calibration with the numbers and figures above, and this "
+        f"would leave  {len(proposal.canonical)} bytes of calibration with the numbers and figures above, and this "
         f"node's signature and certificate, to {institution}; no picture and no part of one",
         err=True,
     )
     _confirm("Sign this calibration and send it?", yes=yes)
-    signed, more = node.calibrations.send(made)
+    signed, more = node.calibrations.send(proposal)
     crossed |= more
     say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in crossed.items())}")
-    _say_sent(made, node, complete=signed.complete)
+    _say_sent(proposal, node, complete=signed.complete)
     outcome(
         sha256=signed.sha256,
         state="signed" if signed.complete else "pending",
         crossed=crossed,
-        calibration=made.model_dump(mode="json", exclude_none=True),
+        calibration=proposal.model_dump(mode="json", exclude_none=True),
     )
 
 
@@ -366,9 +370,9 @@ def dial(
             limit=limit,
             least_share=config.policy.least_share,
         )
-    made = agreed.dialled(proposed, datetime.now(UTC))
-    show_dial(rows, made)
-    lines({"sha256": made.sha256.hex()})
+    dialled = agreed.dialled(proposed, datetime.now(UTC))
+    show_dial(rows, dialled)
+    lines({"sha256": dialled.sha256.hex()})
     if {row.dial.share for row in rows} == {1.0}:
         say("no share below 1 was measured: [policy] least_share in node.toml of both nodes allows it")
     outcome_of = {"dial": proposed.model_dump(), "rows": [asdict(row) for row in rows]}
@@ -377,7 +381,7 @@ def dial(
         outcome(sha256=agreed.sha256.hex(), state="signed", **outcome_of)
         return
     _confirm("Sign the calibration with this setting and send it?", yes=yes)
-    signed = node.calibrations.send(made)[0]
+    signed = node.calibrations.send(dialled)[0]
     _say_sent(signed.calibration, node, complete=signed.complete)
     outcome(sha256=signed.sha256, state="signed" if signed.complete else "pending", **outcome_of)
 
@@ -535,30 +539,32 @@ def _confirm(question: str, *, yes: bool) -> None:
 
 
 def show_calibration(calibration: ddib_fed.Calibration) -> None:
-    """What it is, how it was made, and what it does, a line each on stdout."""
-    made, effect = calibration.made, calibration.effect
-    anchored = made.method == "anchors"
-    theirs = f"an aggregate over {made.target_pictures} {made.target_unit}s of the target"
-    if not made.aggregate_sha256:
+    """Print what a calibration is, how it was made, and what it does, a line each."""
+    making, effect = calibration.made, calibration.effect
+    anchored = making.method == "anchors"
+    theirs = f"an aggregate over {making.target_pictures} {making.target_unit}s of the target"
+    if not making.aggregate_sha256:
         theirs = f"one that was not {calibration.target.institution}'s; the figures are of those"
     crossed = "nothing but the calibration itself"
-    if made.crossed_bytes:
+    if making.crossed_bytes:
         where = "" if calibration.target.institution else "nothing in one process; between nodes "
-        crossed = f"{where}{size(made.crossed_bytes)} of aggregate, once"
-    if made.epsilon is not None and made.delta is not None:
-        crossed += f", with noise: epsilon {made.epsilon:g}, delta {made.delta:g} for each {made.target_unit}"
+        crossed = f"{where}{size(making.crossed_bytes)} of aggregate, once"
+    if making.epsilon is not None and making.delta is not None:
+        crossed += (
+            f", with noise: epsilon {making.epsilon:g}, delta {making.delta:g} for each {making.target_unit}"
+        )
     before, after = effect.distance_before, effect.distance
     of = "mean squared, each anchor by a map of the others" if anchored else "of the colours to the target's"
     lines(
         {
             "calibration": f"{calibration.kind}, {calibration.source} to {calibration.target}",
-            "made from": f"{made.anchors} anchors, pictures of the same things in both domains"
+            "made from": f"{making.anchors} anchors, pictures of the same things in both domains"
             if anchored
-            else f"{made.source_pictures} pictures of the source, and {theirs}",
+            else f"{making.source_pictures} pictures of the source, and {theirs}",
             "error" if anchored else "distance": f"{before} without it, {after} with it: {of}",
             "gain" if anchored else "margin": f"{effect.margin}, as a share of that without it",
             **{name: str(figure) for name, figure in effect.figures.items()},
-            **({"contrast": f"{made.contrast}, as its operators say"} if made.contrast else {}),
+            **({"contrast": f"{making.contrast}, as its operators say"} if making.contrast else {}),
             "crosses": crossed,
             "dial": str(calibration.dial),
             "expires": f"{calibration.expires:%Y-%m-%d}",

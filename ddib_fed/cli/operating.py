@@ -56,7 +56,7 @@ def _when(moment: datetime | None) -> str:
 
 
 def _show_status(answer: Any, more: str) -> None:
-    """Print it; `more` is what the commands that are named need to be about this node."""
+    """Print a node's state; `more` names its configuration in commands."""
     say(
         f"node         {answer.name}.{answer.institution}  {answer.state}",
         f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s",
@@ -170,7 +170,7 @@ def show(config_path: Path, peer: str, since: str | None, limit: int | None, anc
 
 
 def _write(line: int, sha256: str, record: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """One line for scripts, or for people: a value that could be taken for several is quoted."""
+    """Print one line for scripts, or for people, where a value that could be taken for several is quoted."""
     if is_aside():
         say_document(json.dumps({**record, "line": line, "sha256": sha256}))
         return

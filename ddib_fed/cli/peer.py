@@ -43,15 +43,15 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
     """
     node = ddib_fed.Node.open(config_path)
     path, warning = out or Path(f"{node.config.node.institution}.peer"), node.config.not_dialled
-    own = node.peers.export(path, replace=force)
+    entry = node.peers.export(path, replace=force)
     say(
-        f"wrote {path}: {own.identity} at {own.address}",
-        *(f"fingerprint  {text}" for text in own.fingerprints),
+        f"wrote {path}: {entry.identity} at {entry.address}",
+        *(f"fingerprint  {text}" for text in entry.fingerprints),
     )
     if warning:
         say(f"warning: {warning}; correct {config_path} and export again", err=True)
     say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
-    outcome(written=path, warning=warning or None, **_entry(own))
+    outcome(written=path, warning=warning or None, **_entry(entry))
 
 
 def _entry(other: Any) -> dict[str, object]:
@@ -351,13 +351,13 @@ def install(config_path: Path, profile_path: Path | None, certificate: Path) -> 
 def show(config_path: Path, profile_path: Path | None) -> None:
     """Show the certificate's identity and expiry, the trusted roots of its institution, and who is withdrawn."""
     certificates = _certificates(config_path, profile_path)
-    own = certificates.show()
+    certificate = certificates.show()
     values = {
-        "identity": own.identity.uri,
-        "role": own.identity.kind,
-        "dns_name": own.identity.dns_name,
-        "valid_until": own.not_after,
-        "expired": own.not_after <= datetime.now(UTC),
+        "identity": certificate.identity.uri,
+        "role": certificate.identity.kind,
+        "dns_name": certificate.identity.dns_name,
+        "valid_until": certificate.not_after,
+        "expired": certificate.not_after <= datetime.now(UTC),
         "roots": certificates.roots,
         "issuer": certificates.issues,
         "withdrawn": [{"identity": each.uri, "reason": why} for each, why in certificates.withdrawn.items()],

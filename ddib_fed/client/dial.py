@@ -158,8 +158,8 @@ def measure_dial(
         from ddib_fed.client.in_process import InProcess, ProcessOptions
         from ddib_fed.engine.local_party import open_party
 
-        own, other = (open_party(each, threads=threads) for each in (bundle, open_source(target)))
-        client = InProcess(own, other, ProcessOptions(calibration=calibration))
+        encoder, decoder = (open_party(each, threads=threads) for each in (bundle, open_source(target)))
+        client = InProcess(encoder, decoder, ProcessOptions(calibration=calibration))
         target = client.target
     with tempfile.TemporaryDirectory() as folder:
         root, truth = Path(folder), None
@@ -209,11 +209,11 @@ def compare_settings(
     room = TOLERATED if chosen.ssim is None else 0.0
     if rows[-1].worth >= chosen.worth - room:
         chosen = rows[-1]
-    found = kept[chosen.dial][0]
-    assert found.mapped is not None
+    translations = kept[chosen.dial][0]
+    assert translations.mapped is not None
     dial = chosen.dial.model_copy(update={"blend": BLEND})
-    blended = (1.0 - BLEND) * found.translated + BLEND * found.mapped
-    rows.append(_row(dial, replace(found, translated=blended)))
+    blended = (1.0 - BLEND) * translations.translated + BLEND * translations.mapped
+    rows.append(_row(dial, replace(translations, translated=blended)))
     if rows[-1].worth >= chosen.worth:
         chosen = rows[-1]
     return rows, chosen.dial
@@ -221,11 +221,11 @@ def compare_settings(
 
 def _over_same(kept: Mapping[Dial, Kept]) -> dict[Dial, Kept]:
     """Keep of each setting the pictures that all settings have."""
-    names = set.intersection(*(set(found.names) for found, _ in kept.values()))
+    names = set.intersection(*(set(translations.names) for translations, _ in kept.values()))
     same: dict[Dial, Kept] = {}
-    for dial, (found, latents) in kept.items():
-        where = [at for at, name in enumerate(found.names) if name in names]
-        same[dial] = found.of(where), latents[where]
+    for dial, (translations, latents) in kept.items():
+        where = [at for at, name in enumerate(translations.names) if name in names]
+        same[dial] = translations.of(where), latents[where]
     return same
 
 
@@ -238,23 +238,23 @@ def _largest_with_enough(rows: Sequence[Measured]) -> float:
 
 
 def _row(
-    dial: Dial, found: Translations, latents: Pictures | None = None, surrogate: float | None = None
+    dial: Dial, translations: Translations, latents: Pictures | None = None, surrogate: float | None = None
 ) -> Measured:
-    translated, mapped = found.translated, found.mapped
+    translated, mapped = translations.translated, translations.mapped
     assert mapped is not None
-    pairs = round(MOST_KNOWN * len(found.names))
+    pairs = round(MOST_KNOWN * len(translations.names))
     round_trip = whiteness = read = psnr = ssim = partner = None
     if latents is not None:
         import torch
 
         whiteness = metrics.whiteness(torch.from_numpy(latents)).ratio
-        read = _read(latents, found, pairs)
-        if found.back is not None and found.source is not None:
-            round_trip = float(metrics.psnr(found.back, found.source).mean())
-    if found.truth is not None:
-        same = metrics.compare(translated, found.truth)
+        read = _read(latents, translations, pairs)
+        if translations.back is not None and translations.source is not None:
+            round_trip = float(metrics.psnr(translations.back, translations.source).mean())
+    if translations.truth is not None:
+        same = metrics.compare(translated, translations.truth)
         psnr, ssim = float(same.psnr.mean()), float(same.ssim.mean())
-        partner = float(metrics.hits_by_pixels(translated, found.truth).mean())
+        partner = float(metrics.hits_by_pixels(translated, translations.truth).mean())
     return Measured(
         dial,
         float(metrics.ssim(translated, mapped).mean()),
@@ -265,21 +265,21 @@ def _row(
     )  # fmt: skip
 
 
-def _read(latents: Pictures, found: Translations, count: int) -> float | None:
-    """dB of the pictures that a read-out of so many pairs reads from the latents of the others."""
-    assert found.source is not None
-    assert found.mapping is not None
-    units = found.mapping.source
-    x = units.apply(found.source)
+def _read(latents: Pictures, translations: Translations, count: int) -> float | None:
+    """Return the PSNR in dB of pictures that a read-out of `count` pairs reads from the latents of the others."""
+    assert translations.source is not None
+    assert translations.mapping is not None
+    units = translations.mapping.source
+    x = units.apply(translations.source)
     if count < FEWEST_READ or len(latents) - count < 2 or latents.shape != x.shape:
         return None
     inverse = metrics.by_frequency(latents[:count], x[:count], 1.0)
     read = units.undo(inverse(latents[count:])).clip(-1.0, 1.0)
-    return float(metrics.psnr(read, found.source[count:]).mean())
+    return float(metrics.psnr(read, translations.source[count:]).mean())
 
 
 def write_pictures(pictures: Pictures, rule: PictureRule, folder: Path) -> list[Path]:
-    """Pictures (N, C, H, W) in [-1, 1] as files of the raw values that a model's rule says."""
+    """Write pictures (N, C, H, W) in [-1, 1] as files of the raw values of a model's rule."""
     paths = []
     slope, intercept = rule.output_scale
     for number, picture in enumerate(pictures):
@@ -326,13 +326,15 @@ def translating(
                 if not (run.results and isinstance(error, REFUSALS)):
                     raise error
             run.require_translated()
-            found = read_translations(Path(folder), source=root, truth=truth, mapping=calibration.alone)
-            if found.mapping is None:
+            translations = read_translations(
+                Path(folder), source=root, truth=truth, mapping=calibration.alone
+            )
+            if translations.mapping is None:
                 raise JobFailed(
                     "the jobs ran under another calibration than the one that is measured",
                     hint="ddib calibrate list; remove the one that is not wanted",
                 )
-            latents = [np.load(Path(folder) / f"{name}.latent.npy") for name in found.names]
-        return found, np.concatenate(latents)
+            latents = [np.load(Path(folder) / f"{name}.latent.npy") for name in translations.names]
+        return translations, np.concatenate(latents)
 
     return translate

@@ -80,14 +80,14 @@ class Profile(Frozen):
     @classmethod
     def load(cls, path: str | Path | None = None) -> Profile:
         """Read the profile at `path`, or the first of the usual places."""
-        found = Path(path) if path is not None else find_profile()
-        profile = load_toml(found, cls, hint="ddib init client --help")
+        place = Path(path) if path is not None else find_profile()
+        profile = load_toml(place, cls, hint="ddib init client --help")
         if not profile.source_identity.endswith("." + profile.institution):
             raise ConfigError(
-                f"{found}: source_identity {profile.source_identity!r} is not of {profile.institution!r}",
+                f"{place}: source_identity {profile.source_identity!r} is not of {profile.institution!r}",
                 hint=f"a client talks to its own institution's source node, e.g. node-1.{profile.institution}",
             )
-        profile._path = found.resolve()  # noqa: SLF001 - its own private attribute
+        profile._path = place.resolve()  # noqa: SLF001 - its own private attribute
         return profile
 
     @classmethod
@@ -138,11 +138,11 @@ class Profile(Frozen):
         except ValidationError as error:
             raise InputError(problem_text(error), hint=hint) from error
         out.mkdir(parents=True, exist_ok=True)
-        asked = make_request(out / "pki", identity)
+        content = make_request(out / "pki", identity)
         if sign is None:
-            request.write_bytes(asked)
+            request.write_bytes(content)
         else:
-            install(out / "pki", sign(asked), expected=identity)
+            install(out / "pki", sign(content), expected=identity)
         write_file(path, text.encode(), overwrite=False)
         return cls.load(path)
 
@@ -169,7 +169,7 @@ class Profile(Frozen):
         return self._path.parent / self.pki
 
     def beside(self, name: str) -> Path:
-        """A path of client.toml, which is relative to it."""
+        """Return a path of client.toml, which is relative to it."""
         return self._path.parent / name
 
 
@@ -182,7 +182,7 @@ def _person_here() -> str:
 
 
 def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
-    """Where a profile is searched for, first match wins; `DDIB_PROFILE`, if set, is the only place."""
+    """Return where a profile is searched for, first match wins; `DDIB_PROFILE`, if set, is the only place."""
     if named := environ.get("DDIB_PROFILE"):
         return (Path(named),)
     config = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
@@ -229,7 +229,7 @@ pki = "{pki}"
 
 
 def render_client_toml(**values: str) -> str:
-    """A commented client.toml that `Profile.load` accepts, of its keys without a default and `pki`."""
+    """Return a commented client.toml that `Profile.load` accepts, of its keys without a default and `pki`."""
     Profile.model_validate(values)
     return _TEMPLATE.format(file=FILE_NAME, **values)
 

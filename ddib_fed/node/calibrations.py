@@ -74,18 +74,18 @@ PUBLISH: Final = "ddib calibrate publish --config node.toml, on the target's nod
 def usable_calibration(
     node: NodeContext, sha256: bytes, *, source: Place, target: Place, side: Side, now: datetime | None = None
 ) -> Calibration:
-    """The stored calibration of a digest, if this node may use it now."""
-    found = node.calibrations.find(sha256)
-    if found is None or not found.active:
-        gone = "is not stored here" if found is None else "was taken out of use here"
+    """Return the stored calibration of a digest; raise unless this node may use it now."""
+    stored = node.calibrations.find(sha256)
+    if stored is None or not stored.active:
+        gone = "is not stored here" if stored is None else "was taken out of use here"
         raise errors.CalibrationUnknown(
             f"the calibration {sha256.hex()[:12]} {gone}",
             hint="ddib calibrate list",
             facts={"calibration": sha256.hex()},
         )
     policy, peers = node.config.policy, node.peers.snapshot()
-    check_terms(found.calibration, (source, target), side, node.units_sha256, policy)
-    return found.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
+    check_terms(stored.calibration, (source, target), side, node.units_sha256, policy)
+    return stored.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
 
 
 def check_terms(
@@ -121,11 +121,11 @@ def check_decodable(
     node: NodeContext, terms: common_pb2.CalibrationTerms, *, source: Place, target: Place
 ) -> None:
     """Raise unless a target decodes latents under a contract's calibration."""
-    found = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
-    if found.terms != terms:
+    calibration = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
+    if calibration.terms != terms:
         raise errors.ContractMismatch(
             f"{source[0]} proposed the calibration {calibration_text(terms)} until {terms.expires}, and both "
-            f"institutions signed {calibration_text(found.terms)} until {found.terms.expires}",
+            f"institutions signed {calibration_text(calibration.terms)} until {calibration.terms.expires}",
             hint="upgrade ddib-fed at the source: it must propose the terms that were signed",
         )
     check_target(node.running_engine.model.manifest)
@@ -162,10 +162,10 @@ def overview(
             except errors.RefusedError as error:
                 state, warning = "refused", error.detail
             else:
-                own = calibration.kind in RETRAINED and calibration.map  # jobs take the newest that fits
+                trained = calibration.kind in RETRAINED and calibration.map  # jobs take the newest that fits
                 if calibration.kind not in config.policy.calibration:
                     state, warning = "refused", f"policy.calibration does not list {calibration.kind}"
-                elif (use := (calibration.kind, own, calibration.source, calibration.target)) in used:
+                elif (use := (calibration.kind, trained, calibration.source, calibration.target)) in used:
                     state = "replaced"
                 else:
                     used.add(use)
@@ -211,20 +211,21 @@ def find_published(config: NodeConfig) -> Aggregate | None:
 
 
 def served_aggregate(config: NodeConfig, units_sha256: Collection[str]) -> Aggregate:
-    """What is published, if it is of the model that the node serves."""
-    found = find_published(config)
-    if found is None:
+    """Return the published aggregate; raise unless it is of the model that the node serves."""
+    aggregate = find_published(config)
+    if aggregate is None:
         raise errors.AggregateNotFound(
             f"no aggregate of {config.model.domain} is published here", hint=PUBLISH
         )
-    if found.units_sha256 not in units_sha256 or found.domain != config.model.domain:
+    if aggregate.units_sha256 not in units_sha256 or aggregate.domain != config.model.domain:
         raise errors.CalibrationUnits(
-            f"the aggregate in {config.paths.aggregate} is of {found.domain} in the units {found.units_sha256[:12]}; "
-            f"the model of {config.model.domain} has {' and '.join(each[:12] for each in units_sha256)}",
+            f"the aggregate in {config.paths.aggregate} is of {aggregate.domain} in the units "
+            f"{aggregate.units_sha256[:12]}; the model of {config.model.domain} has "
+            f"{' and '.join(each[:12] for each in units_sha256)}",
             hint=f"{PUBLISH} --force",
             facts={"side": "target"},
         )
-    return found
+    return aggregate
 
 
 # Proposals
@@ -238,7 +239,7 @@ def check_proposal(
     *,
     now: datetime,
 ) -> None:
-    """Raise unless a target may sign what was proposed to it."""
+    """Raise unless a target may sign a proposal."""
     calibration, institution = signed.calibration, signed.calibration.source.institution
     if institution not in peers.peers:
         raise errors.CalibrationForeign(
@@ -270,14 +271,14 @@ def check_proposal(
 
 
 def _check_making(calibration: Calibration, published: Aggregate | None) -> None:
-    """Raise unless a calibration is from nothing that crossed, or from what is published, and states its privacy so."""
-    made = calibration.made
-    if (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None):
+    """Raise unless the calibration's provenance matches the published aggregate, or nothing crossed for it."""
+    making = calibration.made
+    if (making.aggregate_sha256, making.crossed_bytes, making.epsilon, making.delta) == ("", 0, None, None):
         return
-    if published is None or not published.making.items() <= made.model_dump().items():
-        there = "none" if published is None else published.sha256.hex()[:12]
+    if published is None or not published.making.items() <= making.model_dump().items():
+        known = "none" if published is None else published.sha256.hex()[:12]
         raise errors.CalibrationInvalid(
-            f"the calibration states another aggregate than is published here ({there}), or other pictures, bytes, "
+            f"the calibration states another aggregate than is published here ({known}), or other pictures, bytes, "
             "epsilon or delta of it",
             hint="the source calibrates again: ddib calibrate --peer INSTITUTION/DOMAIN",
             facts={"field": "made"},
@@ -289,7 +290,7 @@ def own_place(config: NodeConfig) -> Place:
 
 
 def line_of(signed: SignedCalibration) -> dict[str, str]:
-    """What a line of the audit log says of a calibration."""
+    """Return the values of a calibration for a line of the audit log."""
     calibration = signed.calibration
     return {
         "calibration": signed.sha256.hex(),
@@ -392,14 +393,14 @@ class Calibrations:
 
     def published(self) -> tuple[Publication, ...]:
         """Return every aggregate that this node has published, the oldest first, by its audit log."""
-        path, found = self._config.paths.store, dict[str, Publication]()
+        path, publications = self._config.paths.store, dict[str, Publication]()
         try:
             for record in (parsed(line) or {} for line in lines_of(path, '"aggregate_')):
                 if record.get("act") == "aggregate_published":
                     sha256, names = record["aggregate"], ("time", "counted", "unit", "epsilon", "delta")
-                    found[sha256] = Publication(sha256, *(record[name] for name in names))
-                elif record.get("act") == "aggregate_served" and record["aggregate"] in found:
-                    peers = found[record["aggregate"]].peers
+                    publications[sha256] = Publication(sha256, *(record[name] for name in names))
+                elif record.get("act") == "aggregate_served" and record["aggregate"] in publications:
+                    peers = publications[record["aggregate"]].peers
                     if (institution := Identity.parse(record["peer"]).institution) not in peers:
                         peers.append(institution)
         except FileNotFoundError:
@@ -409,7 +410,7 @@ class Calibrations:
                 f"{path} has a line on an aggregate that cannot be read, so what was published cannot be counted",
                 hint=f"ddib audit verify --config {shlex.quote(str(self._config.path))}",
             ) from error
-        return tuple(found.values())
+        return tuple(publications.values())
 
     def together(self, *more: Aggregate) -> str:
         """Return the privacy of all that is published and of `more`, for one unit that is in each: epsilons add up."""
@@ -508,20 +509,20 @@ class Calibrations:
         if request.pictures is None and request.anchors is None:
             request = dataclasses.replace(request, pictures=config.train.pictures(config.folder))
         latents = of_latents(request.kind if existing is None else existing.kind, bundle.manifest)
-        own = side(bundle.manifest, config.node.institution, latents=latents)
-        own = own.model_copy(update={"domain": config.model.domain})
+        source = side(bundle.manifest, config.node.institution, latents=latents)
+        source = source.model_copy(update={"domain": config.model.domain})
         with CalibrationPeer(config, *place) as peer:
             if existing is not None:
-                return self._again(existing, request, own, place), peer.crossed
-            ends = Ends(own, place, request.command(f"--peer {target}"))
+                return self._again(existing, request, source, place), peer.crossed
+            ends = Ends(source, place, request.command(f"--peer {target}"))
             calibration = make_calibration(request, ends, bundle, peer, on_note=on_note or ignore)
             return calibration, peer.crossed
 
     def _again(
-        self, existing: Calibration, request: CalibrationRequest, own: CalibratedSide, to: Place
+        self, existing: Calibration, request: CalibrationRequest, source: CalibratedSide, to: Place
     ) -> Calibration:
         """Return the map of an existing calibration towards a peer, which checks its own units."""
-        if existing.source.units_sha256 != own.units_sha256:
+        if existing.source.units_sha256 != source.units_sha256:
             raise errors.InputError(
                 f"the calibration of {existing.source.domain} was made for a model of other units than that of this "
                 "node",
@@ -529,15 +530,15 @@ class Calibrations:
             )
         if not request.force:
             self.check_figures(existing)
-        made, dial = existing.made, existing.dial
+        making, dial = existing.made, existing.dial
         if existing.target.institution != to[0]:
             nothing = {"aggregate_sha256": "", "crossed_bytes": 0, "epsilon": None, "delta": None}
-            made = made.model_copy(update=nothing)
+            making = making.model_copy(update=nothing)
         dial = dial.model_copy(update={"share": max(dial.share, self._config.policy.least_share)})
         target = existing.target.model_copy(update={"institution": to[0], "domain": to[1]})
         ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=request.days)
         return existing.model_copy(
-            update={"source": own, "target": target, "made": made, "dial": dial, "expires": ends}
+            update={"source": source, "target": target, "made": making, "dial": dial, "expires": ends}
         )
 
     def send(self, which: Calibration | str) -> tuple[SignedCalibration, Crossed]:
@@ -630,8 +631,8 @@ class Calibrations:
         It is kept at first, so that results made with it can be explained and the peer cannot bring it back. Return it
         as it was: `active` says which of both was done.
         """
-        signed, own = self.get(digest), self._config.node.institution
-        other = next(iter(signed.calibration.institutions - {own}), own)
+        signed, institution = self.get(digest), self._config.node.institution
+        other = next(iter(signed.calibration.institutions - {institution}), institution)
         self._note("calibration_removed", signed, other, forgotten=int(not signed.active))
         (self._store.deactivate if signed.active else self._store.remove)(signed.sha256)
         return signed
@@ -695,19 +696,19 @@ class CalibrationPeer:
         self._channels.close()
 
     def aggregate(self) -> Aggregate:
-        """What the peer's operator published, in the units that its `units_sha256` names."""
+        """Fetch the aggregate that the peer's operator published, in the units that its `units_sha256` names."""
         answer = self._ask(self._stub.GetAggregate, pb.GetAggregateRequest(domain=self._domain))
         with checking_answers(self.hop):
-            found = read_aggregate(answer.aggregate)
+            aggregate = read_aggregate(answer.aggregate)
             self.crossed["aggregate received"] = len(answer.aggregate)
-            if found.canonical != answer.aggregate:
+            if aggregate.canonical != answer.aggregate:
                 raise errors.MessageInvalid("an aggregate that is not canonical")
-            if found.domain != self._domain:
-                raise errors.MessageInvalid(f"an aggregate of {found.domain}, not of {self._domain}")
-        return found
+            if aggregate.domain != self._domain:
+                raise errors.MessageInvalid(f"an aggregate of {aggregate.domain}, not of {self._domain}")
+        return aggregate
 
     def units(self, *, latents: bool = False) -> Normalisation:
-        """The units of the peer's model, or of its latents: mean and deviation of its channels, not noised."""
+        """Fetch the units of the peer's model, or of its latents: mean and deviation of its channels, not noised."""
         answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain, latents=latents))
         self.crossed["units received"] = len(answer.units)
         try:
@@ -716,7 +717,7 @@ class CalibrationPeer:
             raise at_fault(errors.MessageInvalid("units that cannot be read"), self.hop) from error
 
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:
-        """How pictures of the peer's domain become the input of its model, from its side of a contract."""
+        """Fetch how pictures of the peer's domain become the input of its model, from its side of a contract."""
         request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
         with checking_answers(self.hop):
@@ -766,12 +767,12 @@ class CalibrationPeer:
                     hop=self.hop,
                     hint=f"ddib peer test {self._institution}",
                 ) from error
-            found = self._channels.explained(self._institution, failure_of_peer(error, self.hop))
+            failure = self._channels.explained(self._institution, failure_of_peer(error, self.hop))
             ask = f"ask the operator of {self._institution}"
-            if isinstance(found, errors.AggregateNotFound):
-                found.hint = f"{ask} to run: ddib calibrate publish --config node.toml"
-            elif isinstance(found, errors.PolicyDenied) and "policy" in found.facts:
-                found.hint = f"{ask} for [policy] {found.facts['policy']} in its node.toml"
-            elif isinstance(found, errors.PeerUnreachable) and not found.hint:
-                found.hint = f"ddib peer test {self._institution}"
-            raise found from error
+            if isinstance(failure, errors.AggregateNotFound):
+                failure.hint = f"{ask} to run: ddib calibrate publish --config node.toml"
+            elif isinstance(failure, errors.PolicyDenied) and "policy" in failure.facts:
+                failure.hint = f"{ask} for [policy] {failure.facts['policy']} in its node.toml"
+            elif isinstance(failure, errors.PeerUnreachable) and not failure.hint:
+                failure.hint = f"ddib peer test {self._institution}"
+            raise failure from error

@@ -51,7 +51,7 @@ CONFIG = click.option(
 
 
 def node_command(role: Role | None) -> click.Group:
-    """The commands of a node that has this role, or of any node."""
+    """Return the commands of a node that has this role, or of any node."""
 
     @click.group(help=_HELP[role], context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="ddib-fed")
@@ -172,7 +172,7 @@ def _pair(config: NodeConfig, *, shows_code: bool, dialled: tuple[str, str] | No
 
 
 def _show(finding: StepResult) -> None:
-    """One step of a start: ok and what there is, or what is wrong and what to do."""
+    """Print one step of a start: ok and its finding, or its problem and what to do."""
     if finding.problem is None:
         say(f"{finding.step:12} ok {finding.text}")
         for warning in finding.warnings:

@@ -25,7 +25,7 @@ from ddib_fed.security.peers import PeerStore
 
 
 def write_leaving(config: NodeConfig, path: Path) -> list[str]:
-    """Write the page, a file that is there stays; returns what could not be read."""
+    """Write the page, never over a file; return what could not be read."""
     problems: list[str] = []
     manifest, privacy, shape = None, None, [0]
     bundle, store, scene = config.paths.bundle, peer_store(config), config.model.scene
@@ -67,7 +67,7 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
 
 
 def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
-    """Each admitted peer, and what the policy, suspensions and withdrawals let it have now."""
+    """Return each admitted peer, and what the policy, suspensions and withdrawals let it have now."""
     policy, roles, snapshot = config.policy, config.node.roles, store.snapshot()
     targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
     found = []

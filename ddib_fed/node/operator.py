@@ -145,20 +145,20 @@ class Node:
         for place in (path, state / "pki" / "ca.key"):
             if place.exists():
                 raise AlreadyExists(f"{place} exists and is not overwritten", hint="another --out folder")
-        own = shipped = None
+        named = shipped = None
         if model is not None:
             from ddib_fed.models.bundle import open_bundle, shipped_name
 
-            own, shipped = open_bundle(str(model)).manifest.domain, shipped_name(str(model))
+            named, shipped = open_bundle(str(model)).manifest.domain, shipped_name(str(model))
         try:
             section = NodeSection(
                 institution=institution, name=name, roles=ROLES[role], listen=bound, address=dialled
             )
             hosted = ModelSection(
-                domain=own or "" if domain is None else domain,
+                domain=named or "" if domain is None else domain,
                 bundle="model" if model is None or shipped else _place(model, out),
                 classifier=None if classifier is None else _place(classifier, out),
-                bundle_domain=None if domain in {None, own} else own,
+                bundle_domain=None if domain in {None, named} else named,
             )
             text = render_node_toml(section, hosted)
         except ValidationError as error:
@@ -379,19 +379,19 @@ class Peers:
         """Return this node as its peer file introduces it."""
         node = self._config.node
         roots = self._store.snapshot().own_roots
-        own = Peer(node.institution, Identity(node.institution, "node", node.name), node.address, roots)
+        peer = Peer(node.institution, Identity(node.institution, "node", node.name), node.address, roots)
         # As the other side will read it.
-        return parse_peer(own.to_bytes(), f"what {self._config.path} says of this node")
+        return parse_peer(peer.to_bytes(), f"what {self._config.path} says of this node")
 
     def export(self, path: str | Path, *, replace: bool = False) -> Peer:
         """Write the file that another institution adds, which holds no secret; raise AlreadyExists if it exists."""
-        own = self.own()
+        peer = self.own()
         try:
-            write_file(Path(path), own.to_bytes(), overwrite=replace)
+            write_file(Path(path), peer.to_bytes(), overwrite=replace)
         except AlreadyExists as error:
             error.hint = "choose another file, or replace it with ddib peer export --force"
             raise
-        return own
+        return peer
 
     def add(
         self,

@@ -82,7 +82,7 @@ def count_pictures(
     group_by: str | None = None,
     latents: bool = False,
 ) -> Counted:
-    """The histogram of a domain's pictures or of their latents, of units chosen before any of them is read."""
+    """Count a domain's pictures or their latents, of units chosen before any of them is read."""
     manifest = bundle.manifest
     rule, normalisation = picture_rule(manifest), units_for(manifest, latents=latents)
     name = shipped_name(manifest, _text(which))
@@ -91,8 +91,8 @@ def count_pictures(
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
         whole = shipped_bytes(name)[0]
         train = latents_of(bundle, thinned(whole, at_most)) if latents else whole
-        found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
-        return replace(found, notes=tuple(_left(found.units, len(whole), "picture")))
+        counted = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
+        return replace(counted, notes=tuple(_left(counted.units, len(whole), "picture")))
     folder = Path(str(which))
     if manifest.picture is not None and manifest.picture.intensity is not None:
         raise UsageError(
@@ -127,14 +127,14 @@ def _left(count: int, there: int, unit: Unit) -> list[str]:
 
 
 def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Path, ...]]:
-    """Files by the group that each lies in, by their names alone."""
+    """Group files by their names alone."""
     try:
         pattern = re.compile("^([^/]+)/" if group_by == "folder" else group_by)
     except re.error as error:
         raise UsageError(
             f"--group-by {group_by!a} is no regular expression: {error}", hint="ddib calibrate publish --help"
         ) from error
-    found: dict[str, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in files:
         match = pattern.search(name := file.relative_to(folder).as_posix())
         if match is None or not (group := match[min(pattern.groups, 1)]):
@@ -142,8 +142,8 @@ def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Pa
                 f"{name} lies in no group by --group-by {group_by}",
                 hint="the pattern must be found in each path below the folder; ddib calibrate publish --help",
             )
-        found.setdefault(group, []).append(file)
-    return [tuple(each) for each in found.values()]
+        groups.setdefault(group, []).append(file)
+    return [tuple(each) for each in groups.values()]
 
 
 def _mean_histogram(
@@ -152,7 +152,7 @@ def _mean_histogram(
     in_units: Callable[[Pictures], Pictures],
     cells: Cells,
 ) -> tuple[Numbers, list[str]]:
-    """The mean over units of the mean over their files; and a line for each file that cannot be used."""
+    """Return the mean over units of the mean over their files, and a line for each file that cannot be used."""
     total, unread = np.zeros(cells.shape), []
     for files in units:
         for file in files:
@@ -174,8 +174,8 @@ def _mean_histogram(
 
 
 def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]) -> Anchors:
-    """The pictures of two folders that have the same names, each read by its domain's rule."""
-    found = [
+    """Read the pictures of two folders that have the same names, each by its domain's rule."""
+    entries = [
         {
             str(entry.path.relative_to(folder).with_suffix("")): entry
             for entry in scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}")).entries
@@ -183,15 +183,15 @@ def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]
         for rule, folder in zip(rules, places, strict=True)
     ]
     for here, there in ((0, 1), (1, 0)):
-        if missing := found[here].keys() - found[there].keys():
+        if missing := entries[here].keys() - entries[there].keys():
             some = ", ".join(sorted(missing)[:MOST_NAMED])
             raise InputError(
                 f"{len(missing)} pictures of {places[here]} have no partner in {places[there]}: {some}",
                 hint="name both pictures of one thing alike, and remove what has no partner",
             )
-    names = tuple(sorted(found[0]))
+    names = tuple(sorted(entries[0]))
     first, second = (
-        load([each[name] for name in names], rule) for each, rule in zip(found, rules, strict=True)
+        load([each[name] for name in names], rule) for each, rule in zip(entries, rules, strict=True)
     )
     return Anchors(names, first, second)
 
@@ -208,7 +208,7 @@ def open_source(model: ModelSource) -> Bundle:
 
 
 def ignore(*lines: str) -> None:
-    """Leave out what nobody asks for."""
+    """Ignore notes."""
 
 
 class CalibrationTarget(Protocol):
@@ -354,8 +354,8 @@ def calibrate(
     >>> print(calibration.source, calibration.target, calibration.made.anchors)
     satellite relief 4
     """
-    own, other = open_source(source), open_source(target)
-    first, second = own.manifest, other.manifest
+    bundle, other = open_source(source), open_source(target)
+    first, second = bundle.manifest, other.manifest
     if first.sample_shape != second.sample_shape or first.latent_shape != second.latent_shape:
         raise ShapeMismatch(
             f"{first.name} is of {first.sample_shape}, {second.name} of {second.sample_shape}",
@@ -365,37 +365,37 @@ def calibrate(
     noise = "" if request.anchors is not None else f" --epsilon {request.epsilon:g}"
     words = f"--local {shlex.join((first.domain, second.domain))}{noise}"
     ends = Ends(side(first, latents=latents), ("", second.domain), request.command(words))
-    there = LocalTarget(other, request, on_note, latents)
+    opposite = LocalTarget(other, request, on_note, latents)
     with torch_threads(threads):
-        return make_calibration(request, ends, own, there, on_note=on_note)
+        return make_calibration(request, ends, bundle, opposite, on_note=on_note)
 
 
 def side(manifest: Manifest, institution: str = "", *, latents: bool = False) -> CalibratedSide:
-    """One side of a calibration, from its model's manifest."""
+    """Return one side of a calibration, from its model's manifest."""
     units = units_for(manifest, latents=latents)
     return CalibratedSide(institution=institution, domain=manifest.domain, units=units)
 
 
 def units_for(manifest: Manifest, *, latents: bool) -> Normalisation:
-    """The units of a model's pictures, or of its latents."""
-    found = manifest.calibrated_units
-    if latents and len(found) == 1:
+    """Return the units of a model's pictures, or of its latents."""
+    units = manifest.calibrated_units
+    if latents and len(units) == 1:
         raise UsageError(f"{manifest.name} has no autoencoder", hint="leave --latents out")
-    return found[latents]
+    return units[latents]
 
 
 def of_latents(kind: CalibrationKind, manifest: Manifest) -> bool:
-    """Whether a calibration is of latents: the ODE commutes with a rotation of what it runs on, and of nothing else."""
+    """Return whether a calibration is of latents: the ODE commutes with a rotation of its own space alone."""
     return kind == "rotation" and manifest.latents is not None
 
 
 def latents_of(bundle: Bundle, pictures: Pictures) -> Pictures:
-    """What the autoencoder makes of pictures in [-1, 1], in its own units."""
+    """Encode pictures in [-1, 1] by the autoencoder, in its own units."""
     model, latents = DomainModel(bundle), bundle.manifest.latents
     assert latents is not None
     parts = np.array_split(pictures, -(-len(pictures) // LATENTS_TOGETHER))
-    found = [latents.normalisation.undo(model.into_units(expand(part)).numpy()) for part in parts]
-    return np.concatenate(found)
+    encoded = [latents.normalisation.undo(model.into_units(expand(part)).numpy()) for part in parts]
+    return np.concatenate(encoded)
 
 
 def make_calibration(
