@@ -13,7 +13,10 @@ from ddib_fed.names import __version__ as __version__
 if TYPE_CHECKING:
     from ddib_fed.api import Model as Model
     from ddib_fed.api import translate as translate
+    from ddib_fed.calibration.record import Calibration as Calibration
+    from ddib_fed.calibration.record import Dial as Dial
     from ddib_fed.client.client import Client as Client
+    from ddib_fed.client.dial import measure_dial as measure_dial
     from ddib_fed.client.folder_run import Run as Run
     from ddib_fed.client.jobs import Event as Event
     from ddib_fed.client.jobs import Job as Job
@@ -25,20 +28,27 @@ if TYPE_CHECKING:
     from ddib_fed.errors import DdibError as DdibError
     from ddib_fed.formats.parts import WrittenStudy as WrittenStudy
     from ddib_fed.formats.study import Study as Study
+    from ddib_fed.node.operator import Node as Node
     from ddib_fed.protocol.messages import Domains as Domains
     from ddib_fed.record import Guidance as Guidance
     from ddib_fed.record import Record as Record
     from ddib_fed.record import Settings as Settings
+    from ddib_fed.training.calibrating import CalibrationRequest as CalibrationRequest
+    from ddib_fed.training.calibrating import calibrate as calibrate
 
 _HOMES = {
+    "Calibration": "ddib_fed.calibration.record",
+    "CalibrationRequest": "ddib_fed.training.calibrating",
     "Client": "ddib_fed.client.client",
     "DdibError": "ddib_fed.errors",
     "Delivered": "ddib_fed.client.results",
+    "Dial": "ddib_fed.calibration.record",
     "Domains": "ddib_fed.protocol.messages",
     "Event": "ddib_fed.client.jobs",
     "Guidance": "ddib_fed.record",
     "Job": "ddib_fed.client.jobs",
     "Model": "ddib_fed.api",
+    "Node": "ddib_fed.node.operator",
     "Profile": "ddib_fed.client.profile",
     "Progress": "ddib_fed.client.jobs",
     "Record": "ddib_fed.record",
@@ -48,17 +58,23 @@ _HOMES = {
     "Study": "ddib_fed.formats.study",
     "Translated": "ddib_fed.client.results",
     "WrittenStudy": "ddib_fed.formats.parts",
+    "calibrate": "ddib_fed.training.calibrating",
+    "measure_dial": "ddib_fed.client.dial",
     "translate": "ddib_fed.api",
 }
 __all__ = [
+    "Calibration",
+    "CalibrationRequest",
     "Client",
     "DdibError",
     "Delivered",
+    "Dial",
     "Domains",
     "Event",
     "Guidance",
     "Job",
     "Model",
+    "Node",
     "Profile",
     "Progress",
     "Record",
@@ -68,6 +84,8 @@ __all__ = [
     "Study",
     "Translated",
     "WrittenStudy",
+    "calibrate",
+    "measure_dial",
     "translate",
 ]
 

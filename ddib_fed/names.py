@@ -66,6 +66,12 @@ def is_label(text: str) -> bool:
     return _LABEL.fullmatch(text) is not None
 
 
+def label_from(text: str, otherwise: str) -> str:
+    """Return a text as one DNS label, or `otherwise` if nothing of it can be one."""
+    label = re.sub(r"[^a-z0-9-]", "-", text.lower())[:63].strip("-")
+    return label if is_label(label) else otherwise
+
+
 def is_institution(text: str) -> bool:
     """Whether it is a DNS name in lower case: two labels or more, the last of two characters or more and no number."""
     last = text.rpartition(".")[2]

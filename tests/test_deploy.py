@@ -19,9 +19,8 @@ from click.testing import CliRunner
 from ddib_fed.cli.main import cli
 from ddib_fed.client.profile import Profile
 from ddib_fed.node.admin import Metrics
-from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.command import node_command
-from ddib_fed.node.config import EngineSection, LimitsSection, NodeConfig
+from ddib_fed.node.config import EngineSection, LimitsSection, NodeConfig, peer_store
 from ddib_fed.node.connections import WANTED_FILES
 from ddib_fed.pacs.exchange import settings_of
 

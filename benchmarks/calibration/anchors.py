@@ -26,7 +26,7 @@ import torch
 from benchmarks import options
 from benchmarks.calibration.directed import NAMED, OUT, ROOT, Directed
 from ddib_fed.calibration.fit import fit
-from ddib_fed.calibration.record import CalibratedSide, Calibration, Making, write_calibration
+from ddib_fed.calibration.record import CalibratedSide, Calibration, Making
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
@@ -67,7 +67,7 @@ def main() -> int:
             if asked.fit:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.unlink(missing_ok=True)
-                write_calibration(calibrate(directed, seed), file)
+                calibrate(directed, seed).save(file)
             if asked.train:
                 train(retraining(directed, file, seed), where, _tell, resume=True, say=print)
             if asked.measure:

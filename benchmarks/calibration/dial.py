@@ -22,8 +22,7 @@ import torch
 from benchmarks.calibration.directed import NAMED, OUT, ROOT, Directed
 from benchmarks.pictures.marks import BAD, states, wrong_of
 from ddib_fed.calibration.record import Calibration, Dial
-from ddib_fed.cli.calibrate import measured as measured_dial
-from ddib_fed.client.dial import BLEND, COOL
+from ddib_fed.client.dial import BLEND, COOL, measure_dial
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
@@ -91,7 +90,7 @@ def measured(
         return float(compare(np.clip(model.denormalise(read), -1.0, 1.0), source).psnr.mean())
 
     client = InProcess(party, directed.parties[1])
-    _, proposed = measured_dial(calibration, model.bundle, None, None, client, client.target)
+    _, proposed = measure_dial(calibration, model.bundle, client.target, client=client)
     rows = [
         {**row(Dial(share=share), translated(Dial(share=share))), "leak": leak(share)} for share in SHARES
     ]

@@ -24,7 +24,7 @@ from benchmarks import options
 from benchmarks.calibration.directed import NAMED, OUT, ROOT, Directed
 from benchmarks.pictures.marks import wrong_of
 from ddib_fed.calibration.aggregate import Aggregate, count_array
-from ddib_fed.calibration.record import Calibration, Dial, read_calibration, write_calibration
+from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
@@ -34,7 +34,7 @@ from ddib_fed.files import write_json
 from ddib_fed.models.bundle import CALIBRATION_FILE, amend_bundle, load_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.protocol.contract import CalibrationKind
-from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
+from ddib_fed.training.calibrating import CalibrationRequest, Ends, from_aggregate, side
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import TrainingProgress, train
 from ddib_fed.training.sources import shipped_source
@@ -101,18 +101,17 @@ def calibrations(
         published = aggregate(directed, seed, epsilon)
         for kind, path in paths.items():
             command = f"python -m benchmarks.calibration.unpaired --pairs {directed.name} --seeds {seed}"
-            wanted = CalibrationRequest(
-                kind, side(units), ("", directed.target_name), DAYS, command, seed, force
-            )
+            wanted = CalibrationRequest(kind=kind, days=DAYS, seed=seed, force=force)
+            ends = Ends(side(units), ("", directed.target_name), command)
             try:
                 both = units.normalisation.plain, directed.bundles[1].manifest.normalisation.plain
-                made = from_aggregate(own, both, published, wanted)
+                made = from_aggregate(own, both, published, wanted, ends)
             except CalibrationIneffective as refused:
                 print(f"{directed.name} {seed} {kind}: refused: {refused.detail}", flush=True)
                 return None
-            write_calibration(made, path)
+            made.save(path)
             print(f"{path.name}: margin {made.effect.margin}, distance {made.effect.distance}", flush=True)
-    return {kind: read_calibration(path) for kind, path in paths.items()}
+    return {kind: Calibration.open(path) for kind, path in paths.items()}
 
 
 def ship(folder: Path, source: str, target: str) -> None:
@@ -125,9 +124,9 @@ def ship(folder: Path, source: str, target: str) -> None:
     pictures = shipped_source(source)
     structure = calibrate_by_chance(pictures.held_out, pictures.train, units=units)
     amend_bundle(out, name=out.name, structure=structure)
-    made = read_calibration(path_of(folder, "colour-map")).model_copy(update={"dial": DIALS["dial"]})
+    made = Calibration.open(path_of(folder, "colour-map")).model_copy(update={"dial": DIALS["dial"]})
     (out / CALIBRATION_FILE).unlink(missing_ok=True)
-    write_calibration(made, out / CALIBRATION_FILE)
+    made.save(out / CALIBRATION_FILE)
 
 
 def path_of(folder: Path, kind: CalibrationKind) -> Path:

@@ -11,12 +11,12 @@ import numpy as np
 
 from benchmarks.calibration.directed import BUILD, CALIBRATED, Directed
 from ddib_fed.calibration.aggregate import count_array
-from ddib_fed.calibration.record import Calibration, read_calibration, write_calibration
+from ddib_fed.calibration.record import Calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.evaluation.judgement import histogram_match
 from ddib_fed.evaluation.metrics import Pictures
-from ddib_fed.training.calibrating import CalibrationRequest, from_aggregate, side
+from ddib_fed.training.calibrating import CalibrationRequest, Ends, from_aggregate, side
 from tests.engine.stages import translate_array
 
 COMMAND = "python -m benchmarks.calibration.table"
@@ -65,13 +65,11 @@ def agreed(directed: Directed) -> tuple[Calibration, dict[str, Any]]:
         own, target = (bundle.manifest for bundle in directed.bundles)
         units = own.normalisation.plain, target.normalisation.plain
         aggregate = count_array(directed.pictures[1].train, units[1], directed.target_name).noised(1.0)
-        wanted = CalibrationRequest(
-            "rotation", side(own), ("", target.domain), days=365, command=COMMAND, force=True
-        )
+        wanted, ends = CalibrationRequest(days=365, force=True), Ends(side(own), ("", target.domain), COMMAND)
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = from_aggregate(directed.pictures[0].train, units, aggregate, wanted)
-        write_calibration(made, path)
-    found = read_calibration(path)
+        made = from_aggregate(directed.pictures[0].train, units, aggregate, wanted, ends)
+        made.save(path)
+    found = Calibration.open(path)
     return found, {
         "rotation": found.map.matrix.tolist(),
         "effect": found.effect.model_dump(mode="json"),

@@ -24,7 +24,7 @@ from benchmarks import options
 from benchmarks.calibration.directed import DOMAIN_PICTURES, thinned
 from benchmarks.pictures.flicker import refused
 from benchmarks.pictures.marks import water
-from ddib_fed.calibration.record import Calibration, Dial, read_calibration
+from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.data.folder import expand
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.diffusion.plans import SolverSettings
@@ -145,7 +145,7 @@ class Models:
         return own if own is not None and own.exists() else Path(str(shipped_folder() / name))
 
     def calibration(self, name: str) -> Calibration:
-        return read_calibration(self.path(name) / CALIBRATION_FILE)
+        return Calibration.open(self.path(name) / CALIBRATION_FILE)
 
     def parties(self, names: tuple[str, str], together: int = 16) -> tuple[LocalParty, LocalParty]:
         first, second = (open_party(load_bundle(self.path(name)), together=together) for name in names)

@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.calibration.directed import NAMED, OUT, Directed
 from benchmarks.calibration.variants import agreed
-from ddib_fed.calibration.record import Calibration, read_calibration
+from ddib_fed.calibration.record import Calibration
 from ddib_fed.data.shipped import WATER
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
@@ -80,7 +80,7 @@ def states(directed: Directed) -> Iterator[tuple[str, Calibration, Any, Calibrat
     name, plain = directed.name, directed.parties[0]
     of_pair = agreed(directed)[0] if directed.test[0].shape[1] == 3 else None
     if name in RETRAINED:
-        own = read_calibration(shipped_folder() / RETRAINED[name] / "calibration.json")
+        own = Calibration.open(shipped_folder() / RETRAINED[name] / "calibration.json")
         yield "without", of_pair or own, plain, None
         if of_pair is not None:
             yield "rotation", of_pair, plain, of_pair

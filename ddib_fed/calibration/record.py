@@ -142,6 +142,13 @@ class Making(Frozen):
     created: AwareDatetime
 
 
+class _Saved(Frozen):
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, one field on a line; raise AlreadyExists if the file exists."""
+        text = self.model_dump_json(indent=2, exclude_none=True)
+        write_file(Path(path), text.encode() + b"\n", overwrite=False)
+
+
 class Effect(Frozen):
     distance_before: Figure
     distance: Figure
@@ -175,8 +182,18 @@ class Dial(Frozen):
         return f"share {self.share:g}, temperature {self.temperature:g}, blend {self.blend:g}"
 
 
-class Calibration(Frozen):
-    """What both institutions sign: the source applies the map to its own pictures, it leads to the target's units."""
+class Calibration(_Saved):
+    """How two domains correspond, in a few numbers: the source applies `map` to its own pictures.
+
+    The map leads to the target's units. `calibrate` makes one of two models; between nodes both institutions sign it
+    (`Node.calibrations`). Its digest is of the canonical form, whatever the file's.
+
+    Examples
+    --------
+    >>> calibration = Calibration.open("satellite-as-relief")
+    >>> print(calibration.kind, calibration.source, calibration.target, calibration.dial, sep="; ")
+    colour-map; satellite; relief; share 0.75, temperature 0.9, blend 0.3
+    """
 
     format: Literal[1] = 1
     kind: CalibrationKind
@@ -187,6 +204,35 @@ class Calibration(Frozen):
     effect: Effect
     dial: Dial = Dial()
     expires: AwareDatetime
+
+    @classmethod
+    def open(cls, path: str | Path) -> Calibration:
+        """Read the calibration in a file, or of the shipped model of this name.
+
+        Parameters
+        ----------
+        path
+            A file as `save` or `ddib calibrate show --out` writes it. Signatures in it are not verified.
+
+        Raises
+        ------
+        FileMissing
+            There is no such file or model.
+        CalibrationInvalid
+            The file holds no calibration.
+        """
+        content, place = None, Path(path)
+        if not place.exists():
+            from ddib_fed.models.bundle import shipped_calibration  # loads torch, which a file does not need
+
+            content = shipped_calibration(str(path))
+        content = content or read_small(place, hint="ddib calibrate makes one")
+        try:
+            document = parse_json(content)
+            inner = document.get("calibration", document) if isinstance(document, dict) else document
+            return cls.model_validate_json(json.dumps(inner))
+        except ValueError as error:
+            raise CalibrationInvalid(f"{path} is no calibration: {_problem(error)}") from error
 
     @property
     def canonical(self) -> bytes:
@@ -214,7 +260,7 @@ class Calibration(Frozen):
         return PictureMap(*units, self.sha256.hex(), self.effect.forced)
 
     def dialled(self, dial: Dial, created: datetime) -> Calibration:
-        """The same map with a setting; made at another time it is another calibration, whatever was agreed before."""
+        """Return the same map with a setting; made at another time it is another calibration."""
         made = self.made.model_copy(update={"created": created})
         return self.model_copy(update={"dial": dial, "made": made})
 
@@ -266,7 +312,7 @@ class Calibration(Frozen):
 
 
 def plain_units(units: Normalisation) -> bytes:
-    """The canonical JSON of a model's units before a calibration: what a calibration's numbers are in."""
+    """Return the canonical JSON of a model's units before a calibration, in which a calibration's numbers are."""
     return canonical_json(units.model_dump(mode="json", exclude_none=True, exclude={"calibrated"}))
 
 
@@ -275,12 +321,12 @@ def units_digest(units: Normalisation) -> str:
 
 
 def units_of(manifest: Manifest) -> tuple[str, ...]:
-    """Digests of the units that a model's calibrations may be in."""
+    """Return the digests of the units that a model's calibrations may be in."""
     return tuple(map(units_digest, manifest.calibrated_units))
 
 
 def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | None:
-    """The map for `Leg.calibration`: that of a rotation; None where the model's own units have it, or there is none.
+    """Return the map for `Leg.calibration`, of a rotation; None if the model's own units have it, or without any.
 
     CalibrationModel if the source's model cannot encode under the calibration, or without one, as it is trained now.
     """
@@ -317,7 +363,7 @@ def leg_map(calibration: Calibration | None, source: Manifest) -> ChannelMap | N
 
 
 def misfit(calibration: Calibration | None, source: Manifest) -> str:
-    """Why a model cannot encode under a calibration as it is trained now, with the remedy; empty if it can."""
+    """Return why a model cannot encode under a calibration as it is trained now, with the remedy; empty if it can."""
     try:
         leg_map(calibration, source)
     except CalibrationModel as error:
@@ -326,7 +372,7 @@ def misfit(calibration: Calibration | None, source: Manifest) -> str:
 
 
 def map_between(calibration: Calibration | None, source: Manifest, target: Manifest) -> ChannelMap | None:
-    """As `leg_map`, for two models in one process: the calibration must be between their domains and in their units."""
+    """Return `leg_map` of two models in one process; raise unless the calibration is between them."""
     if calibration is not None:
         units: dict[Side, Collection[str]] = {"source": units_of(source), "target": units_of(target)}
         calibration.check_between(("", source.domain), ("", target.domain), units)
@@ -344,10 +390,10 @@ def check_blend(blend: float, calibration: Calibration | None) -> None:
 
 
 def map_beside(folder: Path) -> PictureMap | None:
-    """The map of the calibration that is kept beside results in a folder."""
+    """Return the map of the calibration that is kept beside results in a folder."""
     path = folder / CALIBRATION_FILE
     try:
-        return read_calibration(path).alone if path.is_file() else None
+        return Calibration.open(path).alone if path.is_file() else None
     except CalibrationRefused as error:
         error.hint = f"rm {shlex.quote(str(path))} leaves out what its map alone gives"
         raise
@@ -390,7 +436,7 @@ class Signature(Frozen, ser_json_bytes="base64", val_json_bytes="base64"):
         return cls(signed_at=message.signed_at, certificate=message.certificate, signature=message.signature)
 
 
-class SignedCalibration(Frozen):
+class SignedCalibration(_Saved):
     """A calibration with the signatures that it has so far, and whether this node's operator lets it be used."""
 
     calibration: Calibration
@@ -418,7 +464,7 @@ class SignedCalibration(Frozen):
         return self.source if side == "source" else self.target
 
     def state(self, now: datetime) -> State:
-        """Whether it was removed from use, has expired, lacks a signature (proposed), or is active."""
+        """Return whether it was removed from use, has expired, lacks a signature (proposed), or is active."""
         if not self.active:
             return "inactive"
         if self.calibration.expired(now):
@@ -426,7 +472,7 @@ class SignedCalibration(Frozen):
         return "active" if self.complete else "proposed"
 
     def sign(self, side: Side, credentials: TlsCredentials, *, now: datetime) -> SignedCalibration:
-        """The same with the signature of this node, whose institution is that side."""
+        """Sign it for the side of this node's institution."""
         identity, named = credentials.identity, self.calibration.side(side).institution
         if identity.institution != named:
             raise CalibrationForeign(f"{identity} cannot sign as the {side}, which is {named or 'unnamed'}")
@@ -441,7 +487,7 @@ class SignedCalibration(Frozen):
         )
 
     def verify(self, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()) -> Calibration:
-        """The calibration, if both institutions have signed it and it has not ended.
+        """Return the calibration; raise unless both institutions have signed it and it has not ended.
 
         Args:
             pins: For each institution known here, its own roots.
@@ -455,7 +501,7 @@ class SignedCalibration(Frozen):
     def verify_side(
         self, side: Side, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()
     ) -> Identity:
-        """The node that signed for one side; arguments as of `verify`; CalibrationRefused, of a kind for each cause."""
+        """Return the node that signed for one side; raise CalibrationRefused, of a kind for each cause."""
         signature, institution = self.signature(side), self.calibration.side(side).institution
 
         def refused(kind: type[CalibrationRefused], why: str, hint: str = RECALIBRATE) -> CalibrationRefused:
@@ -509,35 +555,13 @@ class SignedCalibration(Frozen):
 # Files
 
 
-def read_calibration(path: Path) -> Calibration:
-    """The calibration in a file, or of the shipped model of this name; signatures beside it are not verified here."""
-    content = None
-    if not path.exists():
-        from ddib_fed.models.bundle import shipped_calibration  # loads torch, which a file does not need
-
-        content = shipped_calibration(str(path))
-    content = content or read_small(path, hint="ddib calibrate makes one")
-    try:
-        found = parse_json(content)
-        inner = found.get("calibration", found) if isinstance(found, dict) else found
-        return Calibration.model_validate_json(json.dumps(inner))
-    except ValueError as error:
-        raise CalibrationInvalid(f"{path} is no calibration: {_problem(error)}") from error
-
-
 def _problem(error: ValueError) -> str:
     """Describe the first problem that JSON or pydantic found."""
     return problem_text(error) if isinstance(error, ValidationError) else f"it is not JSON ({error})"
 
 
-def write_calibration(calibration: Calibration | SignedCalibration, path: Path) -> None:
-    """Write it as JSON with one field on a line; its digest is of the canonical form, whatever the file's."""
-    text = calibration.model_dump_json(indent=2, exclude_none=True)
-    write_file(path, text.encode() + b"\n", overwrite=False)
-
-
 def parse_calibration(data: bytes, what: str) -> Calibration:
-    """Read the canonical JSON of a calibration; CalibrationInvalid if it is not exactly that."""
+    """Read the canonical JSON of a calibration; raise CalibrationInvalid if it is not exactly that."""
     if len(data) > MAX_CALIBRATION_BYTES:
         raise CalibrationInvalid(
             f"{what} is larger than {MAX_CALIBRATION_BYTES} bytes", facts={"limit": MAX_CALIBRATION_BYTES}
@@ -583,14 +607,14 @@ class CalibrationStore:
             return self._write(signed.model_copy(update={"added": added, "active": True}))
 
     def find(self, sha256: bytes) -> SignedCalibration | None:
-        """The calibration of a digest; None if there is none, or its file was altered."""
+        """Return the calibration of a digest; None if there is none, or its file was altered."""
         try:
             return self._read(self._path(sha256))
         except DdibError:
             return None
 
     def named(self, prefix: str) -> SignedCalibration:
-        """The calibration whose digest in hexadecimal begins with `prefix`, of at least `MIN_PREFIX` digits."""
+        """Return the calibration whose digest in hexadecimal begins with `prefix`, of at least `MIN_PREFIX` digits."""
         found = [s for s in self.list() if s.sha256.hex().startswith(prefix.lower())]
         if len(prefix) < MIN_PREFIX or len(found) != 1:
             raise CalibrationUnknown(
@@ -601,14 +625,14 @@ class CalibrationStore:
         return found[0]
 
     def list(self) -> tuple[SignedCalibration, ...]:
-        """Every readable calibration, the newest first."""
+        """Return every readable calibration, the newest first."""
         found = [each for each in self._all() if isinstance(each, SignedCalibration)]
         return tuple(
             sorted(found, key=lambda s: (s.added or s.calibration.made.created, s.sha256), reverse=True)
         )
 
     def between(self, source: Place, target: Place) -> tuple[SignedCalibration, ...]:
-        """Every calibration from a source's domain to a target's, whatever its state, the newest first."""
+        """Return every calibration from a source's domain to a target's, in any state, the newest first."""
         places = source, target
         return tuple(
             s for s in self.list() if (s.calibration.source.place, s.calibration.target.place) == places
@@ -628,7 +652,7 @@ class CalibrationStore:
         return next(iter((*fitting, *active, *ended)), None)
 
     def problems(self) -> tuple[str, ...]:
-        """A line for each file that cannot be used."""
+        """Return a line for each file that cannot be used."""
         return tuple(each.detail for each in self._all() if isinstance(each, DdibError))
 
     def deactivate(self, sha256: bytes) -> SignedCalibration:

@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import click
 
+import ddib_fed
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, open_config, open_model, option, usual_threads
-from ddib_fed.client.client import Client
-from ddib_fed.client.jobs import split_target
-from ddib_fed.errors import (
-    AlreadyExists,
-    CalibrationKindDenied,
-    Cancelled,
-    DdibError,
-    InputError,
-    RefusedError,
-    ShapeMismatch,
-    UsageError,
-)
-from ddib_fed.protocol.messages import values_of
+from ddib_fed.cli.options import group, option, usual_threads
+from ddib_fed.errors import AlreadyExists, CalibrationModel, Cancelled, DdibError, UsageError
 from ddib_fed.terminal import console, emit, lines, listed, number, outcome, print_table, say, size
-
-if TYPE_CHECKING:
-    from ddib_fed.calibration.record import (
-        CalibratedSide,
-        Calibration,
-        CalibrationStore,
-        Dial,
-        Side,
-        SignedCalibration,
-    )
-    from ddib_fed.client.dial import Measured
-    from ddib_fed.models.bundle import Bundle
-    from ddib_fed.node.config import NodeConfig
-    from ddib_fed.protocol.contract import CalibrationKind
-    from ddib_fed.training.calibrating import CalibrationRequest
 
 NAME = click.argument("name", metavar="DIGEST")
 YES = option("--yes", "Do not ask; what would leave is still shown.")
@@ -54,29 +27,6 @@ EPSILON = option(
     click.FloatRange(0.01, 8),
     default=1.0,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Options:
-    """What a calibration is to be made of; `pictures` are this side's and, in one process, the target's."""
-
-    kind: CalibrationKind
-    pictures: tuple[str, ...]
-    anchors: tuple[Path, Path] | None
-    contrast: Literal["same", "inverted"] | None
-    days: int
-    seed: int
-    force: bool
-
-    def request(self, command: str, own: CalibratedSide, to: tuple[str, str]) -> CalibrationRequest:
-        from ddib_fed.training.calibrating import CalibrationRequest
-
-        command = f"ddib calibrate {command} --kind {self.kind} --seed {self.seed}"
-        command += "" if self.anchors is None else " --anchors"
-        command += f" --contrast {self.contrast}" if self.contrast else ""
-        return CalibrationRequest(
-            self.kind, own, to, self.days, command, self.seed, self.force, self.contrast or ""
-        )
 
 
 @group(invoke_without_command=True)
@@ -164,149 +114,92 @@ def calibrate(
             "one of --peer and --local is needed",
             hint="ddib calibrate --peer INSTITUTION/DOMAIN, or --local A B; ddib calibrate --help",
         )
-    asked, hint = _Options(**given), "leave it out; ddib calibrate --help"
+    pictures, given["contrast"] = given.pop("pictures"), given["contrast"] or ""
+    request, hint = ddib_fed.CalibrationRequest(**given), "leave it out; ddib calibrate --help"
     if peer is not None:
         options.refuse_idle(("epsilon", "out"), "is not for --peer", hint=hint)
-        named = {"pictures": asked.pictures, "anchors": asked.anchors, "from": existing}
+        named = {"pictures": pictures, "anchors": request.anchors, "from": existing}
         if len(sources := [f"--{name}" for name, value in named.items() if value]) > 1:
             raise UsageError(
                 f"{sources[0]} and {sources[1]} contradict each other", hint="leave one of them out"
             )
-        if len(asked.pictures) > 1:
+        if len(pictures) > 1:
             raise UsageError("--peer takes one --pictures: this node's own", hint="leave the other one out")
-        _agree(asked, peer, config_path, existing=existing, yes=yes)
+        known = None if existing is None else ddib_fed.Calibration.open(existing)
+        own = next(iter(pictures), None)
+        _agree(replace(request, pictures=own, existing=known), peer, config_path, yes=yes)
     elif local is not None:
         options.refuse_idle(("yes", "config_path"), "is not for --local", hint=hint)
         if existing is not None:
             idle = ("kind", "contrast", "days", "seed", "force", "epsilon")
             options.refuse_idle(idle, "is not for --from, which has a calibration already", hint=hint)
-        _make(asked, local, epsilon=epsilon, out=out, existing=existing)
+        if (count := len(pictures)) not in {0, 2}:
+            raise UsageError(
+                f"--pictures is given {count} times; it names A's pictures and then B's",
+                hint="--pictures A_FOLDER --pictures B_FOLDER",
+            )
+        if request.anchors is not None:
+            options.refuse_idle(("pictures", "epsilon"), "is for aggregates, not for --anchors")
+        first, second = pictures or (None, None)
+        request = replace(request, pictures=first, target_pictures=second, epsilon=epsilon)
+        _make(request, local, out, existing)
 
 
 # The ways of `ddib calibrate` itself
 
 
 def _make(
-    asked: _Options, local: tuple[str, str], *, epsilon: float, out: Path, existing: Path | None
+    request: ddib_fed.CalibrationRequest, local: tuple[str, str], out: Path, existing: Path | None
 ) -> None:
-    """`--local`: make a calibration of two models, measure its dial, write it, and print what is known of it."""
-    from ddib_fed.calibration.record import RETRAINED, misfit, read_calibration, write_calibration
-    from ddib_fed.data.shipped import SHIPPED
-    from ddib_fed.networks.placement import torch_threads
-    from ddib_fed.training import calibrating
-
+    """Make a calibration of two models (--local), measure its dial, write it, and print its figures."""
     if out.exists():
         raise AlreadyExists(f"{out} exists", hint="name another file with --out, or remove this one")
-    if (count := len(asked.pictures)) not in {0, 2}:
-        raise UsageError(
-            f"--pictures is given {count} times; it names A's pictures and then B's",
-            hint="--pictures A_FOLDER --pictures B_FOLDER",
-        )
-    own, others = asked.pictures or (None, None)
-    if asked.anchors is not None:
-        idle = ("pictures", "epsilon")
-        options.refuse_idle(idle, "is for aggregates, not for --anchors")
-    source, target = (open_model(name) for name in local)
-    first, second = source.manifest, target.manifest
-    if first.sample_shape != second.sample_shape or first.latent_shape != second.latent_shape:
-        raise ShapeMismatch(
-            f"{first.name} is of {first.sample_shape}, {second.name} of {second.sample_shape}",
-            hint="a calibration is for two models of one size and number of channels",
-        )
-    noise = "" if asked.anchors is not None else f" --epsilon {epsilon:g}"
-    command = f"--local {shlex.join((first.domain, second.domain))}{noise}"
-    latents = calibrating.of_latents(asked.kind, first)
-    request = asked.request(command, calibrating.side(first, latents=latents), ("", second.domain))
-    there = calibrating.LocalTarget(target, others, epsilon, asked.seed, latents)
-    rows: list[Measured] = []
-    with torch_threads(usual_threads()):
-        if existing is not None:
-            found = read_calibration(existing)
-        else:
-            found = calibrating.make_calibration(request, source, there, pictures=own, folders=asked.anchors)
-        write_calibration(found, out)
-        if (usable := not misfit(found, first)) and found.alone is not None:
-            rows, found = _dialled(found, (source, target), own, asked.anchors, out)
+    if existing is not None:
+        calibration = ddib_fed.Calibration.open(existing)
+    else:
+        with console(stderr=True).status(f"fitting the {request.kind}"):
+            calibration = ddib_fed.calibrate(*local, request, threads=usual_threads(), on_note=options.note)
+    calibration.save(out)
+    rows, usable = list[Any](), True
+    if calibration.alone is not None:
+        try:
+            with console(stderr=True).status("measuring the dial"):
+                rows, dial = ddib_fed.measure_dial(
+                    calibration,
+                    *local,
+                    pictures=request.pictures,
+                    anchors=request.anchors,
+                    threads=usual_threads(),
+                )
+            calibration = calibration.model_copy(update={"dial": dial})
+            out.unlink()
+            calibration.save(out)
+        except Cancelled:
+            say(f"{out} is written; its dial was not measured", err=True)
+            raise
+        except CalibrationModel:
+            usable = False
+        except DdibError as error:
+            say(f"the dial was not measured: {error.detail}", err=True)
     model, other = local
-    if not usable and found.kind in RETRAINED:
-        data = ["--domain", model] if model in SHIPPED else ["--images", "PICTURES"]
+    if not usable and calibration.kind != "rotation":
+        data = ["--images", "PICTURES"] if Path(model).is_dir() else ["--domain", model]
         following = ["model", "train", *data, "--init", model, "--calibration", str(out), "--steps", "600"]
-        following += ["--out", f"{found.source.domain}-calibrated"]
+        following += ["--out", f"{calibration.source.domain}-calibrated"]
     else:
         following = ["translate", "PICTURES", "--source", model, "--target", other, "--calibration", str(out)]
         following += ["--out", "calibrated"]
 
     def text() -> None:
-        show_calibration(found)
-        show_dial(rows, found)
+        show_calibration(calibration)
+        show_dial(rows, calibration)
         say(f"written      {out}", "next:", f"  ddib {shlex.join(following)}")
 
-    emit(found, text)
+    emit(calibration, text)
 
 
-def _dialled(
-    found: Calibration,
-    models: tuple[Bundle, Bundle],
-    own: str | None,
-    anchors: tuple[Path, Path] | None,
-    out: Path,
-) -> tuple[list[Measured], Calibration]:
-    """A calibration in a file with the setting that is proposed, and what was measured."""
-    from ddib_fed.calibration.record import write_calibration
-    from ddib_fed.client.in_process import InProcess
-    from ddib_fed.engine.local_party import open_party
-
-    source, target = (open_party(each, threads=usual_threads()) for each in models)
-    client = InProcess(source, target)
-    try:
-        rows, dial = measured(found, models[0], own, anchors, client, client.target)
-    except Cancelled:
-        say(f"{out} is written; its dial was not measured", err=True)
-        raise
-    except DdibError as error:
-        say(f"the dial was not measured: {error.detail}", err=True)
-        return [], found
-    found = found.model_copy(update={"dial": dial})
-    out.unlink()
-    write_calibration(found, out)
-    return rows, found
-
-
-def measured(
-    calibration: Calibration,
-    source: Bundle,
-    which: str | None,
-    anchors: tuple[Path, Path] | None,
-    client: Client,
-    target: str,
-    *,
-    limit: int = 24,
-    least_share: float = 0.0,
-) -> tuple[list[Measured], Dial]:
-    """The figures of each setting of the dial on anchors, or on own pictures, and the setting that is proposed."""
-    from ddib_fed.client import dial
-    from ddib_fed.data.folder import scan
-    from ddib_fed.evaluation.metrics import picture_rule
-    from ddib_fed.training.sources import own_samples
-
-    manifest = source.manifest
-    with tempfile.TemporaryDirectory() as folder, console(stderr=True).status("measuring the dial"):
-        root, truth = Path(folder), None
-        if anchors is not None:
-            root, truth = anchors
-            entries = scan(root).entries
-            pictures = [entry.path for entry in entries[:: -(-len(entries) // limit)]]
-        else:
-            own = own_samples(manifest, which, limit, limit)
-            some = own.held_out if 2 * len(own.held_out) > limit else own.train
-            pictures = dial.write_pictures(some, picture_rule(manifest), Path(folder))
-        translate = dial.translating(client, target, pictures, root, calibration, truth)
-        shares = [share for share in dial.SHARES if share >= least_share]
-        return dial.measure_dial(translate, shares, source.privacy)
-
-
-def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
-    """The table over the dial, and the setting that is proposed."""
+def show_dial(rows: Sequence[Any], calibration: ddib_fed.Calibration) -> None:
+    """Print the table over the dial, and the proposed setting."""
     if not rows:
         return
     of_truth = any(row.ssim is not None for row in rows)
@@ -336,75 +229,29 @@ def show_dial(rows: Sequence[Measured], calibration: Calibration) -> None:
         say("             leak: PSNR read from a latent, by the model's privacy report")
 
 
-def _agree(asked: _Options, peer_name: str, config_path: Path, *, existing: Path | None, yes: bool) -> None:
-    """`--peer`: fetch the peer's aggregate, fit with own pictures, show, ask, sign, send and store."""
-    from ddib_fed.calibration.record import read_calibration
-    from ddib_fed.node import calibrations
-    from ddib_fed.node.role import load_hosted
-    from ddib_fed.training.calibrating import make_calibration, of_latents, side
-
-    try:
-        institution, domain = split_target(peer_name)
-    except UsageError as error:
-        error.hop, error.hint = "", "ddib peer list"
-        raise
-    config = open_config(config_path)
-    calibrations.require_role(config, "source", "ddib calibrate --peer")
-    if existing is None and asked.kind not in config.policy.calibration:
-        raise CalibrationKindDenied(
-            f"policy.calibration of {config.path} does not list {asked.kind}",
-            hint=f"{calibrations.allow(asked.kind, config.policy)} in {config.path}, then restart the node",
-        )
-    bundle, pictures = load_hosted(config), next(iter(asked.pictures), config.train.pictures(config.folder))
-    found = None if existing is None else read_calibration(existing)
-    latents = of_latents(asked.kind if found is None else found.kind, bundle.manifest)
-    own = side(bundle.manifest, config.node.institution, latents=latents)
-    own = own.model_copy(update={"domain": config.model.domain})
-    with calibrations.CalibrationPeer(config, institution, domain) as peer:
-        if found is not None:
-            made = _proposed(found, asked, own, (institution, domain))
-            share = max(made.dial.share, config.policy.least_share)
-            made = made.model_copy(update={"dial": made.dial.model_copy(update={"share": share})})
-        else:
-            request = asked.request(f"--peer {peer_name}", own, (institution, domain))
-            which = None if pictures is None else str(pictures)
-            made = make_calibration(request, bundle, peer, pictures=which, folders=asked.anchors)
-        show_calibration(made)
-        say(
-            f"would leave  {len(made.canonical)} bytes of calibration with the numbers and figures above, and this "
-            f"node's signature and certificate, to {institution}; no picture and no part of one",
-            err=True,
-        )
-        _confirm("Sign this calibration and send it?", yes=yes)
-        signed = calibrations.send(config, made, peer, now=datetime.now(UTC))
-    say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in peer.crossed.items())}")
-    _say_sent(signed, config)
+def _agree(request: ddib_fed.CalibrationRequest, target: str, config_path: Path, *, yes: bool) -> None:
+    """Fetch the peer's aggregate (--peer), fit with own pictures, show, ask, sign and send."""
+    node = ddib_fed.Node.open(config_path)
+    with console(stderr=True).status(f"fitting the {request.kind}"):
+        proposal, crossed = node.calibrations.propose(target, request, on_note=options.note)
+    institution = proposal.target.institution
+    show_calibration(proposal)
+    say(
+        f"would leave  {len(proposal.canonical)} bytes of calibration with the numbers and figures above, and this "
+        f"node's signature and certificate, to {institution}; no picture and no part of one",
+        err=True,
+    )
+    _confirm("Sign this calibration and send it?", yes=yes)
+    signed, more = node.calibrations.send(proposal)
+    crossed |= more
+    say(f"crossed      {', '.join(f'{name} {count} bytes' for name, count in crossed.items())}")
+    _say_sent(proposal, node, complete=signed.complete)
     outcome(
         sha256=signed.sha256,
         state="signed" if signed.complete else "pending",
-        crossed=peer.crossed,
-        calibration=made.model_dump(mode="json", exclude_none=True),
+        crossed=crossed,
+        calibration=proposal.model_dump(mode="json", exclude_none=True),
     )
-
-
-def _proposed(found: Calibration, asked: _Options, own: CalibratedSide, to: tuple[str, str]) -> Calibration:
-    """The map of an existing calibration, proposed with its figures; the peer checks its own units."""
-    from ddib_fed.node.calibrations import refuse_doubtful
-
-    if found.source.units_sha256 != own.units_sha256:
-        raise InputError(
-            f"the calibration of {found.source.domain} was made for a model of other units than that of this node",
-            hint="make one for this model, or leave out --from",
-        )
-    if not asked.force:
-        refuse_doubtful(found)
-    made = found.made
-    if found.target.institution != to[0]:
-        nothing = {"aggregate_sha256": "", "crossed_bytes": 0, "epsilon": None, "delta": None}
-        made = made.model_copy(update=nothing)
-    target = found.target.model_copy(update={"institution": to[0], "domain": to[1]})
-    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=asked.days)
-    return found.model_copy(update={"source": own, "target": target, "made": made, "expires": ends})
 
 
 # The commands of the group
@@ -449,27 +296,23 @@ def publish(
 
     It shows what would leave and asks. Admitted peers get it only while [policy] calibration lists a kind.
     """
-    from ddib_fed.calibration.aggregate import DELTA
-    from ddib_fed.node import calibrations
-    from ddib_fed.node.role import load_hosted
-    from ddib_fed.training.calibrating import count_pictures
-
-    config = open_config(config_path)
-    calibrations.require_role(config, "target", "ddib calibrate publish")
-    calibrations.refuse_second(config, again=force)
-    bundle = load_hosted(config)
-    which = pictures or config.train.pictures(config.folder)
+    node, notes = ddib_fed.Node.open(config_path), list[str]()
     with console(stderr=True).status("counting pictures"):
-        counted = count_pictures(bundle, which, epsilon=epsilon, group_by=group_by, latents=latents)
-    aggregate = replace(counted, domain=config.model.domain).noised(epsilon, DELTA)
-    say(*aggregate.describe().split("\n"), *counted.notes)
-    if before := calibrations.publications(config):
-        together = calibrations.total_privacy([*before, aggregate])
-        say(f"together     {together}, with what was published before")
+        aggregate = node.calibrations.aggregate(
+            pictures,
+            epsilon=epsilon,
+            group_by=group_by,
+            latents=latents,
+            replace=force,
+            on_note=lambda *texts: notes.extend(texts),
+        )
+    say(*aggregate.describe().split("\n"), *notes)
+    if node.calibrations.published():
+        say(f"together     {node.calibrations.together(aggregate)}, with what was published before")
     _confirm("May admitted peers have this?", yes=yes)
-    calibrations.publish(config, aggregate, again=force)
-    say(f"published    {config.paths.aggregate}; the noise was drawn once, every peer gets the same bytes")
-    if not config.policy.calibration:
+    path = node.calibrations.publish(aggregate, replace=force)
+    say(f"published    {path}; the noise was drawn once, every peer gets the same bytes")
+    if not node.config.policy.calibration:
         say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {config_path}, then restart it')
     content = aggregate.model_dump(mode="json", exclude={"counts"})
     outcome(sha256=aggregate.sha256, bytes=len(aggregate.canonical), **content)
@@ -509,48 +352,38 @@ def dial(
     Own pictures are translated there and back by jobs of this node, at each share that its policy allows. The setting
     that is proposed becomes part of the calibration, which both operators sign again: jobs that name no share use it.
     """
-    from ddib_fed.node import calibrations
-    from ddib_fed.node.role import load_hosted
-
-    config, store = _open(config_path)
-    calibrations.require_role(config, "source", "ddib calibrate dial")
-    bundle, now = load_hosted(config), datetime.now(UTC)
-    places = calibrations.own_place(config), split_target(target)
-    stored = store.chosen(*places, bundle.manifest, now)
-    if stored is None or stored.state(now) != "active":
-        raise InputError(
-            f"no calibration for {target} is agreed on here",
-            hint=f"ddib calibrate --peer {shlex.quote(target)}",
-        )
+    node = ddib_fed.Node.open(config_path)
+    agreed, config = node.calibrations.agreed(target), node.config
     if anchors is not None:
         options.refuse_idle(("pictures",), "is not for --anchors")
-    found, which = stored.calibration, pictures or config.train.pictures(config.folder)
-    with Client.for_command(profile_path) as client:
-        rows, proposed = measured(
-            found, bundle, which, anchors, client, target, limit=limit, least_share=config.policy.least_share
+    with (
+        ddib_fed.Client.for_command(profile_path) as client,
+        console(stderr=True).status("measuring the dial"),
+    ):
+        rows, proposed = ddib_fed.measure_dial(
+            agreed,
+            node.model(),
+            target,
+            client=client,
+            pictures=pictures or config.train.pictures(config.folder),
+            anchors=anchors,
+            limit=limit,
+            least_share=config.policy.least_share,
         )
-    made = found.dialled(proposed, datetime.now(UTC))
-    show_dial(rows, made)
-    lines({"sha256": made.sha256.hex()})
+    dialled = agreed.dialled(proposed, datetime.now(UTC))
+    show_dial(rows, dialled)
+    lines({"sha256": dialled.sha256.hex()})
     if {row.dial.share for row in rows} == {1.0}:
         say("no share below 1 was measured: [policy] least_share in node.toml of both nodes allows it")
     outcome_of = {"dial": proposed.model_dump(), "rows": [asdict(row) for row in rows]}
-    if proposed == found.dial:
+    if proposed == agreed.dial:
         say("the calibration has this setting already")
-        outcome(sha256=found.sha256.hex(), state="signed", **outcome_of)
+        outcome(sha256=agreed.sha256.hex(), state="signed", **outcome_of)
         return
     _confirm("Sign the calibration with this setting and send it?", yes=yes)
-    with calibrations.CalibrationPeer(config, *split_target(target)) as peer:
-        signed = calibrations.send(config, made, peer, now=datetime.now(UTC))
-    _say_sent(signed, config)
+    signed = node.calibrations.send(dialled)[0]
+    _say_sent(signed.calibration, node, complete=signed.complete)
     outcome(sha256=signed.sha256, state="signed" if signed.complete else "pending", **outcome_of)
-
-
-def _open(config_path: Path) -> tuple[NodeConfig, CalibrationStore]:
-    from ddib_fed.calibration.record import CalibrationStore
-
-    config = open_config(config_path)
-    return config, CalibrationStore(config.paths.calibrations)
 
 
 @calibrate.command(
@@ -568,15 +401,13 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     DIGEST is its SHA-256, or the first 8 or more digits. The source's signature, the units of this node's model, the
     aggregate that it published, and the policy are checked first. The figures are those that the source measured.
     """
-    from ddib_fed.node import calibrations
-
-    config, store = _open(config_path)
-    stored = store.named(name)
-    show_calibration(stored.calibration)
+    calibrations = ddib_fed.Node.open(config_path).calibrations
+    proposed = calibrations.get(name).calibration
+    show_calibration(proposed)
     if not force:
-        calibrations.refuse_doubtful(stored.calibration)
+        calibrations.check_figures(proposed)
     _confirm("Sign this calibration?", yes=yes)
-    signed = calibrations.accept(config, stored, now=datetime.now(UTC))
+    signed = calibrations.accept(name, force=force)
     source = signed.calibration.source.institution
     say(
         f"signed       {signed.short}; {source} fetches the signature:",
@@ -594,15 +425,10 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
 @options.OUTCOME
 def send(config_path: Path, name: str) -> None:
     """Send a proposed calibration to its target again, and store the target's signature when it comes."""
-    from ddib_fed.node import calibrations
-
-    config, store = _open(config_path)
-    calibration = store.named(name).calibration
-    calibrations.require_role(config, "source", "ddib calibrate send")
-    target, domain = calibration.target.place
-    with calibrations.CalibrationPeer(config, target, domain) as peer:
-        signed = calibrations.send(config, calibration, peer, now=datetime.now(UTC))
-    _say_sent(signed, config)
+    node = ddib_fed.Node.open(config_path)
+    signed = node.calibrations.send(name)[0]
+    _say_sent(signed.calibration, node, complete=signed.complete)
+    target = signed.calibration.target.institution
     outcome(sha256=signed.sha256, target=target, agreed=signed.complete)
 
 
@@ -611,22 +437,21 @@ def send(config_path: Path, name: str) -> None:
 @options.OUTCOME
 def list_(config_path: Path) -> None:
     """List the calibrations of this node, the newest first."""
-    from ddib_fed.node.calibrations import publications, total_privacy
-
-    config, store = _open(config_path)
-    found, published = _rows(config, store), publications(config)
+    calibrations = ddib_fed.Node.open(config_path).calibrations
+    stored, published = calibrations.list(), calibrations.published()
 
     def text() -> None:
-        calibrations = [
-            [each["sha256"][:12], each["kind"], f"{each['source']} to {each['target']}", each["dial"],
-             each["state"], each["expires"][:10]]
-            for each in found
+        rows = [
+            [each.sha256[:12], each.kind, f"{each.source} to {each.target}", each.dial, each.state,
+             f"{each.expires:%Y-%m-%d}"]
+            for each in stored
         ]  # fmt: skip
-        if found:
-            print_table("", ["!calibration", "kind", "from, to", "dial", "state", "expires"], calibrations)
+        if stored:
+            print_table("", ["!calibration", "kind", "from, to", "dial", "state", "expires"], rows)
         else:
             say("no calibrations yet: ddib calibrate --peer INSTITUTION/DOMAIN")
-        say(*(f"{each['sha256'][:12]}: {each['warning']}" for each in found if each["warning"]))
+        if warnings := [f"{each.sha256[:12]}: {each.warning}" for each in stored if each.warning]:
+            say(*warnings)
         aggregates = [
             [each.sha256[:12], each.time[:10], f"{each.counted} {each.unit}s", f"{each.epsilon:g}",
              f"{each.delta:g}", ", ".join(each.peers) or "none"]
@@ -635,18 +460,11 @@ def list_(config_path: Path) -> None:
         if published:
             columns = ["!aggregate", "published", "over", ">epsilon", ">delta", "peers that have it"]
             print_table("", columns, aggregates)
-            say(f"together     {total_privacy(published)}, also if the peers compare what they have")
+            say(f"together     {calibrations.together()}, also if the peers compare what they have")
 
-    emit({"calibrations": found, "published": published}, text)
-    for problem in store.problems():
+    emit({"calibrations": stored, "published": published}, text)
+    for problem in calibrations.problems():
         say(f"not read: {problem}", err=True)
-
-
-def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, Any]]:
-    from ddib_fed.node.admitting import peer_store
-    from ddib_fed.node.calibrations import overview
-
-    return [values_of(each) for each in overview(config, store, peer_store(config), inactive=True)]
 
 
 @calibrate.command(
@@ -662,34 +480,20 @@ def _rows(config: NodeConfig, store: CalibrationStore) -> list[dict[str, Any]]:
 )
 def show(config_path: Path, name: str, out: Path | None) -> None:
     """Show a calibration of this node, and verify its signatures."""
-    from ddib_fed.calibration.record import SIDES, write_calibration
-
-    config, store = _open(config_path)
-    stored = store.named(name)
+    calibrations = ddib_fed.Node.open(config_path).calibrations
+    stored = calibrations.get(name)
     if out is not None:
-        write_calibration(stored, out)
-    row = next(each for each in _rows(config, store) if each["sha256"] == stored.sha256.hex())
-    checked = {side: _checked(config, stored, side) for side in SIDES}
+        stored.save(out)
+    row = next(each for each in calibrations.list() if each.sha256 == stored.sha256.hex())
+    signatures = calibrations.signatures(stored)
 
     def text() -> None:
         show_calibration(stored.calibration)
-        state = f"{row['state']}, here since {stored.added:%Y-%m-%d %H:%M} UTC"
-        lines(listed("", {"state": state, "signatures": checked, "written": out}))
+        state = f"{row.state}, here since {stored.added:%Y-%m-%d %H:%M} UTC"
+        lines(listed("", {"state": state, "signatures": signatures, "written": out}))
 
     content = stored.calibration.model_dump(mode="json", exclude_none=True)
-    emit({**row, "signatures": checked, "calibration": content}, text)
-
-
-def _checked(config: NodeConfig, signed: SignedCalibration, side: Side) -> str:
-    """Who signed for a side and when, or what is wrong with the signature."""
-    from ddib_fed.node.admitting import peer_store
-
-    peers, signature = peer_store(config).snapshot(), signed.signature(side)
-    try:
-        signer = signed.verify_side(side, pins=peers.pins, withdrawn=peers.withdrawn, now=datetime.now(UTC))
-    except RefusedError as error:
-        return f"{error.detail}  [{error.reason}]"
-    return f"{signer}, {signature.moment:%Y-%m-%d %H:%M} UTC" if signature is not None else ""
+    emit({**asdict(row), "signatures": signatures, "calibration": content}, text)
 
 
 @calibrate.command(short_help="Stop using one.")
@@ -702,29 +506,25 @@ def remove(config_path: Path, name: str) -> None:
     It is kept, so that results made with it can be explained, and the peer cannot bring it back. A second time its
     file is deleted too.
     """
-    from ddib_fed.node import calibrations
-
-    config, store = _open(config_path)
-    stored = store.named(name)
-    forget = not stored.active
-    calibrations.take_out_of_use(config, stored, forget=forget)
-    say(f"{stored.short} is deleted" if forget else f"{stored.short} is no longer used, without a restart")
-    outcome(removed=stored.sha256, deleted=forget)
+    removed = ddib_fed.Node.open(config_path).calibrations.remove(name)
+    gone = not removed.active
+    say(f"{removed.short} is deleted" if gone else f"{removed.short} is no longer used, without a restart")
+    outcome(removed=removed.sha256, deleted=gone)
 
 
 # What is shown and asked
 
 
-def _say_sent(signed: SignedCalibration, config: NodeConfig) -> None:
-    short, institution = signed.short, signed.calibration.target.institution
-    if signed.complete:
-        say(f"agreed       both institutions have signed {short}", *how_jobs_use(signed.calibration, config))
+def _say_sent(calibration: ddib_fed.Calibration, node: ddib_fed.Node, *, complete: bool) -> None:
+    short, institution = calibration.sha256.hex()[:12], calibration.target.institution
+    if complete:
+        say(f"agreed       both institutions have signed {short}", *how_jobs_use(calibration, node))
         return
     say(
         f"proposed     {short} waits for the operator of {institution}, who runs there:",
         f"  ddib calibrate accept {short} --config node.toml",
         "then, here:",
-        f"  ddib calibrate send {short} --config {shlex.quote(str(config.path))}",
+        f"  ddib calibrate send {short} --config {shlex.quote(str(node.config.path))}",
     )
 
 
@@ -732,39 +532,39 @@ def _confirm(question: str, *, yes: bool) -> None:
     """Raise unless the operator agrees."""
     if yes:
         return
-    from ddib_fed.node.admitting import confirm
-
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask on", hint="look at what is shown above, then add --yes")
-    if not confirm(question):
+    if not options.confirm(question):
         raise Cancelled("not confirmed; nothing left and nothing was signed", hint="the same command again")
 
 
-def show_calibration(calibration: Calibration) -> None:
-    """What it is, how it was made, and what it does, a line each on stdout."""
-    made, effect = calibration.made, calibration.effect
-    anchored = made.method == "anchors"
-    theirs = f"an aggregate over {made.target_pictures} {made.target_unit}s of the target"
-    if not made.aggregate_sha256:
+def show_calibration(calibration: ddib_fed.Calibration) -> None:
+    """Print what a calibration is, how it was made, and what it does, a line each."""
+    making, effect = calibration.made, calibration.effect
+    anchored = making.method == "anchors"
+    theirs = f"an aggregate over {making.target_pictures} {making.target_unit}s of the target"
+    if not making.aggregate_sha256:
         theirs = f"one that was not {calibration.target.institution}'s; the figures are of those"
     crossed = "nothing but the calibration itself"
-    if made.crossed_bytes:
+    if making.crossed_bytes:
         where = "" if calibration.target.institution else "nothing in one process; between nodes "
-        crossed = f"{where}{size(made.crossed_bytes)} of aggregate, once"
-    if made.epsilon is not None and made.delta is not None:
-        crossed += f", with noise: epsilon {made.epsilon:g}, delta {made.delta:g} for each {made.target_unit}"
+        crossed = f"{where}{size(making.crossed_bytes)} of aggregate, once"
+    if making.epsilon is not None and making.delta is not None:
+        crossed += (
+            f", with noise: epsilon {making.epsilon:g}, delta {making.delta:g} for each {making.target_unit}"
+        )
     before, after = effect.distance_before, effect.distance
     of = "mean squared, each anchor by a map of the others" if anchored else "of the colours to the target's"
     lines(
         {
             "calibration": f"{calibration.kind}, {calibration.source} to {calibration.target}",
-            "made from": f"{made.anchors} anchors, pictures of the same things in both domains"
+            "made from": f"{making.anchors} anchors, pictures of the same things in both domains"
             if anchored
-            else f"{made.source_pictures} pictures of the source, and {theirs}",
+            else f"{making.source_pictures} pictures of the source, and {theirs}",
             "error" if anchored else "distance": f"{before} without it, {after} with it: {of}",
             "gain" if anchored else "margin": f"{effect.margin}, as a share of that without it",
             **{name: str(figure) for name, figure in effect.figures.items()},
-            **({"contrast": f"{made.contrast}, as its operators say"} if made.contrast else {}),
+            **({"contrast": f"{making.contrast}, as its operators say"} if making.contrast else {}),
             "crosses": crossed,
             "dial": str(calibration.dial),
             "expires": f"{calibration.expires:%Y-%m-%d}",
@@ -774,23 +574,19 @@ def show_calibration(calibration: Calibration) -> None:
     )
 
 
-def how_jobs_use(calibration: Calibration, config: NodeConfig) -> tuple[str, ...]:
-    """What a source does, once both have signed, so that its jobs use it: lines for its operator."""
-    from ddib_fed.calibration.record import misfit
-    from ddib_fed.node.role import load_hosted
-    from ddib_fed.training.config import SHIPPED
-
-    short, target, path = calibration.sha256.hex()[:12], calibration.target.institution, config.path
-    if not misfit(calibration, load_hosted(config).manifest):
-        return (f"jobs to {target} use it from now on; ddib translate --calibration none leaves it out",)
+def how_jobs_use(calibration: ddib_fed.Calibration, node: ddib_fed.Node) -> tuple[str, ...]:
+    """Return what a source does, once both have signed, so that its jobs use it: lines for its operator."""
+    short, target, config = calibration.sha256.hex()[:12], calibration.target.institution, node.config
+    if node.calibrations.usable(calibration):
+        return (f"jobs to {target} use it from now on; ddib translate --no-calibration leaves it out",)
     file, model = config.folder / f"{short}.json", config.paths.bundle
     images = config.train.pictures(config.folder) or "PICTURES"
-    which = "--domain" if images in SHIPPED else "--images"
+    which = "--images" if images == "PICTURES" or Path(images).is_absolute() else "--domain"
     trained = config.folder / f"{model.name}-{short}"
     train = ["--init", str(model), "--calibration", str(file), "--out", str(trained)]
     return (
         f"jobs to {target} use it once this node's model is trained with it:",
-        f"  ddib calibrate show {short} {shlex.join(['--out', str(file), '--config', str(path)])}",
-        f"  ddib model train {shlex.join([which, str(images), *train])}",
-        f'then [model] bundle = "{trained.name}" in {path}, and restart the node',
+        f"  ddib calibrate show {short} {shlex.join(['--out', str(file), '--config', str(config.path)])}",
+        f"  ddib model train {shlex.join([which, images, *train])}",
+        f'then [model] bundle = "{trained.name}" in {config.path}, and restart the node',
     )

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ddib_fed.cli.options import open_config, option
+import ddib_fed
+from ddib_fed.cli.options import option
 from ddib_fed.errors import (
     AlreadyExists,
     Cancelled,
@@ -195,7 +196,7 @@ class Pair:
 
     def agree(self, *words: str) -> Calibration:
         """Propose a calibration to the target; both operators sign it."""
-        from ddib_fed.calibration.record import read_calibration
+        from ddib_fed.calibration.record import Calibration
 
         source, target = self.source.config_path, self.target.config_path
         words = "--peer", self.to, *words, "--yes", "--format", "json"
@@ -204,7 +205,7 @@ class Pair:
         if found["state"] != "signed":
             run_command("calibrate", "accept", name, "--yes", "--config", target)
             say(*run_command("calibrate", "send", name, "--config", source).splitlines())
-        return read_calibration(self.source.folder / "state" / "calibrations" / f"{found['sha256']}.json")
+        return Calibration.open(self.source.folder / "state" / "calibrations" / f"{found['sha256']}.json")
 
     def say_what_to_try(self, files: Path) -> None:
         """Addresses of the nodes that were kept, and commands for them."""
@@ -223,12 +224,10 @@ class Pair:
 
 def node_state(config_path: Path) -> str:
     """What the node of a configuration answers on its socket; empty where none answers."""
-    from ddib_fed.node.admin import AdminClient
-
     if not config_path.is_file():
         return ""
     try:
-        return AdminClient(open_config(config_path)).status().state
+        return ddib_fed.Node.open(config_path).status().state
     except UnavailableError:
         return ""
 

@@ -17,14 +17,13 @@ from click.core import ParameterSource
 import ddib_fed
 from ddib_fed.errors import AlreadyExists, ConfigError, ItemNotFound, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, nearest, size_from
-from ddib_fed.terminal import print_table, say, sentences_aside
+from ddib_fed.terminal import escape, print_table, say, sentences_aside
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.models.bundle import Bundle
-    from ddib_fed.node.config import NodeConfig
 
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -170,16 +169,20 @@ def say_next(steps: Sequence[tuple[str, str]]) -> None:
         say(f"  {purpose}:", f"    {command}")
 
 
+def note(*texts: str) -> None:
+    """Write each text to stderr, for the operator."""
+    for text in texts:
+        say(text, err=True)
+
+
+def confirm(question: str) -> bool:
+    return bool(click.confirm(escape(question), default=False))
+
+
 def usual_threads() -> int:
     """Threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdecimal() and int(said) else 1
-
-
-def open_config(path: Path) -> NodeConfig:
-    from ddib_fed.node.config import NodeConfig
-
-    return NodeConfig.load(path)
 
 
 def open_model(which: str) -> Bundle:
@@ -199,9 +202,9 @@ def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | No
 
 
 def read_given(path: Path | None) -> Calibration | None:
-    from ddib_fed.calibration.record import read_calibration
+    from ddib_fed.calibration.record import Calibration
 
-    return None if path is None else read_calibration(path)
+    return None if path is None else Calibration.open(path)
 
 
 SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
+import ddib_fed
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, open_config, option, say_next, with_config
-from ddib_fed.errors import Cancelled, InputError, PeerUnreachable, PolicyDenied, UsageError
-from ddib_fed.files import read_small, write_file
-from ddib_fed.security import pki as keys
-from ddib_fed.security.audit import note
-from ddib_fed.security.identity import Identity
-from ddib_fed.security.peers import Peer, PeerStore, begin_node
+from ddib_fed.cli.options import confirm, group, note, option, say_next, with_config
+from ddib_fed.errors import Cancelled, UsageError
 from ddib_fed.terminal import emit, lines, listed, outcome, plain, print_table, say
-
-if TYPE_CHECKING:
-    from ddib_fed.node.config import NodeConfig
 
 INSTITUTION = click.argument("institution")
 FINGERPRINT = option(
@@ -30,13 +24,6 @@ FINGERPRINT = option(
 )
 REPLACE = option("replace --force", "Replace the entry: a new root, name or address of a peer.")
 UNCONSTRAINED = option("--unconstrained-root", "Accept a root without name constraints.")
-
-
-def _open(config_path: Path) -> tuple[NodeConfig, PeerStore]:
-    from ddib_fed.node.admitting import peer_store
-
-    config = open_config(config_path)
-    return config, peer_store(config)
 
 
 @group()
@@ -54,22 +41,20 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
 
     It contains no secret: the root's certificate, this node's name and its address.
     """
-    from ddib_fed.node.admitting import export_peer
-
-    config = open_config(config_path)
-    path = out or Path(f"{config.node.institution}.peer")
-    own = export_peer(config, path, force=force)
+    node = ddib_fed.Node.open(config_path)
+    path, warning = out or Path(f"{node.config.node.institution}.peer"), node.config.not_dialled
+    entry = node.peers.export(path, replace=force)
     say(
-        f"wrote {path}: {own.identity} at {own.address}",
-        *(f"fingerprint  {text}" for text in own.fingerprints),
+        f"wrote {path}: {entry.identity} at {entry.address}",
+        *(f"fingerprint  {text}" for text in entry.fingerprints),
     )
-    if config.not_dialled:
-        say(f"warning: {config.not_dialled}; correct {config_path} and export again", err=True)
+    if warning:
+        say(f"warning: {warning}; correct {config_path} and export again", err=True)
     say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
-    outcome(written=path, warning=config.not_dialled or None, **_entry(own))
+    outcome(written=path, warning=warning or None, **_entry(entry))
 
 
-def _entry(other: Peer) -> dict[str, object]:
+def _entry(other: Any) -> dict[str, object]:
     return {
         "institution": other.institution,
         "identity": other.identity.uri,
@@ -89,10 +74,26 @@ def add(
     config_path: Path, file: Path, *, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
 ) -> None:
     """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
-    from ddib_fed.node.admitting import admit
 
-    config = open_config(config_path)
-    other = admit(config, file, fingerprints, replace=replace, unconstrained_root=unconstrained_root)
+    def ask(other: Any) -> bool:
+        """Show the fingerprints and ask, on a terminal only."""
+        note(*other.warnings)
+        if not sys.stdin.isatty():
+            command = shlex.join(["ddib", "peer", "add", str(file), "--config", str(config_path)])
+            raise UsageError(
+                "a peer is added with the fingerprint that the other operator read out",
+                hint=f"{command} --fingerprint SHA256:...; the question is asked only on a terminal",
+            )
+        say(f"node         {other.identity}", f"address      {other.address}", "fingerprint:")
+        say(*other.fingerprints)  # last and alone: no text of the file comes after it
+        which = "Is this" if len(other.roots) == 1 else f"Are all {len(other.roots)} of these"
+        return confirm(f"{which} what the other operator reads out?")
+
+    other = ddib_fed.Node.open(config_path).peers.add(
+        file, fingerprints=fingerprints, ask=ask, replace=replace, unconstrained_root=unconstrained_root
+    )
+    if fingerprints:
+        note(*other.warnings)
     say(
         f"admitted {other.identity} at {other.address}",
         f"next: ddib peer test {other.institution}{with_config(config_path)}",
@@ -105,8 +106,8 @@ def add(
 @options.OUTCOME
 def list_(config_path: Path) -> None:
     """List the peers that are admitted here."""
-    _config, store = _open(config_path)
-    peers, suspended = store.list(), store.snapshot().suspended
+    known = ddib_fed.Node.open(config_path).peers
+    peers, suspended = known.list(), known.suspended
 
     def text() -> None:
         if not peers:
@@ -118,7 +119,8 @@ def list_(config_path: Path) -> None:
             for each in peers
         ]  # fmt: skip
         print_table("", ["peer", "state", "address", "identity", "root"], rows)
-        say(*(f"{name} is suspended {why}" for name, why in sorted(suspended.items())))
+        for name, why in sorted(suspended.items()):
+            say(f"{name} is suspended {why}")
 
     emit([{**_entry(each), "suspended": suspended.get(each.institution, "")} for each in peers], text)
 
@@ -129,45 +131,19 @@ def list_(config_path: Path) -> None:
 @INSTITUTION
 def test(config_path: Path, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
-    import grpc
+    answer = ddib_fed.Node.open(config_path).peers.test(institution)
+    decoding, text = None, "none: it is a source node only"
+    if answer.domain is not None:
+        decoding = {"domain": answer.domain, "sample_shape": list(answer.sample_shape)}
+        text = f"{answer.domain!a}, samples of shape {list(answer.sample_shape)}"
 
-    from ddib_fed.protocol.calls import described, failure_of_peer, status_of
-    from ddib_fed.protocol.contract import PROTOCOL
-    from ddib_fed.security.tls import PeerChannels
-    from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
+    def show() -> None:
+        say(f"connection   {answer.connection}", f"decoding     {text}")
+        if answer.clock:
+            say(f"clock        that node's is {answer.clock}")
 
-    config, store = _open(config_path)
-    peer = store.get(institution)
-    channels = PeerChannels(config.paths.pki, store, proxy=config.proxy)
-    decoding, said, clock = None, "none: it is a source node only", None
-    try:
-        finding = channels.diagnosis(peer)
-        if not finding.ok:
-            raise finding.as_error(f"target {institution}")
-        channel = channels.get(institution)
-        request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
-        side = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10).side
-        decoding = {"domain": side.domain[:100], "sample_shape": list(side.sample_shape)[:5]}
-        said, clock = f"{decoding['domain']!a}, samples of shape {decoding['sample_shape']}", channel.clock_s
-    except grpc.RpcError as error:
-        if status_of(error) is not grpc.StatusCode.UNIMPLEMENTED:
-            failure = failure_of_peer(error, f"target {institution}")
-            if failure.reason == "PEER_UNKNOWN":
-                name = config.node.name
-                failure.hint = (
-                    f"that node has not admitted {name}: ddib peer export here, ddib peer add there"
-                )
-            elif isinstance(failure, PeerUnreachable):  # whose hint would be this command
-                failure.hint = "repeat the command, then check that node's log"
-            raise failure from error
-    finally:
-        channels.close()
-    text = [f"connection   {finding.text}", f"decoding     {said}"]
-    text += [] if clock is None else [f"clock        that node's is {described(clock)}"]
-    values = {
-        "institution": institution, "connection": finding.text, "decoding": decoding, "clock_s": clock
-    }  # fmt: skip
-    emit(values, lambda: say(*text))
+    values = {"institution": institution, "connection": answer.connection, "decoding": decoding}
+    emit({**values, "clock_s": answer.clock_s}, show)
 
 
 @peer.command()
@@ -181,18 +157,17 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
 
     It stays admitted, and stays suspended over restarts. Jobs for it that were accepted wait; new ones are refused.
     """
-    (config, store), running = _open(config_path), None
+    peers = ddib_fed.Node.open(config_path).peers
     if undo:
         options.refuse_idle(("reason",), "is for a suspension")
-        changed = store.resume(institution)
-        said = "is resumed" if changed else "was not suspended: nothing is changed"
+        applied = peers.resume(institution)
+        change = "is resumed" if applied.changed else "was not suspended: nothing is changed"
     else:
-        changed = store.suspend(institution, reason=reason)
-        said = "is suspended" if changed else "was suspended already"
-    say(f"{institution} {said}")
-    if changed or not undo:
-        running = _apply(config, store)
-    outcome(institution=institution, suspended=not undo, changed=changed, node_running=running)
+        applied = peers.suspend(institution, reason)
+        change = "is suspended" if applied.changed else "was suspended already"
+    say(f"{institution} {change}")
+    running = _say_applied(applied)
+    outcome(institution=institution, suspended=not undo, changed=applied.changed, node_running=running)
 
 
 @peer.command()
@@ -201,28 +176,20 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
 @options.OUTCOME
 def remove(config_path: Path, institution: str) -> None:
     """Remove a peer: it is refused from now on, and running calls with it end within a second."""
-    config, store = _open(config_path)
-    store.remove(institution)
+    applied = ddib_fed.Node.open(config_path).peers.remove(institution)
     say(f"removed {institution}")
-    outcome(removed=institution, node_running=_apply(config, store))
+    outcome(removed=institution, node_running=_say_applied(applied))
 
 
-def _apply(config: NodeConfig, store: PeerStore) -> bool:
-    """Apply the change in the running node, if one runs, and say so; a stopped node applies it when it starts."""
-    from ddib_fed.node.admin import AdminClient
-
-    told = AdminClient(config).reload_if_running()
-    if refused := [line for line in told or () if line.startswith("not read:") and store.file.name in line]:
-        raise InputError(
-            f"{store.file} is written, and the running node does not obey it: {refused[0]}",
-            hint="run this as the node's own user, and let the file belong to that user",
+def _say_applied(applied: Any) -> bool | None:
+    """Say whether a running node has applied a change; return what the outcome says of it."""
+    running: bool | None = applied.running
+    if running is not None:
+        say(
+            "the running node has applied it"
+            if running
+            else "no node runs on this state folder now; it is applied when one starts"
         )
-    running = told is not None
-    say(
-        "the running node has applied it"
-        if running
-        else "no node runs on this state folder now; it is applied when one starts"
-    )
     return running
 
 
@@ -258,8 +225,6 @@ def pair(
     they admitted, and both fingerprints. Read the code out to somebody whose voice you know; --fingerprint admits no
     other root.
     """
-    from ddib_fed.node.admitting import pair as pair_nodes
-
     if listens and code is not None:
         raise UsageError("--listen shows a code, and takes none", hint="ddib pair --listen [HOST:PORT]")
     if not listens and (address is None or code is None):
@@ -267,20 +232,22 @@ def pair(
             "give --listen, or the address and the code that the other side shows",
             hint=f"ddib pair {address or 'HOST:PORT'} CODE",
         )
-    config = open_config(config_path)
-    called = None if address is None or code is None else (address, code)
-    paired = pair_nodes(
-        config,
-        called,
-        at=address if listens else None,
+    node = ddib_fed.Node.open(config_path)
+    paired = node.peers.pair(
+        address,
+        code,
+        on_code=say if listens else None,
+        on_stranger=note,
         fingerprints=fingerprints,
         replace=replace,
         unconstrained_root=unconstrained_root,
     )
+    say(*paired.describe())
+    note(*paired.warnings)
     other, more = paired.other, with_config(config_path)
     say_next(
         [
-            (f"{config.command} serve{more}", "unless it runs already"),
+            (f"{node.config.command} serve{more}", "unless it runs already"),
             (f"ddib peer test {other.institution}{more}", "once the other node serves too"),
         ]
     )
@@ -291,15 +258,11 @@ OF_CLIENT = option("profile_path --profile FILE", "A client's certificate instea
 OUT = option("--out FILE", "What to write.")
 
 
-def _place(config_path: Path, profile_path: Path | None) -> tuple[Path, Identity]:
-    """The folder of certificates of the node, or of a client, and whose they are."""
+def _certificates(config_path: Path, profile_path: Path | None) -> Any:
+    """Return the certificates of the node, or of a client."""
     if profile_path is not None:
-        from ddib_fed.client.profile import Profile
-
-        profile = Profile.load(profile_path)
-        return profile.pki_folder, Identity(profile.institution, "client", profile.name)
-    config = open_config(config_path)
-    return config.paths.pki, Identity(config.node.institution, "node", config.node.name)
+        return ddib_fed.Profile.load(profile_path).certificates
+    return ddib_fed.Node.open(config_path).pki
 
 
 @group()
@@ -315,14 +278,13 @@ def init(config_path: Path) -> None:
 
     The root's key is in the node's state folder: anyone who has it can pose as any identity of this institution.
     """
-    config = open_config(config_path)
-    authority = begin_node(config.paths.state, config.node.institution, config.node.name)
-    root = keys.fingerprint(authority.certificate)
+    node = ddib_fed.Node.open(config_path)
+    root, institution, folder = node.pki.init(), node.config.node.institution, node.config.paths.pki
     say(
-        f"made the root of {authority.institution} and this node's certificate in {config.paths.pki}",
+        f"made the root of {institution} and this node's certificate in {folder}",
         f"fingerprint  {root}",
     )
-    outcome(institution=authority.institution, folder=config.paths.pki, fingerprint=root)
+    outcome(institution=institution, folder=folder, fingerprint=root)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki request --config node.toml --out node-2.csr")
@@ -332,9 +294,8 @@ def init(config_path: Path) -> None:
 @options.OUTCOME
 def request(config_path: Path, profile_path: Path | None, out: Path | None) -> None:
     """Write a certificate request for the institution's issuer; its key stays here."""
-    place, owner = _place(config_path, profile_path)
-    path = out or Path(f"{owner.name}.csr")
-    write_file(path, keys.make_request(place, owner), overwrite=False)
+    certificates = _certificates(config_path, profile_path)
+    path, owner = certificates.request(out), certificates.owner
     say(f"wrote {path}, a request for {owner}")
     client = f" --profile {shlex.quote(str(profile_path))}"
     more = with_config(config_path) if profile_path is None else client
@@ -355,26 +316,19 @@ def request(config_path: Path, profile_path: Path | None, out: Path | None) -> N
 @options.OUTCOME
 def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) -> None:
     """Sign the request of a node or client on another machine; run it on the node with the root's key."""
-    from ddib_fed.node.admitting import confirm, peer_store
 
-    config = open_config(config_path)
-    authority = keys.load_authority(config.paths.pki)
-    identity, key = keys.read_request(read_small(request_file, pipe=True))
-    peer_store(config).snapshot().refuse_withdrawn(identity)
-    if not yes and not confirm(f"sign for {identity}? Whoever has this request's key gets this identity"):
-        raise Cancelled("not confirmed; nothing was signed", hint="the same command again")
-    roots = keys.parse_certificates(read_small(config.paths.pki / "roots.pem"), "roots.pem")
-    signed = keys.sign_request(authority, identity, key, roots, lifetime=config.identity.life(identity.kind))
-    leaf = keys.parse_certificates(signed, "what was signed")[0]
-    until, path = leaf.not_valid_after_utc, out or Path(f"{identity.name}.pem")
-    certificate = {"certificate": keys.fingerprint(leaf), "until": until.isoformat()}
-    note(config.paths.store, "certificate_issued", identity=identity.uri, **certificate)
-    write_file(path, signed, overwrite=False)
-    say(f"wrote {path}, the certificate of {identity}")
+    def ask(identity: object) -> None:
+        question = f"sign for {identity}? Whoever has this request's key gets this identity"
+        if not yes and not confirm(question):
+            raise Cancelled("not confirmed; nothing was signed", hint="the same command again")
+
+    issued = ddib_fed.Node.open(config_path).pki.issue(request_file, out, ask=ask)
+    path = issued.path
+    say(f"wrote {path}, the certificate of {issued.identity}")
     say_next(
         [(f"ddib pki install {shlex.quote(path.name)}", f"where the request was made; take {path} there")]
     )
-    outcome(written=path, identity=identity.uri, valid_until=until)
+    outcome(written=path, identity=issued.identity.uri, valid_until=issued.valid_until)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki install node-2.pem --config node.toml")
@@ -384,14 +338,10 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
 @click.argument("certificate", type=click.Path(dir_okay=False, path_type=Path))
 def install(config_path: Path, profile_path: Path | None, certificate: Path) -> None:
     """Install a signed certificate after checking its key, name and root."""
-    place, owner = _place(config_path, profile_path)
-    signed = read_small(certificate, pipe=True)
-    if profile_path is None:
-        leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
-        note(open_config(config_path).paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
-    identity = keys.install(place, signed, expected=owner)
-    say(f"installed the certificate of {identity} in {place}")
-    outcome(installed=identity.uri, folder=place)
+    certificates = _certificates(config_path, profile_path)
+    identity = certificates.install(certificate)
+    say(f"installed the certificate of {identity} in {certificates.folder}")
+    outcome(installed=identity.uri, folder=certificates.folder)
 
 
 @pki.command()
@@ -400,20 +350,17 @@ def install(config_path: Path, profile_path: Path | None, certificate: Path) -> 
 @options.OUTCOME
 def show(config_path: Path, profile_path: Path | None) -> None:
     """Show the certificate's identity and expiry, the trusted roots of its institution, and who is withdrawn."""
-    place, _owner = _place(config_path, profile_path)
-    own, issuer = keys.load_identity(place), keys.has_authority(place)
-    withdrawn = {} if profile_path is not None else _open(config_path)[1].snapshot().withdrawn
-    expired = own.not_after <= datetime.now(UTC)
-    roots = [(keys.fingerprint(root), root.not_valid_after_utc) for root in own.roots]
+    certificates = _certificates(config_path, profile_path)
+    certificate = certificates.show()
     values = {
-        "identity": own.identity.uri,
-        "role": own.identity.kind,
-        "dns_name": own.identity.dns_name,
-        "valid_until": own.not_after,
-        "expired": expired,
-        "roots": [{"fingerprint": fingerprint, "valid_until": ends} for fingerprint, ends in roots],
-        "issuer": issuer,
-        "withdrawn": [{"identity": each.uri, "reason": reason} for each, reason in withdrawn.items()],
+        "identity": certificate.identity.uri,
+        "role": certificate.identity.kind,
+        "dns_name": certificate.identity.dns_name,
+        "valid_until": certificate.not_after,
+        "expired": certificate.not_after <= datetime.now(UTC),
+        "roots": certificates.roots,
+        "issuer": certificates.issues,
+        "withdrawn": [{"identity": each.uri, "reason": why} for each, why in certificates.withdrawn.items()],
     }
     emit(values, lambda: lines(listed("", plain(values))))
 
@@ -432,37 +379,19 @@ def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
     The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
     own list: run this on each.
     """
-    config, store = _open(config_path)
-    named = _of_institution(config, identity)
+    node = ddib_fed.Node.open(config_path)
     if undo:
         options.refuse_idle(("reason",), "is for a withdrawal")
-        changed = store.reinstate(named)
-        said = "is reinstated" if changed else "was not withdrawn"
+        applied = node.pki.reinstate(identity)
+        change = "is reinstated" if applied.changed else "was not withdrawn"
     else:
-        changed = store.withdraw(named, comment=reason)
-        said = "is withdrawn" if changed else "was withdrawn already"
-    say(f"{named} {said}, in {store.file}")
-    running = _apply(config, store)
-    if changed or not undo:
-        say(f"do the same on each other node of {named.institution}: each has a list of its own")
-    if named.kind == "node" and not undo:
-        say(f"and tell the peers that admitted it: ddib peer remove {named.institution}, there")
-    outcome(identity=named.uri, withdrawn=not undo, changed=changed, file=store.file, node_running=running)
-
-
-def _of_institution(config: NodeConfig, text: str) -> Identity:
-    """The identity, if this node's list can refuse it."""
-    institution = config.node.institution
-    try:
-        named = Identity.parse(text)
-    except InputError as error:
-        raise InputError(
-            f"{text!a} is no identity: {error.detail}",
-            hint=f"e.g. spiffe://{institution}/client/alice; `ddib pki show` prints a certificate's own",
-        ) from error
-    if named.institution != institution:
-        raise PolicyDenied(
-            f"{named} is not of {institution}, and a node withdraws identities of its own institution",
-            hint=f"to refuse another institution's node: ddib peer remove {named.institution}, or ddib peer suspend",
-        )
-    return named
+        applied = node.pki.withdraw(identity, reason)
+        change = "is withdrawn" if applied.changed else "was withdrawn already"
+    file, institution = node.pki.list_file, node.config.node.institution
+    say(f"{identity} {change}, in {file}")
+    running = _say_applied(applied)
+    if applied.changed or not undo:
+        say(f"do the same on each other node of {institution}: each has a list of its own")
+    if "/node/" in identity and not undo:
+        say(f"and tell the peers that admitted it: ddib peer remove {institution}, there")
+    outcome(identity=identity, withdrawn=not undo, changed=applied.changed, file=file, node_running=running)

@@ -19,6 +19,7 @@ from ddib_fed.client.client import Client
 from ddib_fed.client.folder_run import Run
 from ddib_fed.client.jobs import Request
 from ddib_fed.data.fitting import PictureRule, from_array
+from ddib_fed.data.folder import scan
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import JobFailed, LatentNotGaussian, PolicyDenied, SettingsInvalid, UsageError
 from ddib_fed.evaluation import metrics
@@ -27,6 +28,8 @@ from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.models.sidecars import PrivacyReport
 from ddib_fed.protocol.messages import JobState
 from ddib_fed.record import Settings
+from ddib_fed.training.calibrating import ModelSource, open_source
+from ddib_fed.training.sources import own_samples
 
 SHARES: Final = (1.0, 0.75, 0.5)
 EVALUATIONS = 24
@@ -45,17 +48,28 @@ MOST_KNOWN = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One setting of the dial. Against the truth, where anchors show it: psnr, ssim and partner.
+    """One setting of the dial, and what it gives.
 
-    Attributes:
-        map_ssim: SSIM with the calibration's map alone.
-        edges: Edge correlation with the same.
-        sharpness: Mean change from pixel to pixel.
-        whiteness: Patch correlation of the latents over that of noise.
-        pictures: That were translated; others were refused.
-        round_trip: dB of PSNR; of the pictures that came back.
-        read: dB of PSNR of pictures that a linear read-out reads from their latents, fitted to `pairs` others.
-        surrogate: The same by the model's privacy report; None where it did not measure this share.
+    Attributes
+    ----------
+    map_ssim
+        SSIM with the calibration's map alone.
+    edges
+        Edge correlation with the map alone.
+    sharpness
+        Mean change from pixel to pixel.
+    pictures
+        Number of pictures that were translated; the others were refused.
+    whiteness
+        Patch correlation of the latents over that of noise.
+    round_trip
+        PSNR in dB of the pictures that came back.
+    read
+        PSNR in dB of pictures that a linear read-out, fitted to `pairs` others, reads from their latents.
+    surrogate
+        PSNR in dB by the model's privacy report; None where it did not measure this share.
+    psnr, ssim, partner
+        Against the truth, where anchors show it.
     """
 
     dial: Dial
@@ -85,6 +99,83 @@ REFUSALS: Final = (PolicyDenied, SettingsInvalid, LatentNotGaussian)
 
 
 def measure_dial(
+    calibration: Calibration,
+    source: ModelSource,
+    target: ModelSource,
+    *,
+    client: Client | None = None,
+    pictures: str | Path | None = None,
+    anchors: tuple[Path, Path] | None = None,
+    limit: int = 24,
+    least_share: float = 0.0,
+    threads: int = 1,
+) -> tuple[list[Measured], Dial]:
+    """Measure what each setting of the dial gives under a calibration; return the figures and the proposed setting.
+
+    Pictures of the source's domain are translated there and back at each share, 24 evaluations a leg.
+
+    Parameters
+    ----------
+    calibration
+        The calibration that is measured; a node's jobs must run under it.
+    source, target
+        A model, its name if it ships, or its folder. With `client` the source's model, and INSTITUTION/DOMAIN.
+    client
+        Client of the institution's source node, whose jobs translate; without it the models do in this process.
+    pictures
+        Pictures of the source's domain: a folder, or the name of a domain that ships; without it the domain that ships
+        under the model's name.
+    anchors
+        Instead two folders with pictures of the same things in both domains, by the same file names: the truth counts.
+    limit
+        Largest number of pictures.
+    least_share
+        Smallest share that is tried, as [policy] least_share of both nodes allows it.
+    threads
+        Threads of torch in one process.
+
+    Returns
+    -------
+    rows, dial
+        A `Measured` for each setting, and the setting that is proposed; `Calibration.dialled` puts it in.
+
+    Raises
+    ------
+    CalibrationModel
+        The source's model cannot encode under the calibration as it is trained now.
+    UsageError
+        The calibration is of latents, and has no map of pictures to compare with.
+    JobFailed
+        Jobs ran under another calibration.
+
+    Examples
+    --------
+    >>> calibration = Calibration.open("satellite-as-relief")
+    >>> rows, dial = measure_dial(calibration, "satellite-as-relief", "relief", limit=4)  # doctest: +SKIP
+    """
+    bundle = open_source(source)
+    if client is None:
+        from ddib_fed.client.in_process import InProcess
+        from ddib_fed.engine.local_party import open_party
+
+        encoder, decoder = (open_party(each, threads=threads) for each in (bundle, open_source(target)))
+        client = InProcess(encoder, decoder)
+        target = client.target
+    with tempfile.TemporaryDirectory() as folder:
+        root, truth = Path(folder), None
+        if anchors is not None:
+            root, truth = anchors
+            entries = scan(root).entries
+            paths = [entry.path for entry in entries[:: -(-len(entries) // limit)]]
+        else:
+            samples = own_samples(bundle.manifest, None if pictures is None else str(pictures), limit, limit)
+            some = samples.held_out if 2 * len(samples.held_out) > limit else samples.train
+            paths = write_pictures(some, metrics.picture_rule(bundle.manifest), root)
+        translate = translating(client, str(target), paths, root, calibration, truth)
+        return compare_settings(translate, [s for s in SHARES if s >= least_share], bundle.privacy)
+
+
+def compare_settings(
     translate: Translate, shares: Sequence[float], privacy: PrivacyReport | None
 ) -> tuple[list[Measured], Dial]:
     """Measure each setting over the pictures that all of them have; return the figures and the proposed setting.
@@ -118,11 +209,11 @@ def measure_dial(
     room = TOLERATED if chosen.ssim is None else 0.0
     if rows[-1].worth >= chosen.worth - room:
         chosen = rows[-1]
-    found = kept[chosen.dial][0]
-    assert found.mapped is not None
+    translations = kept[chosen.dial][0]
+    assert translations.mapped is not None
     dial = chosen.dial.model_copy(update={"blend": BLEND})
-    blended = (1.0 - BLEND) * found.translated + BLEND * found.mapped
-    rows.append(_row(dial, replace(found, translated=blended)))
+    blended = (1.0 - BLEND) * translations.translated + BLEND * translations.mapped
+    rows.append(_row(dial, replace(translations, translated=blended)))
     if rows[-1].worth >= chosen.worth:
         chosen = rows[-1]
     return rows, chosen.dial
@@ -130,11 +221,11 @@ def measure_dial(
 
 def _over_same(kept: Mapping[Dial, Kept]) -> dict[Dial, Kept]:
     """Keep of each setting the pictures that all settings have."""
-    names = set.intersection(*(set(found.names) for found, _ in kept.values()))
+    names = set.intersection(*(set(translations.names) for translations, _ in kept.values()))
     same: dict[Dial, Kept] = {}
-    for dial, (found, latents) in kept.items():
-        where = [at for at, name in enumerate(found.names) if name in names]
-        same[dial] = found.of(where), latents[where]
+    for dial, (translations, latents) in kept.items():
+        where = [at for at, name in enumerate(translations.names) if name in names]
+        same[dial] = translations.of(where), latents[where]
     return same
 
 
@@ -147,23 +238,23 @@ def _largest_with_enough(rows: Sequence[Measured]) -> float:
 
 
 def _row(
-    dial: Dial, found: Translations, latents: Pictures | None = None, surrogate: float | None = None
+    dial: Dial, translations: Translations, latents: Pictures | None = None, surrogate: float | None = None
 ) -> Measured:
-    translated, mapped = found.translated, found.mapped
+    translated, mapped = translations.translated, translations.mapped
     assert mapped is not None
-    pairs = round(MOST_KNOWN * len(found.names))
+    pairs = round(MOST_KNOWN * len(translations.names))
     round_trip = whiteness = read = psnr = ssim = partner = None
     if latents is not None:
         import torch
 
         whiteness = metrics.whiteness(torch.from_numpy(latents)).ratio
-        read = _read(latents, found, pairs)
-        if found.back is not None and found.source is not None:
-            round_trip = float(metrics.psnr(found.back, found.source).mean())
-    if found.truth is not None:
-        same = metrics.compare(translated, found.truth)
+        read = _read(latents, translations, pairs)
+        if translations.back is not None and translations.source is not None:
+            round_trip = float(metrics.psnr(translations.back, translations.source).mean())
+    if translations.truth is not None:
+        same = metrics.compare(translated, translations.truth)
         psnr, ssim = float(same.psnr.mean()), float(same.ssim.mean())
-        partner = float(metrics.hits_by_pixels(translated, found.truth).mean())
+        partner = float(metrics.hits_by_pixels(translated, translations.truth).mean())
     return Measured(
         dial,
         float(metrics.ssim(translated, mapped).mean()),
@@ -174,21 +265,21 @@ def _row(
     )  # fmt: skip
 
 
-def _read(latents: Pictures, found: Translations, count: int) -> float | None:
-    """dB of the pictures that a read-out of so many pairs reads from the latents of the others."""
-    assert found.source is not None
-    assert found.mapping is not None
-    units = found.mapping.source
-    x = units.apply(found.source)
+def _read(latents: Pictures, translations: Translations, count: int) -> float | None:
+    """Return the PSNR in dB of pictures that a read-out of `count` pairs reads from the latents of the others."""
+    assert translations.source is not None
+    assert translations.mapping is not None
+    units = translations.mapping.source
+    x = units.apply(translations.source)
     if count < FEWEST_READ or len(latents) - count < 2 or latents.shape != x.shape:
         return None
     inverse = metrics.by_frequency(latents[:count], x[:count], 1.0)
     read = units.undo(inverse(latents[count:])).clip(-1.0, 1.0)
-    return float(metrics.psnr(read, found.source[count:]).mean())
+    return float(metrics.psnr(read, translations.source[count:]).mean())
 
 
 def write_pictures(pictures: Pictures, rule: PictureRule, folder: Path) -> list[Path]:
-    """Pictures (N, C, H, W) in [-1, 1] as files of the raw values that a model's rule says."""
+    """Write pictures (N, C, H, W) in [-1, 1] as files of the raw values of a model's rule."""
     paths = []
     slope, intercept = rule.output_scale
     for number, picture in enumerate(pictures):
@@ -237,13 +328,15 @@ def translating(
                 if not (run.results and isinstance(error, REFUSALS)):
                     raise error
             run.require_translated()
-            found = read_translations(Path(folder), source=root, truth=truth, mapping=calibration.alone)
-            if found.mapping is None:
+            translations = read_translations(
+                Path(folder), source=root, truth=truth, mapping=calibration.alone
+            )
+            if translations.mapping is None:
                 raise JobFailed(
                     "the jobs ran under another calibration than the one that is measured",
                     hint="ddib calibrate list; remove the one that is not wanted",
                 )
-            latents = [np.load(Path(folder) / f"{name}.latent.npy") for name in found.names]
-        return found, np.concatenate(latents)
+            latents = [np.load(Path(folder) / f"{name}.latent.npy") for name in translations.names]
+        return translations, np.concatenate(latents)
 
     return translate

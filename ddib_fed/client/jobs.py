@@ -125,9 +125,9 @@ class Request:
         if self.calibration is not None and self.without_calibration:
             raise UsageError("a calibration is given, and left out", hint="choose one of the two")
         if isinstance(self.calibration, str | Path):
-            from ddib_fed.calibration.record import read_calibration
+            from ddib_fed.calibration.record import Calibration
 
-            values["calibration"] = read_calibration(Path(self.calibration))
+            values["calibration"] = Calibration.open(self.calibration)
         for name, value in values.items():
             object.__setattr__(self, name, value)
 

@@ -5,6 +5,7 @@ The private key and the certificates are in a folder beside the file, never in i
 
 from __future__ import annotations
 
+import getpass
 import os
 import shlex
 from collections.abc import Callable, Mapping
@@ -12,15 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, Unauthenticated
-from ddib_fed.files import load_toml, write_file
+from ddib_fed.errors import AlreadyExists, ConfigError, FileMissing, InputError, Unauthenticated
+from ddib_fed.files import load_toml, problem_text, write_file
+from ddib_fed.names import label_from
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, split_address
 from ddib_fed.record import Frozen
 from ddib_fed.security.diagnosis import Diagnosis, diagnose
 from ddib_fed.security.identity import Identity
-from ddib_fed.security.pki import load_identity, make_request
+from ddib_fed.security.pki import Certificates, install, load_identity, make_request
 from ddib_fed.security.tls import is_due, renew_through
 from ddib_fed.telemetry import TelemetrySettings
 
@@ -52,70 +54,76 @@ class Profile(Frozen):
     @classmethod
     def load(cls, path: str | Path | None = None) -> Profile:
         """Read the profile at `path`, or the first of the usual places."""
-        found = Path(path) if path is not None else find_profile()
-        profile = load_toml(found, cls, hint="ddib init client --help")
+        place = Path(path) if path is not None else find_profile()
+        profile = load_toml(place, cls, hint="ddib init client --help")
         if not profile.source_identity.endswith("." + profile.institution):
             raise ConfigError(
-                f"{found}: source_identity {profile.source_identity!r} is not of {profile.institution!r}",
+                f"{place}: source_identity {profile.source_identity!r} is not of {profile.institution!r}",
                 hint=f"a client talks to its own institution's source node, e.g. node-1.{profile.institution}",
             )
-        profile._path = found.resolve()  # noqa: SLF001 - its own private attribute
+        profile._path = place.resolve()  # noqa: SLF001 - its own private attribute
         return profile
 
     @classmethod
     def create(
         cls,
-        out: Path,
+        folder: str | Path,
         *,
-        name: str,
         institution: str,
         address: str,
-        node: str = USUAL_NODE,
-        issue: Callable[[Path], object] | None = None,
-    ) -> Path:
-        """Write client.toml and the client's key with its certificate, or with a request for one.
+        name: str | None = None,
+        node: str = "node-1",
+        sign: Callable[[bytes], bytes] | None = None,
+    ) -> Profile:
+        """Make a client: a commented client.toml, its key, and its certificate or the request for one, NAME.csr.
 
         Parameters
         ----------
-        out
-            Folder of client.toml, in which nothing may be in the way.
-        name, institution
-            The client's name inside its institution.
-        address, node
-            Where the institution's source node listens, and what it is called inside the institution.
-        issue
-            Writes key and certificate into a folder, where the institution's CA is on this machine.
-
-        Returns
-        -------
-        Path
-            The profile.
+        folder
+            Folder of client.toml; made if missing.
+        institution, address, node
+            The institution's DNS name, and HOST:PORT and name of its source node.
+        name
+            The client's name inside the institution, one DNS label; without it this user's.
+        sign
+            Signs the request, as `Node.pki.sign` does where the node that issues is on this machine.
 
         Raises
         ------
         AlreadyExists
-            There is a client in `out`.
-        ValidationError
-            A name or the address cannot be used.
+            The folder has a client.
+        InputError
+            A value cannot be used; nothing is written then.
         """
-        identity, path, request = Identity(institution, "client", name), out / FILE_NAME, out / f"{name}.csr"
+        identity = Identity(institution, "client", name or _person_here())
+        out, hint = Path(folder), "ddib init --help"
+        path, request = out / FILE_NAME, out / f"{identity.name}.csr"
         for place in (path, request, out / "pki" / "leaf.key"):
             if place.exists():
                 raise AlreadyExists(f"{place} exists and is not overwritten", hint="another --out folder")
-        text = render_client_toml(
-            institution=institution,
-            name=name,
-            source_address=address,
-            source_identity=Identity(institution, "node", node).dns_name,
-            pki="pki",
-        )
+        try:
+            text = render_client_toml(
+                institution=institution,
+                name=identity.name,
+                source_address=address,
+                source_identity=Identity(institution, "node", node).dns_name,
+                pki="pki",
+            )
+        except ValidationError as error:
+            raise InputError(problem_text(error), hint=hint) from error
         out.mkdir(parents=True, exist_ok=True)
-        if issue is not None:
-            issue(out / "pki")
+        content = make_request(out / "pki", identity)
+        if sign is None:
+            request.write_bytes(content)
         else:
-            request.write_bytes(make_request(out / "pki", identity))
+            install(out / "pki", sign(content), expected=identity)
         write_file(path, text.encode(), overwrite=False)
-        return path
+        return cls.load(path)
+
+    @property
+    def certificates(self) -> Certificates:
+        """The client's key and certificates."""
+        return Certificates(self.pki_folder, Identity(self.institution, "client", self.name))
 
     @property
     def way(self) -> Proxy | None:
@@ -140,12 +148,20 @@ class Profile(Frozen):
         return diagnose(to, server_name=name, pki_folder=self.pki_folder, proxy=self.way)
 
     def beside(self, name: str) -> Path:
-        """A path of client.toml, which is relative to it."""
+        """Return a path of client.toml, which is relative to it."""
         return self._path.parent / name
 
 
+def _person_here() -> str:
+    """Return the name of whoever types, as one DNS label."""
+    try:
+        return label_from(getpass.getuser(), "client-1")
+    except (OSError, KeyError):
+        return "client-1"
+
+
 def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
-    """Where a profile is searched for, first match wins; `DDIB_PROFILE`, if set, is the only place."""
+    """Return where a profile is searched for, first match wins; `DDIB_PROFILE`, if set, is the only place."""
     if named := environ.get("DDIB_PROFILE"):
         return (Path(named),)
     config = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
@@ -192,7 +208,7 @@ pki = "{pki}"
 
 
 def render_client_toml(**values: str) -> str:
-    """A commented client.toml that `Profile.load` accepts, of its keys without a default and `pki`."""
+    """Return a commented client.toml that `Profile.load` accepts, of its keys without a default and `pki`."""
     Profile.model_validate(values)
     return _TEMPLATE.format(file=FILE_NAME, **values)
 

@@ -19,6 +19,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +30,7 @@ import grpc
 from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, MetricsHandler
 
-from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, UnavailableError
+from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
 from ddib_fed.files import check_private_folder, is_disk_full
 from ddib_fed.names import __version__
 from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
@@ -38,7 +40,7 @@ from ddib_fed.protocol.addresses import split_address
 from ddib_fed.protocol.calls import CheckedChannel, from_rpc_error, status_of
 from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.security.peers import PeerStore, trust_changes
-from ddib_fed.security.pki import fingerprint, load_identity
+from ddib_fed.security.pki import fingerprint, load_identity, root_warning
 from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import admin_pb2_grpc as rpc
 
@@ -345,48 +347,137 @@ def answers(socket: Path) -> bool:
         return probe.connect_ex(str(socket)) == 0
 
 
-class AdminClient:
-    """Calls the operator's service of the node that `config` describes."""
+# What a running node says of itself, as admin.proto has it; a time is None where there is none.
 
-    def __init__(self, config: NodeConfig) -> None:
-        self._socket = config.paths.admin_socket
-        self._name = f"node {config.node.name}.{config.node.institution}"
-        self._serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
 
-    def status(self) -> pb.StatusResponse:
-        answer: pb.StatusResponse = self._call("Status", pb.StatusRequest())
-        return answer
+@dataclass(frozen=True, slots=True)
+class ModelStatus:
+    """The model that a node hosts, and where it runs."""
 
-    def reload(self) -> list[str]:
-        return list(self._call("Reload", pb.ReloadRequest()).changes)
+    domain: str
+    kind: str
+    sample_shape: tuple[int, ...]
+    sha256: str
+    parameters: int
+    device: str
 
-    def reload_if_running(self) -> list[str] | None:
-        """As `reload`, for a change that a stopped node reads at its start; None if no node answers."""
-        try:
-            return self.reload()
-        except UnavailableError:
-            return None
 
-    def drain(self) -> int:
-        return int(self._call("Drain", pb.DrainRequest()).running_jobs)
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """A peer; why and when the last call to it failed, and since when and why it is suspended."""
 
-    def _call(self, method: str, request: Message) -> Any:
-        opened = grpc.secure_channel(
-            f"unix:{self._socket}",
-            grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
-            options=(("grpc.enable_http_proxy", 0),),
-        )
-        try:
-            with CheckedChannel(opened, self._name, own=True) as channel:
-                return getattr(rpc.AdminServiceStub(channel), method)(request, timeout=CALL_TIMEOUT_S)
-        except grpc.RpcError as error:
-            if status_of(error) is grpc.StatusCode.UNAVAILABLE:
-                raise PeerUnreachable(
-                    f"no node answers on {self._socket}",
-                    hop=self._name,
-                    hint=f"is it running, and are you its user? start it with: {self._serve}",
-                ) from error
-            failure = from_rpc_error(error, self._name)
-            if isinstance(failure, PeerUnreachable):
-                failure.hint = "it runs, but did not answer: repeat the command, then check its log"
-            raise failure from error
+    institution: str
+    identity: str
+    address: str
+    fingerprint: str
+    problem: str
+    failed: datetime | None
+    suspended: str
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationStatus:
+    """A calibration of a node, and what its operator should know or do.
+
+    Its state is "active", "replaced" (jobs take a newer one), "proposed", "expired", "refused" or "inactive".
+    """
+
+    sha256: str
+    kind: str
+    source: str
+    target: str
+    state: str
+    expires: datetime
+    warning: str
+    dial: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkersStatus:
+    """Who computes for the node, a line each."""
+
+    executor: str
+    wanted: int
+    ready: tuple[str, ...]
+    replaced: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """The state of a running node: "loading", "serving", "draining" or "degraded: WHY", and what it holds."""
+
+    institution: str
+    name: str
+    roles: tuple[str, ...]
+    version: str
+    state: str
+    listen: str
+    address: str
+    model: ModelStatus | None
+    peers: tuple[PeerStatus, ...]
+    jobs: dict[str, int]
+    uptime_s: float
+    certificate_expires: datetime | None
+    active_streams: int
+    calibrations: tuple[CalibrationStatus, ...]
+    root_expires: datetime | None
+    workers: WorkersStatus
+
+    @property
+    def root_warning(self) -> str:
+        """What to do about a root that ends soon; empty while there is time."""
+        if self.root_expires is None:
+            return ""
+        return root_warning(self.institution, self.root_expires, datetime.now(UTC))
+
+
+_TIMES: Final = frozenset({"failed", "expires", "certificate_expires", "root_expires"})
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    """Return the values of a message: times in UTC, None for 0, and what is repeated as a tuple."""
+    values: dict[str, Any] = {}
+    for field in message.DESCRIPTOR.fields:
+        value = getattr(message, field.name)
+        if field.name in _TIMES:
+            value = datetime.fromtimestamp(int(value), UTC) if value else None
+        values[field.name] = tuple(value) if field.is_repeated else value
+    return values
+
+
+def status_from(answer: pb.StatusResponse) -> NodeStatus:
+    """Return what a node said of itself."""
+    parts = {
+        "model": ModelStatus(**_fields(answer.model)) if answer.HasField("model") else None,
+        "peers": tuple(PeerStatus(**_fields(each)) for each in answer.peers),
+        "calibrations": tuple(CalibrationStatus(**_fields(each)) for each in answer.calibrations),
+        "workers": WorkersStatus(**_fields(answer.workers)),
+        "jobs": dict(answer.jobs),
+    }
+    return NodeStatus(**{**_fields(answer), **parts})
+
+
+def ask(config: NodeConfig, method: str) -> Any:
+    """Call a method of the operator's service of a running node."""
+    name, request = f"node {config.node.name}.{config.node.institution}", getattr(pb, f"{method}Request")
+    serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
+    opened = grpc.secure_channel(
+        f"unix:{config.paths.admin_socket}",
+        grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
+        options=(("grpc.enable_http_proxy", 0),),
+    )
+    try:
+        with CheckedChannel(opened, name, own=True) as channel:
+            return getattr(rpc.AdminServiceStub(channel), method)(request(), timeout=CALL_TIMEOUT_S)
+    except grpc.RpcError as error:
+        if status_of(error) is grpc.StatusCode.UNAVAILABLE:
+            raise PeerUnreachable(
+                f"no node answers on {config.paths.admin_socket}",
+                hop=name,
+                hint=f"is it running, and are you its user? start it with: {serve}",
+            ) from error
+        failure = from_rpc_error(error, name)
+        if isinstance(failure, PeerUnreachable):
+            failure.hint = "it runs, but did not answer: repeat the command, then check its log"
+        raise failure from error

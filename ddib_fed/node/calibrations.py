@@ -1,4 +1,4 @@
-"""The calibrations of a node: which it uses, its operator's acts (publish, propose, accept, remove), calls to a target.
+"""The calibrations of a node: which it uses, its operator's acts, and calls to a target.
 
 Each act is in the node's audit log before it has any effect. A running node sees it at once, because it reads the same
 files.
@@ -6,21 +6,25 @@ files.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Self, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 import grpc
 from pydantic import ValidationError
 
 from ddib_fed import errors
-from ddib_fed.calibration.aggregate import Aggregate, read_aggregate
+from ddib_fed.calibration.aggregate import DELTA, Aggregate, read_aggregate
 from ddib_fed.calibration.fit import judge
 from ddib_fed.calibration.record import (
     RECALIBRATE,
     RETRAINED,
+    SIDES,
+    CalibratedSide,
     Calibration,
     CalibrationStore,
     Place,
@@ -28,14 +32,15 @@ from ddib_fed.calibration.record import (
     Signature,
     SignedCalibration,
     check_target,
+    misfit,
     units_of,
 )
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.files import private_folder, read_small, write_file
 from ddib_fed.models.units import Normalisation
-from ddib_fed.node.admitting import peer_store
+from ddib_fed.node.admin import CalibrationStatus
 from ddib_fed.node.certificates import own_credentials
-from ddib_fed.node.config import NodeConfig, PolicySection, Role
+from ddib_fed.node.config import NodeConfig, PolicySection, Role, peer_store
 from ddib_fed.node.policy import check_use
 from ddib_fed.node.role import NodeContext, load_hosted, rule_of_side
 from ddib_fed.protocol.calls import at_fault, checking_answers, failure_of_peer, status_of
@@ -45,11 +50,16 @@ from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import PeerStore, Snapshot
 from ddib_fed.security.pki import TlsCredentials
 from ddib_fed.security.tls import PeerChannels
-from ddib_fed.v1 import admin_pb2, calibration_pb2_grpc, common_pb2, decoding_pb2, decoding_pb2_grpc
 from ddib_fed.v1 import calibration_pb2 as pb
+from ddib_fed.v1 import calibration_pb2_grpc, common_pb2, decoding_pb2, decoding_pb2_grpc
+
+if TYPE_CHECKING:
+    from ddib_fed.training.calibrating import CalibrationRequest, OnNote
 
 R = TypeVar("R")
 
+Crossed = dict[str, int]
+"""Bytes that crossed, by what they were."""
 SOON: Final = timedelta(days=14)
 """A calibration that ends within this time is warned of."""
 LONGEST_LIFE: Final = timedelta(days=731)
@@ -64,18 +74,18 @@ PUBLISH: Final = "ddib calibrate publish --config node.toml, on the target's nod
 def usable_calibration(
     node: NodeContext, sha256: bytes, *, source: Place, target: Place, side: Side, now: datetime | None = None
 ) -> Calibration:
-    """The stored calibration of a digest, if this node may use it now."""
-    found = node.calibrations.find(sha256)
-    if found is None or not found.active:
-        gone = "is not stored here" if found is None else "was taken out of use here"
+    """Return the stored calibration of a digest; raise unless this node may use it now."""
+    stored = node.calibrations.find(sha256)
+    if stored is None or not stored.active:
+        gone = "is not stored here" if stored is None else "was taken out of use here"
         raise errors.CalibrationUnknown(
             f"the calibration {sha256.hex()[:12]} {gone}",
             hint="ddib calibrate list",
             facts={"calibration": sha256.hex()},
         )
     policy, peers = node.config.policy, node.peers.snapshot()
-    check_terms(found.calibration, (source, target), side, node.units_sha256, policy)
-    return found.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
+    check_terms(stored.calibration, (source, target), side, node.units_sha256, policy)
+    return stored.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now or datetime.now(UTC))
 
 
 def check_terms(
@@ -111,11 +121,11 @@ def check_decodable(
     node: NodeContext, terms: common_pb2.CalibrationTerms, *, source: Place, target: Place
 ) -> None:
     """Raise unless a target decodes latents under a contract's calibration."""
-    found = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
-    if found.terms != terms:
+    calibration = usable_calibration(node, terms.sha256, source=source, target=target, side="target")
+    if calibration.terms != terms:
         raise errors.ContractMismatch(
             f"{source[0]} proposed the calibration {calibration_text(terms)} until {terms.expires}, and both "
-            f"institutions signed {calibration_text(found.terms)} until {found.terms.expires}",
+            f"institutions signed {calibration_text(calibration.terms)} until {calibration.terms.expires}",
             hint="upgrade ddib-fed at the source: it must propose the terms that were signed",
         )
     check_target(node.running_engine.model.manifest)
@@ -133,10 +143,10 @@ def overview(
     now: datetime | None = None,
     *,
     inactive: bool = False,
-) -> list[admin_pb2.CalibrationStatus]:
-    """Each calibration, `inactive` ones only if asked for, with what its operator should know or do."""
+) -> list[CalibrationStatus]:
+    """Return each calibration, `inactive` ones only if asked for, with what its operator should know or do."""
     moment, snapshot = now or datetime.now(UTC), peers.snapshot()
-    found, used = [], set[tuple[object, ...]]()
+    rows, used = [], set[tuple[object, ...]]()
     for signed in store.list():
         calibration, state, warning = signed.calibration, str(signed.state(moment)), ""
         ends, left = f"{calibration.expires:%Y-%m-%d}", calibration.expires - moment
@@ -152,30 +162,27 @@ def overview(
             except errors.RefusedError as error:
                 state, warning = "refused", error.detail
             else:
-                own = calibration.kind in RETRAINED and calibration.map  # jobs take the newest that fits
+                trained = calibration.kind in RETRAINED and calibration.map  # jobs take the newest that fits
                 if calibration.kind not in config.policy.calibration:
                     state, warning = "refused", f"policy.calibration does not list {calibration.kind}"
-                elif (use := (calibration.kind, own, calibration.source, calibration.target)) in used:
+                elif (use := (calibration.kind, trained, calibration.source, calibration.target)) in used:
                     state = "replaced"
                 else:
                     used.add(use)
                     warning = f"it ends at {ends}, in {left.days} days" if left <= SOON else ""
-        found.append(
-            admin_pb2.CalibrationStatus(
+        rows.append(
+            CalibrationStatus(
                 sha256=signed.sha256.hex(),
                 kind=calibration.kind,
                 source=str(calibration.source),
                 target=str(calibration.target),
                 state=state,
-                expires=calibration.expires.timestamp(),
+                expires=calibration.expires,
                 warning=warning,
                 dial=str(calibration.dial),
             )
         )
-    return found
-
-
-# What a target publishes
+    return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,36 +198,6 @@ class Publication:
     peers: list[str] = field(default_factory=list)
 
 
-def publications(config: NodeConfig) -> tuple[Publication, ...]:
-    """Every aggregate that this node has published, the oldest first, by its audit log."""
-    path, found = config.paths.store, dict[str, Publication]()
-    try:
-        for record in (parsed(line) or {} for line in lines_of(path, '"aggregate_')):
-            if record.get("act") == "aggregate_published":
-                sha256, names = record["aggregate"], ("time", "counted", "unit", "epsilon", "delta")
-                found[sha256] = Publication(sha256, *(record[name] for name in names))
-            elif record.get("act") == "aggregate_served" and record["aggregate"] in found:
-                peers = found[record["aggregate"]].peers
-                if (institution := Identity.parse(record["peer"]).institution) not in peers:
-                    peers.append(institution)
-    except FileNotFoundError:
-        return ()
-    except (KeyError, TypeError, errors.DdibError) as error:
-        raise errors.ConfigError(
-            f"{path} has a line on an aggregate that cannot be read, so what was published cannot be counted",
-            hint=f"ddib audit verify --config {shlex.quote(str(config.path))}",
-        ) from error
-    return tuple(found.values())
-
-
-def total_privacy(published: Sequence[Publication | Aggregate]) -> str:
-    """The privacy of all of them together, for one unit that is in each: epsilons and deltas add up."""
-    epsilon, delta = sum(each.epsilon for each in published), sum(each.delta for each in published)
-    unit = "group" if all(each.unit == "group" for each in published) else "picture"
-    whose = f" that is in all {len(published)}" if len(published) > 1 else ""
-    return f"epsilon {epsilon:g}, delta {delta:g} for each {unit}{whose}"
-
-
 def find_published(config: NodeConfig) -> Aggregate | None:
     path = config.paths.aggregate
     if not path.exists():
@@ -234,43 +211,21 @@ def find_published(config: NodeConfig) -> Aggregate | None:
 
 
 def served_aggregate(config: NodeConfig, units_sha256: Collection[str]) -> Aggregate:
-    """What is published, if it is of the model that the node serves."""
-    found = find_published(config)
-    if found is None:
+    """Return the published aggregate; raise unless it is of the model that the node serves."""
+    aggregate = find_published(config)
+    if aggregate is None:
         raise errors.AggregateNotFound(
             f"no aggregate of {config.model.domain} is published here", hint=PUBLISH
         )
-    if found.units_sha256 not in units_sha256 or found.domain != config.model.domain:
+    if aggregate.units_sha256 not in units_sha256 or aggregate.domain != config.model.domain:
         raise errors.CalibrationUnits(
-            f"the aggregate in {config.paths.aggregate} is of {found.domain} in the units {found.units_sha256[:12]}; "
-            f"the model of {config.model.domain} has {' and '.join(each[:12] for each in units_sha256)}",
+            f"the aggregate in {config.paths.aggregate} is of {aggregate.domain} in the units "
+            f"{aggregate.units_sha256[:12]}; the model of {config.model.domain} has "
+            f"{' and '.join(each[:12] for each in units_sha256)}",
             hint=f"{PUBLISH} --force",
             facts={"side": "target"},
         )
-    return found
-
-
-def refuse_second(config: NodeConfig, *, again: bool) -> None:
-    if config.paths.aggregate.exists() and not again:
-        raise errors.AlreadyExists(
-            f"an aggregate is published already ({config.paths.aggregate}); another draw of its noise costs epsilon "
-            "again",
-            hint="keep it; or add --force, e.g. because the pictures or the model have changed",
-        )
-
-
-def publish(config: NodeConfig, aggregate: Aggregate, *, again: bool = False) -> None:
-    """Keep an aggregate for the peers, who get it from now on; durable when this returns."""
-    refuse_second(config, again=again)
-    note(
-        config.paths.store,
-        "aggregate_published",
-        aggregate=aggregate.sha256.hex(),
-        bytes=len(aggregate.canonical),
-        **aggregate.model_dump(include={"domain", "counted", "unit", "epsilon", "delta"}),
-    )
-    private_folder(config.paths.aggregate.parent)
-    write_file(config.paths.aggregate, aggregate.canonical, private=True)
+    return aggregate
 
 
 # Proposals
@@ -284,7 +239,7 @@ def check_proposal(
     *,
     now: datetime,
 ) -> None:
-    """Raise unless a target may sign what was proposed to it."""
+    """Raise unless a target may sign a proposal."""
     calibration, institution = signed.calibration, signed.calibration.source.institution
     if institution not in peers.peers:
         raise errors.CalibrationForeign(
@@ -316,14 +271,14 @@ def check_proposal(
 
 
 def _check_making(calibration: Calibration, published: Aggregate | None) -> None:
-    """Raise unless a calibration is from nothing that crossed, or from what is published, and states its privacy so."""
-    made = calibration.made
-    if (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None):
+    """Raise unless the calibration's provenance matches the published aggregate, or nothing crossed for it."""
+    making = calibration.made
+    if (making.aggregate_sha256, making.crossed_bytes, making.epsilon, making.delta) == ("", 0, None, None):
         return
-    if published is None or not published.making.items() <= made.model_dump().items():
-        there = "none" if published is None else published.sha256.hex()[:12]
+    if published is None or not published.making.items() <= making.model_dump().items():
+        known = "none" if published is None else published.sha256.hex()[:12]
         raise errors.CalibrationInvalid(
-            f"the calibration states another aggregate than is published here ({there}), or other pictures, bytes, "
+            f"the calibration states another aggregate than is published here ({known}), or other pictures, bytes, "
             "epsilon or delta of it",
             hint="the source calibrates again: ddib calibrate --peer INSTITUTION/DOMAIN",
             facts={"field": "made"},
@@ -334,101 +289,387 @@ def own_place(config: NodeConfig) -> Place:
     return config.node.institution, config.model.domain
 
 
-def require_role(config: NodeConfig, role: Role, what: str) -> None:
-    if role not in config.node.roles:
-        raise errors.PolicyDenied(
-            f"{config.path} is of a node with the role {', '.join(config.node.roles)}, and {what} is for a {role}",
-            hint="name the other node's node.toml with --config",
-        )
-
-
-def send(
-    config: NodeConfig, calibration: Calibration, peer: CalibrationPeer, *, now: datetime
-) -> SignedCalibration:
-    """Sign a calibration as the source, store it, and send it; stored again with the target's signature if it came."""
-    places = own_place(config), calibration.target.place
-    check_terms(calibration, places, "source", _hosted_units(config), config.policy)
-    check_dial(calibration, "source", config.policy)
-    store, target = CalibrationStore(config.paths.calibrations), calibration.target.institution
-    signed = store.find(calibration.sha256) or SignedCalibration(calibration=calibration)
-    if not signed.active:
-        raise errors.StateConflict(
-            f"the calibration {signed.short} was taken out of use here",
-            hint=f"{RECALIBRATE}, for another one",
-        )
-    if signed.source is None:
-        signed = signed.sign("source", _valid_credentials(config, now), now=now)
-        _note(config, "calibration_proposed", signed, target)
-        store.add(signed, now=now)
-    answered = peer.propose(signed, now=now)
-    if answered.complete and not signed.complete:
-        _note(config, "calibration_signed", answered, target, by="peer")
-        store.add(answered, now=now)
-    return answered
-
-
-def accept(config: NodeConfig, proposed: SignedCalibration, *, now: datetime) -> SignedCalibration:
-    """Sign a waiting proposal as the target; its signature and terms are verified once more, as at each use."""
-    calibration, state = proposed.calibration, proposed.state(now)
-    if state in {"active", "inactive"} or calibration.target.institution != config.node.institution:
-        raise errors.StateConflict(
-            f"the calibration {proposed.short} is {state}; only a proposal to this node can be accepted",
-            hint="ddib calibrate list",
-        )
-    peers = peer_store(config).snapshot()
-    check_proposal(proposed, config, _hosted_units(config), peers, now=now)
-    complete = proposed.sign("target", _valid_credentials(config, now), now=now)
-    complete.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now)
-    _note(config, "calibration_signed", complete, calibration.source.institution, by="operator")
-    return CalibrationStore(config.paths.calibrations).add(complete, now=now)
-
-
-def refuse_doubtful(calibration: Calibration) -> None:
-    """Raise unless a calibration's figures show that it is right and were not overridden."""
-    judge(calibration.effect)
-    if calibration.effect.forced:
-        raise errors.CalibrationIneffective(
-            "the source made it with --force, although its figures were refused",
-            hint="ask the source's operator why; then add --force",
-        )
-
-
-def take_out_of_use(config: NodeConfig, signed: SignedCalibration, *, forget: bool) -> None:
-    """Stop using a calibration; with `forget` its file is removed, and the peer may propose it again."""
-    own = config.node.institution
-    other = next(iter(signed.calibration.institutions - {own}), own)
-    _note(config, "calibration_removed", signed, other, forgotten=int(forget))
-    store = CalibrationStore(config.paths.calibrations)
-    (store.remove if forget else store.deactivate)(signed.sha256)
-
-
-def _hosted_units(config: NodeConfig) -> tuple[str, ...]:
-    return units_of(load_hosted(config).manifest)
-
-
-def _valid_credentials(config: NodeConfig, now: datetime) -> TlsCredentials:
-    """The node's certificate and key, if others would accept what they sign now."""
-    credentials = own_credentials(config)
-    if (problem := credentials.problem(now)) is not None:
-        raise errors.Unauthenticated(
-            f"this node cannot sign: {problem}",
-            hint=f"start the node, which renews it: {config.command} serve --config {shlex.quote(str(config.path))}",
-        )
-    return credentials
-
-
-def _note(config: NodeConfig, act: str, signed: SignedCalibration, peer: str, **more: str | int) -> None:
-    note(config.paths.store, act, peer=peer, **line_of(signed), **more)
-
-
 def line_of(signed: SignedCalibration) -> dict[str, str]:
-    """What a line of the audit log says of a calibration."""
+    """Return the values of a calibration for a line of the audit log."""
     calibration = signed.calibration
     return {
         "calibration": signed.sha256.hex(),
         "kind": calibration.kind,
         "expires": calibration.expires.isoformat(),
     }
+
+
+# The operator's acts
+
+
+class Calibrations:
+    """The calibrations of a node: what it publishes, proposes, accepts and uses.
+
+    A target publishes an aggregate of its pictures (`aggregate`, `publish`). The source fetches it and fits its own
+    pictures to it (`propose`), then signs and sends the result (`send`). The target signs it too (`accept`), and the
+    source fetches that signature (`send` again). DIGEST is a calibration's SHA-256, or 8 or more of its first digits.
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._store = CalibrationStore(config.paths.calibrations)
+
+    # As a target
+
+    def aggregate(
+        self,
+        pictures: str | Path | None = None,
+        *,
+        epsilon: float = 1.0,
+        group_by: str | None = None,
+        latents: bool = False,
+        replace: bool = False,
+        on_note: OnNote | None = None,
+    ) -> Aggregate:
+        """Draw a noised histogram of this target's pictures, which `publish` gives to peers.
+
+        Parameters
+        ----------
+        pictures
+            A folder, or the name of a domain that ships; without it what node.toml's [train] names, else the domain
+            that ships under the model's.
+        epsilon
+            Differential privacy of each picture, or of each group, at a delta of 1e-5; in [0.01, 8].
+        group_by
+            What is protected as one: "folder", all pictures of one first folder below `pictures`, or a regular
+            expression, all of one name that it finds in their paths.
+        latents
+            Whether latents of the model's autoencoder are counted, not colours.
+        replace
+            Whether another aggregate may be published already.
+        on_note
+            Called with lines on what is not counted.
+
+        Raises
+        ------
+        PolicyDenied
+            This node is no target.
+        AlreadyExists
+            An aggregate is published; another draw of its noise costs epsilon again.
+        InputError
+            There are fewer than 200 pictures or groups.
+        """
+        from ddib_fed.training.calibrating import count_pictures, ignore
+
+        config = self._config
+        self._require_role("target", "ddib calibrate publish")
+        self._refuse_second(replace=replace)
+        which = pictures or config.train.pictures(config.folder)
+        bundle = load_hosted(config)
+        counted = count_pictures(bundle, which, epsilon=epsilon, group_by=group_by, latents=latents)
+        (on_note or ignore)(*counted.notes)
+        return dataclasses.replace(counted, domain=config.model.domain).noised(epsilon, DELTA)
+
+    def publish(self, aggregate: Aggregate, *, replace: bool = False) -> Path:
+        """Keep an aggregate for admitted peers, who get it from now on; return its file, which is on the disk then.
+
+        They get it only while [policy] calibration lists a kind. Raise AlreadyExists as `aggregate` does.
+        """
+        self._refuse_second(replace=replace)
+        note(
+            self._config.paths.store,
+            "aggregate_published",
+            aggregate=aggregate.sha256.hex(),
+            bytes=len(aggregate.canonical),
+            **aggregate.model_dump(include={"domain", "counted", "unit", "epsilon", "delta"}),
+        )
+        path = self._config.paths.aggregate
+        private_folder(path.parent)
+        write_file(path, aggregate.canonical, private=True)
+        return path
+
+    def _refuse_second(self, *, replace: bool) -> None:
+        if self._config.paths.aggregate.exists() and not replace:
+            raise errors.AlreadyExists(
+                f"an aggregate is published already ({self._config.paths.aggregate}); another draw of its noise costs "
+                "epsilon again",
+                hint="keep it; or add --force, e.g. because the pictures or the model have changed",
+            )
+
+    def published(self) -> tuple[Publication, ...]:
+        """Return every aggregate that this node has published, the oldest first, by its audit log."""
+        path, publications = self._config.paths.store, dict[str, Publication]()
+        try:
+            for record in (parsed(line) or {} for line in lines_of(path, '"aggregate_')):
+                if record.get("act") == "aggregate_published":
+                    sha256, names = record["aggregate"], ("time", "counted", "unit", "epsilon", "delta")
+                    publications[sha256] = Publication(sha256, *(record[name] for name in names))
+                elif record.get("act") == "aggregate_served" and record["aggregate"] in publications:
+                    peers = publications[record["aggregate"]].peers
+                    if (institution := Identity.parse(record["peer"]).institution) not in peers:
+                        peers.append(institution)
+        except FileNotFoundError:
+            return ()
+        except (KeyError, TypeError, errors.DdibError) as error:
+            raise errors.ConfigError(
+                f"{path} has a line on an aggregate that cannot be read, so what was published cannot be counted",
+                hint=f"ddib audit verify --config {shlex.quote(str(self._config.path))}",
+            ) from error
+        return tuple(publications.values())
+
+    def together(self, *more: Aggregate) -> str:
+        """Return the privacy of all that is published and of `more`, for one unit that is in each: epsilons add up."""
+        published: list[Publication | Aggregate] = [*self.published(), *more]
+        epsilon, delta = sum(each.epsilon for each in published), sum(each.delta for each in published)
+        unit = "group" if all(each.unit == "group" for each in published) else "picture"
+        whose = f" that is in all {len(published)}" if len(published) > 1 else ""
+        return f"epsilon {epsilon:g}, delta {delta:g} for each {unit}{whose}"
+
+    def accept(self, digest: str, *, force: bool = False) -> SignedCalibration:
+        """Sign a proposal to this node; its signature and terms are verified once more, as at each use.
+
+        Raises
+        ------
+        StateConflict
+            It is no proposal to this node that waits.
+        CalibrationIneffective
+            Its figures are refused, and `force` is not set.
+        CalibrationRefused
+            Its signature, units, aggregate or terms are not what this node knows or allows.
+        """
+        config, now, proposed = self._config, datetime.now(UTC), self.get(digest)
+        calibration, state = proposed.calibration, proposed.state(now)
+        if not force:
+            self.check_figures(calibration)
+        if state in {"active", "inactive"} or calibration.target.institution != config.node.institution:
+            raise errors.StateConflict(
+                f"the calibration {proposed.short} is {state}; only a proposal to this node can be accepted",
+                hint="ddib calibrate list",
+            )
+        peers = peer_store(config).snapshot()
+        check_proposal(proposed, config, self._units(), peers, now=now)
+        complete = proposed.sign("target", self._credentials(now), now=now)
+        complete.verify(pins=peers.pins, withdrawn=peers.withdrawn, now=now)
+        self._note("calibration_signed", complete, calibration.source.institution, by="operator")
+        return self._store.add(complete, now=now)
+
+    @staticmethod
+    def check_figures(calibration: Calibration) -> None:
+        """Raise CalibrationIneffective unless the figures show that it is right and were not overridden."""
+        judge(calibration.effect)
+        if calibration.effect.forced:
+            raise errors.CalibrationIneffective(
+                "the source made it with --force, although its figures were refused",
+                hint="ask the source's operator why; then add --force",
+            )
+
+    # As a source
+
+    def propose(
+        self, target: str, request: CalibrationRequest | None = None, *, on_note: OnNote | None = None
+    ) -> tuple[Calibration, Crossed]:
+        """Make a calibration towards a peer's domain; return it, and what crossed for it.
+
+        Nothing of this node's leaves before `send`.
+
+        Parameters
+        ----------
+        target
+            INSTITUTION/DOMAIN of an admitted peer.
+        request
+            What it is made of; without pictures, anchors or an existing one of what node.toml's [train] names.
+        on_note
+            Called with lines on what the peer published.
+
+        Raises
+        ------
+        PolicyDenied
+            This node is no source, or the peer does not calibrate with it.
+        CalibrationKindDenied
+            [policy] calibration does not list the kind.
+        CalibrationIneffective
+            It is no better than none, or hardly better than another one; `request.force` makes it all the same.
+        PeerUnreachable
+            The peer does not answer.
+        """
+        from ddib_fed.training.calibrating import (
+            CalibrationRequest,
+            Ends,
+            ignore,
+            make_calibration,
+            of_latents,
+            side,
+        )
+
+        config, request = self._config, request or CalibrationRequest()
+        place = _place_of(target)
+        self._require_role("source", "ddib calibrate --peer")
+        existing = request.existing
+        if existing is None and request.kind not in config.policy.calibration:
+            raise errors.CalibrationKindDenied(
+                f"policy.calibration of {config.path} does not list {request.kind}",
+                hint=f"{allow(request.kind, config.policy)} in {config.path}, then restart the node",
+            )
+        bundle = load_hosted(config)
+        if request.pictures is None and request.anchors is None:
+            request = dataclasses.replace(request, pictures=config.train.pictures(config.folder))
+        latents = of_latents(request.kind if existing is None else existing.kind, bundle.manifest)
+        source = side(bundle.manifest, config.node.institution, latents=latents)
+        source = source.model_copy(update={"domain": config.model.domain})
+        with CalibrationPeer(config, *place) as peer:
+            if existing is not None:
+                return self._again(existing, request, source, place), peer.crossed
+            ends = Ends(source, place, request.command(f"--peer {target}"))
+            calibration = make_calibration(request, ends, bundle, peer, on_note=on_note or ignore)
+            return calibration, peer.crossed
+
+    def _again(
+        self, existing: Calibration, request: CalibrationRequest, source: CalibratedSide, to: Place
+    ) -> Calibration:
+        """Return the map of an existing calibration towards a peer, which checks its own units."""
+        if existing.source.units_sha256 != source.units_sha256:
+            raise errors.InputError(
+                f"the calibration of {existing.source.domain} was made for a model of other units than that of this "
+                "node",
+                hint="make one for this model, or leave out --from",
+            )
+        if not request.force:
+            self.check_figures(existing)
+        making, dial = existing.made, existing.dial
+        if existing.target.institution != to[0]:
+            nothing = {"aggregate_sha256": "", "crossed_bytes": 0, "epsilon": None, "delta": None}
+            making = making.model_copy(update=nothing)
+        dial = dial.model_copy(update={"share": max(dial.share, self._config.policy.least_share)})
+        target = existing.target.model_copy(update={"institution": to[0], "domain": to[1]})
+        ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=request.days)
+        return existing.model_copy(
+            update={"source": source, "target": target, "made": making, "dial": dial, "expires": ends}
+        )
+
+    def send(self, which: Calibration | str) -> tuple[SignedCalibration, Crossed]:
+        """Sign a calibration as the source, store it and send it; store the target's signature if it comes.
+
+        Return it with the signatures that it has, and what crossed.
+
+        Parameters
+        ----------
+        which
+            A new calibration, or the DIGEST of one that was sent before.
+
+        Raises
+        ------
+        StateConflict
+            It was taken out of use here.
+        CalibrationRefused
+            Its terms are not allowed here, or the peer refuses it.
+        """
+        config, now = self._config, datetime.now(UTC)
+        calibration = self.get(which).calibration if isinstance(which, str) else which
+        self._require_role("source", "ddib calibrate send")
+        target = calibration.target.institution
+        with CalibrationPeer(config, *calibration.target.place) as peer:
+            places = own_place(config), calibration.target.place
+            check_terms(calibration, places, "source", self._units(), config.policy)
+            check_dial(calibration, "source", config.policy)
+            signed = self._store.find(calibration.sha256) or SignedCalibration(calibration=calibration)
+            if not signed.active:
+                raise errors.StateConflict(
+                    f"the calibration {signed.short} was taken out of use here",
+                    hint=f"{RECALIBRATE}, for another one",
+                )
+            if signed.source is None:
+                signed = signed.sign("source", self._credentials(now), now=now)
+                self._note("calibration_proposed", signed, target)
+                self._store.add(signed, now=now)
+            answer = peer.propose(signed, now=now)
+            if answer.complete and not signed.complete:
+                self._note("calibration_signed", answer, target, by="peer")
+                self._store.add(answer, now=now)
+        return answer, peer.crossed
+
+    def agreed(self, target: str) -> Calibration:
+        """Return the calibration that jobs to INSTITUTION/DOMAIN take; raise InputError if none is agreed on."""
+        self._require_role("source", "ddib calibrate dial")
+        now, manifest = datetime.now(UTC), load_hosted(self._config).manifest
+        stored = self._store.chosen(own_place(self._config), _place_of(target), manifest, now)
+        if stored is None or stored.state(now) != "active":
+            raise errors.InputError(
+                f"no calibration for {target} is agreed on here",
+                hint=f"ddib calibrate --peer {shlex.quote(target)}",
+            )
+        return stored.calibration
+
+    def usable(self, calibration: Calibration) -> bool:
+        """Return whether the hosted model can encode under a calibration as it is trained now."""
+        return not misfit(calibration, load_hosted(self._config).manifest)
+
+    # As either
+
+    def list(self) -> list[CalibrationStatus]:
+        """Return the calibrations of this node, the newest first, with what its operator should know or do."""
+        return overview(self._config, self._store, peer_store(self._config), inactive=True)
+
+    def problems(self) -> tuple[str, ...]:
+        """Return a line for each file that cannot be used."""
+        return self._store.problems()
+
+    def get(self, digest: str) -> SignedCalibration:
+        """Return the stored calibration of a DIGEST; raise CalibrationUnknown unless there is exactly one."""
+        return self._store.named(digest)
+
+    def signatures(self, signed: SignedCalibration) -> dict[Side, str]:
+        """Return who signed for each side and when, or what is wrong with the signature."""
+        peers, texts = peer_store(self._config).snapshot(), dict[Side, str]()
+        for of in SIDES:
+            signature, now = signed.signature(of), datetime.now(UTC)
+            try:
+                signer = signed.verify_side(of, pins=peers.pins, withdrawn=peers.withdrawn, now=now)
+            except errors.RefusedError as error:
+                texts[of] = f"{error.detail}  [{error.reason}]"
+            else:
+                texts[of] = f"{signer}, {signature.moment:%Y-%m-%d %H:%M} UTC" if signature else ""
+        return texts
+
+    def remove(self, digest: str) -> SignedCalibration:
+        """Stop using a calibration; new contracts with it are refused at once. A second time delete its file.
+
+        It is kept at first, so that results made with it can be explained and the peer cannot bring it back. Return it
+        as it was: `active` says which of both was done.
+        """
+        signed, institution = self.get(digest), self._config.node.institution
+        other = next(iter(signed.calibration.institutions - {institution}), institution)
+        self._note("calibration_removed", signed, other, forgotten=int(not signed.active))
+        (self._store.deactivate if signed.active else self._store.remove)(signed.sha256)
+        return signed
+
+    def _require_role(self, role: Role, what: str) -> None:
+        config = self._config
+        if role not in config.node.roles:
+            raise errors.PolicyDenied(
+                f"{config.path} is of a node with the role {', '.join(config.node.roles)}, and {what} is for a {role}",
+                hint="name the other node's node.toml with --config",
+            )
+
+    def _units(self) -> tuple[str, ...]:
+        return units_of(load_hosted(self._config).manifest)
+
+    def _credentials(self, now: datetime) -> TlsCredentials:
+        """Return the node's certificate and key, if others would accept what they sign now."""
+        config, credentials = self._config, own_credentials(self._config)
+        if (problem := credentials.problem(now)) is not None:
+            serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
+            raise errors.Unauthenticated(
+                f"this node cannot sign: {problem}", hint=f"start the node, which renews it: {serve}"
+            )
+        return credentials
+
+    def _note(self, act: str, signed: SignedCalibration, peer: str, **more: str | int) -> None:
+        note(self._config.paths.store, act, peer=peer, **line_of(signed), **more)
+
+
+def _place_of(target: str) -> Place:
+    institution, _, domain = target.partition("/")
+    if not institution or not domain or "/" in domain:
+        raise errors.UsageError(
+            f"{target!r} is no target: INSTITUTION/DOMAIN is expected, e.g. south.example/checkerboards",
+            hint="ddib peer list",
+        )
+    return institution, domain
 
 
 # Calls to a target
@@ -455,19 +696,19 @@ class CalibrationPeer:
         self._channels.close()
 
     def aggregate(self) -> Aggregate:
-        """What the peer's operator published, in the units that its `units_sha256` names."""
+        """Fetch the aggregate that the peer's operator published, in the units that its `units_sha256` names."""
         answer = self._ask(self._stub.GetAggregate, pb.GetAggregateRequest(domain=self._domain))
         with checking_answers(self.hop):
-            found = read_aggregate(answer.aggregate)
+            aggregate = read_aggregate(answer.aggregate)
             self.crossed["aggregate received"] = len(answer.aggregate)
-            if found.canonical != answer.aggregate:
+            if aggregate.canonical != answer.aggregate:
                 raise errors.MessageInvalid("an aggregate that is not canonical")
-            if found.domain != self._domain:
-                raise errors.MessageInvalid(f"an aggregate of {found.domain}, not of {self._domain}")
-        return found
+            if aggregate.domain != self._domain:
+                raise errors.MessageInvalid(f"an aggregate of {aggregate.domain}, not of {self._domain}")
+        return aggregate
 
     def units(self, *, latents: bool = False) -> Normalisation:
-        """The units of the peer's model, or of its latents: mean and deviation of its channels, not noised."""
+        """Fetch the units of the peer's model, or of its latents: mean and deviation of its channels, not noised."""
         answer = self._ask(self._stub.GetUnits, pb.GetUnitsRequest(domain=self._domain, latents=latents))
         self.crossed["units received"] = len(answer.units)
         try:
@@ -476,7 +717,7 @@ class CalibrationPeer:
             raise at_fault(errors.MessageInvalid("units that cannot be read"), self.hop) from error
 
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule:
-        """How pictures of the peer's domain become the input of its model, from its side of a contract."""
+        """Fetch how pictures of the peer's domain become the input of its model, from its side of a contract."""
         request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
         answer = self._ask(decoding_pb2_grpc.DecodingServiceStub(self._channel).DescribeDomain, request)
         with checking_answers(self.hop):
@@ -526,12 +767,12 @@ class CalibrationPeer:
                     hop=self.hop,
                     hint=f"ddib peer test {self._institution}",
                 ) from error
-            found = self._channels.explained(self._institution, failure_of_peer(error, self.hop))
+            failure = self._channels.explained(self._institution, failure_of_peer(error, self.hop))
             ask = f"ask the operator of {self._institution}"
-            if isinstance(found, errors.AggregateNotFound):
-                found.hint = f"{ask} to run: ddib calibrate publish --config node.toml"
-            elif isinstance(found, errors.PolicyDenied) and "policy" in found.facts:
-                found.hint = f"{ask} for [policy] {found.facts['policy']} in its node.toml"
-            elif isinstance(found, errors.PeerUnreachable) and not found.hint:
-                found.hint = f"ddib peer test {self._institution}"
-            raise found from error
+            if isinstance(failure, errors.AggregateNotFound):
+                failure.hint = f"{ask} to run: ddib calibrate publish --config node.toml"
+            elif isinstance(failure, errors.PolicyDenied) and "policy" in failure.facts:
+                failure.hint = f"{ask} for [policy] {failure.facts['policy']} in its node.toml"
+            elif isinstance(failure, errors.PeerUnreachable) and not failure.hint:
+                failure.hint = f"ddib peer test {self._institution}"
+            raise failure from error

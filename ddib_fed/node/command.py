@@ -22,6 +22,7 @@ import click
 from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
+from ddib_fed.node.operator import Node
 from ddib_fed.terminal import escape, explained, relay, require_alone, say, say_labelled
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ CONFIG = click.option(
 
 
 def node_command(role: Role | None) -> click.Group:
-    """The commands of a node that has this role, or of any node."""
+    """Return the commands of a node that has this role, or of any node."""
 
     @click.group(help=_HELP[role], context_settings={"help_option_names": ["-h", "--help"]})
     @click.version_option(package_name="ddib-fed")
@@ -90,9 +91,7 @@ def node_command(role: Role | None) -> click.Group:
         try:
             if pair or pair_with:
                 _pair(config, shows_code=pair, dialled=pair_with)
-            from ddib_fed.node import daemon  # imports grpc
-
-            sys.exit(daemon.serve(config))
+            sys.exit(Node(config).serve())
         except click.Abort:
             raise
         except Exception as raised:
@@ -109,9 +108,7 @@ def node_command(role: Role | None) -> click.Group:
         """Check whether the node could serve: run each step of a start, changing nothing."""
         require_alone("checking a node")
         silence_grpc()
-        from ddib_fed.node import daemon  # imports grpc
-
-        findings = daemon.check(_load(path, role))
+        findings = Node(_load(path, role)).check()
         for finding in findings:
             _show(finding)
         wrong = [finding.step for finding in findings if finding.problem is not None]
@@ -164,13 +161,18 @@ def _train(config: NodeConfig, *, force: bool) -> None:
 def _pair(config: NodeConfig, *, shows_code: bool, dialled: tuple[str, str] | None) -> None:
     if shows_code and dialled:
         raise UsageError("one side waits with --pair, the other comes with --pair-with")
-    from ddib_fed.node import admitting
-
-    log.info("admitted %s", admitting.pair(config, dialled).other.identity)
+    on_code = say if shows_code else None
+    paired = Node(config).peers.pair(
+        *dialled or (), on_code=on_code, on_stranger=lambda line: say(line, err=True)
+    )
+    say(*paired.describe())
+    for warning in paired.warnings:
+        say(warning, err=True)
+    log.info("admitted %s", paired.other.identity)
 
 
 def _show(finding: StepResult) -> None:
-    """One step of a start: ok and what there is, or what is wrong and what to do."""
+    """Print one step of a start: ok and its finding, or its problem and what to do."""
     if finding.problem is None:
         say(f"{finding.step:12} ok {finding.text}")
         for warning in finding.warnings:

@@ -33,6 +33,7 @@ from ddib_fed.names import (
 from ddib_fed.protocol.addresses import Proxy, ProxyUrl, is_every_address, is_loopback, split_address
 from ddib_fed.protocol.contract import MAX_GUIDANCE, CalibrationKind
 from ddib_fed.record import Frozen
+from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import NodeTelemetry
 from ddib_fed.training.config import SHIPPED, TrainConfig, checked, fields_of
 
@@ -358,6 +359,11 @@ class NodeConfig(Frozen):
     @property
     def paths(self) -> NodePaths:
         return NodePaths(self.folder, self.node, self.model)
+
+
+def peer_store(config: NodeConfig) -> PeerStore:
+    """Return the node's store of trust, whose changes are lines of its audit log."""
+    return PeerStore(config.paths.state, config.node.institution, config.paths.store)
 
 
 _TRAIN_BUILT_IN: Final = """\

@@ -17,7 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from types import FrameType
@@ -39,10 +39,9 @@ from ddib_fed.node.admin import (
     disk_problem,
     operator_service,
 )
-from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibrations import overview
 from ddib_fed.node.certificates import IdentityServicer, RenewalThread, certificate_status, recover_at_start
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.node.connections import (
     FEW_FILES,
     WANTED_FILES,
@@ -530,7 +529,10 @@ class Daemon:
             root_expires=self._expires("root_not_after"),
             active_streams=self._calls.streams.active,
             jobs=self._jobs(),
-            calibrations=overview(self.config, self.node.calibrations, self.peers),
+            calibrations=(
+                pb.CalibrationStatus(**{**asdict(each), "expires": each.expires.timestamp()})
+                for each in overview(self.config, self.node.calibrations, self.peers)
+            ),
             workers=pb.WorkersStatus(executor=self.config.engine.executor),
         )
         if self.node.loaded:

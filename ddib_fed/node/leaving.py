@@ -16,9 +16,8 @@ from ddib_fed.models.bundle import parse_manifest, read_beside
 from ddib_fed.models.catalogue import MANIFEST_FILE
 from ddib_fed.models.sidecars import Allowances, Figure, PrivacyReport, Reading
 from ddib_fed.names import size_from
-from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.calibrations import overview
-from ddib_fed.node.config import EVERY, NodeConfig, toml_text
+from ddib_fed.node.config import EVERY, NodeConfig, peer_store, toml_text
 from ddib_fed.node.policy import uses_of
 from ddib_fed.pages import write_page
 from ddib_fed.record import Frozen
@@ -26,7 +25,7 @@ from ddib_fed.security.peers import PeerStore
 
 
 def write_leaving(config: NodeConfig, path: Path) -> list[str]:
-    """Write the page, a file that is there stays; returns what could not be read."""
+    """Write the page, never over a file; return what could not be read."""
     problems: list[str] = []
     manifest, privacy, shape = None, None, [0]
     bundle, store, scene = config.paths.bundle, peer_store(config), config.model.scene
@@ -52,7 +51,6 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
         config=config,
         problems=problems,
         manifest=manifest,
-        day=lambda seconds: f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}",
         privacy=privacy,
         recipients=recipients,
         names=lambda what: ", ".join(each["institution"] for each in recipients if what in each["may"]),
@@ -69,7 +67,7 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
 
 
 def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
-    """Each admitted peer, and what the policy, suspensions and withdrawals let it have now."""
+    """Return each admitted peer, and what the policy, suspensions and withdrawals let it have now."""
     policy, roles, snapshot = config.policy, config.node.roles, store.snapshot()
     targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
     found = []

@@ -74,6 +74,17 @@ class Peer:
     def fingerprint(self) -> str:
         return ", ".join(self.fingerprints)
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """How a name with letters beyond ASCII reads, for the operator who admits it."""
+        if (text := readable(self.institution)) == self.institution:
+            return ()
+        warning = (
+            f"warning: {self.institution} reads as {text}, whose letters may look like others: "
+            "compare every one with what the other operator spells out"
+        )
+        return (warning,)
+
     def still_vouches_for(self, earlier: Peer) -> bool:
         """Whether a connection of an earlier entry may go on: same node, each root that may have verified it pinned."""
         return self.identity == earlier.identity and set(earlier.roots) <= set(self.roots)

@@ -318,18 +318,6 @@ def issue_to_folder(
     return load_identity(folder)
 
 
-def issue_client(
-    issuer_folder: Path, client_folder: Path, name: str, *, lifetime: timedelta | None = None
-) -> TlsCredentials:
-    """Make a client's key and leaf in its own folder, on the issuer's machine."""
-    if (client_folder / "leaf.key").exists():
-        raise AlreadyExists(f"{client_folder} already has an identity", hint="choose another folder")
-    authority = load_authority(issuer_folder)
-    credentials = issue_to_folder(authority, client_folder, "client", name, lifetime=lifetime)
-    write_file(client_folder / "roots.pem", read_small(issuer_folder / "roots.pem"), private=True)
-    return credentials
-
-
 # The folder
 
 
@@ -524,3 +512,45 @@ def install(
         f"{folder} has no key for the certificate of {identity}",
         hint="ddib pki request here, have that request signed, and install the answer",
     )
+
+
+class Certificates:
+    """The key, the certificate and the roots of one identity, in its folder."""
+
+    def __init__(self, folder: Path, owner: Identity) -> None:
+        self.folder, self.owner = folder, owner
+
+    @property
+    def withdrawn(self) -> dict[Identity, str]:
+        """The identities that are refused here, each with its comment; only a node has some."""
+        return {}
+
+    def request(self, path: str | Path | None = None) -> Path:
+        """Write a request for the institution's issuer, by default NAME.csr; the key stays in the folder.
+
+        Return the file; raise AlreadyExists if it exists.
+        """
+        out = Path(path or f"{self.owner.name}.csr")
+        write_file(out, make_request(self.folder, self.owner), overwrite=False)
+        return out
+
+    def install(self, certificate: str | Path) -> Identity:
+        """Install a signed certificate after checking its key, name and root; return its identity."""
+        return install(self.folder, read_small(Path(certificate), pipe=True), expected=self.owner)
+
+    def show(self) -> TlsCredentials:
+        """Return the installed certificate with its identity and roots; raise FileMissing if there is none."""
+        return load_identity(self.folder)
+
+    @property
+    def roots(self) -> list[dict[str, str | datetime]]:
+        """Fingerprint and end of each trusted root of the institution."""
+        return [
+            {"fingerprint": fingerprint(each), "valid_until": each.not_valid_after_utc}
+            for each in self.show().roots
+        ]
+
+    @property
+    def issues(self) -> bool:
+        """Whether the folder has the root's key."""
+        return has_authority(self.folder)

@@ -6,6 +6,7 @@ Which files a target counts follows from their names alone, so that the content 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -34,14 +35,26 @@ from ddib_fed.data.fitting import PictureRule, read_fitted
 from ddib_fed.data.folder import expand, load, picture_files, range_check, scan
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import CalibrationUnits, DdibError, ImageUnreadable, InputError, UsageError
+from ddib_fed.errors import (
+    CalibrationUnits,
+    DdibError,
+    ImageUnreadable,
+    InputError,
+    ShapeMismatch,
+    UsageError,
+)
 from ddib_fed.evaluation.metrics import Pictures, picture_rule
-from ddib_fed.models.bundle import Bundle
+from ddib_fed.models.bundle import Bundle, open_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
+from ddib_fed.networks.placement import torch_threads
 from ddib_fed.protocol.contract import CalibrationKind
-from ddib_fed.terminal import console, say
 from ddib_fed.training.sources import own_samples, shipped_name
+
+ModelSource = Any
+"""A `ddib_fed.Model`, which stands above this module; the name of one that ships, or its folder; or a bundle."""
+OnNote = Callable[..., object]
+"""Called with lines of text for the operator."""
 
 MOST_COUNTED = 4_000
 """Pictures of the source, evenly spaced: more hardly differ, and they must fit into memory."""
@@ -62,24 +75,24 @@ class Anchors:
 
 def count_pictures(
     bundle: Bundle,
-    which: str | None,
+    which: str | Path | None,
     *,
     epsilon: float,
     at_most: int = DEFAULT_COUNTED,
     group_by: str | None = None,
     latents: bool = False,
 ) -> Counted:
-    """The histogram of a domain's pictures or of their latents, of units chosen before any of them is read."""
+    """Count a domain's pictures or their latents, of units chosen before any of them is read."""
     manifest = bundle.manifest
     rule, normalisation = picture_rule(manifest), units_for(manifest, latents=latents)
-    name = shipped_name(manifest, which)
+    name = shipped_name(manifest, _text(which))
     if name is not None:
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
         whole = shipped_bytes(name)[0]
         train = latents_of(bundle, thinned(whole, at_most)) if latents else whole
-        found = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
-        return replace(found, notes=tuple(_left(found.units, len(whole), "picture")))
+        counted = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
+        return replace(counted, notes=tuple(_left(counted.units, len(whole), "picture")))
     folder = Path(str(which))
     if manifest.picture is not None and manifest.picture.intensity is not None:
         raise UsageError(
@@ -114,14 +127,14 @@ def _left(count: int, there: int, unit: Unit) -> list[str]:
 
 
 def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Path, ...]]:
-    """Files by the group that each lies in, by their names alone."""
+    """Group files by their names alone."""
     try:
         pattern = re.compile("^([^/]+)/" if group_by == "folder" else group_by)
     except re.error as error:
         raise UsageError(
             f"--group-by {group_by!a} is no regular expression: {error}", hint="ddib calibrate publish --help"
         ) from error
-    found: dict[str, list[Path]] = {}
+    groups: dict[str, list[Path]] = {}
     for file in files:
         match = pattern.search(name := file.relative_to(folder).as_posix())
         if match is None or not (group := match[min(pattern.groups, 1)]):
@@ -129,8 +142,8 @@ def _groups(files: Sequence[Path], folder: Path, group_by: str) -> list[tuple[Pa
                 f"{name} lies in no group by --group-by {group_by}",
                 hint="the pattern must be found in each path below the folder; ddib calibrate publish --help",
             )
-        found.setdefault(group, []).append(file)
-    return [tuple(each) for each in found.values()]
+        groups.setdefault(group, []).append(file)
+    return [tuple(each) for each in groups.values()]
 
 
 def _mean_histogram(
@@ -139,7 +152,7 @@ def _mean_histogram(
     in_units: Callable[[Pictures], Pictures],
     cells: Cells,
 ) -> tuple[Numbers, list[str]]:
-    """The mean over units of the mean over their files; and a line for each file that cannot be used."""
+    """Return the mean over units of the mean over their files, and a line for each file that cannot be used."""
     total, unread = np.zeros(cells.shape), []
     for files in units:
         for file in files:
@@ -161,8 +174,8 @@ def _mean_histogram(
 
 
 def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]) -> Anchors:
-    """The pictures of two folders that have the same names, each read by its domain's rule."""
-    found = [
+    """Read the pictures of two folders that have the same names, each by its domain's rule."""
+    entries = [
         {
             str(entry.path.relative_to(folder).with_suffix("")): entry
             for entry in scan(folder, check=range_check(f"{rule.low!r}:{rule.high!r}")).entries
@@ -170,20 +183,32 @@ def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]
         for rule, folder in zip(rules, places, strict=True)
     ]
     for here, there in ((0, 1), (1, 0)):
-        if missing := found[here].keys() - found[there].keys():
+        if missing := entries[here].keys() - entries[there].keys():
             some = ", ".join(sorted(missing)[:MOST_NAMED])
             raise InputError(
                 f"{len(missing)} pictures of {places[here]} have no partner in {places[there]}: {some}",
                 hint="name both pictures of one thing alike, and remove what has no partner",
             )
-    names = tuple(sorted(found[0]))
+    names = tuple(sorted(entries[0]))
     first, second = (
-        load([each[name] for name in names], rule) for each, rule in zip(found, rules, strict=True)
+        load([each[name] for name in names], rule) for each, rule in zip(entries, rules, strict=True)
     )
     return Anchors(names, first, second)
 
 
 # Making
+
+
+def open_source(model: ModelSource) -> Bundle:
+    """Return the bundle of a `Model`, of a model that ships by its name, or of a folder."""
+    if isinstance(model, Bundle):
+        return model
+    bundle: Bundle = model.party.model.bundle if hasattr(model, "party") else open_bundle(str(model))
+    return bundle
+
+
+def ignore(*lines: str) -> None:
+    """Ignore notes."""
 
 
 class CalibrationTarget(Protocol):
@@ -201,16 +226,16 @@ class LocalTarget:
     """A target's model in this process. Nothing leaves: noise that the seed repeats shows what would."""
 
     bundle: Bundle
-    pictures: str | None
-    epsilon: float
-    seed: int
+    request: CalibrationRequest
+    on_note: OnNote
     latents: bool = False
 
     def aggregate(self) -> Aggregate:
-        counted = count_pictures(self.bundle, self.pictures, epsilon=self.epsilon, latents=self.latents)
-        say(*counted.notes, err=True)
+        epsilon, pictures = self.request.epsilon, self.request.target_pictures
+        counted = count_pictures(self.bundle, pictures, epsilon=epsilon, latents=self.latents)
+        self.on_note(*counted.notes)
         # Another stream than the search's.
-        return counted.noised(self.epsilon, DELTA, np.random.default_rng((self.seed, 1)))
+        return counted.noised(epsilon, DELTA, np.random.default_rng((self.request.seed, 1)))
 
     def units(self, *, latents: bool = False) -> Normalisation:
         return units_for(self.bundle.manifest, latents=latents)
@@ -219,80 +244,190 @@ class LocalTarget:
         return picture_rule(self.bundle.manifest)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """What is asked of a calibration; the target's units come with what it gives."""
+    """What a calibration is to be made of, and how.
 
-    kind: CalibrationKind
-    source: CalibratedSide
-    target: Place
-    days: int
-    command: str
+    Parameters
+    ----------
+    kind
+        "rotation", an orthogonal change of the channels, is used as it is. For "tone" (grey) and "colour-map", a curve
+        or map of values, the source's model is trained again.
+    pictures, target_pictures
+        Pictures of both domains, unpaired: a folder, or the name of a domain that ships. Without them, those of
+        node.toml's [train], else the domains that ship under the models' names. A node needs no `target_pictures`: its
+        peer publishes an aggregate of its own.
+    anchors
+        Instead two folders with pictures of the same things in both domains, by the same file names.
+    existing
+        Instead the map of this calibration, with the figures that it has; only towards a peer.
+    contrast
+        Of a tone without anchors, which a histogram cannot tell: whether light is light in both ("same"), or dark in
+        the target ("inverted").
+    epsilon
+        Of the noise that the target's aggregate would have, in one process; a node publishes with its own.
+    days
+        Until the calibration expires.
+    seed
+        Of the search, and in one process of the aggregate's noise.
+    force
+        Whether a calibration whose figures are refused is made all the same.
+    """
+
+    kind: CalibrationKind = "rotation"
+    pictures: str | Path | None = None
+    target_pictures: str | Path | None = None
+    anchors: tuple[Path, Path] | None = None
+    existing: Calibration | None = None
+    contrast: Contrast = ""
+    epsilon: float = 1.0
+    days: int = 180
     seed: int = 0
     force: bool = False
-    contrast: Contrast = ""
+
+    def command(self, ends: str) -> str:
+        """Return the command that makes this again, of the words that name both ends; it names no file or folder."""
+        command = f"ddib calibrate {ends} --kind {self.kind} --seed {self.seed}"
+        command += "" if self.anchors is None else " --anchors"
+        return command + (f" --contrast {self.contrast}" if self.contrast else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """From where to where a calibration leads, and the command that makes it again, without names of files."""
+
+    source: CalibratedSide
+    target: Place
+    command: str
+
+
+def calibrate(
+    source: ModelSource,
+    target: ModelSource,
+    request: CalibrationRequest = CalibrationRequest(),
+    *,
+    threads: int = 1,
+    on_note: OnNote = ignore,
+) -> Calibration:
+    """Make a calibration of two models in this process; between nodes `Node.calibrations.propose` makes one.
+
+    Nothing crosses; noise that the seed repeats shows what would between nodes. `measure_dial` then says how much
+    structure its latents should keep.
+
+    Parameters
+    ----------
+    source, target
+        A model, its name if it ships, or its folder; both of one size and number of channels.
+    request
+        What it is made of. Its pictures lie in folders; no name of a file or folder is in the result.
+    threads
+        Threads of torch.
+    on_note
+        Called with lines for the operator: what is counted and left out, and what would leave a node.
+
+    Returns
+    -------
+    Calibration
+        Unsigned, between the models' domains and no institutions.
+
+    Raises
+    ------
+    ShapeMismatch
+        The models differ in size or channels.
+    CalibrationIneffective
+        It is no better than none, or hardly better than another one; `request.force` makes it all the same.
+    InputError
+        There are too few pictures, or an anchor has no partner.
+
+    Examples
+    --------
+    Four anchors, whose red and blue are exchanged in the target's domain:
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> folders = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
+    >>> for number, (red, green, blue) in enumerate([(200, 60, 20), (30, 90, 160), (90, 200, 40), (10, 20, 30)]):
+    ...     Image.new("RGB", (64, 64), (red, green, blue)).save(folders[0] / f"{number}.png")
+    ...     Image.new("RGB", (64, 64), (blue, green, red)).save(folders[1] / f"{number}.png")
+    >>> request = CalibrationRequest(anchors=folders, force=True)
+    >>> calibration = calibrate("satellite", "relief", request)
+    >>> print(calibration.source, calibration.target, calibration.made.anchors)
+    satellite relief 4
+    """
+    bundle, other = open_source(source), open_source(target)
+    first, second = bundle.manifest, other.manifest
+    if first.sample_shape != second.sample_shape or first.latent_shape != second.latent_shape:
+        raise ShapeMismatch(
+            f"{first.name} is of {first.sample_shape}, {second.name} of {second.sample_shape}",
+            hint="a calibration is for two models of one size and number of channels",
+        )
+    latents = of_latents(request.kind, first)
+    noise = "" if request.anchors is not None else f" --epsilon {request.epsilon:g}"
+    words = f"--local {shlex.join((first.domain, second.domain))}{noise}"
+    ends = Ends(side(first, latents=latents), ("", second.domain), request.command(words))
+    opposite = LocalTarget(other, request, on_note, latents)
+    with torch_threads(threads):
+        return make_calibration(request, ends, bundle, opposite, on_note=on_note)
 
 
 def side(manifest: Manifest, institution: str = "", *, latents: bool = False) -> CalibratedSide:
-    """One side of a calibration, from its model's manifest."""
+    """Return one side of a calibration, from its model's manifest."""
     units = units_for(manifest, latents=latents)
     return CalibratedSide(institution=institution, domain=manifest.domain, units=units)
 
 
 def units_for(manifest: Manifest, *, latents: bool) -> Normalisation:
-    """The units of a model's pictures, or of its latents."""
-    found = manifest.calibrated_units
-    if latents and len(found) == 1:
+    """Return the units of a model's pictures, or of its latents."""
+    units = manifest.calibrated_units
+    if latents and len(units) == 1:
         raise UsageError(f"{manifest.name} has no autoencoder", hint="leave --latents out")
-    return found[latents]
+    return units[latents]
 
 
 def of_latents(kind: CalibrationKind, manifest: Manifest) -> bool:
-    """Whether a calibration is of latents: the ODE commutes with a rotation of what it runs on, and of nothing else."""
+    """Return whether a calibration is of latents: the ODE commutes with a rotation of its own space alone."""
     return kind == "rotation" and manifest.latents is not None
 
 
 def latents_of(bundle: Bundle, pictures: Pictures) -> Pictures:
-    """What the autoencoder makes of pictures in [-1, 1], in its own units."""
+    """Encode pictures in [-1, 1] by the autoencoder, in its own units."""
     model, latents = DomainModel(bundle), bundle.manifest.latents
     assert latents is not None
     parts = np.array_split(pictures, -(-len(pictures) // LATENTS_TOGETHER))
-    found = [latents.normalisation.undo(model.into_units(expand(part)).numpy()) for part in parts]
-    return np.concatenate(found)
+    encoded = [latents.normalisation.undo(model.into_units(expand(part)).numpy()) for part in parts]
+    return np.concatenate(encoded)
 
 
 def make_calibration(
     request: CalibrationRequest,
+    ends: Ends,
     bundle: Bundle,
     target: CalibrationTarget,
     *,
-    pictures: str | None,
-    folders: tuple[Path, Path] | None,
+    on_note: OnNote = ignore,
 ) -> Calibration:
-    """A calibration from anchors in two folders, or from pictures of the source's domain and the target's aggregate."""
+    """Make a calibration from anchors in two folders, or from own pictures and the target's aggregate."""
     manifest, latents = bundle.manifest, of_latents(request.kind, bundle.manifest)
     rule, units = picture_rule(manifest), units_for(manifest, latents=latents)
     channels = 3 if latents else manifest.sample_shape[0]
-    check_kind(request.kind, channels, anchored=folders is not None, contrast=request.contrast)
-    if folders is not None:
+    check_kind(request.kind, channels, anchored=request.anchors is not None, contrast=request.contrast)
+    if request.anchors is not None:
         if latents:
             raise UsageError(
                 f"a rotation of {manifest.name} is of latents, and anchors are pictures",
                 hint="--kind colour-map with --anchors; or a rotation from aggregates of latents, without them",
             )
         theirs = target.units()
-        anchors = anchors_of((rule, target.picture_rule(manifest.sample_shape)), folders)
-        count = len(anchors.names)
-        with console(stderr=True).status(f"fitting the {request.kind} to {count} anchors"):
-            pair = anchors.source, anchors.target
-            found = fit(*pair, (units, theirs), request.kind, seed=request.seed, force=request.force)
-        return _recorded(found, request, theirs, method="anchors", anchors=count)
+        anchors = anchors_of((rule, target.picture_rule(manifest.sample_shape)), request.anchors)
+        pair = anchors.source, anchors.target
+        proposal = fit(*pair, (units, theirs), request.kind, seed=request.seed, force=request.force)
+        return _recorded(proposal, request, ends, theirs, method="anchors", anchors=len(anchors.names))
     aggregate = target.aggregate()
-    say(*aggregate.describe().split("\n"), err=True)
-    own = own_samples(manifest, pictures, MOST_PICTURES if latents else MOST_COUNTED, 0).train
-    with console(stderr=True).status(f"fitting the {request.kind} to {len(own)} own pictures"):
-        own = latents_of(bundle, own) if latents else own
-        return from_aggregate(own, (units, target.units(latents=latents)), aggregate, request)
+    on_note(*aggregate.describe().split("\n"))
+    most = MOST_PICTURES if latents else MOST_COUNTED
+    pictures = own_samples(manifest, _text(request.pictures), most, 0).train
+    pictures = latents_of(bundle, pictures) if latents else pictures
+    return from_aggregate(pictures, (units, target.units(latents=latents)), aggregate, request, ends)
 
 
 def from_aggregate(
@@ -300,8 +435,9 @@ def from_aggregate(
     units: tuple[Normalisation, Normalisation],
     aggregate: Aggregate,
     request: CalibrationRequest,
+    ends: Ends,
 ) -> Calibration:
-    """A calibration from the source's pictures and what the target published; `units` are those of both."""
+    """Make a calibration from the source's pictures and what the target published; `units` are those of both."""
     if aggregate.units_sha256 != units_digest(units[1]):
         raise CalibrationUnits(
             f"the aggregate of {aggregate.domain} is in other units than the model there has now",
@@ -309,29 +445,34 @@ def from_aggregate(
             facts={"side": "target"},
         )
     contrast, seed, force = request.contrast, request.seed, request.force
-    found = propose(pictures, units[0], aggregate, request.kind, contrast=contrast, seed=seed, force=force)
+    proposal = propose(pictures, units[0], aggregate, request.kind, contrast=contrast, seed=seed, force=force)
     return _recorded(
-        found,
+        proposal,
         request,
+        ends,
         units[1],
         method="aggregates",
-        contrast=request.contrast,
+        contrast=contrast,
         source_pictures=min(len(pictures), MOST_PICTURES),
         **aggregate.making,
     )
 
 
 def _recorded(
-    found: Proposal, request: CalibrationRequest, units: Normalisation, **making: Any
+    proposal: Proposal, request: CalibrationRequest, ends: Ends, units: Normalisation, **making: Any
 ) -> Calibration:
     now = datetime.now(UTC).replace(microsecond=0)
-    institution, domain = request.target
+    institution, domain = ends.target
     return Calibration(
         kind=request.kind,
-        source=request.source,
+        source=ends.source,
         target=CalibratedSide(institution=institution, domain=domain, units=units),
-        map=found.map,
-        made=Making(command=request.command, created=now, **making),
-        effect=found.effect,
+        map=proposal.map,
+        made=Making(command=ends.command, created=now, **making),
+        effect=proposal.effect,
         expires=now + timedelta(days=request.days),
     )
+
+
+def _text(which: str | Path | None) -> str | None:
+    return None if which is None else str(which)

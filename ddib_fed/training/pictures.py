@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddib_fed.calibration.record import RETRAINED, read_calibration, units_digest
+from ddib_fed.calibration.record import RETRAINED, Calibration, units_digest
 from ddib_fed.data.folder import expand
 from ddib_fed.data.synthetic import generator_of, uniforms
 from ddib_fed.diffusion.denoiser import Denoiser, TimeInput, on_device
@@ -171,7 +171,7 @@ def _volume_network(config: TrainConfig, follows: Mapping[str, Any]) -> LibraryC
 
 def _calibrated_units(config: TrainConfig, path: Path, made: Manifest) -> tuple[Normalisation, str]:
     """From pictures in [-1, 1] to the units of the model that they are translated to, and the map's digest."""
-    found, units = read_calibration(path), units_digest(made.normalisation)
+    found, units = Calibration.open(path), units_digest(made.normalisation)
     if found.kind not in RETRAINED:
         raise SettingsInvalid(
             f"{path} is a {found.kind}, for which no model is trained: the one there is works with it",

@@ -15,8 +15,6 @@ from ddib_fed.calibration.record import (
     map_between,
     parse_calibration,
     parse_signed,
-    read_calibration,
-    write_calibration,
 )
 from ddib_fed.errors import (
     CalibrationAltered,
@@ -34,18 +32,18 @@ from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
 from tests.calibration.examples import calibration, sign, signed
-from tests.node.institutions import Institution
+from tests.node.institutions import Institution, issue_client
 from tests.runs.tiny_models import tiny
 
 AGREED = calibration()
 
 
 def test_the_digest_is_the_same_after_a_file(tmp_path: Path) -> None:
-    write_calibration(AGREED, tmp_path / "c.json")
-    assert read_calibration(tmp_path / "c.json").sha256 == AGREED.sha256
+    AGREED.save(tmp_path / "c.json")
+    assert Calibration.open(tmp_path / "c.json").sha256 == AGREED.sha256
     signed = {"calibration": AGREED.model_dump(mode="json"), "source": {"signature": "x"}}
     (tmp_path / "signed.json").write_text(json.dumps(signed))
-    assert read_calibration(tmp_path / "signed.json") == AGREED
+    assert Calibration.open(tmp_path / "signed.json") == AGREED
 
 
 @pytest.mark.parametrize(
@@ -60,25 +58,25 @@ def test_the_digest_is_the_same_after_a_file(tmp_path: Path) -> None:
 def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str, said: str) -> None:
     (tmp_path / "c.json").write_text(content)
     with pytest.raises(CalibrationInvalid, match=said) as told:
-        read_calibration(tmp_path / "c.json")
+        Calibration.open(tmp_path / "c.json")
     assert "c.json" in told.value.detail
     with pytest.raises(FileMissing):
-        read_calibration(tmp_path / "none.json")
+        Calibration.open(tmp_path / "none.json")
 
 
 def test_a_shipped_models_calibration_goes_by_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its map is the one that the model's units have; a file of that name here comes first."""
-    shipped = read_calibration(Path("satellite-as-relief"))
+    shipped = Calibration.open(Path("satellite-as-relief"))
     assert shipped.map == pretrained("satellite-as-relief").manifest.normalisation.calibrated
     assert (shipped.source.domain, shipped.target.domain) == ("satellite", "relief")
     assert shipped.made.epsilon == 1.0
     monkeypatch.chdir(tmp_path)
-    write_calibration(AGREED, Path("satellite-as-relief"))
-    assert read_calibration(Path("satellite-as-relief")) == AGREED
+    AGREED.save(Path("satellite-as-relief"))
+    assert Calibration.open(Path("satellite-as-relief")) == AGREED
     with pytest.raises(FileMissing):
-        read_calibration(Path("satellite"))
+        Calibration.open(Path("satellite"))
 
 
 TURN = ((0, 1, 0), (1, 0, 0), (0, 0, 1))
@@ -234,7 +232,7 @@ def test_a_withdrawn_node_and_a_client_sign_nothing(pair, tmp_path) -> None:
     agreed, node = calibration(), Identity("south.example", "node", "node-1")
     with pytest.raises(CalibrationSigner, match="withdrawn"):
         pair.verify(pair.signed(agreed), withdrawn=frozenset({node}))
-    credentials = pki.issue_client(pair.north.pki, tmp_path / "alice", "alice")
+    credentials = issue_client(pair.north.pki, tmp_path / "alice", "alice")
     by_client = sign(agreed, "source", credentials, now=pair.now)
     with pytest.raises(CalibrationSigner, match="must be a node"):
         pair.verify(pair.signed(agreed).model_copy(update={"source": by_client}))

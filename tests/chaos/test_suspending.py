@@ -10,7 +10,7 @@ import pytest
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.errors import PeerSuspended
-from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.operator import Node as OperatedNode
 from ddib_fed.record import Settings
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos.load import STUB_TARGET, check_disk, restart, stub_pair
@@ -35,12 +35,12 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
         with pair.client() as client:
             job = client.submit([npy(20_000)], STUB_TARGET, Request(Settings(evaluations=1_000)))
             first_progress(client, job.job_id, "decode")
-            assert AdminClient(pair.south.config).status().jobs["decoding"] == 1
+            assert OperatedNode(pair.south.config).status().jobs["decoding"] == 1
             begun = time.monotonic()
             ddib("peer", "list", "--config", node.config_path)
             usual_s, begun = time.monotonic() - begun, time.monotonic()
             said = ddib("peer", "suspend", other, "--reason", "audit", "--config", node.config_path)
-            wait_until(lambda: AdminClient(pair.south.config).status().jobs["decoding"] == 0, what="the end")
+            wait_until(lambda: OperatedNode(pair.south.config).status().jobs["decoding"] == 0, what="the end")
             took = time.monotonic() - begun
             assert "the running node has applied it" in said
             assert waits(client, job.job_id)

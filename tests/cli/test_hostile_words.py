@@ -14,9 +14,8 @@ import pytest
 
 from ddib_fed.cli.job import _show_job
 from ddib_fed.cli.main import run as run_ddib
-from ddib_fed.node.admitting import peer_store
 from ddib_fed.node.command import JsonFormatter, TextFormatter
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.security.peers import begin_node
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import common_pb2

@@ -15,9 +15,10 @@ from typing import Any
 import grpc
 import numpy as np
 
-from ddib_fed.cli.init import make_client, make_node
+from ddib_fed.client.profile import Profile
 from ddib_fed.data.pictures import decode_image, decode_volume, encode_png, encode_volume, holds_volume
 from ddib_fed.errors import DdibError, ItemsTooMany, JobNotFound
+from ddib_fed.node.operator import Node
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.streams import assemble, file_header, open_file, stream
 from ddib_fed.security.pki import load_identity
@@ -284,13 +285,15 @@ class SourceNodeDouble:
         self.client_roots_pem = b""
         self.script = Script()
         self.service = ScriptedSource(self.script)
-        node = make_node(folder / "north", institution=NORTH, roles=("source",), domain="moons", name="node-1",
+        node = Node.create(folder / "north", institution=NORTH, role="source", domain="moons", name="node-1",
                          listen="127.0.0.1:1", address="localhost:1")  # fmt: skip
-        self.pki = node.paths.pki
+        self.pki = node.config.paths.pki
         self.port = 0
         self.start()
         address = f"localhost:{self.port}"
-        self.profile_path = make_client(folder / "alice", name="alice", config=node, address=address)
+        self.profile_path = Profile.create(
+            folder / "alice", institution=NORTH, address=address, name="alice", sign=node.pki.sign
+        ).path
 
     def start(self) -> None:
         """Listen, on the same port as before, with the certificate as it is now."""

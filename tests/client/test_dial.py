@@ -7,7 +7,7 @@ import pytest
 
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Dial
 from ddib_fed.client.client import Client
-from ddib_fed.client.dial import measure_dial, translating, write_pictures
+from ddib_fed.client.dial import compare_settings, translating, write_pictures
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.errors import DiskFull, InternalError, PeerUnreachable, PolicyDenied
 from ddib_fed.evaluation.translations import Translations
@@ -57,7 +57,7 @@ def test_the_largest_share_with_most_of_the_gain_is_proposed(noises, cool, propo
         latents = generator.standard_normal(mapped.shape).astype(np.float32)
         return translations(found, source, made), latents
 
-    rows, dial = measure_dial(translate, list(noises), None)
+    rows, dial = compare_settings(translate, list(noises), None)
     assert (dial.share, dial.temperature, dial.blend) == (*proposed, 0.3)
     assert rows[-1].map_ssim > max(
         row.map_ssim for row in rows if row.dial.share == dial.share and not row.dial.blend
@@ -79,7 +79,7 @@ def test_settings_are_compared_over_the_pictures_that_all_of_them_have() -> None
         kept = np.flatnonzero(~hard | (dial.share == 1.0))
         return found.of(kept), source[kept]
 
-    rows, dial = measure_dial(translate, (1.0, 0.75), None)
+    rows, dial = compare_settings(translate, (1.0, 0.75), None)
     assert dial.share == 1.0
     assert {row.pictures for row in rows} == {9}
     assert rows[0].map_ssim == rows[1].map_ssim
@@ -93,7 +93,7 @@ def test_a_share_that_is_refused_for_most_pictures_is_refused() -> None:
         kept = range(12) if dial.share == 1.0 else range(2)
         return found.of(kept), source[kept]
 
-    rows, dial = measure_dial(translate, (1.0, 0.75, 0.5), None)
+    rows, dial = compare_settings(translate, (1.0, 0.75, 0.5), None)
     assert {row.dial.share for row in rows} == {dial.share} == {1.0}
     assert {row.pictures for row in rows} == {12}
 
@@ -108,7 +108,7 @@ def test_shares_that_lose_some_pictures_each_lose_half_at_most() -> None:
         kept = range(left[dial.share])
         return found.of(kept), source[kept]
 
-    rows, _ = measure_dial(translate, tuple(left), None)
+    rows, _ = compare_settings(translate, tuple(left), None)
     assert {row.dial.share for row in rows} == {1.0, 0.75}
     assert {row.pictures for row in rows} == {7}
 
@@ -124,7 +124,7 @@ def test_an_error_that_is_no_refusal_ends_the_measurement(error) -> None:
         return translations(made.alone(source), source, made), source
 
     with pytest.raises(error):
-        measure_dial(translate, (1.0, 0.75, 0.5), None)
+        compare_settings(translate, (1.0, 0.75, 0.5), None)
 
 
 @pytest.mark.parametrize("error", [PeerUnreachable, PolicyDenied])

@@ -24,9 +24,8 @@ from ddib_fed.cli.main import cli
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import UnavailableError
-from ddib_fed.node.admin import AdminClient
-from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node import operator
+from ddib_fed.node.config import NodeConfig, peer_store
 from tests.e2e.processes import NodeProcess, start_node
 from tests.node.flipping import BitFlipper
 
@@ -119,7 +118,7 @@ class Node:
         return self
 
     def wait_serving(self) -> None:
-        admin = AdminClient(self.config)
+        admin = operator.Node(self.config)
 
         def serving() -> bool:
             assert self.process is not None
@@ -130,7 +129,7 @@ class Node:
 
     def state(self) -> str:
         """What the operator's socket says, or "down"."""
-        return _state(AdminClient(self.config))
+        return _state(operator.Node(self.config))
 
     def kill(self) -> None:
         assert self.process is not None
@@ -151,7 +150,7 @@ class Node:
         return (self.folder / "log.txt").read_text()[-4000:]
 
 
-def _state(admin: AdminClient) -> str:
+def _state(admin: operator.Node) -> str:
     try:
         return admin.status().state
     except UnavailableError:

@@ -13,11 +13,11 @@ import numpy as np
 
 from ddib_fed.calibration.aggregate import read_aggregate
 from ddib_fed.calibration.record import (
+    Calibration,
     Signature,
     SignedCalibration,
     parse_calibration,
     parse_signed,
-    read_calibration,
 )
 from ddib_fed.record import Record
 from ddib_fed.security import pki
@@ -103,7 +103,7 @@ def _signed() -> list[bytes]:
 def calibration_file(data: bytes) -> None:
     """A calibration that somebody was given as a file."""
     with as_file(data, "calibration.json") as path:
-        read_calibration(path)
+        Calibration.open(path)
 
 
 def aggregate(data: bytes) -> None:

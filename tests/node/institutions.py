@@ -97,3 +97,12 @@ def forge(
 def names(institution: str, name: str = "node-1", kind: str = "node") -> list[x509.GeneralName]:
     uri = x509.UniformResourceIdentifier(f"spiffe://{institution}/{kind}/{name}")
     return [uri, x509.DNSName(f"{name}.{institution}")]
+
+
+def issue_client(issuer: Path, folder: Path, name: str) -> pki.TlsCredentials:
+    """A client of the institution whose root is in a folder, with its key in another."""
+    request = pki.make_request(folder, Identity(pki.load_authority(issuer).institution, "client", name))
+    identity, key = pki.read_request(request)
+    roots = pki.parse_certificates((issuer / "roots.pem").read_bytes(), "roots.pem")
+    pki.install(folder, pki.sign_request(pki.load_authority(issuer), identity, key, roots))
+    return pki.load_identity(folder)

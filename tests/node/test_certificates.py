@@ -15,8 +15,7 @@ from ddib_fed.client.profile import Profile, render_client_toml, renew_client
 from ddib_fed.errors import ConfigError, MessageInvalid, NotReady, PolicyDenied, QuotaSpent, Unauthenticated
 from ddib_fed.node import certificates
 from ddib_fed.node.admin import Metrics
-from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.node.policy import Charge, Policy, Quotas
 from ddib_fed.node.role import NodeContext
 from ddib_fed.node.server import CallInterceptor

@@ -23,7 +23,7 @@ from ddib_fed.security import pki
 from ddib_fed.security.admission import presented_certificate
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
-from tests.node.institutions import Institution
+from tests.node.institutions import Institution, issue_client
 from tests.node.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure
 from tests.security.attacks.raw_http2 import HEALTH, Raw, message
 from tests.source_node.conftest import wait_until
@@ -33,7 +33,7 @@ def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parse
     node: Listening, north: Institution, tmp_path: Path
 ) -> None:
     """Garbage from somebody who may not call is refused for who sends it, not for what it is."""
-    pki.issue_client(north.pki, tmp_path / "alice", "alice")
+    issue_client(north.pki, tmp_path / "alice", "alice")
     with node.channel(north, pki_folder=tmp_path / "alice") as channel, pytest.raises(grpc.RpcError) as error:
         channel.unary_unary(DESCRIBE)(b"\xff\xff\xff", timeout=60)
     assert type(from_rpc_error(error.value, HOP)) is errors.PolicyDenied

@@ -11,8 +11,7 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.models.bundle import parse_manifest
 from ddib_fed.models.sidecars import Figure, PrivacyReport, Reading
-from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.security.identity import Identity
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import make_config, make_institution, save_model

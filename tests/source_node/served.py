@@ -14,11 +14,12 @@ from ddib_fed.node.server import CallInterceptor, NodeServer
 from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.streams import file_header, stream
-from ddib_fed.security import pki, tls
+from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from ddib_fed.v1 import translation_pb2_grpc as rpc
 from source_node.service import SourceService
+from tests.node.institutions import issue_client
 from tests.node.tiny_nodes import make_config, make_context
 
 
@@ -45,7 +46,7 @@ class Served:
         self.service.register(self.server.grpc)
         self.server.start()
         self.service.start()
-        pki.issue_client(north.pki, folder / "alice", "alice")
+        issue_client(north.pki, folder / "alice", "alice")
 
     @property
     def profile(self) -> Profile:

@@ -16,9 +16,11 @@ from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.training.calibrating import (
     CalibrationRequest,
+    Ends,
     LocalTarget,
     anchors_of,
     count_pictures,
+    ignore,
     make_calibration,
     side,
 )
@@ -188,13 +190,15 @@ def test_a_rotation_of_latents_is_fitted_to_an_aggregate_of_latents(tmp_path: Pa
                 0, 9, (32, 32)
             )
             (folder / f"{file}.png").write_bytes(encode_png(ground.clip(0, 255).astype(np.uint8)[..., None]))
-    target = LocalTarget(south, str(folders[1]), 8.0, 0, latents=True)
+    request = CalibrationRequest(
+        pictures=folders[0], target_pictures=folders[1], epsilon=8.0, days=30, force=True
+    )
+    target = LocalTarget(south, request, ignore, latents=True)
     published = target.aggregate()
     assert (published.cells.channels, published.units_sha256) == (CHANNELS, units_of(south.manifest)[1])
-    request = CalibrationRequest(
-        "rotation", side(north.manifest, latents=True), ("", "south"), 30, "", force=True
+    made = make_calibration(
+        request, Ends(side(north.manifest, latents=True), ("", "south"), ""), north, target
     )
-    made = make_calibration(request, north, target, pictures=str(folders[0]), folders=None)
     assert (made.map.channels, made.alone) == (CHANNELS, None)
     assert leg_map(made, north.manifest) == made.map
     with pytest.raises(CalibrationModel, match="does not have"):

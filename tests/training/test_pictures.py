@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.calibration.record import CalibratedSide, write_calibration
+from ddib_fed.calibration.record import CalibratedSide
 from ddib_fed.data.folder import expand
 from ddib_fed.errors import (
     CalibrationExpired,
@@ -171,7 +171,7 @@ def grey(tmp_path_factory):
 
 def calibrated(grey, tmp_path, made, **fields):
     file = tmp_path / f"{len(list(tmp_path.glob('*.json')))}.json"
-    write_calibration(made, file)
+    made.save(file)
     usual = {"batch": 8, "steps": 4, "samples": 1, "dtype": "float32"}
     return TrainConfig(kind="pictures", init=grey, calibration=file, **{**usual, **fields})
 

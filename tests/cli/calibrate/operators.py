@@ -10,7 +10,6 @@ from ddib_fed.calibration.record import (
     CalibratedSide,
     CalibrationStore,
     Making,
-    write_calibration,
 )
 from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
@@ -81,7 +80,7 @@ class Operators:
         }
         made = calibration(**(found | changes))
         path = self.folder / f"{made.sha256.hex()[:8]}.json"
-        write_calibration(made, path)
+        made.save(path)
         return path
 
     def agree(self) -> str:

@@ -218,7 +218,6 @@ def test_epsilon_of_groups_is_for_a_group(both) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--peer", "south.example"),
         ("--peer", TO, "--local", "a", "b"),
         ("--peer", TO, "--epsilon", "0.5"),
         ("--peer", TO, "--pictures", "a", "--pictures", "b"),

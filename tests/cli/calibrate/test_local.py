@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ddib_fed.calibration.record import read_calibration
+from ddib_fed.calibration.record import Calibration
 from ddib_fed.cli.calibrate import how_jobs_use
 from ddib_fed.cli.main import cli
 from ddib_fed.data.pictures import encode_png
@@ -17,7 +17,7 @@ from ddib_fed.errors import AlreadyExists, ShapeMismatch, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.operator import Node
 from tests.calibration.examples import calibration
 from tests.node.picture_examples import save_pictures_model
 from tests.runs.tiny_models import tiny
@@ -61,7 +61,7 @@ def test_anchors_give_a_rotation_and_the_next_command(desk: Path) -> None:
     write(desk / "B", x[:, [1, 0, 2]])
     shown, raised = run("north", "south", "--anchors", "A", "B", "--days", "30", "--out", "swap.json")
     assert raised is None, shown
-    found = read_calibration(desk / "swap.json")
+    found = Calibration.open(desk / "swap.json")
     assert np.allclose(found.map.matrix, [[0, 1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-3)
     assert (found.made.method, found.made.anchors, found.made.crossed_bytes) == ("anchors", 6, 0)
     assert (found.expires - found.made.created).days == 30
@@ -82,14 +82,14 @@ def test_an_aggregate_finds_the_rotation_and_says_what_would_cross(desk: Path) -
     words = ("north", "south", "--pictures", "A", "--pictures", "B", "--epsilon", "8")
     shown, raised = run(*words)
     assert raised is None, (shown, raised)
-    found = read_calibration(desk / "calibration.json")
+    found = Calibration.open(desk / "calibration.json")
     assert np.abs(found.map.matrix - [[0, 1, 0], [1, 0, 0], [0, 0, 1]]).max() < 0.3
     assert found.made.crossed_bytes > 1000
     assert (found.made.epsilon, found.made.delta) == (8.0, 1e-5)
     assert "epsilon 8, delta 1e-05 for each picture" in shown
     _, raised = run(*words, "--out", "again.json")
     assert raised is None
-    again = read_calibration(desk / "again.json")
+    again = Calibration.open(desk / "again.json")
     assert (again.map, again.effect, again.made.aggregate_sha256) == (
         found.map,
         found.effect,
@@ -133,7 +133,7 @@ domain = "scans"
 def north(tmp_path):
     (tmp_path / "node.toml").write_text(NODE)
     save_pictures_model(tmp_path / "model", "scans", seed=1)
-    return NodeConfig.load(tmp_path / "node.toml")
+    return Node.open(tmp_path / "node.toml")
 
 
 def parsed(line: str) -> dict[str, Any]:
@@ -151,6 +151,6 @@ def test_a_curve_is_used_by_a_model_trained_with_it(north) -> None:
     says, show, train, then = how_jobs_use(curve, north)
     assert "once this node's model is trained with it" in says
     for line in (show, train):
-        assert north.folder / f"{short}.json" in parsed(line).values()
-    assert f"--init {north.folder / 'model'} " in train
-    assert f'bundle = "model-{short}" in {north.path}' in then
+        assert north.config.folder / f"{short}.json" in parsed(line).values()
+    assert f"--init {north.config.folder / 'model'} " in train
+    assert f'bundle = "model-{short}" in {north.config.path}' in then

@@ -8,12 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from ddib_fed.node.admin import operator_service
-from ddib_fed.node.admitting import admit, export_peer
 from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.operator import Node
 from ddib_fed.security.audit import anchor_of, anchor_values, lines_of, verify
 from ddib_fed.v1 import admin_pb2 as pb
 from tests import audit_rows
@@ -21,7 +20,7 @@ from tests import audit_rows
 
 @pytest.fixture
 def config_path(tmp_path):
-    make_node(tmp_path, institution="north.example", roles=("source",), domain="moons", name="node-1",
+    Node.create(tmp_path, institution="north.example", role="source", domain="moons", name="node-1",
               listen="127.0.0.1:7441", address="localhost:7441", with_ca=False)  # fmt: skip
     return tmp_path / "node.toml"
 
@@ -51,12 +50,12 @@ def pair(tmp_path):
     """The node.toml of north and south, which admitted each other and exchanged ten latents."""
     paths = {}
     for name, role in (("north", "source"), ("south", "target")):
-        make_node(tmp_path / name, institution=f"{name}.example", roles=(role,), domain="moons", name="node-1",
+        Node.create(tmp_path / name, institution=f"{name}.example", role=role, domain="moons", name="node-1",
                   listen="127.0.0.1:7441", address="localhost:7441", with_ca=True)  # fmt: skip
         paths[name] = tmp_path / name / "node.toml"
     for here, there in (("north", "south"), ("south", "north")):
-        own = export_peer(NodeConfig.load(paths[there]), tmp_path / f"{there}.peer")
-        admit(NodeConfig.load(paths[here]), tmp_path / f"{there}.peer", own.fingerprints)
+        other = Node.open(paths[there]).peers.export(tmp_path / f"{there}.peer")
+        Node.open(paths[here]).peers.add(tmp_path / f"{there}.peer", fingerprints=other.fingerprints)
     logs = {name: NodeConfig.load(path).paths.store for name, path in paths.items()}
     for item in range(10):
         head = audit_rows.append(logs["north"], "latent_sent", peer="south.example", item=item)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
-from ddib_fed.node import admitting
-from ddib_fed.node.admitting import own_peer, peer_store
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, peer_store
+from ddib_fed.node.operator import Node
+from ddib_fed.security import pairing
 from ddib_fed.security.peers import Peer
 from tests import audit_rows
 from tests.e2e.harness import free_port
@@ -26,7 +25,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     made = []
     for name, role in (("north", "source"), ("south", "target")):
         port = free_port()
-        make_node(tmp_path / name, institution=f"{name}.example", roles=(role,), domain="moons", name="node-1",
+        Node.create(tmp_path / name, institution=f"{name}.example", role=role, domain="moons", name="node-1",
                   listen=f"127.0.0.1:{port}", address=f"localhost:{port}")  # fmt: skip
         made.append(tmp_path / name / "node.toml")
     return made[0], made[1]
@@ -39,20 +38,20 @@ def listening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, threa
     def start(config: Path, *words: str) -> tuple[str, threading.Thread, list[int]]:
         shown, ended = threading.Event(), list[int]()
         codes: list[str] = []
-        made = admitting.new_code
+        made = pairing.new_code
 
         def new_code() -> str:
             codes.append(made())
             return codes[-1]
 
-        monkeypatch.setattr(admitting, "new_code", new_code)
-        original = admitting.listen
+        monkeypatch.setattr(pairing, "new_code", new_code)
+        original = pairing.listen
 
         def listen(*arguments, **options):
             shown.set()
             return original(*arguments, **options)
 
-        monkeypatch.setattr(admitting, "listen", listen)
+        monkeypatch.setattr(pairing, "listen", listen)
         thread = threading.Thread(
             target=lambda: ended.append(run(["pair", "--listen", "--config", str(config), *words]))
         )
@@ -68,7 +67,7 @@ def admitted(config: Path) -> list[str]:
 
 
 def entry(config: Path) -> Peer:
-    return own_peer(NodeConfig.load(config))
+    return Node.open(config).peers.own()
 
 
 def address(config: Path) -> str:

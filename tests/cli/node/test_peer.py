@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from ddib_fed.cli.main import run
 from ddib_fed.cli.peer import peer
 from ddib_fed.errors import PeerNotFound, PolicyDenied, Unauthenticated, UsageError
-from ddib_fed.node.admitting import own_peer, peer_store
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, peer_store
+from ddib_fed.node.operator import Node
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.security.peers import begin_node
 from ddib_fed.security.pki import certificate_pem
@@ -69,7 +69,7 @@ def test_a_name_that_looks_like_another_is_not_admitted(
 
 
 def told(config: Path) -> tuple[str, ...]:
-    return ("--fingerprint", own_peer(NodeConfig.load(config)).fingerprint)
+    return ("--fingerprint", Node.open(config).peers.own().fingerprint)
 
 
 def exported(config: Path, file: str) -> str:
@@ -172,7 +172,7 @@ def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listen
 
 def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> None:
     add_west(north, listening)
-    entry = own_peer(NodeConfig.load(north))
+    entry = Node.open(north).peers.own()
     listening.south.store.add(entry, fingerprints=entry.fingerprints)
     said = typed("test", "west.example", "--config", north)
     assert "TLSv1.3" in said

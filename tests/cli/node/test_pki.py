@@ -7,19 +7,18 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner, Result
 
-from ddib_fed.cli.init import make_node
 from ddib_fed.cli.main import run
 from ddib_fed.cli.peer import pki
 from ddib_fed.errors import AlreadyExists, Cancelled, ExitCode
 from ddib_fed.node.admin import operator_service
-from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, peer_store
+from ddib_fed.node.operator import Node
 from ddib_fed.security.peers import PeerStore
 
 
 def write_config(folder: Path, name: str = "node-1", institution: str = "north.example") -> Path:
     """A node.toml in a new folder."""
-    make_node(folder, institution=institution, roles=("source",), domain="moons", name=name,
+    Node.create(folder, institution=institution, role="source", domain="moons", name=name,
               listen="127.0.0.1:0", address="127.0.0.1:7443", with_ca=False)  # fmt: skip
     return folder / "node.toml"
 

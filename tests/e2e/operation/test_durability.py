@@ -18,7 +18,7 @@ import pytest
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, JobNotFound, QueueFull
-from ddib_fed.node.admin import AdminClient
+from ddib_fed.node.operator import Node as OperatedNode
 from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
 from tests.client.scripted_source import TARGET, npy
@@ -212,7 +212,7 @@ def with_workers(fresh_pair: Pair) -> Pair:
 
 def workers(node: Node) -> list[int]:
     return [
-        int(re.search(r"process (\d+)", line)[1]) for line in AdminClient(node.config).status().workers.ready
+        int(re.search(r"process (\d+)", line)[1]) for line in OperatedNode(node.config).status().workers.ready
     ]
 
 
@@ -236,7 +236,7 @@ def test_a_job_outlives_its_worker_and_its_node(with_workers: Pair) -> None:
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: workers(north) not in ([], [first]), what="another worker")
         (second,) = workers(north)
-        assert AdminClient(north.config).status().workers.replaced == 1
+        assert OperatedNode(north.config).status().workers.replaced == 1
         north.kill()
         wait_until(lambda: not lives(second), what="the worker's end")
         north.start()

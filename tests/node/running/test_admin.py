@@ -15,7 +15,7 @@ from urllib.error import HTTPError
 import pytest
 
 from ddib_fed.errors import ConfigError, PeerUnreachable
-from ddib_fed.node import admin
+from ddib_fed.node import admin, operator
 from ddib_fed.v1 import admin_pb2 as pb
 from tests.node.tiny_nodes import make_config
 
@@ -65,13 +65,13 @@ def test_the_operator_is_answered_however_much_is_wrong(node, config) -> None:
     """Peers by the hundred whose files are damaged: their problems are cut to a line, which the client takes."""
     problem = "degraded: " + "; ".join(f"state/trust.json: no peer p{n}.example" for n in range(256))
     node.answer.state, node.changes = problem, [problem]
-    assert admin.AdminClient(config).status().state == problem[:3_996] + " ..."
-    assert admin.AdminClient(config).reload() == [problem[:3_996] + " ..."]
+    assert operator.Node(config).status().state == problem[:3_996] + " ..."
+    assert operator.Node(config).reload() == [problem[:3_996] + " ..."]
 
 
 def test_a_second_node_is_refused_and_the_first_keeps_its_socket(node, config) -> None:
     refused(config, "another node is running")
-    assert admin.AdminClient(config).status().state == "serving"
+    assert operator.Node(config).status().state == "serving"
 
 
 def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
@@ -81,13 +81,13 @@ def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
     left.bind(str(path))
     left.close()
     with admin.operator_service(config, Node()):
-        assert admin.AdminClient(config).status().state == "serving"
+        assert operator.Node(config).status().state == "serving"
     assert not path.exists()
 
 
 def test_no_node_is_named_as_such(config) -> None:
     with pytest.raises(PeerUnreachable, match="no node answers"):
-        admin.AdminClient(config).status()
+        operator.Node(config).status()
 
 
 class State:

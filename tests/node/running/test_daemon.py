@@ -18,16 +18,16 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError, InputError
 from ddib_fed.names import __version__
 from ddib_fed.node import daemon
-from ddib_fed.node.admin import AdminClient
-from ddib_fed.node.admitting import peer_store
-from ddib_fed.node.config import NodeConfig
+from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.node.daemon import Daemon
+from ddib_fed.node.operator import Node
 from ddib_fed.record import Settings
 from ddib_fed.security import pki
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.security.identity import Identity
 from tests import audit_rows
 from tests.e2e.harness import free_port
+from tests.node.institutions import issue_client
 from tests.node.tiny_nodes import make_config, make_institution, npy, save_model
 from tests.small_disks import small_disk
 from tests.source_node.conftest import wait_until
@@ -93,7 +93,7 @@ def test_health_and_state_tell_the_truth_from_start_to_exit(config, monkeypatch)
     loading = Loading(monkeypatch)
     running = Running(config)
     assert loading.entered.wait(20)
-    client = AdminClient(config)
+    client = Node(config)
     assert (client.status().state, running.daemon.server.serving) == ("loading", False)
     loading.go_on.set()
     running.serving()
@@ -145,7 +145,7 @@ def test_a_store_of_trust_that_cannot_be_read_is_loud(config, caplog) -> None:
     path.write_bytes(good)
     running = Running(config).serving()
     path.write_text("{")
-    client = AdminClient(config)
+    client = Node(config)
     assert any("trust.json" in line for line in client.reload())
     client.reload()
     assert client.status().state.startswith("degraded: ")
@@ -166,7 +166,7 @@ def test_a_node_is_not_ready_while_its_disk_is_full(tmp_path) -> None:
         config = NodeConfig.load(config.path)
         running = Running(config).serving()
         try:
-            client = AdminClient(config)
+            client = Node(config)
             disk.fill()
             wait_until(lambda: client.status().state.startswith("degraded: the disk of "))
             with pytest.raises(urllib.error.HTTPError) as unready:
@@ -187,7 +187,7 @@ def test_metrics_say_what_waits_and_how_much_room_there_is(tmp_path, monkeypatch
     config.path.write_text(text)
     save_model(config)
     make_institution(folder, "north.example").admit(make_institution(tmp_path / "south", "south.example"))
-    pki.issue_client(config.paths.pki, tmp_path / "alice", "alice")
+    issue_client(config.paths.pki, tmp_path / "alice", "alice")
     running = Running(NodeConfig.load(config.path)).serving()
     try:
         address = running.daemon.server.address
@@ -288,14 +288,14 @@ def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
     config: NodeConfig, running: Running
 ) -> None:
     """Within the time of its check, without a call; with what to do; and the log no longer verifies."""
-    AdminClient(config).reload()
+    Node(config).reload()
     path = config.paths.store
     assert len(audit_rows.records(path, "reload")) == 1
     running.daemon._look()
     audit_rows.cut(path, 1)
-    assert AdminClient(config).status().state == "serving"
+    assert Node(config).status().state == "serving"
     running.daemon._look()
-    state = AdminClient(config).status().state
+    state = Node(config).status().state
     assert state.startswith("degraded: the audit log ")
     assert "was cut while the node ran" in state
     assert "ddib audit verify" in state

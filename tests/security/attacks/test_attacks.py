@@ -32,12 +32,13 @@ from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.record import Settings
-from ddib_fed.security import pki, tls
+from ddib_fed.security import tls
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc, translation_pb2_grpc
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.conftest import Evidence
 from tests.data_modules.picture_examples import deep_png
 from tests.e2e.harness import Node, Pair, ddib
+from tests.node.institutions import issue_client
 from tests.node.picture_examples import noise, png_bytes, save_pictures_model
 from tests.security.attacks import raw_http2 as http2
 from tests.source_node.served import job_header
@@ -170,7 +171,7 @@ def scene(amount: Amount) -> Iterator[Scene]:
         pair = Pair.create(Path(name))
         holders = [Path(name) / f"holder-{number}" for number in range(amount(6, 64))]
         for holder in holders:
-            pki.issue_client(pair.north.config.paths.pki, holder, f"mallory-{holder.name}")
+            issue_client(pair.north.config.paths.pki, holder, f"mallory-{holder.name}")
         pair.south.start()
         try:
             yield Scene(pair.south, pair.north.config.paths.pki, holders)

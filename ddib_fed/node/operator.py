@@ -1,0 +1,801 @@
+"""A node as its operator has it: makes one, runs it, asks it over its socket, and keeps its peers and certificates.
+
+Each act is in the node's audit log before it has any effect. A running node obeys it at its next call, because it reads
+the same files. Neither torch nor gRPC is imported before a method needs it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+from pydantic import ValidationError
+
+from ddib_fed.errors import (
+    AlreadyExists,
+    ConfigError,
+    FileMissing,
+    InputError,
+    PeerUnreachable,
+    PolicyDenied,
+    UnavailableError,
+    UsageError,
+)
+from ddib_fed.files import check_private_folder, problem_text, read_small, write_file
+from ddib_fed.names import NODE_FILE, is_institution, label_from
+from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, Role, peer_store, render_node_toml
+from ddib_fed.protocol.addresses import bracketed, is_every_address, is_loopback, split_address
+from ddib_fed.security import audit as log
+from ddib_fed.security import pki as keys
+from ddib_fed.security.identity import Identity, name_constraints
+from ddib_fed.security.peers import Peer, begin_node, begin_trust, parse_peer
+
+if TYPE_CHECKING:
+    from ddib_fed.models.bundle import Bundle
+    from ddib_fed.node.admin import NodeStatus
+    from ddib_fed.node.calibrations import Calibrations
+    from ddib_fed.node.daemon import StepResult
+    from ddib_fed.security.pairing import PairedPeer, PairingNode
+
+HELP: Final = "ddib init --help"
+LISTEN: Final = "127.0.0.1:7443"
+USUAL_NODE: Final = "node-1"
+ROLES: Final[dict[str, tuple[Role, ...]]] = {
+    "source": ("source",),
+    "target": ("target",),
+    "both": ("source", "target"),
+}
+
+
+class Node:
+    """An institution's node on this machine, as its operator has it.
+
+    Parameters
+    ----------
+    config
+        What its node.toml says; `Node.open` reads one, `Node.create` makes one.
+
+    Attributes
+    ----------
+    config
+        The checked node.toml, with its path and the paths of the node's files.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> node = Node.create(tempfile.mkdtemp(), role="target", model="moons", institution="west.example")
+    >>> node.config.node.listen, node.config.model.domain
+    ('127.0.0.1:7443', 'moons')
+    >>> print(node.pki.show().identity)
+    spiffe://west.example/node/node-1
+    >>> node.peers.list(), node.pki.issues
+    ((), True)
+    """
+
+    def __init__(self, config: NodeConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def open(cls, path: str | Path = NODE_FILE) -> Node:
+        """Open the node of a node.toml; raise FileMissing, or ConfigError that names the key."""
+        return cls(NodeConfig.load(Path(path)))
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        *,
+        role: Literal["source", "target", "both"],
+        model: str | Path | None = None,
+        domain: str | None = None,
+        institution: str | None = None,
+        name: str = USUAL_NODE,
+        listen: str | None = None,
+        address: str | None = None,
+        classifier: str | Path | None = None,
+        with_ca: bool = True,
+    ) -> Node:
+        """Make a node: a commented node.toml, the institution's CA, and the node's certificate.
+
+        Parameters
+        ----------
+        folder
+            Folder of node.toml and the node's state; made if missing.
+        role
+            What the node does: encode for its own clients ("source"), decode for peers ("target"), or both.
+        model
+            The hosted model: one that ships, by name, which is copied so that it does not change with the package, or a
+            folder. Without it `domain` names the domain of a model that is trained later.
+        domain
+            The domain's name for peers; without it the model's own.
+        institution
+            DNS name in lower case, in every certificate. Without it the host of `address`, else this machine's name
+            under .internal.
+        name
+            The node's name inside the institution, one DNS label.
+        listen, address
+            HOST:PORT to bind and to be dialled at. Each follows from the other; without both 127.0.0.1:7443.
+        classifier
+            Folder of a classifier that guides decoding.
+        with_ca
+            Whether this node issues the institution's certificates; without it `pki.request` asks another node.
+
+        Raises
+        ------
+        AlreadyExists
+            The folder has a node, or another model.
+        InputError
+            A value cannot be used; nothing is written then.
+        """
+        if domain is None and model is None:
+            raise UsageError("give --model, or --domain of a model that is trained later", hint=HELP)
+        institution = institution or _institution_here(address, name)
+        bound, dialled = _addresses(listen, address, f"{name}.{institution}")
+        Identity(institution, "node", name)
+        out = Path(folder)
+        path, state = out / NODE_FILE, out / "state"
+        for place in (path, state / "pki" / "ca.key"):
+            if place.exists():
+                raise AlreadyExists(f"{place} exists and is not overwritten", hint="another --out folder")
+        named = shipped = None
+        if model is not None:
+            from ddib_fed.models.bundle import open_bundle, shipped_name
+
+            named, shipped = open_bundle(str(model)).manifest.domain, shipped_name(str(model))
+        try:
+            section = NodeSection(
+                institution=institution, name=name, roles=ROLES[role], listen=bound, address=dialled
+            )
+            hosted = ModelSection(
+                domain=named or "" if domain is None else domain,
+                bundle="model" if model is None or shipped else _place(model, out),
+                classifier=None if classifier is None else _place(classifier, out),
+                bundle_domain=None if domain in {None, named} else named,
+            )
+            text = render_node_toml(section, hosted)
+        except ValidationError as error:
+            raise InputError(problem_text(error), hint=HELP) from error
+        check_private_folder(state)
+        out.mkdir(parents=True, exist_ok=True)
+        # The configuration is written last, so that the command can be repeated after a failure.
+        if shipped is not None:
+            _copy_model(shipped, out / "model")
+        if with_ca:
+            begin_node(state, institution, name)
+        else:
+            begin_trust(state)
+        write_file(path, text.encode(), overwrite=False)
+        return cls.open(path)
+
+    def serve(self) -> int:
+        """Serve in this process until SIGTERM or SIGINT, which drain; return the exit code.
+
+        Raise what fails at the first step of a start; `check` runs all steps.
+        """
+        from ddib_fed.node import daemon
+
+        return daemon.serve(self.config)
+
+    def check(self) -> list[StepResult]:
+        """Run every step of a start, changing nothing; return what each found, or its problem."""
+        from ddib_fed.node import daemon
+
+        return daemon.check(self.config)
+
+    def model(self) -> Bundle:
+        """Open the model that the node hosts, for `measure_dial` or `Model.open`; raise ConfigError for another one."""
+        from ddib_fed.node.role import load_hosted
+
+        return load_hosted(self.config)
+
+    # What a running node is asked over its socket; PeerUnreachable where none answers
+
+    def status(self) -> NodeStatus:
+        """Ask the running node for its state."""
+        from ddib_fed.node.admin import ask, status_from
+
+        return status_from(ask(self.config, "Status"))
+
+    def reload(self) -> list[str]:
+        """Have the running node read peers, withdrawals and certificates again; return a line for each change.
+
+        It does so at the next call by itself; this ends calls of removed peers at once. node.toml is read at a start.
+        """
+        from ddib_fed.node.admin import ask
+
+        return list(ask(self.config, "Reload").changes)
+
+    def drain(self) -> int:
+        """Have the running node finish its work and exit; return the number of jobs that still run."""
+        from ddib_fed.node.admin import ask
+
+        return int(ask(self.config, "Drain").running_jobs)
+
+    def write_leaving(self, path: str | Path) -> list[str]:
+        """Write a page of what leaves to whom under which settings; return what could not be read.
+
+        The node need not run. Raise AlreadyExists if the file exists.
+        """
+        from ddib_fed.node.leaving import write_leaving
+
+        if Path(path).exists():
+            raise AlreadyExists(f"{path} exists and is not overwritten", hint="another name for --leaving")
+        return write_leaving(self.config, Path(path))
+
+    @cached_property
+    def peers(self) -> Peers:
+        """The other institutions' nodes that are admitted here."""
+        return Peers(self.config)
+
+    @cached_property
+    def pki(self) -> NodeCertificates:
+        """The node's certificate, and those that it issues."""
+        return NodeCertificates(self.config)
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The node's audit log."""
+        return Audit(self.config)
+
+    @cached_property
+    def calibrations(self) -> Calibrations:
+        """What the node publishes for calibrations, and those that it and its peers agreed on."""
+        from ddib_fed.node.calibrations import Calibrations
+
+        return Calibrations(self.config)
+
+    def __repr__(self) -> str:
+        node = self.config.node
+        return f"<Node {node.name}.{node.institution}: {', '.join(node.roles)} of {self.config.model.domain}>"
+
+
+def _institution_here(address: str | None, node_name: str) -> str:
+    """Name the institution by the host of an address, else by this machine."""
+    try:
+        host = "" if address is None else split_address(address, bound=True)[0].lower()
+    except ValueError:
+        host = ""  # the address itself is refused later
+    host = host.removeprefix(f"{node_name}.")
+    if is_institution(host) and not is_loopback(host):
+        return host
+    # A top-level domain for private use, which is never delegated.
+    return f"{label_from(socket.gethostname().partition('.')[0], 'node')}.internal"
+
+
+def _addresses(listen: str | None, address: str | None, example: str) -> tuple[str, str]:
+    """Return the bind address and the dial address of a node; each is derived from the other if it is missing."""
+    try:
+        host, port = split_address(address or listen or LISTEN, bound=True)
+        local = is_loopback(host)
+        dialled = address or (f"localhost:{port}" if local else f"{listen}")
+        bound = listen or (f"127.0.0.1:{port}" if local else f"0.0.0.0:{port}")
+        split_address(bound, bound=True)
+    except ValueError as error:
+        raise InputError(str(error), hint=HELP) from error
+    if is_every_address(host) or not port:
+        raise InputError(
+            f"{dialled} is not an address that clients and peers can dial",
+            hint=f"--address HOST:{port or 7443}, with a name or address that they reach, e.g. {example}:7443",
+        )
+    return bound, dialled
+
+
+def _copy_model(shipped: str, path: Path) -> None:
+    from ddib_fed.models.bundle import load_bundle, pretrained
+    from ddib_fed.models.catalogue import copy_shipped
+
+    if not path.exists():
+        copy_shipped(shipped, path)
+    elif load_bundle(path).digest != pretrained(shipped).digest:
+        hint = f"--model {shlex.quote(str(path))}, or another --out folder"
+        raise AlreadyExists(f"{path} holds another model", hint=hint)
+
+
+def _place(model: str | Path, out: Path) -> str:
+    """Return how node.toml in `out` names the folder of a model."""
+    folder, here = Path(model).resolve(), out.resolve()
+    return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
+
+
+# Peers
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """Whether an act changed anything, and whether a running node obeys it already; None if it was not asked."""
+
+    changed: bool
+    running: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class PeerTest:
+    """What a peer answered: the connection, what it decodes (None for a source alone), and its clock's lead in s."""
+
+    institution: str
+    connection: str
+    domain: str | None
+    sample_shape: tuple[int, ...]
+    clock_s: float | None
+    clock: str = ""
+    """The clock's lead in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """Whom this node admitted, itself as the other side has it, and what its operator should know."""
+
+    other: Peer
+    own: Peer
+    warnings: tuple[str, ...]
+
+    def describe(self) -> tuple[str, ...]:
+        """Return whom this node admitted and both fingerprints, for whoever wants to compare them all the same."""
+        theirs = [f"theirs       {text}" for text in self.other.fingerprints]
+        ours = [f"ours         {text}" for text in self.own.fingerprints]
+        return (f"admitted     {self.other.identity} at {self.other.address}", *theirs, *ours)
+
+
+def _apply(config: NodeConfig, *, changed: bool) -> Applied:
+    """Have a running node apply a change of its trust; a stopped node applies it when it starts."""
+    file = peer_store(config).file
+    try:
+        answer = Node(config).reload()
+    except UnavailableError:
+        return Applied(changed, running=False)
+    if refused := [line for line in answer if line.startswith("not read:") and file.name in line]:
+        raise InputError(
+            f"{file} is written, and the running node does not obey it: {refused[0]}",
+            hint="run this as the node's own user, and let the file belong to that user",
+        )
+    return Applied(changed, running=True)
+
+
+class Peers:
+    """The peers of a node. Each change is on the disk, and obeyed by a running node, when a method returns."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._store = peer_store(config)
+
+    def list(self) -> tuple[Peer, ...]:
+        """Return the admitted peers by name, suspended ones too."""
+        return self._store.list()
+
+    @property
+    def suspended(self) -> dict[str, str]:
+        """Since when and why each suspended peer is."""
+        return dict(self._store.snapshot().suspended)
+
+    def own(self) -> Peer:
+        """Return this node as its peer file introduces it."""
+        node = self._config.node
+        roots = self._store.snapshot().own_roots
+        peer = Peer(node.institution, Identity(node.institution, "node", node.name), node.address, roots)
+        # As the other side will read it.
+        return parse_peer(peer.to_bytes(), f"what {self._config.path} says of this node")
+
+    def export(self, path: str | Path, *, replace: bool = False) -> Peer:
+        """Write the file that another institution adds, which holds no secret; raise AlreadyExists if it exists."""
+        peer = self.own()
+        try:
+            write_file(Path(path), peer.to_bytes(), overwrite=replace)
+        except AlreadyExists as error:
+            error.hint = "choose another file, or replace it with ddib peer export --force"
+            raise
+        return peer
+
+    def add(
+        self,
+        file: str | Path,
+        *,
+        fingerprints: Sequence[str] = (),
+        ask: Callable[[Peer], bool] | None = None,
+        replace: bool = False,
+        unconstrained_root: bool = False,
+    ) -> Peer:
+        """Admit another institution's node.
+
+        Parameters
+        ----------
+        file
+            Its peer file, as `export` writes it there.
+        fingerprints
+            Those of its roots, as the other operator read them out.
+        ask
+            Called with the peer if no fingerprint is given and the peer is not admitted as it is: whether its operator
+            read out the same fingerprints.
+        replace
+            Whether it replaces an entry with other data.
+        unconstrained_root
+            Whether a root without name constraints is accepted, as that of a general CA.
+
+        Raises
+        ------
+        PolicyDenied
+            A fingerprint differs or was not confirmed, or the root has no name constraints.
+        AlreadyExists
+            The institution is admitted with other data.
+        """
+        content = read_small(Path(file), hint="ddib peer export writes it, on the other side", pipe=True)
+        other = parse_peer(content, str(file))
+        _require_constraints(other, unconstrained_root=unconstrained_root)
+        known = self._store.snapshot().peers.get(other.institution) == other
+        if ask is not None and not (fingerprints or known):
+            if not ask(other):
+                raise PolicyDenied(
+                    "the fingerprint was not confirmed; nothing was added",
+                    hint="compare it with the output of `ddib peer export` there; if it differs, stop",
+                )
+            fingerprints = other.fingerprints
+        self._store.add(other, fingerprints=fingerprints, replace=replace)
+        return other
+
+    def test(self, institution: str) -> PeerTest:
+        """Connect to a peer and ask what it decodes; raise what names the cause if that fails."""
+        import grpc
+
+        from ddib_fed.protocol.calls import described, failure_of_peer, status_of
+        from ddib_fed.protocol.contract import PROTOCOL
+        from ddib_fed.security.tls import PeerChannels
+        from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
+
+        peer, hop = self._store.get(institution), f"target {institution}"
+        channels = PeerChannels(self._config.paths.pki, self._store, proxy=self._config.proxy)
+        try:
+            finding = channels.diagnosis(peer)
+            if not finding.ok:
+                raise finding.as_error(hop)
+            channel = channels.get(institution)
+            request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
+            side = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10).side
+            shape = tuple(side.sample_shape)[:5]
+            ahead = channel.clock_s
+            clock = "" if ahead is None else described(ahead)
+            return PeerTest(institution, finding.text, side.domain[:100], shape, ahead, clock)
+        except grpc.RpcError as error:
+            if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
+                return PeerTest(institution, finding.text, None, (), None)
+            failure = failure_of_peer(error, hop)
+            if failure.reason == "PEER_UNKNOWN":
+                name = self._config.node.name
+                failure.hint = (
+                    f"that node has not admitted {name}: ddib peer export here, ddib peer add there"
+                )
+            elif isinstance(failure, PeerUnreachable):  # whose hint would be this command
+                failure.hint = "repeat the command, then check that node's log"
+            raise failure from error
+        finally:
+            channels.close()
+
+    def suspend(self, institution: str, reason: str = "") -> Applied:
+        """Refuse a peer and send it nothing until `resume`, also over restarts; running calls with it end."""
+        return _apply(self._config, changed=self._store.suspend(institution, reason=reason))
+
+    def resume(self, institution: str) -> Applied:
+        """Admit a suspended peer again; jobs that waited for it continue."""
+        changed = self._store.resume(institution)
+        return _apply(self._config, changed=True) if changed else Applied(changed=False, running=None)
+
+    def remove(self, institution: str) -> Applied:
+        """Remove a peer; raise PeerNotFound if it is none."""
+        self._store.remove(institution)
+        return _apply(self._config, changed=True)
+
+    def pair(
+        self,
+        address: str | None = None,
+        code: str | None = None,
+        *,
+        on_code: Callable[..., object] | None = None,
+        on_stranger: Callable[[str], object] | None = None,
+        fingerprints: Sequence[str] = (),
+        replace: bool = False,
+        unconstrained_root: bool = False,
+    ) -> Pairing:
+        """Admit another institution's node, and be admitted there, by a code that stands in for fingerprints.
+
+        Parameters
+        ----------
+        address
+            HOST:PORT of the side that waits; with `on_code`, where this side waits, by default node.listen.
+        code
+            The code that the other side shows.
+        on_code
+            Called with lines to show, before this side waits: its code, and what the other side types.
+        on_stranger
+            Called with a line about each connection that had no code.
+        fingerprints
+            Of the only roots that are admitted; without them any root that the code vouches for is.
+        replace, unconstrained_root
+            As of `add`.
+
+        Raises
+        ------
+        Unauthenticated
+            The code is wrong; it is used up then.
+        DeadlineExceeded
+            Nobody came within five minutes.
+        """
+        from ddib_fed.security.pairing import PairingNode, dial, parse_code
+
+        own, store = self.own(), self._store
+
+        def judge(other: Peer) -> None:
+            _require_constraints(other, unconstrained_root=unconstrained_root)
+            store.judge(other, fingerprints=fingerprints or other.fingerprints, replace=replace)
+
+        def admit(other: Peer) -> None:
+            store.add(other, fingerprints=other.fingerprints, replace=replace)
+
+        node = PairingNode(own.to_bytes(), judge, admit)
+        if on_code is not None:
+            return self._paired(own, self._wait(node, address, on_code, on_stranger))
+        typed = parse_code(code or "")
+        try:
+            split_address(address or "")
+        except ValueError as error:
+            hint = "ddib pair HOST:PORT CODE, as the other side shows both"
+            raise UsageError(str(error), hint=hint) from error
+        return self._paired(own, dial(address or "", typed, node, proxy=self._config.proxy))
+
+    def _wait(
+        self,
+        node: PairingNode,
+        at: str | None,
+        on_code: Callable[..., object],
+        on_stranger: Callable[[str], object] | None,
+    ) -> PairedPeer:
+        from ddib_fed.security import pairing
+
+        section, code = self._config.node, pairing.new_code()
+        shown = section.address
+        with self._bound(at) as listener:
+            port = listener.getsockname()[1]
+            if at is not None or split_address(section.listen, bound=True)[1] != port:
+                shown = f"{bracketed(split_address(section.address)[0])}:{port}"
+            on_code(
+                f"{section.institution} waits for one try in the next {pairing.CODE_LIFE_S / 60:.0f} minutes. "
+                "Read this code out by telephone:",
+                "",
+                f"    {code}",
+                "",
+                f"there:       ddib pair {shown} {code}",
+            )
+
+            def tell(whence: str, why: str) -> None:
+                if on_stranger is not None:
+                    on_stranger(f"a connection from {whence} had no code: {why}")
+
+            return pairing.listen(listener, code, node, on_stranger=tell)
+
+    def _bound(self, at: str | None) -> socket.socket:
+        from ddib_fed.node.server import check_bindable
+
+        where = at or self._config.node.listen
+        host, port = split_address(where, bound=True)
+        try:
+            check_bindable(where, "node.listen" if at is None else "--listen")
+        except ConfigError as error:
+            if at is None:
+                again = f"ddib pair --listen {bracketed(host)}:PORT --config {shlex.quote(str(self._config.path))}"
+                error.hint = f"the node runs? then another port that the other side reaches: {again}"
+            raise
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=8)
+
+    def _paired(self, own: Peer, paired: PairedPeer) -> Pairing:
+        other, whence = paired.other, paired.where
+        warnings = [*other.warnings]
+        if not paired.mutual:
+            warnings.append(
+                f"warning: whether {other.institution} admitted this node is not known, the connection ended; "
+                f"ddib peer test {other.institution} --config {shlex.quote(str(self._config.path))} says"
+            )
+        with suppress(ValueError):
+            whence = split_address(whence)[0]
+        if is_loopback(split_address(other.address)[0]) and not is_loopback(whence):
+            warnings.append(
+                f"warning: {other.address} is an address of that machine alone, and this node cannot dial it; "
+                "correct node.address there, and pair again with --force here"
+            )
+        return Pairing(other, own, tuple(warnings))
+
+
+def _require_constraints(other: Peer, *, unconstrained_root: bool) -> None:
+    if not (unconstrained_root or all(name_constraints(root) for root in other.roots)):
+        raise PolicyDenied(
+            f"the root of {other.institution} has no name constraints",
+            hint="this is so for a general CA; to accept it, add --unconstrained-root",
+        )
+
+
+# Certificates
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate that was issued, and its file."""
+
+    identity: Identity
+    path: Path
+    valid_until: datetime
+
+
+class NodeCertificates(keys.Certificates):
+    """The certificates of a node; the node with the root's key issues those of its institution."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        super().__init__(config.paths.pki, Identity(config.node.institution, "node", config.node.name))
+        self._config = config
+
+    def init(self) -> str:
+        """Make the institution's root and this node's certificate from it; return the root's fingerprint.
+
+        Whoever has the root's key, in the node's state folder, can pose as any identity of the institution. Raise
+        AlreadyExists if the folder has a root.
+        """
+        node = self._config.node
+        return keys.fingerprint(begin_node(self._config.paths.state, node.institution, node.name).certificate)
+
+    def sign(self, request: bytes) -> bytes:
+        """Sign a request in PEM; return the certificate with the roots. The audit log has it first.
+
+        Whoever has the request's key gets the identity that it names. Raise PolicyDenied if that is withdrawn.
+        """
+        authority = keys.load_authority(self.folder)
+        identity, key = keys.read_request(request)
+        peer_store(self._config).snapshot().refuse_withdrawn(identity)
+        roots = keys.parse_certificates(read_small(self.folder / "roots.pem"), "roots.pem")
+        life = self._config.identity.life(identity.kind)
+        signed = keys.sign_request(authority, identity, key, roots, lifetime=life)
+        leaf = keys.parse_certificates(signed, "what was signed")[0]
+        until = leaf.not_valid_after_utc.isoformat()
+        values = {"identity": identity.uri, "certificate": keys.fingerprint(leaf), "until": until}
+        log.note(self._config.paths.store, "certificate_issued", **values)
+        return signed
+
+    def issue(
+        self,
+        request: str | Path,
+        path: str | Path | None = None,
+        *,
+        ask: Callable[[Identity], object] | None = None,
+    ) -> Issued:
+        """Sign a request of another machine into a file, by default NAME.pem.
+
+        `ask` is called with the identity before anything is signed, and raises if it is not to be. Raise AlreadyExists
+        if the file exists.
+        """
+        content = read_small(Path(request), pipe=True)
+        identity, _key = keys.read_request(content)
+        if ask is not None:
+            ask(identity)
+        signed, out = self.sign(content), Path(path or f"{identity.name}.pem")
+        write_file(out, signed, overwrite=False)
+        leaf = keys.parse_certificates(signed, "what was signed")[0]
+        return Issued(identity, out, leaf.not_valid_after_utc)
+
+    def install(self, certificate: str | Path) -> Identity:
+        """Install a signed certificate as of `Certificates.install`, with a line in the audit log before."""
+        signed = read_small(Path(certificate), pipe=True)
+        leaf = keys.parse_certificates(signed, "the signed certificate", hint="ddib pki issue writes one")[0]
+        log.note(self._config.paths.store, "certificate_given", certificate=keys.fingerprint(leaf))
+        return keys.install(self.folder, signed, expected=self.owner)
+
+    @property
+    def withdrawn(self) -> dict[Identity, str]:
+        """The identities that this node refuses, each with its comment."""
+        return dict(peer_store(self._config).snapshot().withdrawn)
+
+    @property
+    def list_file(self) -> Path:
+        """The file with the withdrawn identities, beside the peers."""
+        return peer_store(self._config).file
+
+    def withdraw(self, identity: str, reason: str = "") -> Applied:
+        """Refuse a client or node of this institution although its certificate is valid, e.g. because its key was lost.
+
+        Each node of the institution has a list of its own. Raise PolicyDenied for another institution's identity.
+        """
+        changed = peer_store(self._config).withdraw(self._of_institution(identity), comment=reason)
+        return _apply(self._config, changed=changed)
+
+    def reinstate(self, identity: str) -> Applied:
+        """Accept an identity again that was withdrawn on this node."""
+        changed = peer_store(self._config).reinstate(self._of_institution(identity))
+        return _apply(self._config, changed=changed)
+
+    def _of_institution(self, text: str) -> Identity:
+        institution = self._config.node.institution
+        try:
+            identity = Identity.parse(text)
+        except InputError as error:
+            raise InputError(
+                f"{text!a} is no identity: {error.detail}",
+                hint=f"e.g. spiffe://{institution}/client/alice; `ddib pki show` prints a certificate's own",
+            ) from error
+        if identity.institution != institution:
+            other = identity.institution
+            raise PolicyDenied(
+                f"{identity} is not of {institution}, and a node withdraws identities of its own institution",
+                hint=f"to refuse another institution's node: ddib peer remove {other}, or ddib peer suspend",
+            )
+        return identity
+
+
+# The audit log
+
+
+class Audit:
+    """The audit log of a node, read while the node runs or not."""
+
+    def __init__(self, config: NodeConfig) -> None:
+        self._config = config
+        self._own = Identity(config.node.institution, "node", config.node.name)
+
+    @property
+    def path(self) -> Path:
+        """The database that holds the log; FileMissing before the node has served."""
+        path = self._config.paths.store
+        if not path.exists():
+            raise FileMissing(f"there is no {path}", hint="a node writes it when it serves")
+        return path
+
+    def entries(self, *, peer: str = "", since: str | datetime | None = None) -> Iterator[log.AuditLine]:
+        """Yield the lines of the log, the oldest first; the chain is not checked.
+
+        Parameters
+        ----------
+        peer
+            Only what concerns this institution.
+        since
+            Not before this moment, or so long ago ("30m", "2h", "7d"), or a date and time of ISO 8601, UTC.
+        """
+        moment = log.parse_since(since) if isinstance(since, str) else since
+        return (each for each in log.entries(self.path) if each.is_asked_for(peer=peer, since=moment))
+
+    def verify(self, *noted: str | Path) -> log.Verified:
+        """Follow the chain of the whole log; return its head, and what is wrong with it.
+
+        Parameters
+        ----------
+        noted
+            What was noted of this log elsewhere, which shows whether its end was cut off or all of it rewritten: heads
+            (64 hexadecimal digits), and files that peers wrote with `anchors`.
+        """
+        # Each by itself: two peers may have noted the same line, one of them wrongly.
+        checks: list[tuple[str | None, log.Noted]] = []
+        for text in map(str, noted):
+            is_head = re.fullmatch("[0-9a-f]{64}", text)
+            anchors = {} if is_head else log.read_anchors(Path(text), of=self._own).by_line()
+            checks.append((text if is_head else None, anchors))
+        matched = 0
+        for head, anchors in checks or [(None, {})]:
+            result = log.verify(log.lines_of(self.path), noted=head, anchors=anchors)
+            matched += result.anchors
+            if not result.ok:
+                break
+        return replace(result, anchors=matched)
+
+    def anchors(self, peer: str) -> tuple[log.AnchorFile, str]:
+        """Return what this node noted of a peer's log, and how two of those ends contradict each other, if they do.
+
+        Raise FileMissing if it noted nothing.
+        """
+        other = peer_store(self._config).get(peer)
+        held, contradiction = log.held_of(self.path, peer)
+        if not held:
+            raise FileMissing(
+                f"the audit log has no end of the log of {peer}",
+                hint="it comes with each latent and translation",
+            )
+        return log.AnchorFile(of=other.identity.uri, noted_by=self._own.uri, anchors=held), contradiction
