@@ -25,14 +25,13 @@ from ddib_fed.data.pictures import (
 )
 from ddib_fed.data.points import parse_npy
 from ddib_fed.errors import DdibError, UsageError, extra
+from ddib_fed.model import Model
 from ddib_fed.record import Guidance, Part, Settings, Translation
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.client.client import Client, JobResult
-    from ddib_fed.engine.local_party import LocalParty
     from ddib_fed.engine.model import DomainModel
-    from ddib_fed.models.bundle import Bundle
 
 
 Given = Image.Image | NDArray[Any] | str | Path
@@ -77,79 +76,6 @@ def _pixels(picture: Image.Image) -> NDArray[Any]:
     flat = picture.convert("RGBA")
     white = Image.new("RGBA", flat.size, "white")
     return np.asarray(Image.alpha_composite(white, flat).convert("RGB"))
-
-
-class Model:
-    """A model that encodes and decodes in this process; made by `load`.
-
-    Attributes:
-        party: The party behind it, for `ddib_fed.engine`.
-    """
-
-    def __init__(self, party: LocalParty, opener: Callable[[Bundle], LocalParty]) -> None:
-        self.party, self._opener = party, opener
-
-    def of_scene(self, *sides: int) -> Model:
-        """The same for pictures of that size in overlapping tiles, as `load` makes it with `scene`."""
-        return Model(self._opener(self.party.model.bundle.of_scenes(*sides)), self._opener)
-
-    @property
-    def domain(self) -> str:
-        return self.party.model.manifest.domain
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point."""
-        return self.party.model.sample_shape
-
-    def __repr__(self) -> str:
-        size = " x ".join(map(str, self.shape))
-        kind = self.party.model.manifest.sample_kind
-        what = f"{kind}s of {size}{' coordinates' if kind == 'point' else ''}"
-        classes = self.party.model.manifest.num_classes
-        return f"<Model {self.domain}: {what}{f', {classes} classes' if classes else ''}>"
-
-
-def load(
-    model: str | Path,
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    classifier: str | Path | None = None,
-    scene: tuple[int, ...] | None = None,
-) -> Model:
-    """Load a model.
-
-    Args:
-        model: The name of a model that ships (`moons`, `satellite`, ...), or the folder of a bundle.
-        device: "cpu", "cuda", "cuda:1".
-        dtype: Of the network: "float32", "bfloat16" or "float16"; what is integrated stays float32. The error
-            of each is in docs/operating.md.
-        classifier: A bundle of a classifier of noisy pictures, for guidance by `classifier_scale`.
-        scene: Height and width to which every picture is brought, and at which it is translated in overlapping tiles;
-            of volumes depth, height and width. Both models of a translation need the same. Without it a larger picture
-            keeps its size so where the source is a model of parts of pictures, in up to 1,024 tiles, and is fitted to
-            the model's size elsewhere.
-
-    Raises:
-        ModelNotFound: There is no such model.
-        BundleInvalid: The bundle fails its checks.
-        SettingsInvalid: The device or dtype does not exist here, or the classifier does not fit, or the scene is
-            smaller than the model's pictures.
-    """
-    with extra("node", "torch", "a model in this process needs torch, which is not installed"):
-        from ddib_fed.engine.local_party import open_party
-        from ddib_fed.models.bundle import open_bundle
-
-    guide = None if classifier is None else open_bundle(str(classifier))
-    bundle = open_bundle(str(model))
-    if scene is not None:
-        bundle = bundle.of_scenes(*scene)
-
-    def opener(bundle: Bundle) -> LocalParty:
-        return open_party(bundle, device, dtype, classifier=guide)
-
-    return Model(opener(bundle), opener)
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,8 +208,8 @@ def translate(
     Args:
         samples: PIL pictures, arrays or paths, one or a list of them. An array is one sample: (H, W) or (H, W, C) raw
             values of a picture, (D, H, W) or (D, H, W, C) of a volume, or points (N, D) in the units of the data.
-        source: A model from `load`, its name or folder; or a client.
-        target: A model from `load`, its name or folder; with a client INSTITUTION/DOMAIN.
+        source: A model from `Model.open`, its name or folder; or a client.
+        target: A model from `Model.open`, its name or folder; with a client INSTITUTION/DOMAIN.
         cycle: Whether to come back, for the error of the round trip.
         evaluations: Network evaluations of each leg.
         solver: "unipc", "ddim" or "flow-map" (both models distilled).
@@ -356,7 +282,7 @@ def translate(
     if isinstance(calibration, str | Path):
         calibration = read_calibration(Path(calibration))
     here = ProcessOptions(soften_sigma, seed, calibration)
-    models = [each if isinstance(each, Model) else load(each) for each in (source, target)]
+    models = [each if isinstance(each, Model) else Model.open(each) for each in (source, target)]
     # Each picture at its own size in tiles, or fitted; those of one size together.
     sizes: dict[tuple[int, int] | None, list[int]] = {}
     for number, content in enumerate(files):

@@ -115,6 +115,12 @@ def refuse_idle(names: Collection[str], why: str, *, hint: str = "leave it out")
             raise UsageError(f"{param.opts[0]} {why}", hint=hint)
 
 
+def is_given(name: str) -> bool:
+    """Return whether the option of a parameter was given to the running command."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (ParameterSource.DEFAULT, None)
+
+
 def refuse_both_ways(*, resume: bool, force: bool) -> None:
     if resume and force:
         raise UsageError("--resume continues a run, --force starts it again", hint="omit one of them")
@@ -179,12 +185,13 @@ SOFTEN = option(
 )
 
 
+SIDES = read_by(size_from)
 SIZE = option(
     "scene --size HxW",
     "Pictures: bring all to this height and width, and translate them so in overlapping tiles by one ODE. Volumes: "
     "DxHxW.",
     str,
-    callback=read_by(size_from),
+    callback=SIDES,
 )
 BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
 CALIBRATION = option(

@@ -39,13 +39,15 @@ def _open_in_process(source: str, target: str, given: dict[str, Any]) -> InProce
     options.refuse_idle(OF_NODES, "is for nodes", hint="omit it, or translate --to INSTITUTION/DOMAIN")
     from ddib_fed.cli.model import take_settings
     from ddib_fed.client.in_process import InProcess, ProcessOptions
+    from ddib_fed.diffusion.plans import SolverSettings
     from ddib_fed.engine.local_party import open_party
     from ddib_fed.models.bundle import open_bundle
 
     require_alone("a translation without nodes")
     bundles = open_bundle(source), open_bundle(target)
     pictures = bundles[0].manifest.sample_kind != "point"
-    solver, public, clip = take_settings(given, [bundle.manifest for bundle in bundles])
+    asked, public, clip = take_settings(given, [bundle.manifest for bundle in bundles])
+    solver = SolverSettings.of(asked)
     if public and pictures:  # the public code neither softens nor leaves values unclipped
         given["soften"] = 0.0 if given["soften"] is None else given["soften"]
         clip = True if clip is None else clip

@@ -62,6 +62,11 @@ class SolverSettings(Settings):
     eta: float = 0.0
     ancestral: bool = False
 
+    @classmethod
+    def of(cls, settings: Settings) -> SolverSettings:
+        """Return the settings with those of one process, at their defaults unless they have them."""
+        return settings if isinstance(settings, cls) else cls(**asdict(settings))
+
     @property
     def stochastic(self) -> bool:
         """Whether decoding draws noise."""

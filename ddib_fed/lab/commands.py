@@ -13,7 +13,6 @@ from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_option
 from ddib_fed.errors import UsageError
 from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
 from ddib_fed.terminal import emit, lines, listed, say
-from ddib_fed.training.config import checked, options_of
 
 
 @group()
@@ -61,7 +60,7 @@ def report(*, which: str, data: tuple[Path, ...], seed: int) -> None:
 
 @privacy.command("train")
 @OUT
-@train_options(options_of("points", "pictures", config=PrivateTrainConfig), PrivateTrainConfig)
+@train_options(PrivateTrainConfig.options_of("points", "pictures"), PrivateTrainConfig)
 @SET
 @RESUME
 @FORCE
@@ -72,7 +71,7 @@ def train_private(*, out: Path, sets: tuple[str, ...], resume: bool, force: bool
     Otherwise as `ddib model train`, with its options. It bounds what the weights tell of one training sample, and hides
     no picture that is translated (SECURITY.md). Delta is a tenth of 1 / training samples.
     """
-    config = checked(PrivateTrainConfig, given(settings), "ddib privacy train --help", sets)
+    config = PrivateTrainConfig.checked(given(settings), "ddib privacy train --help", sets)
     run(config, out, resume=resume, force=force)
 
 
@@ -98,5 +97,5 @@ def distil(
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    config = checked(DistilConfig, given(settings, teacher=teacher), "ddib model distil --help", sets)
+    config = DistilConfig.checked(given(settings, teacher=teacher), "ddib model distil --help", sets)
     run(config, out, resume=resume, force=force)

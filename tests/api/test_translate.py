@@ -30,12 +30,12 @@ from tests.node.volume_examples import SIDES, save_volume_model, voxels
 
 @pytest.fixture(scope="module")
 def satellite():
-    return ddib_fed.load("satellite")
+    return ddib_fed.Model.open("satellite")
 
 
 @pytest.fixture(scope="module")
 def relief():
-    return ddib_fed.load("relief")
+    return ddib_fed.Model.open("relief")
 
 
 def scene(size: tuple[int, int] = (32, 32)) -> Image.Image:
@@ -163,7 +163,7 @@ def test_an_array_of_three_axes_is_a_volume(tmp_path) -> None:
     """Its result has the same axes, is drawn by its middle slices, and is no PIL picture; larger ones go in blocks."""
     save_volume_model(tmp_path / "north", "north", seed=1)
     save_volume_model(tmp_path / "south", "south", seed=2)
-    models = [ddib_fed.load(tmp_path / name) for name in ("north", "south")]
+    models = [ddib_fed.Model.open(tmp_path / name) for name in ("north", "south")]
     assert repr(models[0]) == "<Model north: volumes of 1 x 12 x 16 x 8>"
     (found,) = ddib_fed.translate(voxels(), *models, cycle=True, evaluations=8)
     assert found.array.shape == found.returned.shape == (*SIDES, 1)
