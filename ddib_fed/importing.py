@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, NamedTuple, Protocol
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.errors import BundleInvalid, FileMissing, UsageError
+from ddib_fed.errors import BundleInvalid, ConfigError, FileMissing, UsageError
 from ddib_fed.extensions import extension, extensions
 from ddib_fed.formats.study import IntensityRule
 from ddib_fed.model import Model
@@ -188,18 +188,23 @@ class Imported:
         SettingsInvalid
             A setting cannot be computed exactly, or is told by no file.
         UsageError
-            An option says nothing of such a checkpoint, or no importer recognises it.
+            An option says nothing of such a checkpoint, or no importer recognises it. An importer that cannot be
+            loaded is left out, with a warning.
         """
-        path, options = Path(path), options or ImportOptions()
+        path, options, broken = Path(path), options or ImportOptions(), list[str]()
         for name in extensions("importers"):
-            importer: Importer = extension("importers", name)
+            try:
+                importer: Importer = extension("importers", name)
+            except ConfigError as error:
+                broken.append(error.detail)
+                continue
             if importer.recognises(path):
-                idle = {each.name for each in fields(options)} - {"domain", "name", *importer.uses}
+                idle = {option.name for option in fields(options)} - {"domain", "name", *importer.uses}
                 options.refuse(idle, f"says nothing of {path}, which is read as of {name}")
-                return importer.read(path, options)
-        raise UsageError(
-            f"no importer recognises {path}", hint=f"there are {', '.join(extensions('importers'))}"
-        )
+                found = importer.read(path, options)
+                return replace(found, warnings=(*found.warnings, *broken))
+        known = ", ".join(extensions("importers"))
+        raise UsageError("; ".join((f"no importer recognises {path}", *broken)), hint=f"there are {known}")
 
     def bundle(self, source: str = "the new model") -> Bundle:
         """Return the model in memory; BundleInvalid, which names `source`, unless the tensors are the network's."""

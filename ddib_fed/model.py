@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from ddib_fed.evaluation.features import SampleVerdict
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.manifest import Manifest
-    from ddib_fed.models.sidecars import Allowances, Tuned, TunedLeg
+    from ddib_fed.models.sidecars import Allowances, PrivacyReport, Tuned, TunedLeg
     from ddib_fed.training.config import TrainConfig
     from ddib_fed.training.run import TrainingProgress
-    from ddib_fed.training.sources import PictureSource
+    from ddib_fed.training.sources import OwnSamples, PictureSource
 
 Samples = NDArray[np.float32]
 Label = int | str | None
@@ -439,6 +439,114 @@ class Model:
         found = np.concatenate([only(each).samples for each in self.party.decode_each(items(), asked.leg())])
         return found.clip(-1.0, 1.0) if model.is_picture else found
 
+    def integrate(
+        self,
+        x: Samples,
+        settings: Settings = PLAIN,
+        *,
+        sigma: float = 0.0,
+        back: bool = False,
+        on_progress: Told | None = None,
+    ) -> Samples:
+        """Follow the ODE with states as they are: nothing is softened, refused or clipped.
+
+        Parameters
+        ----------
+        x
+            (N, *latent shape) float32 in the units of the ODE (`units`).
+        settings
+            How, and from the data end to what depth.
+        sigma
+            Noise level sigma / alpha of the data end; 0 for the data itself.
+        back
+            From noise to data.
+        on_progress
+            Called with (network evaluations done, in all).
+
+        Returns
+        -------
+        ndarray
+            The states at the other end.
+
+        Raises
+        ------
+        SettingsInvalid
+            The settings do not fit the model.
+        """
+        import torch
+
+        from ddib_fed.diffusion.plans import SolverSettings
+        from ddib_fed.diffusion.solvers import integrate
+        from ddib_fed.engine.arrays import Counter
+
+        model, rows = self.party.model, self.party.executor.rows
+        plan = model.plan(SolverSettings.of(settings), sigma)
+        plan = replace(plan, decode_grid=plan.encode_grid.reversed())
+        parts = torch.split(torch.from_numpy(np.ascontiguousarray(x, np.float32)), rows)
+        denoiser, walk = model.denoiser(share=settings.share), plan.decoder if back else plan.encoder
+        tell = Counter(settings.evaluations * len(parts), on_progress)
+        found = []
+        with self._threads():
+            for part in parts:
+                classes = model.condition(model.class_rows(None, len(part)))
+                found.append(integrate(walk(part.to(model.device), classes), denoiser, on_step=tell).cpu())
+        return torch.cat(found).numpy()
+
+    def velocity(self, x: Samples, lam: float) -> Samples:
+        """Return the network's v = alpha eps - sigma x0 at states (N, *latent shape) of one level.
+
+        The level is lambda = log(alpha / sigma), and the states are in the units of the ODE.
+        """
+        import torch
+
+        model, level = self.party.model, self.bundle.schedule.level(lam)
+        found = []
+        with self._threads(), torch.no_grad():
+            for part in torch.split(torch.from_numpy(x), self.party.executor.rows):
+                classes = model.condition(model.class_rows(None, len(part)))
+                found.append(model.denoiser()(part.to(model.device), level, classes).cpu())
+        return torch.cat(found).numpy()
+
+    @property
+    def is_spectral(self) -> bool:
+        """Whether a share of the network can encode; the rest is the linear estimate of its spectrum."""
+        return self.party.model.frame() is not None
+
+    def data(
+        self, which: str | Path | None = None, *, train: int = 0, held_out: int = 0, test: int = 0
+    ) -> OwnSamples:
+        """Return at most so many samples of the model's domain, evenly spaced, as `train`, `held_out` and `test`.
+
+        Parameters
+        ----------
+        which
+            A folder of pictures, or a .npy file of points; None for the domain that ships, which alone has `test`.
+        """
+        from ddib_fed.training.sources import own_samples
+
+        return own_samples(self.manifest, which, train, held_out, test=test)
+
+    def put_privacy(self, values: Mapping[str, Any]) -> PrivacyReport:
+        """Check the figures of a privacy report, and write privacy.json beside the weights of a model of one's own."""
+        from ddib_fed.models.bundle import put_beside
+        from ddib_fed.models.sidecars import PrivacyReport
+
+        report = PrivacyReport(weights_sha256=self.manifest.weights_sha256, **values)
+        if self.folder is not None:
+            put_beside(self.folder, report)
+            self._read_again(self.folder)
+        return report
+
+    def units(self, samples: NDArray[Any]) -> Samples:
+        """Return samples (N, *shape) in the units of the ODE, (N, *latent shape) float32."""
+        return self.party.model.into_units(samples.astype(np.float32)).cpu().numpy()
+
+    def out_of_units(self, x: Samples) -> Samples:
+        """Return states (N, *latent shape) at the data end as samples, (N, *shape) float32."""
+        import torch
+
+        return self.party.model.out_of_units(torch.from_numpy(x))
+
     def _parts(self, rows: Samples) -> Sequence[Samples]:
         """The items of an array: each picture, or all points as one set."""
         return [row[None] for row in rows] if self.party.model.is_picture else [rows]
@@ -772,4 +880,4 @@ def train(
         bundle = run.train_at_terminal(config, Path(out), resume=resume, force=force)
     else:
         bundle = run.train(config, Path(out), on_progress, source=source, resume=resume, force=force)
-    return Model(bundle, Path(out))
+    return Model(bundle, Path(out), threads=config.threads)

@@ -18,7 +18,7 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.importers import diffusers as importer
 from ddib_fed.importers.diffusers import read_schedule
 from ddib_fed.importing import ImportOptions
-from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle, save_bundle
+from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
 from tests.models.importers.test_diffusers import TINY
 from tests.models.importers.test_monai import (
     LEG_WITHIN,
@@ -69,10 +69,7 @@ def made(kind: type[nn.Module], settings: dict[str, Any], seed: int) -> Any:
 def imported(folder: Path, out: Path, given: ImportOptions) -> Bundle:
     """What is read of a saved bundle."""
     found = importer.read(folder, given)
-    if found.autoencoder is not None:
-        save_bundle(out / "encoder", found.autoencoder.manifest, found.autoencoder.state)
-    beside = None if found.autoencoder is None else out / "encoder"
-    save_bundle(out / "model", found.manifest, found.state, autoencoder=beside)
+    found.save(out / "model")
     return load_bundle(out / "model")
 
 

@@ -20,7 +20,7 @@ from ddib_fed.errors import BundleInvalid, DdibError, ExitCode, FileMissing, Set
 from ddib_fed.importers import monai
 from ddib_fed.importers.latents import LEAST_PSNR, try_autoencoder
 from ddib_fed.importing import Imported, ImportOptions
-from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle, save_bundle
+from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.training.sources import own_volumes
 from tests.models.importers.monai_files import (
     DDIM,
@@ -55,10 +55,6 @@ def nets():
 @pytest.fixture(scope="module")
 def schedulers():
     return pytest.importorskip("monai.networks.schedulers")
-
-
-def bundle_of(found: Imported) -> Bundle:
-    return make_bundle(found.manifest, found.state, autoencoder=found.autoencoder)
 
 
 def basis(found: Imported) -> dict[str, str]:
@@ -135,7 +131,7 @@ def test_a_bundle_of_pixels_computes_what_the_library_computes(dims, nets, sched
         "pre": [{"_target_": "ScaleIntensityRanged", "a_min": -100.0, "a_max": 300.0, "b_min": 0, "b_max": 1}],
     }  # fmt: skip
     found = monai.read(write(tmp_path, config, {"model.pt": theirs.state_dict()}), ImportOptions("hands"))
-    bundle, manifest = bundle_of(found), found.manifest
+    bundle, manifest = found.bundle(), found.manifest
     assert manifest.sample_shape == (1, *(SIDES[dims],) * dims)
     assert (manifest.picture.low, manifest.picture.high, manifest.normalisation.std) == (-100.0, 300.0, 2.0)
     assert (manifest.picture.intensity, manifest.picture.slices) == ("values", "none" if dims == 3 else None)
@@ -192,8 +188,7 @@ def test_a_latent_bundle_computes_what_the_library_computes(dims, kind, nets, sc
     training = {"scale_factor": "$3 / 2", "spacing": [1.0, 1.0, 2.5], "pre": [scaling] if dims == 3 else []}
     (folder / "configs" / "train.json").write_text(json.dumps(training))
     found = monai.read(folder, ImportOptions("brain"))
-    save_bundle(tmp_path / "encoder", found.autoencoder.manifest, found.autoencoder.state)
-    save_bundle(tmp_path / "out", found.manifest, found.state, autoencoder=tmp_path / "encoder")
+    found.save(tmp_path / "out")
     bundle = load_bundle(tmp_path / "out")
     assert bundle.manifest.sample_shape == (1, *(8 * factor,) * dims)
     assert bundle.manifest.picture.spacing == ((2.5, 1.0, 1.0) if dims == 3 else None)
@@ -228,7 +223,7 @@ def test_rectified_flow_computes_what_the_library_computes(dims, nets, scheduler
     config = {"spatial_dims": dims, "channels": 1, "network_def": UNET, "noise_scheduler": RFLOW}
     folder = write(tmp_path, config, {"model.pt": theirs.state_dict()})
     found = monai.read(folder, ImportOptions("flow", size=(SIDES[dims],) * dims))
-    bundle, x = bundle_of(found), noise(2, 1, *(SIDES[dims],) * dims)
+    bundle, x = found.bundle(), noise(2, 1, *(SIDES[dims],) * dims)
     scheduler = library_scheduler(schedulers, RFLOW)
     scheduler.set_timesteps(STEPS)
     call = in_axes(theirs)
@@ -272,7 +267,7 @@ def test_axes_are_those_of_the_transforms(dims, transforms, told, axes, nets, tm
     }
     folder = write(tmp_path, {**config, "transforms": transforms}, {"model.pt": theirs.state_dict()})
     (folder / "configs" / "inference.json").rename(folder / "configs" / "inference.yaml")  # JSON is YAML
-    bundle, t = bundle_of(monai.read(folder, ImportOptions("axes", axes=told))), torch.tensor([5.0])
+    bundle, t = monai.read(folder, ImportOptions("axes", axes=told)).bundle(), torch.tensor([5.0])
     assert bundle.manifest.network.axes == axes
     x = noise(1, *bundle.manifest.sample_shape)
     own, back = x, [place - 1 for place in range(2, dims + 2)]
@@ -315,7 +310,7 @@ def test_maisis_checkpoint_is_told_its_modality_and_spacing(scheduler, nets, sch
         monai.read(tmp_path, ImportOptions("ct", size=(16,) * 3, spacing=spacing))
     assert "--modality" in caught.value.hint
     found = monai.read(tmp_path, ImportOptions("ct", size=(16,) * 3, spacing=spacing, modality="mri_t1"))
-    bundle = bundle_of(found)
+    bundle = found.bundle()
     assert basis(found)["scale_factor"] == "the checkpoint"
     assert bundle.manifest.num_classes is None
     assert bundle.manifest.picture.spacing == spacing[::-1]
@@ -360,7 +355,7 @@ def test_weights_of_the_package_before_monai_1_4_are_read_without_the_layer_that
     config["noise_scheduler"]["schedule"] = "scaled_linear"
     weights = {"model.pt": old_names(theirs.state_dict()), "vae.pt": old_names(encoder.state_dict())}
     found = monai.read(write(tmp_path, config, weights), ImportOptions("old", scale_factor=2.0))
-    bundle, z, x = bundle_of(found), noise(2, LATENT, 8, 8), noise(1, 1, 16, 16)
+    bundle, z, x = found.bundle(), noise(2, LATENT, 8, 8), noise(1, 1, 16, 16)
     times = torch.tensor([3.0, 870.0])
     close(bundle.network()(z, times), theirs(z, times), WITHIN)
     close(encoded(bundle, x), 2 * encoder.encode(x)[0], WITHIN)
@@ -389,7 +384,7 @@ def test_flips_file_is_read_with_what_its_trainer_has_in_code(nets, tmp_path):
         {"model": state, "train_conf": {"train": {"model": "Network"}}}, tmp_path / "FL_global_model.pt"
     )
     found = monai.read(tmp_path, ImportOptions("spleen", scale_factor=1.2))
-    bundle, z, times = bundle_of(found), noise(1, LATENT, 4, 8, 8), torch.tensor([7.0])
+    bundle, z, times = found.bundle(), noise(1, LATENT, 4, 8, 8), torch.tensor([7.0])
     close(bundle.network()(z, times), in_axes(theirs)(z, times), WITHIN)
     assert bundle.manifest.sample_shape == (1, 8, 16, 16)
     assert "FLIP" in basis(found)["schedule"]
@@ -561,7 +556,7 @@ def test_own_samples_measure_the_scale_and_catch_wrong_groups(bundle, trained):
     z = trained.encode(torch.from_numpy((blobs(8, 1) + 1) / 2))[0]
     assert found.manifest.latents.normalisation.std == pytest.approx(float(z.std()), rel=1e-5)
     assert "measured" in basis(found)["scale_factor"]
-    assert try_autoencoder(found.autoencoder, blobs(8, 1)).psnr > LEAST_PSNR
+    assert try_autoencoder(found.autoencoder.bundle(), blobs(8, 1)).psnr > LEAST_PSNR
     assert not found.warnings
     said = monai.read(folder, ImportOptions("brain", scale_factor=50.0, check=given.check)).warnings
     assert "deviate by" in said[0]
