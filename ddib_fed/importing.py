@@ -203,7 +203,7 @@ class Imported:
                 options.refuse(idle, f"says nothing of {path}, which is read as of {name}")
                 found = importer.read(path, options)
                 return replace(found, warnings=(*found.warnings, *broken))
-        known = ", ".join(extensions("importers"))
+        known = ", ".join(extensions("importers")) or "none: install the package again"
         raise UsageError("; ".join((f"no importer recognises {path}", *broken)), hint=f"there are {known}")
 
     def bundle(self, source: str = "the new model") -> Bundle:

@@ -117,7 +117,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "--fit",
     "Pictures: how those of another size are fitted; crop as the public code.",
     ("crop", "pad", "resize"),
-    show_default="crop",
+    default="crop",
 )
 @option(
     "--intensity RULE",
@@ -128,7 +128,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "--soften-sigma SIGMA",
     "Pictures: noise level of softening before encoding.",
     click.FloatRange(0, 1),
-    show_default="0",
+    default=0.0,
 )
 @option(
     "--scale-factor NUMBER",
@@ -177,7 +177,8 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     cannot be computed exactly is refused by its key, and so are text encoders, LoRAs and conditions.
     """
     _refuse_existing(out, "folder", force=force)
-    found = ddib_fed.Imported.read(checkpoint, ddib_fed.ImportOptions(**given))
+    said = {name: value for name, value in given.items() if options.is_given(name)}
+    found = ddib_fed.Imported.read(checkpoint, ddib_fed.ImportOptions(**said))
     model = found.save(out, overwrite=force)
     parameters = model.manifest.parameters
     values = {
