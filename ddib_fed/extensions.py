@@ -1,7 +1,7 @@
 """Extensions: what distributions declare as entry points of the groups `ddib_fed.*`, found by name, loaded when used.
 
-A third party's extension of a name of this package's takes its place. One that cannot be imported is an error of its
-own, which names its distribution; the others are not touched.
+No third party's takes the name of one of this package. One that cannot be imported is an error of its own, which names
+its distribution; the others are not touched.
 """
 
 from __future__ import annotations
@@ -11,21 +11,16 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from ddib_fed.errors import ConfigError, DdibError
+from ddib_fed.errors import ConfigError, DdibError, ItemNotFound
 
 OWN = "ddib-fed"
 
 
 @cache
 def extensions(group: str) -> Mapping[str, EntryPoint]:
-    """Return the entry points of a group (`importers` for `ddib_fed.importers`) by name, third parties' first."""
-    points = sorted(
-        entry_points(group=f"ddib_fed.{group}"), key=lambda point: (_distribution(point) == OWN, point.name)
-    )
-    found: dict[str, EntryPoint] = {}
-    for point in points:
-        found.setdefault(point.name, point)
-    return found
+    """Return the entry points of a group, such as `ddib_fed.importers`, by name, third parties' first."""
+    points = sorted(entry_points(group=group), key=lambda point: (_distribution(point) == OWN, point.name))
+    return {point.name: point for point in points}  # of two with one name the last, which is this package's
 
 
 def _distribution(point: EntryPoint) -> str:
@@ -37,19 +32,21 @@ def extension(group: str, name: str) -> Any:
 
     Raises
     ------
+    ItemNotFound
+        No installed distribution has it.
     ConfigError
-        There is none of that name, or it cannot be imported.
+        It cannot be imported; the text names its distribution.
     """
     point = extensions(group).get(name)
     if point is None:
         hint = f"there are {', '.join(extensions(group)) or 'none: install the package again'}"
-        raise ConfigError(f"no installed package brings {name[:40]!r} to ddib_fed.{group}", hint=hint)
+        raise ItemNotFound(f"no installed package brings {name[:40]!r} to {group}", hint=hint)
     try:
         return point.load()
     except DdibError:
         raise
     except Exception as error:
         raise ConfigError(
-            f"{_distribution(point)}: its {name!r} of ddib_fed.{group} cannot be loaded: {error}",
+            f"{_distribution(point)}: its {name!r} of {group} cannot be loaded: {error}",
             hint=f"install another version of {_distribution(point)}, or remove it",
         ) from error

@@ -192,9 +192,9 @@ class Imported:
             loaded is left out, with a warning.
         """
         path, options, broken = Path(path), options or ImportOptions(), list[str]()
-        for name in extensions("importers"):
+        for name in extensions("ddib_fed.importers"):
             try:
-                importer: Importer = extension("importers", name)
+                importer: Importer = extension("ddib_fed.importers", name)
             except ConfigError as error:
                 broken.append(error.detail)
                 continue
@@ -203,7 +203,7 @@ class Imported:
                 options.refuse(idle, f"says nothing of {path}, which is read as of {name}")
                 found = importer.read(path, options)
                 return replace(found, warnings=(*found.warnings, *broken))
-        known = ", ".join(extensions("importers")) or "none: install the package again"
+        known = ", ".join(extensions("ddib_fed.importers")) or "none: install the package again"
         raise UsageError("; ".join((f"no importer recognises {path}", *broken)), hint=f"there are {known}")
 
     def bundle(self, source: str = "the new model") -> Bundle:

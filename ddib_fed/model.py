@@ -773,7 +773,7 @@ class Model:
         from ddib_fed.diffusion.plans import COMPAT_GRID, SolverSettings
         from ddib_fed.diffusion.schedule import PublicLevels, schedule_from_config
 
-        flags: dict[str, Any] = extension("importers", "guided").parse_sampling(line)
+        flags: dict[str, Any] = extension("ddib_fed.importers", "guided").parse_sampling(line)
         steps, respacing = flags.get("diffusion_steps", 0), flags.get("timestep_respacing", "")
         levels = PublicLevels(flags.get("noise_schedule", ""), steps, respacing)
         if evaluations is None and respacing:

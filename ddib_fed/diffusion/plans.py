@@ -52,9 +52,14 @@ def orders_of(name: str) -> tuple[int, ...]:
     """Return the orders of a solver, which may be an extension's; SettingsInvalid where there is none of the name."""
     if name in SOLVERS:
         return SOLVERS[name]
-    there_are = f"solvers: {', '.join((*SOLVERS, *extensions('solvers')))}"
-    require(name in extensions("solvers"), f"there is no solver {name[:40]!r}", there_are, solver=name[:40])
-    return tuple(getattr(extension("solvers", name), "orders", (1,)))
+    there_are = f"solvers: {', '.join((*SOLVERS, *extensions('ddib_fed.solvers')))}"
+    require(
+        name in extensions("ddib_fed.solvers"),
+        f"there is no solver {name[:40]!r}",
+        there_are,
+        solver=name[:40],
+    )
+    return tuple(getattr(extension("ddib_fed.solvers", name), "orders", (1,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +141,7 @@ class Plan:
             return solvers.unipc(x, grid, order=self.settings.order, cond=cond)
         if self.settings.solver in SOLVERS:
             return (solvers.ddim if self.settings.solver == "ddim" else solvers.flow_map)(x, grid, cond=cond)
-        rule = extension("solvers", self.settings.solver)
+        rule = extension("ddib_fed.solvers", self.settings.solver)
         return solvers.extended(x, grid, rule=rule, order=self.settings.order, cond=cond)
 
 

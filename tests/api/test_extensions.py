@@ -96,6 +96,7 @@ def test_an_importer_of_another_distribution_is_asked_first(mine) -> None:
     assert "mine: its 'broken' of ddib_fed.importers cannot be loaded" in found.warnings[0]
     assert found.save(mine / "model").domain == "points"
     assert ddib_fed.Model.open(mine / "model").shape == (2,)
+    assert extensions("ddib_fed.importers")["guided"].dist.name == "ddib-fed"  # its names are its own
     with pytest.raises(UsageError, match="--modality says nothing"):
         Imported.read(mine / "weights.mine", ImportOptions(modality="ct"))
 
