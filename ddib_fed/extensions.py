@@ -19,8 +19,11 @@ OWN = "ddib-fed"
 @cache
 def extensions(group: str) -> Mapping[str, EntryPoint]:
     """Return the entry points of a group, such as `ddib_fed.importers`, by name, third parties' first."""
-    points = sorted(entry_points(group=group), key=lambda point: (_distribution(point) == OWN, point.name))
-    return {point.name: point for point in points}  # of two with one name the last, which is this package's
+    points = sorted(entry_points(group=group), key=lambda point: _distribution(point) != OWN)
+    found: dict[str, EntryPoint] = {}
+    for point in points:
+        found.setdefault(point.name, point)
+    return dict(sorted(found.items(), key=lambda item: (_distribution(item[1]) == OWN, item[0])))
 
 
 def _distribution(point: EntryPoint) -> str:
