@@ -126,7 +126,7 @@ def evaluate(
     >>> ddib_fed.evaluate(folder, truth=folder).report["count"]
     2
     """
-    found = read_translations(
+    read = read_translations(
         Path(folder),
         source=None if source is None else Path(source),
         truth=None if truth is None else Path(truth),
@@ -138,37 +138,37 @@ def evaluate(
         on_read=on_read,
     )
     figures = {
-        key: [getattr(record.picture or PictureFigures(), key) for record in found.records]
+        key: [getattr(record.picture or PictureFigures(), key) for record in read.records]
         for key in FROM_RECORDS
     }
     report = judge(
-        found.translated,
-        source=found.source,
-        truth=found.truth,
-        back=found.back,
-        domain=found.domain,
+        read.translated,
+        source=read.source,
+        truth=read.truth,
+        back=read.back,
+        domain=read.domain,
         recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
-        marks=[record.doubtful for record in found.records],
-        mapping=found.mapping,
-        clusters=np.array([str(PurePosixPath(name).parent) for name in found.names]) if by_folder else None,
+        marks=[record.doubtful for record in read.records],
+        mapping=read.mapping,
+        clusters=np.array([str(PurePosixPath(name).parent) for name in read.names]) if by_folder else None,
     )
     named = Counter(
-        (r.calibration_kind, r.calibration_sha256[:12]) for r in found.records if r.calibration_sha256
+        (r.calibration_kind, r.calibration_sha256[:12]) for r in read.records if r.calibration_sha256
     )
     report["notes"] = [
         *report["notes"],
-        *found.notes,
-        *doubt_lines([*zip(found.names, found.records, strict=True)]),
+        *read.notes,
+        *doubt_lines([*zip(read.names, read.records, strict=True)]),
         *(
             f"{count} of {report['count']} pictures were translated under the {kind} calibration {sha256}."
             for (kind, sha256), count in named.items()
         ),
     ]
-    report["latent"] = _of_records(found.records)
+    report["latent"] = _of_records(read.records)
     report["pictures"] = [
-        {"name": name, **row} for name, row in zip(found.names, report["pictures"], strict=True)
+        {"name": name, **row} for name, row in zip(read.names, report["pictures"], strict=True)
     ]
-    return Figures(report, found)
+    return Figures(report, read)
 
 
 def _of_records(records: Sequence[Translation]) -> Report | None:

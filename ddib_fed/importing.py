@@ -201,8 +201,8 @@ class Imported:
             if importer.recognises(path):
                 idle = {option.name for option in fields(options)} - {"domain", "name", *importer.uses}
                 options.refuse(idle, f"says nothing of {path}, which is read as of {name}")
-                found = importer.read(path, options)
-                return replace(found, warnings=(*found.warnings, *broken))
+                imported = importer.read(path, options)
+                return replace(imported, warnings=(*imported.warnings, *broken))
         known = ", ".join(extensions("ddib_fed.importers")) or "none: install the package again"
         raise UsageError("; ".join((f"no importer recognises {path}", *broken)), hint=f"there are {known}")
 

@@ -221,10 +221,10 @@ class Model:
         """
         from ddib_fed.engine.arrays import draw_samples
 
-        asked = self._asked(settings, label, guidance, seed)
+        request = self._array_settings(settings, label, guidance, seed)
         if self.party.model.is_picture:
-            return draw_samples(self.party, count, asked, on_progress=on_progress)
-        return self._points(_noise(count, self.shape[0], seed), asked, on_progress)
+            return draw_samples(self.party, count, request, on_progress=on_progress)
+        return self._points(_noise(count, self.shape[0], seed), request, on_progress)
 
     def draw(
         self,
@@ -266,20 +266,20 @@ class Model:
         folder = Path(folder)
         if (folder / "report.json").exists() and not overwrite:
             raise AlreadyExists(f"{folder} holds results already", hint="choose another folder, or --force")
-        drawn = self._draw_pictures if self.party.model.is_picture else self._draw_points
+        write = self._draw_pictures if self.party.model.is_picture else self._draw_points
         on_progress = how.pop("on_progress", None)
-        asked = self._asked(settings, how.pop("label", None), **how)
+        request = self._array_settings(settings, how.pop("label", None), **how)
         report = {
             "model": {"name": self.manifest.name, "domain": self.domain, "digest": self.digest},
-            "seed": asked.seed,
-            "settings": asked.settings.described(),
-            **drawn(folder, count or (64 if self.party.model.is_picture else 10_000), asked, on_progress),
+            "seed": request.seed,
+            "settings": request.settings.described(),
+            **write(folder, count or (64 if self.party.model.is_picture else 10_000), request, on_progress),
         }
         write_json(folder / "report.json", report)
         return report
 
     def _draw_points(
-        self, folder: Path, count: int, asked: ArraySettings, on_progress: Told | None
+        self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
     ) -> dict[str, Any]:
         from ddib_fed.data.points import to_npy
         from ddib_fed.data.synthetic import DOMAINS
@@ -287,9 +287,9 @@ class Model:
         from ddib_fed.evaluation.metrics import distances_to_domain
         from ddib_fed.models.manifest import carried_domain
 
-        noise = _noise(count, self.shape[0], asked.seed)
+        noise = _noise(count, self.shape[0], request.seed)
         wall, cpu = time.monotonic(), time.process_time()
-        samples = self._points(noise, asked, on_progress)
+        samples = self._points(noise, request, on_progress)
         spent = {"wall": round(time.monotonic() - wall, 3), "cpu": round(time.process_time() - cpu, 3)}
         cloud, domain = self.party.model.normalise(samples), carried_domain(self.manifest)
         folder.mkdir(parents=True, exist_ok=True)
@@ -297,10 +297,10 @@ class Model:
         write_file(folder / "latent.npy", to_npy(noise))
         sheets.clouds([("latent", noise), ("samples", cloud)], folder / "samples.png")
         target = dict(distances_to_domain(cloud, domain)) if domain in DOMAINS else None
-        return {"points": count, "clip": asked.guidance.clip, "seconds": spent, "target_cloud": target}
+        return {"points": count, "clip": request.guidance.clip, "seconds": spent, "target_cloud": target}
 
     def _draw_pictures(
-        self, folder: Path, count: int, asked: ArraySettings, on_progress: Told | None
+        self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
     ) -> dict[str, Any]:
         from ddib_fed.data.pictures import ImageLimits
         from ddib_fed.engine.arrays import draw_samples
@@ -308,7 +308,7 @@ class Model:
         from ddib_fed.evaluation.samples import samples_of
         from ddib_fed.evaluation.sheets import save_sheet
 
-        samples = draw_samples(self.party, count, asked, on_progress=on_progress)
+        samples = draw_samples(self.party, count, request, on_progress=on_progress)
         writer, width = samples_of(self.party.model, ImageLimits(), max_points=0), len(str(count - 1))
         names = [f"sample_{number:0{width}d}.{writer.format.lower()}" for number in range(count)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -319,19 +319,19 @@ class Model:
         caption = ". ".join(filter(None, [self.domain, note]))
         save_sheet(folder / "sheet.png", {"samples": samples[:SHEET_PICTURES]}, caption=caption)
         scale = dict(zip(("slope", "intercept"), file_rule(self.manifest).output_scale, strict=True))
-        about = {"class": asked.target_class, "count": count, "guidance": asdict(asked.guidance)}
+        about = {"class": request.target_class, "count": count, "guidance": asdict(request.guidance)}
         return {**about, "output_scale": scale, "pictures": names}
 
-    def _points(self, noise: Samples, asked: ArraySettings, on_progress: Told | None) -> Samples:
+    def _points(self, noise: Samples, request: ArraySettings, on_progress: Told | None) -> Samples:
         """Decode points (N, D) from noise (N, D)."""
         from ddib_fed.engine.arrays import Counter, point_draw, turns
         from ddib_fed.engine.party import ToDecode
         from ddib_fed.latent import Latent
 
-        counter = Counter(asked.settings.evaluations * turns(self.party, len(noise)), on_progress)
-        drawn = point_draw(asked.seed, 0, noise.shape[1])
+        counter = Counter(request.settings.evaluations * turns(self.party, len(noise)), on_progress)
+        noises = point_draw(request.seed, 0, noise.shape[1])
         return self.party.decode(
-            ToDecode(0, Latent.from_array(noise), draw=drawn), asked.leg(counter)
+            ToDecode(0, Latent.from_array(noise), draw=noises), request.leg(counter)
         ).samples
 
     def encode(
@@ -378,13 +378,13 @@ class Model:
         from ddib_fed.engine.party import ToEncode
 
         model = self.party.model
-        asked = replace(self._asked(settings, label, seed=seed), soften=soften)
+        request = replace(self._array_settings(settings, label, seed=seed), soften=soften)
         items = (
-            item_of(number, part, model, model, asked) for number, part in enumerate(self._parts(samples))
+            item_of(number, part, model, model, request) for number, part in enumerate(self._parts(samples))
         )
-        wanted = (ToEncode(each.number, each.samples, asked.target_class, each.noise) for each in items)
+        inputs = (ToEncode(item.number, item.samples, request.target_class, item.noise) for item in items)
         return np.concatenate(
-            [only(each).latent.data for each in self.party.encode_each(wanted, asked.leg())]
+            [only(outcome).latent.data for outcome in self.party.encode_each(inputs, request.leg())]
         )
 
     def decode(
@@ -424,20 +424,22 @@ class Model:
         from ddib_fed.engine.party import ToDecode
         from ddib_fed.latent import Latent
 
-        model, asked = self.party.model, self._asked(settings, label, guidance, seed)
+        model, request = self.party.model, self._array_settings(settings, label, guidance, seed)
 
         def items() -> Any:
             for number, part in enumerate(self._parts(latents)):
                 name = f"{seed} {number}".encode()
-                drawn = (
+                noises = (
                     picture_draw(model, name, "decode")
                     if model.is_picture
                     else point_draw(seed, 0, part.shape[1])
                 )
-                yield ToDecode(number, Latent.from_array(part), asked.target_class, drawn)
+                yield ToDecode(number, Latent.from_array(part), request.target_class, noises)
 
-        found = np.concatenate([only(each).samples for each in self.party.decode_each(items(), asked.leg())])
-        return found.clip(-1.0, 1.0) if model.is_picture else found
+        samples = np.concatenate(
+            [only(outcome).samples for outcome in self.party.decode_each(items(), request.leg())]
+        )
+        return samples.clip(-1.0, 1.0) if model.is_picture else samples
 
     def integrate(
         self,
@@ -485,12 +487,12 @@ class Model:
         parts = torch.split(torch.from_numpy(np.ascontiguousarray(x, np.float32)), rows)
         denoiser, walk = model.denoiser(share=settings.share), plan.decoder if back else plan.encoder
         tell = Counter(settings.evaluations * len(parts), on_progress)
-        found = []
+        ends = []
         with self._threads():
             for part in parts:
                 classes = model.condition(model.class_rows(None, len(part)))
-                found.append(integrate(walk(part.to(model.device), classes), denoiser, on_step=tell).cpu())
-        return torch.cat(found).numpy()
+                ends.append(integrate(walk(part.to(model.device), classes), denoiser, on_step=tell).cpu())
+        return torch.cat(ends).numpy()
 
     def velocity(self, x: Samples, lam: float) -> Samples:
         """Return the network's v = alpha eps - sigma x0 at states (N, *latent shape) of one level.
@@ -500,12 +502,12 @@ class Model:
         import torch
 
         model, level = self.party.model, self.bundle.schedule.level(lam)
-        found = []
+        answers = []
         with self._threads(), torch.no_grad():
             for part in torch.split(torch.from_numpy(x), self.party.executor.rows):
                 classes = model.condition(model.class_rows(None, len(part)))
-                found.append(model.denoiser()(part.to(model.device), level, classes).cpu())
-        return torch.cat(found).numpy()
+                answers.append(model.denoiser()(part.to(model.device), level, classes).cpu())
+        return torch.cat(answers).numpy()
 
     @property
     def is_spectral(self) -> bool:
@@ -548,10 +550,10 @@ class Model:
         return self.party.model.out_of_units(torch.from_numpy(x))
 
     def _parts(self, rows: Samples) -> Sequence[Samples]:
-        """The items of an array: each picture, or all points as one set."""
+        """Return the items of an array: each picture, or all points as one set."""
         return [row[None] for row in rows] if self.party.model.is_picture else [rows]
 
-    def _asked(
+    def _array_settings(
         self, settings: Settings, label: Label = None, guidance: Guidance = UNGUIDED, seed: int = 0
     ) -> ArraySettings:
         from ddib_fed.diffusion.plans import SolverSettings
@@ -616,18 +618,18 @@ class Model:
         model = DomainModel(replace(self.bundle, tuned=None), device=self._opening.get("device", "cpu"))
         effort, sigma = tune.PICTURES if model.is_picture else tune.POINTS, model.sigma(soften_sigma)
         with self._threads():
-            sets = [model.into_units(each) for each in tune.sets(model.manifest, data, effort)]
+            sets = [model.into_units(rows) for rows in tune.sets(model.manifest, data, effort)]
             starts = [soften(x, sigma, tune.noise(x, seed + SEED - 1 - i)) for i, x in enumerate(sets)]
-            found: list[TunedLeg] = []
+            legs: list[TunedLeg] = []
             for stage in ("encode", "decode"):
-                told = partial(on_progress, f"reference of {stage}")
-                leg = tune.TuningLeg(model, stage, starts, sigma, seed, told)
-                known: list[LearnedSteps] = []
+                tell = partial(on_progress, f"reference of {stage}")
+                leg = tune.TuningLeg(model, stage, starts, sigma, seed, tell)
+                learned: list[LearnedSteps] = []
                 # The most evaluations first: their grid starts a candidate of the fewer.
                 for number in reversed(counts):
-                    told = partial(on_progress, f"{stage} in {number}")
-                    known.append(tune.learn(leg, number, effort, seed, known, told))
-                    found.append(leg.measured(known[-1]))
+                    tell = partial(on_progress, f"{stage} in {number}")
+                    learned.append(tune.learn(leg, number, effort, seed, learned, tell))
+                    legs.append(leg.measured(learned[-1]))
                 # Decoding is learned from noise, and in every other row of pictures from a latent: what a node decodes.
                 starts, sigma = (
                     [tune.noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)],
@@ -638,7 +640,7 @@ class Model:
                         start[::2] = rows.end[::2]
         words = f"tune MODEL --evaluations {' '.join(map(str, counts))}"
         words += "" if soften_sigma is None else f" --soften-sigma {soften_sigma:g}"
-        tuned = tune.put_legs(folder, found, command=_noted(words, data, seed))
+        tuned = tune.put_legs(folder, legs, command=_noted(words, data, seed))
         self._read_again(folder)
         return tuned
 
@@ -681,13 +683,16 @@ class Model:
         from ddib_fed.models.bundle import put_beside
         from ddib_fed.training.sources import shipped_name
 
-        folder, made, problem = self._own_folder(), self.manifest, None
+        folder, manifest, problem = self._own_folder(), self.manifest, None
         try:
             put_beside(folder, self._bounds(data, seed, on_encoding, skip_bad=skip_bad))
         except InputError as error:
             problem = error
-        lacks = made.structure is None and (made.sample_kind, made.role) == ("picture", "generator")
-        if lacks and data is not None and shipped_name(made, data) is None:
+        lacks = manifest.structure is None and (manifest.sample_kind, manifest.role) == (
+            "picture",
+            "generator",
+        )
+        if lacks and data is not None and shipped_name(manifest, data) is None:
             put_thresholds(folder, Path(data), skip_bad=skip_bad, progress=on_scan)
         elif problem is not None:
             raise problem

@@ -177,23 +177,23 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     cannot be computed exactly is refused by its key, and so are text encoders, LoRAs and conditions.
     """
     _refuse_existing(out, "folder", force=force)
-    said = {name: value for name, value in given.items() if options.is_given(name)}
-    found = ddib_fed.Imported.read(checkpoint, ddib_fed.ImportOptions(**said))
-    model = found.save(out, overwrite=force)
+    chosen = {name: value for name, value in given.items() if options.is_given(name)}
+    imported = ddib_fed.Imported.read(checkpoint, ddib_fed.ImportOptions(**chosen))
+    model = imported.save(out, overwrite=force)
     parameters = model.manifest.parameters
     values = {
-        "bundle": out, "digest": model.digest, "parameters": parameters, "settings": found.facts,
-        "ignored": found.ignored, "remarks": found.remarks, "warnings": found.warnings,
+        "bundle": out, "digest": model.digest, "parameters": parameters, "settings": imported.facts,
+        "ignored": imported.ignored, "remarks": imported.remarks, "warnings": imported.warnings,
     }  # fmt: skip
-    for warning in found.warnings:
+    for warning in imported.warnings:
         say(f"warning: {warning}", err=True)
 
     def text() -> None:
-        if found.facts:
-            width = max(len(fact.value) for fact in found.facts)
-            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
-        unused = [f"--{key} is not used: {why}" for key, why in found.ignored.items()]
-        say(*unused, *found.remarks, f"{out}: {parameters:,} parameters, digest {model.digest[:16]}")
+        if imported.facts:
+            width = max(len(fact.value) for fact in imported.facts)
+            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in imported.facts})
+        unused = [f"--{key} is not used: {why}" for key, why in imported.ignored.items()]
+        say(*unused, *imported.remarks, f"{out}: {parameters:,} parameters, digest {model.digest[:16]}")
 
     emit(values, text)
 
