@@ -16,16 +16,13 @@ from PIL import Image
 from ddib_fed.client.jobs import Event, Request
 from ddib_fed.client.results import Translated
 from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, read_content
-from ddib_fed.errors import DdibError, UsageError, extra
+from ddib_fed.errors import DdibError, UsageError
+from ddib_fed.model import Model
 from ddib_fed.record import Settings
 
 if TYPE_CHECKING:
     from ddib_fed.client.client import Client
-    from ddib_fed.client.in_process import InProcess
-    from ddib_fed.engine.local_party import LocalParty
     from ddib_fed.engine.model import DomainModel
-    from ddib_fed.models.bundle import Bundle
-    from ddib_fed.models.manifest import Manifest
 
 
 Given = Image.Image | NDArray[Any] | str | Path
@@ -70,111 +67,6 @@ def _pixels(picture: Image.Image) -> NDArray[Any]:
     flat = picture.convert("RGBA")
     white = Image.new("RGBA", flat.size, "white")
     return np.asarray(Image.alpha_composite(white, flat).convert("RGB"))
-
-
-class Model:
-    """A model that encodes and decodes in this process, see `open`.
-
-    Attributes
-    ----------
-    party
-        What encodes its samples and decodes its latents.
-    """
-
-    def __init__(self, party: LocalParty, opener: Callable[[Bundle], LocalParty]) -> None:
-        self.party, self._opener = party, opener
-
-    @classmethod
-    def open(
-        cls,
-        name: str | Path,
-        *,
-        device: str = "cpu",
-        dtype: str = "float32",
-        classifier: str | Path | None = None,
-        size: tuple[int, ...] | None = None,
-        threads: int | None = None,
-        batch: int = 0,
-    ) -> Model:
-        """Open a model.
-
-        Parameters
-        ----------
-        name
-            Of a model that ships (`moons`, `satellite`, ...), or the folder of a bundle.
-        device
-            "cpu", "cuda", "cuda:1".
-        dtype
-            Of the network: "float32", "bfloat16" or "float16"; what is integrated stays float32. The error of each is
-            in docs/operating.md.
-        classifier
-            A bundle of a classifier of noisy pictures, for guidance by `classifier_scale`.
-        size
-            Height and width to which every picture is brought, and at which it is translated in overlapping tiles; of
-            volumes depth, height and width. Both models of a translation need the same. Without it a larger picture
-            keeps its size so where the source is a model of parts of pictures, in up to 1,024 tiles, and is fitted to
-            the model's size elsewhere.
-        threads
-            Of torch; None for its own number.
-        batch
-            Samples that the network evaluates at once; 0 to measure what is best.
-
-        Raises
-        ------
-        ModelNotFound
-            There is no such model.
-        BundleInvalid
-            The bundle fails its checks.
-        SettingsInvalid
-            The device or dtype does not exist here, or the classifier does not fit, or the size is smaller than the
-            model's pictures.
-        """
-        with extra("node", "torch", "a model in this process needs torch, which is not installed"):
-            from ddib_fed.engine.local_party import open_party
-            from ddib_fed.models.bundle import open_bundle
-
-        guide = None if classifier is None else open_bundle(str(classifier))
-        bundle = open_bundle(str(name))
-
-        def opener(bundle: Bundle) -> LocalParty:
-            return open_party(bundle, device, dtype, classifier=guide, together=batch, threads=threads)
-
-        return cls(opener(bundle if size is None else bundle.of_scenes(*size)), opener)
-
-    def of_scene(self, *sides: int) -> Model:
-        """Return the same model for pictures of that size in overlapping tiles, as `open` with `size`."""
-        return Model(self._opener(self.party.model.bundle.of_scenes(*sides)), self._opener)
-
-    def to(self, target: Model) -> InProcess:
-        """Return a client whose node is this process: this model encodes, `target` decodes.
-
-        Jobs are kept in memory, and computed while their results are taken. Their requests may ask what only models of
-        one process do: `soften`, `seed`, `calibration`, `flags`.
-        """
-        from ddib_fed.client.in_process import InProcess
-
-        return InProcess(self.party, target.party)
-
-    @property
-    def manifest(self) -> Manifest:
-        """What its bundle says of it."""
-        return self.party.model.manifest
-
-    @property
-    def domain(self) -> str:
-        return self.party.model.manifest.domain
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point."""
-        return self.party.model.sample_shape
-
-    def __repr__(self) -> str:
-        size = " x ".join(map(str, self.shape))
-        kind = self.party.model.manifest.sample_kind
-        what = f"{kind}s of {size}{' coordinates' if kind == 'point' else ''}"
-        classes = self.party.model.manifest.num_classes
-        return f"<Model {self.domain}: {what}{f', {classes} classes' if classes else ''}>"
 
 
 def translate(

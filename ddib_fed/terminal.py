@@ -400,6 +400,11 @@ def started_together() -> tuple[int, str]:
     return 1, ""
 
 
+def leads() -> bool:
+    """Return whether this process is alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def processes_here() -> int:
     """How many of them run on this machine."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "")

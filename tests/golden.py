@@ -30,7 +30,7 @@ from ddib_fed.diffusion.schedule import (
 )
 from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import DdibError
-from ddib_fed.models.import_guided import parse_flags, settle
+from ddib_fed.importers.guided import parse_flags, settle
 from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import SyntheticConfig
 from ddib_fed.networks.mlp import SyntheticModel

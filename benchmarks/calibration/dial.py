@@ -31,6 +31,7 @@ from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import compare
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import fit_inverter, latents_along
+from ddib_fed.model import Model
 from tests.engine.stages import translate_array
 
 FOLDER = OUT / "dial"
@@ -81,8 +82,8 @@ def measured(
     def leak(share: float, depth: float = 1.0) -> float:
         z = [
             latents_along(
-                model, model.normalise(each), depths=tuple({depth} - {1.0}), share=share, evaluations=EVALUATIONS,
-                sigma=model.manifest.soften_sigma, seed=seed,
+                Model(model.bundle), model.normalise(each), depths=tuple({depth} - {1.0}), share=share,
+                evaluations=EVALUATIONS, sigma=model.manifest.soften_sigma, seed=seed,
             )[depth]
             for seed, each in ((1, known), (0, source))
         ]  # fmt: skip

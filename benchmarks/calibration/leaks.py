@@ -33,6 +33,7 @@ from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.metrics import compare, whiteness
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import Latents, correlation_matrix, fit_inverter, latents_along
+from ddib_fed.model import Model
 from ddib_fed.models.bundle import pretrained
 
 MODES = (*((1.0, depth) for depth in (1.0, 0.85, 0.7, 0.5, 0.3)), (0.75, 1.0), (0.5, 1.0))
@@ -98,7 +99,7 @@ def lesions(head: str, pairs: int, evaluations: int) -> dict[str, Any]:
 
     def latents(pictures: np.ndarray, seed: int) -> np.ndarray:
         sigma, x = model.manifest.soften_sigma, model.normalise(pictures)
-        return latents_along(model, x, evaluations=evaluations, sigma=sigma, seed=seed)[1.0]
+        return latents_along(Model(model.bundle), x, evaluations=evaluations, sigma=sigma, seed=seed)[1.0]
 
     def found(others: np.ndarray, seed: int) -> int:
         seen = np.abs(ndimage.gaussian_filter(z - latents(others, seed), (0, 0, BLUR, BLUR)))[:, 0]
@@ -154,7 +155,13 @@ def _kept(
             return {float(depth): there[depth] for depth in there.files}
     sigma = model.manifest.soften_sigma
     found = latents_along(
-        model, x, depths=ALONG.get(share, ()), share=share, evaluations=evaluations, sigma=sigma, seed=seed
+        Model(model.bundle),
+        x,
+        depths=ALONG.get(share, ()),
+        share=share,
+        evaluations=evaluations,
+        sigma=sigma,
+        seed=seed,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **{str(depth): z for depth, z in found.items()})  # type: ignore[arg-type]

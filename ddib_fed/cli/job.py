@@ -18,6 +18,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import ConsoleProgress, report_run
 from ddib_fed.cli.options import group
 from ddib_fed.errors import DdibError
+from ddib_fed.extensions import extension, extensions
 from ddib_fed.terminal import emit, is_aside, moment, plain, print_table, say, say_document, size
 
 STEPS = ("profile", "certificate", "connection", "service", "clock", "dicom")
@@ -65,8 +66,8 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
     yield str(profile.path)
     for _, finding in ddib_fed.Client.diagnose(profile):
         yield finding
-    for name in options.extensions("ddib_fed.archives") if profile.dicom else ():
-        yield from options.extension("ddib_fed.archives", name).diagnose(profile)
+    for name in extensions("ddib_fed.archives") if profile.dicom else ():
+        yield from extension("ddib_fed.archives", name).diagnose(profile)
 
 
 @click.command()

@@ -14,8 +14,9 @@ from typing import NoReturn
 
 import click
 
-from ddib_fed.cli.options import Group, extension, extensions
+from ddib_fed.cli.options import Group
 from ddib_fed.errors import ConfigError, ExitCode
+from ddib_fed.extensions import extension, extensions
 from ddib_fed.names import __version__
 from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
 
@@ -47,10 +48,7 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("try", "cli.train:try_",
          "Train on two folders of pictures, translate held-out pictures both ways, and write one page."),
         ("model", "cli.model", "List, copy, train, sample, show and import models."),
-        ("colours", "paper.commands", "Give one photograph the colours of another."),
         ("evaluate", "cli.model", "Evaluate a folder of translated pictures against references."),
-        ("privacy", "lab.commands",
-         "Attack a model's own latents and samples; train with differential privacy."),
     ),
 }
 # fmt: on

@@ -6,39 +6,21 @@ Heavy imports wait until a command runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
+import ddib_fed
+from ddib_fed import Figures, Guidance, Model, Settings
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, open_model, option, refuse_overwriting, usual_threads
+from ddib_fed.cli.options import group, option, usual_threads
 from ddib_fed.cli.train import train
-from ddib_fed.errors import AlreadyExists, InputError, UsageError
-from ddib_fed.files import write_file
-from ddib_fed.names import check_domain, size_from
-from ddib_fed.record import Classes, Guidance, Settings
+from ddib_fed.errors import AlreadyExists, UsageError
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from ddib_fed.diffusion.plans import SolverSettings
-    from ddib_fed.evaluation.judgement import Figures
-    from ddib_fed.models.bundle import Bundle
-    from ddib_fed.models.import_guided import Imported
-    from ddib_fed.models.manifest import Manifest
-    from ddib_fed.models.sidecars import Allowances
-
 SHOWN_DIGEST = 12
-NUMBERS = (12, 16, 20)
-CHECKED = 8  # own samples that an imported autoencoder reconstructs
-_OF_MONAI = ("values", "spacing", "axes", "modality")
 FOLDERS = click.Path(file_okay=False, path_type=Path)
 FOLDER = click.argument("folder", metavar="MODEL", type=FOLDERS)
 DATA = option(
@@ -58,12 +40,6 @@ def _span(text: str) -> tuple[float, float]:
     if not low < high < float("inf") or low == float("-inf"):
         raise ValueError(f"{text!r} is empty")
     return low, high
-
-
-def _rule(text: str) -> str:
-    from ddib_fed.formats.study import IntensityRule
-
-    return IntensityRule.parse(text).text
 
 
 def _code(text: str) -> str:
@@ -96,23 +72,21 @@ def list_() -> None:
     measure copy it first: `ddib model get`. Learned steps are the numbers of evaluations for which a model's steps were
     tuned (`--grid learned`).
     """
-    from ddib_fed.models.catalogue import shipped_models
-
-    found = shipped_models()
+    shipped = Model.shipped()
     columns = ["!name", "domain", "!samples", ">parameters", ">MB", "learned steps", "!digest"]
     rows = [
         [
-            each.name,
-            each.domain,
-            f"{each.kind} {'x'.join(map(str, each.shape))}",
-            f"{each.parameters:,}",
-            f"{each.size_bytes / 1e6:.1f}",
-            " ".join(map(str, each.evaluations)) or "-",
-            each.digest[:SHOWN_DIGEST],
+            row.name,
+            row.domain,
+            f"{row.kind} {'x'.join(map(str, row.shape))}",
+            f"{row.parameters:,}",
+            f"{row.size_bytes / 1e6:.1f}",
+            " ".join(map(str, row.evaluations)) or "-",
+            row.digest[:SHOWN_DIGEST],
         ]
-        for each in found
+        for row in shipped
     ]
-    emit(found, lambda: print_table("", columns, rows))
+    emit(shipped, lambda: print_table("", columns, rows))
 
 
 @model.command(epilog="\b\nExample:\n  ddib model get satellite --out models/satellite")
@@ -122,11 +96,9 @@ def list_() -> None:
 @options.OUTCOME
 def get(*, name: str, out: Path, force: bool) -> None:
     """Copy a model that ships with the package to a folder of your own, e.g. to tune it or to serve it."""
-    from ddib_fed.models.catalogue import copy_shipped
-
-    made = copy_shipped(name, out, overwrite=force)
-    say(f"{out}: {made.name}, {made.size_bytes / 1e6:.1f} MB, digest {made.digest[:SHOWN_DIGEST]}")
-    outcome(out=out, **plain(made))
+    copy = Model.copy(name, out, overwrite=force)
+    say(f"{out}: {copy.name}, {copy.size_bytes / 1e6:.1f} MB, digest {copy.digest[:SHOWN_DIGEST]}")
+    outcome(out=out, **plain(copy))
 
 
 @model.command("import")
@@ -139,9 +111,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
 )
 @option("--classifier", "The checkpoint is a noisy classifier, for guidance.")
 @option("--synthetic", "The checkpoint is a state dict of the public DDIB code's 2-D network.")
-@option(
-    "--domain NAME", "Domain name in the bundle.", default="imported", callback=options.read_by(check_domain)
-)
+@option("--domain NAME", "Domain name in the bundle.", default="imported")
 @option("--name NAME", "Model name in the bundle; default: the file's name.", default="")
 @option(
     "--fit",
@@ -153,7 +123,6 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "--intensity RULE",
     "How values of volumes and maps become the model's numbers, as of `ddib translate`: values, hu, "
     "window:CENTRE,WIDTH[@LOW:HIGH] or percentile:LEAST,MOST[@LOW:HIGH]; default: as the files say.",
-    callback=options.read_by(_rule),
 )
 @option(
     "--soften-sigma SIGMA",
@@ -174,7 +143,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @option(
     "--size HxW",
     "Folders: sides of a sample, as 128x128 or 128x128x64; default: as the files say.",
-    callback=options.read_by(size_from),
+    callback=options.SIDES,
 )
 @option(
     "values --range LOW:HIGH",
@@ -207,30 +176,24 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     defines their networks, FLIP's file with its config.json. An autoencoder is saved beside the model. A setting that
     cannot be computed exactly is refused by its key, and so are text encoders, LoRAs and conditions.
     """
-    from ddib_fed.models.bundle import save_bundle
-
     _refuse_existing(out, "folder", force=force)
-    found = _read_checkpoint(checkpoint, **given)
-    with TemporaryDirectory() as folder:
-        beside = None
-        if (encoder := found.autoencoder) is not None:
-            beside = Path(folder) / "autoencoder"
-            save_bundle(beside, encoder.manifest, encoder.state)
-        saved = save_bundle(out, found.manifest, found.state, autoencoder=beside, overwrite=force)
+    chosen = {name: value for name, value in given.items() if options.is_given(name)}
+    imported = ddib_fed.Imported.read(checkpoint, ddib_fed.ImportOptions(**chosen))
+    model = imported.save(out, overwrite=force)
+    parameters = model.manifest.parameters
     values = {
-        "bundle": out, "digest": saved.digest, "parameters": saved.manifest.parameters, "settings": found.facts,
-        "ignored": found.ignored, "remarks": found.remarks, "warnings": found.warnings,
+        "bundle": out, "digest": model.digest, "parameters": parameters, "settings": imported.facts,
+        "ignored": imported.ignored, "remarks": imported.remarks, "warnings": imported.warnings,
     }  # fmt: skip
-    for warning in found.warnings:
+    for warning in imported.warnings:
         say(f"warning: {warning}", err=True)
 
     def text() -> None:
-        if found.facts:
-            width = max(len(fact.value) for fact in found.facts)
-            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in found.facts})
-        unused = [f"--{key} is not used: {why}" for key, why in found.ignored.items()]
-        made = f"{out}: {saved.manifest.parameters:,} parameters, digest {saved.digest[:16]}"
-        say(*unused, *found.remarks, made)
+        if imported.facts:
+            width = max(len(fact.value) for fact in imported.facts)
+            lines({fact.key: f"{fact.value:<{width}}  {fact.basis}" for fact in imported.facts})
+        unused = [f"--{key} is not used: {why}" for key, why in imported.ignored.items()]
+        say(*unused, *imported.remarks, f"{out}: {parameters:,} parameters, digest {model.digest[:16]}")
 
     emit(values, text)
 
@@ -238,38 +201,6 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
 def _refuse_existing(out: Path | None, kind: str, *, force: bool) -> None:
     if out is not None and out.exists() and not force:
         raise AlreadyExists(f"{out} exists", hint=f"choose another {kind}, or --force")
-
-
-def _read_checkpoint(
-    path: Path, *, flags: str, classifier: bool, synthetic: bool, check: Path | None, **told: Any
-) -> Imported:
-    """The model in a file or a folder; options that say nothing of it are usage errors."""
-    from ddib_fed.models.import_guided import Told, import_guided, import_synthetic
-
-    given = Told(**told, samples=None if check is None else partial(_own_samples, check))
-    if path.is_dir():
-        from ddib_fed.models.import_diffusers import import_diffusers, is_diffusers
-        from ddib_fed.models.import_monai import import_monai
-
-        options.refuse_idle(("flags", "classifier", "synthetic"), "is of a file, not of a folder")
-        if not is_diffusers(path):
-            return import_monai(path, given)
-        options.refuse_idle(_OF_MONAI, "is of MONAI's folders, and this is of diffusers")
-        return import_diffusers(path, given)
-    options.refuse_idle(("scale_factor", "check", "size", *_OF_MONAI), "is of a folder, not of a file")
-    if synthetic:
-        idle = ("classifier", "fit", "intensity", "soften_sigma")
-        options.refuse_idle(idle, "does not go with --synthetic")
-        return import_synthetic(path, given, flags)
-    return import_guided(path, given, flags, classifier=classifier)
-
-
-def _own_samples(path: Path, manifest: Manifest) -> Iterable[NDArray[np.float32]]:
-    from ddib_fed.training.sources import own_samples, own_volumes
-
-    if manifest.sample_kind == "volume":
-        return own_volumes(manifest, path, CHECKED)
-    return own_samples(manifest, path, CHECKED, CHECKED).mixed()
 
 
 @model.command()
@@ -286,18 +217,13 @@ def export(*, which: str, out: Path, force: bool) -> None:
 
     `ddib model import --synthetic` reads it back.
     """
-    from ddib_fed.models.import_guided import public_checkpoint
-
     _refuse_existing(out, "file", force=force)
-    bundle = open_model(which)
-    content, flags = public_checkpoint(bundle)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_file(out, content)
-    norm = bundle.manifest.normalisation
-    plain = (norm.mean, norm.std) == (0.0, 1.0)
+    model = Model.open(which)
+    flags, norm = model.export(out), model.manifest.normalisation
+    unscaled = (norm.mean, norm.std) == (0.0, 1.0)
     scaled = f"(data - {norm.mean}) / {norm.std}: the public code does not scale"
-    lines({"checkpoint": str(out), "flags": flags, "units": "those of the data" if plain else scaled})
-    outcome(checkpoint=out, flags=flags, digest=bundle.digest, mean=norm.mean, std=norm.std)
+    lines({"checkpoint": str(out), "flags": flags, "units": "those of the data" if unscaled else scaled})
+    outcome(checkpoint=out, flags=flags, digest=model.digest, mean=norm.mean, std=norm.std)
 
 
 @model.command()
@@ -308,28 +234,25 @@ def show(*, which: str) -> None:
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    bundle = open_model(which)
-    found = {
-        "digest": bundle.digest,
-        **bundle.manifest.model_dump(mode="json"),
-        "steps": None if bundle.tuned is None else bundle.tuned.values(),
-        "gate": None if bundle.allowances is None else bundle.allowances.figures(),
-        "privacy": None if bundle.privacy is None else bundle.privacy.values(),
+    model = Model.open(which)
+    tuned, allowances, privacy = model.bundle.tuned, model.bundle.allowances, model.bundle.privacy
+    values = {
+        "digest": model.digest,
+        **model.manifest.model_dump(mode="json"),
+        "steps": None if tuned is None else tuned.values(),
+        "gate": None if allowances is None else allowances.figures(),
+        "privacy": None if privacy is None else privacy.values(),
     }
-    emit(found, lambda: lines(_shown(bundle)))
+    emit(values, lambda: lines(_shown(model)))
 
 
-def _shown(bundle: Bundle) -> dict[str, str]:
-    """What `ddib model show` says of a model, line by line."""
-    from ddib_fed.evaluation.features import SampleVerdict
-
-    made, values = bundle.manifest, bundle.manifest.model_dump(mode="json")
+def _shown(model: Model) -> dict[str, str]:
+    """Return what is shown of a model, line by line."""
+    bundle, manifest = model.bundle, model.manifest
+    values = manifest.model_dump(mode="json")
     parts = [(name, values.pop(name)) for name in ("training", "distilled")]
-    shown = {
-        "digest": bundle.digest,
-        **listed("", values),
-        "sample_shape": " x ".join(map(str, made.sample_shape)),
-    }
+    shape = " x ".join(map(str, model.shape))
+    shown = {"digest": model.digest, **listed("", values), "sample_shape": shape}
     for name, part in parts:
         shown |= listed(f"{name} ", part or {})
     if bundle.tuned is not None:
@@ -339,12 +262,12 @@ def _shown(bundle: Bundle) -> dict[str, str]:
         psnr = encoder.training.figures.get("reconstruction_psnr")
         lost = "" if psnr is None else f", gives held-out pictures back at {psnr:.1f} dB"
         shown["autoencoder"] = f"{encoder.name}, {encoder.parameters:,} parameters{lost}"
-    if (verdict := SampleVerdict.of_figures(made.training.figures)) is not None:
-        shown["samples"] = verdict.sentence(made.training.steps)
+    if model.verdict is not None:
+        shown["samples"] = model.verdict.sentence(manifest.training.steps)
     if bundle.allowances is not None:
         shown["gate"] = measured(bundle.allowances)
     else:
-        also = "" if made.sample_kind != "point" else ", and points of each set are encoded again"
+        also = "" if manifest.sample_kind != "point" else ", and points of each set are encoded again"
         shown["gate"] = f"fixed bounds{also or ' alone'}"
     return shown | ({} if bundle.privacy is None else listed("privacy ", bundle.privacy.values()))
 
@@ -368,7 +291,9 @@ def _shown(bundle: Bundle) -> dict[str, str]:
 @options.SEED
 @DEVICE
 @options.OUTCOME
-def tune(*, folder: Path, further: tuple[int, ...], evaluations: tuple[int, ...], **given: Any) -> None:
+def tune(
+    *, folder: Path, further: tuple[int, ...], evaluations: tuple[int, ...], device: str, **given: Any
+) -> None:
     """Learn where the solver steps on a model, so that fewer evaluations are as exact.
 
     The steps are learned for encoding and for decoding, from this model alone, and written into steps.json beside its
@@ -376,25 +301,12 @@ def tune(*, folder: Path, further: tuple[int, ...], evaluations: tuple[int, ...]
     one of the numbers learned: for example `ddib model tune models/a --evaluations 12 16 20`. Steps of encoding belong
     to one softening. MODEL is the bundle's folder.
     """
-    from ddib_fed.networks.placement import torch_threads
-    from ddib_fed.training.tune import tune_bundle
-
-    counts = tuple(sorted({*evaluations, *further})) or NUMBERS
-    words = f"tune MODEL --evaluations {' '.join(map(str, counts))}"
-    softening = given["soften_sigma"]
-    words += "" if softening is None else f" --soften-sigma {softening:g}"
-    with bar("tuning") as show, torch_threads(options.usual_threads()):
-        tuned = tune_bundle(
-            folder, counts, command=_noted(words, given),
-            say=lambda what, done, total: show(done, total, what), **given,
-        )  # fmt: skip
+    counts = {*evaluations, *further}
+    model = Model.open(folder, device=device, threads=usual_threads())
+    with bar("tuning") as show:
+        given |= {"evaluations": sorted(counts)} if counts else {}
+        tuned = model.tune(on_progress=lambda what, done, total: show(done, total, what), **given)
     emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **listed("", tuned.values())}))
-
-
-def _noted(words: str, given: dict[str, Any]) -> str:
-    """The command as it is kept beside the weights: without paths."""
-    seed = given["seed"]
-    return f"ddib model {words}{' --data PATH' if given['data'] else ''}{f' --seed {seed}' if seed else ''}"
 
 
 @model.command()
@@ -404,7 +316,7 @@ def _noted(words: str, given: dict[str, Any]) -> str:
 @options.SEED
 @DEVICE
 @options.OUTCOME
-def measure(*, folder: Path, **given: Any) -> None:
+def measure(*, folder: Path, device: str, **given: Any) -> None:
     """Measure what a model's own latents and pictures look like, for the gate and for the marks of doubt.
 
     Latents of held-out pictures set bounds, which are written into gate.json beside the weights: a latent beyond them
@@ -415,70 +327,38 @@ def measure(*, folder: Path, **given: Any) -> None:
     measured but thresholds can, the reason is said. Training does both by itself where at least 40 pictures are held
     out. MODEL is the bundle's folder.
     """
-    from ddib_fed.evaluation.metrics import put_thresholds
-    from ddib_fed.models.bundle import load_bundle
-    from ddib_fed.networks.placement import torch_threads
-    from ddib_fed.training.sources import shipped_name
-    from ddib_fed.training.tune import put_allowances
-
-    data, skip_bad = given["data"], given["skip_bad"]
-    found: Allowances | None = None
-    why: InputError | None = None
-    try:
-        with bar("encoding") as show, torch_threads(options.usual_threads()):
-            command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", given)
-            found = put_allowances(folder, command=command, tell=show, **given)
-    except InputError as error:
-        why = error
-    bundle = load_bundle(folder)
-    made = bundle.manifest
-    lacks = made.structure is None and (made.sample_kind, made.role) == ("picture", "generator")
-    if lacks and data is not None and shipped_name(made, data) is None:
-        with bar("looking at files") as show:
-            bundle = put_thresholds(folder, data, skip_bad=skip_bad, progress=show)
-    elif why is not None:
-        raise why
-    structure = bundle.manifest.structure
+    model = Model.open(folder, device=device, threads=usual_threads(), without=["gate.json"])
+    with bar("encoding") as encoding, bar("looking at files") as looking:
+        problem = model.measure(on_encoding=encoding, on_scan=looking, **given)
+    structure, gate = model.manifest.structure, None if problem else model.bundle.allowances
     thresholds = None if structure is None else structure.model_dump()
-    problem = why.detail if why else None
-    bounds = {"gate": found.digest(), "bounds": measured(found)} if found else {"gate": problem or ""}
-    text = {**bounds, **listed("", {"thresholds": thresholds, "digest": bundle.digest})}
-    said = {
-        "digest": bundle.digest,
-        "gate": found.figures() if found else None,
-        "gate_problem": problem,
+    bounds = {"gate": gate.digest(), "bounds": measured(gate)} if gate else {"gate": problem}
+    values = {
+        "digest": model.digest,
+        "gate": gate.figures() if gate else None,
+        "gate_problem": problem or None,
         "thresholds": thresholds,
     }
-    emit(said, lambda: lines(text))
+    text = {**bounds, **listed("", {"thresholds": thresholds, "digest": model.digest})}
+    emit(values, lambda: lines(text))
 
 
-def take_settings(
-    given: dict[str, Any], manifests: Sequence[Manifest]
-) -> tuple[SolverSettings, bool, bool | None]:
-    """The solver's settings, whether they are the public code's, and whether its flags say to clip.
+def take_settings(given: dict[str, Any], manifests: Sequence[Any]) -> tuple[Settings, bool, bool | None]:
+    """Return the settings of the options, whether they are the public code's, and whether its flags say to clip.
 
     Removes `solver`, `evaluations`, `grid`, `quality` and `flags` from `given`; contradictions are usage errors.
     """
-    from ddib_fed.diffusion.plans import SolverSettings
-
     solver, evaluations, grid = (given.pop(name) for name in ("solver", "evaluations", "grid"))
     quality, line = given.pop("quality"), given.pop("flags")
     if line is None:
-        chosen = Settings(solver, 0, evaluations, grid).of_quality(quality)
-        return SolverSettings(chosen.solver, chosen.order, chosen.evaluations, chosen.grid), False, None
-    from ddib_fed.engine.arrays import public_sampling
-
-    if quality is not None or grid != "default" or (_is_given("solver") and solver != "ddim"):
+        return Settings(solver, 0, evaluations, grid).of_quality(quality), False, None
+    if quality is not None or grid != "default" or (options.is_given("solver") and solver != "ddim"):
         raise UsageError(
             "--flags is the public code's ddim along its own grid", hint="omit --solver, --grid and --quality"
         )
-    settings, clip = public_sampling(line, manifests, evaluations if _is_given("evaluations") else None)
+    asked = evaluations if options.is_given("evaluations") else None
+    settings, clip = Model.public_settings(line, manifests, asked)
     return settings, True, clip
-
-
-def _is_given(name: str) -> bool:
-    source = click.get_current_context().get_parameter_source(name)
-    return source not in (ParameterSource.DEFAULT, None)
 
 
 @model.command()
@@ -507,51 +387,42 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    from ddib_fed.engine.arrays import ArraySettings
-    from ddib_fed.engine.local_party import open_party
-    from ddib_fed.evaluation.draws import draw_pictures, draw_points
-
-    refuse_overwriting(out, force=force)
-    bundle = open_model(which)
-    pictures = bundle.manifest.sample_kind != "point"
-    settings, public, clip = take_settings(given, [bundle.manifest])
+    classifier, weight = options.take_classifier(given)
+    model = Model.open(
+        which,
+        device=given["device"],
+        dtype=given["dtype"],
+        classifier=classifier,
+        threads=usual_threads(),
+        batch=given["batch"],
+    )
+    pictures = model.manifest.sample_kind != "point"
     if not pictures:
         options.refuse_idle(_OF_PICTURES, f"is for pictures, and {which} is a model of points")
-    classifier, weight = options.take_classifier(given)
-    owner = bundle.manifest
-    if owner.num_classes is None and classifier is not None:
-        owner = classifier.manifest  # whose classes guide a model without
-    classes = Classes(owner.name, owner.num_classes or 0, owner.classes)
-    party = open_party(
-        bundle,
-        given["device"],
-        given["dtype"],
-        classifier=classifier,
-        together=given["batch"] if pictures else 0,
-        threads=usual_threads(),
-    )
-    asked = ArraySettings(
-        settings,
-        target_class=classes.number(given["target_class"]) if given["target_class"] else None,
-        guidance=Guidance(given["guidance"], weight, clip=(public and pictures) if clip is None else clip),
-        seed=seed,
-    )
+    settings, public, clip = take_settings(given, [model.manifest])
+    guidance = Guidance(given["guidance"], weight, clip=(public and pictures) if clip is None else clip)
+    how: dict[str, Any] = {
+        "label": given["target_class"] or None,
+        "guidance": guidance,
+        "seed": seed,
+        "overwrite": force,
+    }
     with bar("sampling") as show:
-        draw, usual = (draw_pictures, 64) if pictures else (draw_points, 10_000)
-        report = draw(party, count or usual, asked, out, on_progress=show)
+        report = model.draw(out, count, settings, on_progress=show, **how)
     if pictures:
         lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
-        emit({"out": out, "samples": report["count"], "digest": bundle.digest, **report})
+        emit({"out": out, "samples": report["count"], "digest": model.digest, **report})
         return
     cloud = report["target_cloud"]
     near = f"{cloud['sliced_w2']:.4f} (floor {cloud['sliced_w2_floor']:.4f})" if cloud else ""
     lines({"points": str(out / "samples.npy"), **({"sliced-W2": near} if cloud else {})})
-    emit({"out": out, "samples": report["points"], "digest": bundle.digest, "target_cloud": cloud})
+    emit({"out": out, "samples": report["points"], "digest": model.digest, "target_cloud": cloud})
 
 
-def measured(allowances: Allowances) -> str:
+def measured(gate: Any) -> str:
+    """Return a sentence on the bounds in gate.json."""
     return (
-        f"measured on {allowances.measured} latents; of {allowances.checked} others {allowances.beyond} are beyond, "
+        f"measured on {gate.measured} latents; of {gate.checked} others {gate.beyond} are beyond, "
         "and would be encoded again"
     )
 
@@ -590,25 +461,18 @@ def evaluate(folder: Path, group_by: str | None, out: Path | None, *, force: boo
     need a missing input are left out. Pictures are matched by their path below their folder, ignoring the suffix. Each
     mean has its bootstrap interval of 95 % in brackets.
     """
-    from ddib_fed.calibration.record import map_beside
-    from ddib_fed.evaluation.pages import write_report_page
-    from ddib_fed.evaluation.translations import evaluate_folder
-
     _refuse_existing(out, "file", force=force)
     with bar("reading") as show:
-        report, found = evaluate_folder(
-            folder, by_folder=group_by is not None, mapping=map_beside(folder), on_read=show, **given
-        )
+        figures = ddib_fed.evaluate(folder, by_folder=group_by is not None, on_read=show, **given)
     if out is not None:
-        write_report_page(out, f"Translations in {folder.name}", report, found)
-    emit(report, lambda: _print_evaluation(report))
+        figures.write_page(out, f"Translations in {folder.name}")
+    emit(figures.report, lambda: _print_figures(figures))
 
 
-def _print_evaluation(report: Figures) -> None:
-    from ddib_fed.evaluation.judgement import tables
-
+def _print_figures(figures: Figures) -> None:
+    report = figures.report
     say(f"{report['count']} pictures, {' x '.join(map(str, report['shape']))}", *report["notes"])
-    for table in tables(report):
+    for table in figures.tables():
         say()
         columns = [table.columns[0], *(f">{column}" for column in table.columns[1:])]
         rows = [

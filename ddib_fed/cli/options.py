@@ -15,13 +15,11 @@ import click
 from click.core import ParameterSource
 
 import ddib_fed
-from ddib_fed.errors import AlreadyExists, ConfigError, ItemNotFound, UsageError
+from ddib_fed.errors import AlreadyExists, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, nearest, size_from
 from ddib_fed.terminal import escape, print_table, say, sentences_aside
 
 if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
-
     from ddib_fed.calibration.record import Calibration
     from ddib_fed.models.bundle import Bundle
 
@@ -106,36 +104,6 @@ def read_by(parse: Callable[[str], Any]) -> Callable[..., Any]:
     return call
 
 
-def extensions(group: str) -> dict[str, EntryPoint]:
-    """Return what installed distributions add to a group, such as `ddib_fed.commands`, by name; nothing is imported."""
-    from importlib.metadata import entry_points
-
-    return {each.name: each for each in entry_points(group=group)}
-
-
-def extension(group: str, name: str) -> Any:
-    """Import what a distribution adds to a group.
-
-    Raises
-    ------
-    ItemNotFound
-        No installed distribution adds it.
-    ConfigError
-        It cannot be imported; the text names its distribution.
-    """
-    if (found := extensions(group).get(name)) is None:
-        hint = "pip install the distribution that has it; of ddib-fed itself: pip install it anew"
-        raise ItemNotFound(f"no installed distribution has {name} in {group}", hint=hint)
-    try:
-        return found.load()
-    except Exception as error:
-        of = found.dist.name if found.dist is not None else "an unknown distribution"
-        raise ConfigError(
-            f"the extension {name} of {of} cannot be loaded: {type(error).__name__}: {error}",
-            hint=f"pip install --upgrade {of}, or pip uninstall {of}",
-        ) from error
-
-
 def refuse_idle(names: Collection[str], why: str, *, hint: str = "leave it out") -> None:
     """Refuse the first option of the running command that was given and would have no effect."""
     context = click.get_current_context(silent=True)
@@ -145,6 +113,12 @@ def refuse_idle(names: Collection[str], why: str, *, hint: str = "leave it out")
         source = context.get_parameter_source(str(param.name))
         if param.name in names and source is ParameterSource.COMMANDLINE:
             raise UsageError(f"{param.opts[0]} {why}", hint=hint)
+
+
+def is_given(name: str) -> bool:
+    """Return whether the option of a parameter was given to the running command."""
+    source = click.get_current_context().get_parameter_source(name)
+    return source not in (ParameterSource.DEFAULT, None)
 
 
 def refuse_both_ways(*, resume: bool, force: bool) -> None:
@@ -210,6 +184,7 @@ def read_given(path: Path | None) -> Calibration | None:
 SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
 
 
+SIDES = read_by(size_from)
 BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
 CALIBRATION = option(
     "--calibration FILE",
@@ -510,12 +485,6 @@ def asked(settings: Mapping[str, Any], **further: Any) -> ddib_fed.Request:
         flags=settings.get("flags", ""),
         **further,
     )
-
-
-def is_given(name: str) -> bool:
-    """Return whether an option of the running command was typed."""
-    context = click.get_current_context(silent=True)
-    return context is not None and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def refuse_settings(settings: Mapping[str, Any], names: Iterable[str], why: str, *, hint: str) -> None:

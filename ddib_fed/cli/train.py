@@ -11,20 +11,16 @@ import types
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 
+import ddib_fed
+from ddib_fed import Model, TrainConfig
 from ddib_fed.cli import options
 from ddib_fed.cli.options import CALIBRATION, Decorator, read_given, with_options
 from ddib_fed.errors import UsageError
-from ddib_fed.terminal import bars, emit, lines, listed, outcome, plain, say
-from ddib_fed.training.config import PRESETS, TrainConfig, checked, option_kinds, options_of, seconds
-from ddib_fed.training.config import option as flag
-
-if TYPE_CHECKING:
-    from ddib_fed.models.bundle import Bundle
-
+from ddib_fed.terminal import bars, emit, leads, lines, listed, outcome, plain, say
 
 OUT = options.option("--out DIR", "The bundle's folder.", required=True)
 RESUME = options.option("--resume", "Resume the unfinished run in --out.")
@@ -44,7 +40,7 @@ def train_options(names: Iterable[str], config: type[TrainConfig] = TrainConfig)
 
 def _option(name: str, config: type[TrainConfig]) -> Decorator:
     info = config.model_fields[name]
-    text, only = str(info.description), {"points", "pictures"} & set(option_kinds(config, name))
+    text, only = str(info.description), {"points", "pictures"} & set(config.kinds_of(name))
     if isinstance(info.default, str | int | float) and info.annotation is not bool:
         text += "" if "default" in text.lower() else f" Default: {info.default}."
     if len(only) == 1 and name not in {"data", "images"}:
@@ -52,10 +48,10 @@ def _option(name: str, config: type[TrainConfig]) -> Decorator:
     kind: Any = info.annotation
     while get_origin(kind) in (Union, types.UnionType):
         kind = next(part for part in get_args(kind) if part is not type(None))
-    written = f"{name} {flag(name)}"
+    written = f"{name} {config.option(name)}"
     if kind is bool:
         return options.option(written, text, default=None)
-    choices = list(PRESETS) if name == "preset" else []
+    choices = list(config.presets()) if name == "preset" else []
     if get_origin(kind) is Literal:
         choices = [value for value in get_args(kind) if value != "given"]
     if choices:
@@ -73,7 +69,7 @@ def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
 
 @click.command()
 @OUT
-@train_options(options_of("points", "pictures", "autoencoder"))
+@train_options(TrainConfig.options_of("points", "pictures", "autoencoder"))
 @options.option(
     "generator --model MODEL",
     "Train a classifier of noisy pictures that guides the model in this folder: its noise levels, units and picture "
@@ -97,48 +93,42 @@ def train(
         options.refuse_idle(("colours",), "is as the model of --model has it")
         fields = {"classes": "folders", **_as_guided(generator), **fields}
         fields |= {"kind": "classifier", "generator": generator}
-    run(checked(TrainConfig, fields, "ddib model train --help", sets), out, resume=resume, force=force)
+    run(TrainConfig.checked(fields, "ddib model train --help", sets), out, resume=resume, force=force)
 
 
 def _as_guided(generator: Path) -> dict[str, Any]:
-    """How the model that is to be guided reads its pictures."""
-    from ddib_fed.models.bundle import load_bundle
-
-    made = load_bundle(generator).manifest
-    found: dict[str, Any] = {"size": made.sample_shape[-1]}
-    if (picture := made.picture) is not None:
-        found |= {"fit": picture.fit, "range": f"{picture.low!r}:{picture.high!r}"}
-        found |= {"intensity": picture.intensity, "slices": picture.slices}
-    return found
+    """Return how the model that is to be guided reads its pictures."""
+    model = Model.open(f"./{generator}" if not generator.is_absolute() else generator)
+    fields: dict[str, Any] = {"size": model.shape[-1]}
+    if (picture := model.manifest.picture) is not None:
+        fields |= {"fit": picture.fit, "range": f"{picture.low!r}:{picture.high!r}"}
+        fields |= {"intensity": picture.intensity, "slices": picture.slices}
+    return fields
 
 
 def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> None:
     """Train, and print the result, unless another process prints it."""
-    from ddib_fed.training.run import train_at_terminal
-
     options.refuse_both_ways(resume=resume, force=force)
-    done = train_at_terminal(config, out, resume=resume, force=force)
-    if done is not None:
-        values = trained(done, out)
+    model = ddib_fed.train(config, out, resume=resume, force=force, at_terminal=True)
+    if leads():
+        values = trained(model)
         shown = plain(values)
         shown |= shown.pop("distilled") or {"shown in": str(out / "run" / "samples.png")}
         emit(values, lambda: lines(listed("", shown)))
 
 
-def trained(bundle: Bundle, out: Path) -> dict[str, object]:
-    from ddib_fed.evaluation.features import SampleVerdict
-
-    made = bundle.manifest
-    verdict = SampleVerdict.of_figures(made.training.figures)
+def trained(model: Model) -> dict[str, object]:
+    """Return what a training made, as JSON values."""
+    manifest, verdict = model.manifest, model.verdict
     return {
-        "out": out,
-        "domain": made.domain,
-        "digest": bundle.digest,
-        "parameters": made.parameters,
-        "steps": made.training.steps,
-        "figures": made.training.figures,
+        "out": model.folder,
+        "domain": model.domain,
+        "digest": model.digest,
+        "parameters": manifest.parameters,
+        "steps": manifest.training.steps,
+        "figures": manifest.training.figures,
         "samples": None if verdict is None else verdict.level,
-        "distilled": made.distilled,
+        "distilled": manifest.distilled,
     }
 
 
@@ -148,7 +138,7 @@ def trained(bundle: Bundle, out: Path) -> dict[str, object]:
 @options.option(
     "time_s --time TIME",
     "Time for the whole run, with what a finished one took before; default without --steps: 2 hours.",
-    callback=options.read_by(seconds),
+    callback=options.read_by(TrainConfig.seconds),
 )
 @options.option("--steps N", "Optimiser steps of each model, instead of --time.", click.IntRange(1))
 @train_options(("size", "preset", "fit", "range", "flip", "batch", "skip_bad", "seed", "device"))
@@ -192,14 +182,10 @@ def try_(
     trainB is accepted instead of two. After `ddib calibrate --local DIR/a DIR/b`, the same command with --calibration
     translates again, under the calibration.
     """
-    from ddib_fed.cli.rehearsal import Rehearsal, rehearse, sides_of
-    from ddib_fed.models.bundle import load_bundle
-
     if time_s is not None and steps is not None:
         raise UsageError("--time and --steps both say how long", hint="omit one of them")
     if steps is None and time_s is None:
         time_s = 7200.0
-    sides = sides_of(a, b)
     # A range belongs to one folder, so it is filled in for each side.
     fields = {
         "images": Path(),
@@ -207,14 +193,15 @@ def try_(
         "device": "auto",
         **given({"steps": steps, **settings}),
     }
-    config = checked(TrainConfig, fields, "ddib try --help")
+    config = TrainConfig.checked(fields, "ddib try --help")
     config = config.model_copy(
         update={"command": f"ddib model train --images FOLDER --preset {config.preset}"}
     )
     agreed = read_given(calibration)
-    wanted = Rehearsal(sides, out, config, time_s, pictures, evaluations, agreed)
+    rehearsal = ddib_fed.Rehearsal(a, b, out, config, time_s, pictures, evaluations, agreed)
     with bars() as on_progress:
-        page = rehearse(wanted, force=force, say=partial(say, err=True), on_progress=on_progress)
+        tell = partial(say, err=True)
+        page, models = rehearsal.run(force=force, say=tell, on_progress=on_progress)
     lines(
         {
             "models": f"{out / 'a'}, {out / 'b'}",
@@ -222,4 +209,4 @@ def try_(
             "page": str(page),
         }
     )
-    outcome(page=page, models=[trained(load_bundle(out / side), out / side) for side in ("a", "b")])
+    outcome(page=page, models=[trained(model) for model in models])

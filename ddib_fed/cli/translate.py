@@ -12,6 +12,7 @@ import ddib_fed
 from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import ConsoleProgress, print_submitted, report_run
 from ddib_fed.errors import UsageError
+from ddib_fed.extensions import extension
 from ddib_fed.terminal import require_alone, say
 
 OF_PICTURES = ("soften-sigma", "size", "classifier", "batch", "dtype")
@@ -144,7 +145,7 @@ def translate(
         hint = f"give it to {same}: it fetches them"
         options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)
     run = ddib_fed.Run(via, target, out, request, ConsoleProgress(), force, skip_bad, credentials)
-    archive: Any = options.extension("ddib_fed.archives", "dicom") if query or send else None
+    archive: Any = extension("ddib_fed.archives", "dicom") if query or send else None
     deliver = None if send is None else archive.delivery(run.profile, send)
     files = _inputs(run, files, archive, query, pacs)
     if "pairs" in settings:
@@ -251,7 +252,7 @@ def _open_pairs(run: ddib_fed.Run, files: Sequence[Path], settings: Mapping[str,
             f"--set pairs takes one folder, and {len(files)} files are given",
             hint="ddib translate FOLDER --set pairs=260:261",
         )
-    find = options.extension("ddib_fed.pairs", "imagenet")
+    find = extension("ddib_fed.pairs", "imagenet")
     limit = settings.get("limit")
     run.open_pairs(
         settings["pairs"], lambda pairs, names: find(files[0], pairs, class_names=names, limit=limit)

@@ -32,6 +32,7 @@ from ddib_fed.diffusion.schedule import (
 )
 from ddib_fed.diffusion.solvers import Draw, Solver, integrate
 from ddib_fed.errors import SettingsInvalid
+from ddib_fed.extensions import extension, extensions
 from ddib_fed.record import Settings
 
 MAX_EVALUATIONS = 10_000
@@ -44,7 +45,21 @@ FLOW_MAP = "flow-map"
 
 COLDEST = 0.8
 SOLVERS: Mapping[str, tuple[int, ...]] = {"unipc": (2, 3), "ddim": (1,), FLOW_MAP: (1,)}
-"""The orders of each solver; the last is its default."""
+"""The orders of each solver of this package; the last is its default."""
+
+
+def orders_of(name: str) -> tuple[int, ...]:
+    """Return the orders of a solver, which may be an extension's; SettingsInvalid where there is none of the name."""
+    if name in SOLVERS:
+        return SOLVERS[name]
+    there_are = f"solvers: {', '.join((*SOLVERS, *extensions('ddib_fed.solvers')))}"
+    require(
+        name in extensions("ddib_fed.solvers"),
+        f"there is no solver {name[:40]!r}",
+        there_are,
+        solver=name[:40],
+    )
+    return tuple(getattr(extension("ddib_fed.solvers", name), "orders", (1,)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,11 @@ class SolverSettings(Settings):
     levels: PublicLevels = OWN_LEVELS
     eta: float = 0.0
     ancestral: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> SolverSettings:
+        """Return the settings with those of one process, at their defaults unless they have them."""
+        return settings if isinstance(settings, cls) else cls(**asdict(settings))
 
     @property
     def stochastic(self) -> bool:
@@ -119,7 +139,10 @@ class Plan:
             return learned_solver(self.learned[leg], x, grid, cond, frame)
         if self.settings.solver == "unipc":
             return solvers.unipc(x, grid, order=self.settings.order, cond=cond)
-        return (solvers.ddim if self.settings.solver == "ddim" else solvers.flow_map)(x, grid, cond=cond)
+        if self.settings.solver in SOLVERS:
+            return (solvers.ddim if self.settings.solver == "ddim" else solvers.flow_map)(x, grid, cond=cond)
+        rule = extension("ddib_fed.solvers", self.settings.solver)
+        return solvers.extended(x, grid, rule=rule, order=self.settings.order, cond=cond)
 
 
 def plan(
@@ -194,9 +217,7 @@ def check_settings(settings: SolverSettings) -> SolverSettings:
     """`settings` with the order filled in, or SettingsInvalid; needs no model."""
     name, count = settings.solver, settings.evaluations
     public, learned = settings.grid == COMPAT_GRID, settings.grid == LEARNED_GRID
-    there_are = f"solvers: {', '.join(SOLVERS)}"
-    require(name in SOLVERS, f"there is no solver {name!r}", there_are, solver=name[:40])
-    orders = SOLVERS[name]
+    orders = orders_of(name)
     order = settings.order or orders[-1]
     of_solver = f"orders of {name}: {', '.join(map(str, orders))}"
     require(order in orders, f"{name} has no order {order}", of_solver, order=order)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Query
 from ddib_fed.diffusion.schedule import Frame, Level, LevelGrid, Scale
+from ddib_fed.errors import SettingsInvalid
 
 # Standard normal noise of the shape of x for a step, by the step's number from 0.
 Draw = Callable[[int], Tensor]
@@ -143,6 +144,36 @@ def unipc(
             _accumulate(state, correctors[i - 1], history)
         guess = _accumulate(state.clone(), predictors[i], history)
     return guess if frame is None else frame.leave(guess, levels[-1].alpha, levels[-1].sigma)
+
+
+Rule = Callable[[Tensor, tuple[Level, ...], int], Generator[tuple[Tensor, Level], Tensor, Tensor]]
+"""A solver of another distribution: from x, the levels and the order. It yields (x, level) and is sent v, once for
+each interval, and must be linear in x and v. It is an entry point of `ddib_fed.solvers`; an attribute `orders` lists
+its orders, the default last, where there are several."""
+
+
+def extended(x: Tensor, grid: LevelGrid, *, rule: Rule, order: int, cond: Condition = None) -> Solver:
+    """Walk a grid by an extension's rule; SettingsInvalid unless it evaluates once for each interval.
+
+    >>> def euler(x, levels, order):
+    ...     for level, following in pairwise(levels):
+    ...         v = yield x, level
+    ...         x = x + (following.phi - level.phi) * v
+    ...     return x
+    """
+    steps, count = rule(x.clone(), grid.levels, order), 0
+    try:
+        point, level = next(steps)
+        while True:
+            count += 1
+            v = yield Query(point, level, cond)
+            point, level = steps.send(v)
+    except StopIteration as stop:
+        if count != len(grid.levels) - 1:
+            problem = f"the solver took {count} evaluations where {len(grid.levels) - 1} were asked for"
+            raise SettingsInvalid(problem, hint="use another solver") from None
+        end: Tensor = stop.value
+        return end
 
 
 def _accumulate(x: Tensor, weights: Weights, history: deque[Tensor]) -> Tensor:

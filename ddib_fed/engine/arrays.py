@@ -20,6 +20,7 @@ from ddib_fed.engine.local_party import LocalParty, only
 from ddib_fed.engine.model import DomainModel, check_calibration, check_decoding, check_encoding
 from ddib_fed.engine.party import Array, Labels, Leg, OnStep, RowDraw, ToDecode, ToTranslate
 from ddib_fed.errors import ShapeMismatch, UsageError
+from ddib_fed.extensions import extension
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import ChannelMap
@@ -159,9 +160,7 @@ def public_sampling(
 
     Without a number of evaluations the flags decide it; UsageError if they keep other steps of each model.
     """
-    from ddib_fed.models.import_guided import parse_sampling
-
-    found: dict[str, Any] = parse_sampling(flags)
+    found: dict[str, Any] = extension("ddib_fed.importers", "guided").parse_sampling(flags)
     names = ("noise_schedule", ""), ("diffusion_steps", 0), ("timestep_respacing", "")
     levels = PublicLevels(*(found.get(name, default) for name, default in names))
     if evaluations is None and levels.respacing:

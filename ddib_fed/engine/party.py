@@ -223,18 +223,28 @@ class Failed:
 
 
 class Party(Protocol):
-    """One domain's model, wherever it is."""
+    """One domain's model, wherever it is: of this process (`Model.party`) or of another institution."""
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
-        """The latent of each item, in their order.
+        """Encode items, in their order.
 
-        Raises:
-            SettingsInvalid: The leg cannot be computed.
-            Cancelled, DeadlineExceeded: As the leg's control says.
+        Parameters
+        ----------
+        items
+            Samples (N, *shape) float32 in the units of the data, taken as they are needed.
+        leg
+            What is asked for all of them.
+
+        Raises
+        ------
+        SettingsInvalid
+            The leg cannot be computed.
+        Cancelled, DeadlineExceeded
+            As the leg's control says.
         """
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
-        """The samples of each latent, in their order; errors as in `encode_each`."""
+        """Decode latents (N, *latent shape) to samples, in their order; arguments and errors as in `encode_each`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

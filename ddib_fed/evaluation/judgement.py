@@ -129,7 +129,7 @@ def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> P
     return out
 
 
-Figures = dict[str, Any]
+Report = dict[str, Any]
 FEWEST_PICTURES = 4
 """Pictures from which on a set has distances and neighbours."""
 
@@ -145,13 +145,13 @@ def judge(
     marks: Sequence[bool | None] = (),
     mapping: PictureMap | None = None,
     clusters: NDArray[Any] | None = None,
-) -> Figures:
+) -> Report:
     """All figures of translations (N, C, H, W) in [-1, 1], or of volumes (N, C, D, H, W), as JSON values.
 
     Args:
         translated, source, truth, back: Corresponding pictures.
         domain: Other pictures of the target domain, (M, C, H, W).
-        recorded: Figures of each picture, (N,), that count where the pictures do not show them.
+        recorded: Report of each picture, (N,), that count where the pictures do not show them.
         marks: Whether each picture was marked as doubtful.
         mapping: Of the calibration under which they were translated: the first baseline.
         clusters: A label for each picture, (N,): intervals draw whole clusters.
@@ -190,7 +190,7 @@ def judge(
     if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
         notes += _add_distances(ways, stacks, truth, domain, drawn)
     columns = {**(recorded or {}), **measured}
-    rows: list[Figures] = [
+    rows: list[Report] = [
         dict(zip(columns, values, strict=True))
         for values in zip(*(c.tolist() for c in columns.values()), strict=True)
     ] or [{} for _ in translated]
@@ -301,7 +301,7 @@ class FigureTable:
     """The class of the table on a page."""
 
 
-def tables(report: Figures) -> list[FigureTable]:
+def tables(report: Report) -> list[FigureTable]:
     over = f"{report['count']} pictures" if report["clusters"] is None else f"{report['clusters']} clusters"
     brackets = f"In brackets: {LEVEL:.0%} of bootstrap draws of the {over}."
     made = []
@@ -333,7 +333,7 @@ def tables(report: Figures) -> list[FigureTable]:
     return made
 
 
-def _ranged(found: Figures | None) -> Cell:
+def _ranged(found: Report | None) -> Cell:
     if found is None or "low" not in found:
         return None if found is None else float(found["value"])
     return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
@@ -343,7 +343,7 @@ RANKED: Final = ("cycle_psnr", "psnr", "ssim", "edge_correlation")
 """For all of them, more is better."""
 
 
-def worst_first(rows: Sequence[Figures]) -> list[Figures]:
+def worst_first(rows: Sequence[Report]) -> list[Report]:
     """The rows of pictures: those marked as doubtful first, then by each one's worst rank in any of its figures."""
     known = [key for key in RANKED if all(row.get(key) is not None for row in rows)]
     columns = [np.array([float(row[key]) for row in rows]) for key in known]

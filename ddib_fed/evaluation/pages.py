@@ -22,9 +22,9 @@ from ddib_fed.data.fitting import PictureRule, file_range, to_array
 from ddib_fed.data.pictures import ImageLimits, Picture, encode_png, read_content, shown_pixels
 from ddib_fed.errors import DdibError
 from ddib_fed.evaluation.features import SampleVerdict
-from ddib_fed.evaluation.judgement import Figures, FigureTable, tables, worst_first
-from ddib_fed.evaluation.sheets import as_pictures, to_pixels
-from ddib_fed.evaluation.translations import FoundPicture, Translations
+from ddib_fed.evaluation.judgement import FigureTable, Report, tables
+from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.evaluation.translations import FoundPicture
 from ddib_fed.pages import beside, write_page
 from ddib_fed.record import Part, Record, undigits
 
@@ -39,7 +39,6 @@ MANY = 200
 SIDE, SIDE_OF_MANY = 384, 192
 SHOWN = 96
 RED = (220, 20, 60)
-MOST_ROWS = 200
 COLUMNS: Final[Mapping[str, str]] = {
     "cycle_psnr": "round trip dB",
     "psnr": "PSNR dB",
@@ -97,7 +96,7 @@ def write_results(
             COLUMNS.get(doubt, doubt).removesuffix(" dB") for doubt in each.record.doubts or ()
         )
         mark = f"doubtful: {doubts}" if each.record.doubtful else ""
-        rows.append(_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
+        rows.append(picture_row(each.name, {kind: drawn.get(kind) for kind in kinds}, values, mark, address))
         if on_drawn is not None:
             on_drawn(number + 1, len(files))
     left_out = FigureTable("Not translated", ("file", "why"), tuple(missing), kind="text")
@@ -115,7 +114,7 @@ def write_results(
     )
 
 
-def _row(
+def picture_row(
     name: str, drawn: Drawn, figures: Sequence[object], mark: str = "", address: str = ""
 ) -> dict[str, Any]:
     """A picture's row on a page; each of its pictures as a file, what it is, and its width there."""
@@ -232,40 +231,6 @@ def encoded(pixels: Preview) -> bytes:
     return file.getvalue()
 
 
-def write_report_page(
-    path: Path, title: str, report: Figures, found: Translations, *, most_rows: int = MOST_ROWS
-) -> None:
-    """Write the page of an evaluation: the worst come first, and the page states how many it leaves out."""
-    stacks = {
-        kind: to_pixels(as_pictures(stack))
-        for kind in ("source", "mapped", "translated", "truth", "back")
-        if (stack := getattr(found, kind)) is not None
-    }
-    rows = worst_first(report["pictures"])
-    keys = [key for key in COLUMNS if key in rows[0]]
-    where = {name: number for number, name in enumerate(found.names)}
-    write_page(
-        path,
-        "pictures.html",
-        title=title,
-        verdict="",
-        notes=report["notes"],
-        tables=tables(report),
-        columns=["file", "mark", *stacks, *(COLUMNS[key] for key in keys)],
-        rows=[
-            _row(
-                row["name"],
-                {kind: pixels[where[row["name"]]] for kind, pixels in stacks.items()},
-                [row[key] for key in keys],
-                "doubtful" if row.get("doubtful") else "",
-            )
-            for row in rows[:most_rows]
-        ],
-        left_out=max(0, len(rows) - most_rows),
-        provenance=[],
-    )
-
-
 POOR_CYCLE_DB = 30.0
 RISEN = 1.05
 NEAR = 0.5
@@ -333,7 +298,7 @@ class WayFound:
 
     title: str
     folder: Path
-    report: Figures
+    report: Report
     sheet: bytes | None
     notes: tuple[str, ...] = ()
 

@@ -2,17 +2,16 @@
 
 A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the files; in any other
 folder every picture is a translation. Sources and truths are found by name: the same path below their folder, whatever
-the suffix. Figures are measured from the files where possible, else a record's figure is used (the model's own cycle,
+the suffix. Report are measured from the files where possible, else a record's figure is used (the model's own cycle,
 before rounding; statistics of the latent).
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from ddib_fed.data.folder import SUFFIXES
 from ddib_fed.data.pictures import Picture, decode_volume, holds_volume, read_image
 from ddib_fed.data.points import name_file
 from ddib_fed.errors import FileMissing, PictureMisfit, ShapeMismatch, UsageError
-from ddib_fed.evaluation.judgement import Figures, judge
 from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.models.units import PictureMap
 from ddib_fed.record import Part, PictureFigures, Record
@@ -32,7 +30,6 @@ OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
 SHEETS = frozenset({"sheet.png"})
 DOMAIN_PICTURES = 1000
-FROM_RECORDS = ("cycle_mse", "cycle_psnr", "edge_correlation")
 _RAW = (1.0, 0.0)
 """Slope and intercept of a file whose numbers are raw values."""
 
@@ -273,65 +270,6 @@ def _thinned(folder: Path) -> list[Path]:
     if not paths:
         raise FileMissing(f"{folder} holds no picture")
     return [paths[i] for i in np.linspace(0, len(paths) - 1, min(DOMAIN_PICTURES, len(paths))).astype(int)]
-
-
-def evaluate_folder(folder: Path, *, by_folder: bool = False, **reading: Any) -> tuple[Figures, Translations]:
-    """The report on a folder of translations as JSON values, and its pictures.
-
-    Args:
-        folder: The folder.
-        by_folder: Intervals draw whole folders of pictures.
-        reading: Arguments of `read_translations`.
-    """
-    found = read_translations(folder, **reading)
-    figures = {
-        key: [getattr(record.picture or PictureFigures(), key) for record in found.records]
-        for key in FROM_RECORDS
-    }
-    report = judge(
-        found.translated,
-        source=found.source,
-        truth=found.truth,
-        back=found.back,
-        domain=found.domain,
-        recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
-        marks=[record.doubtful for record in found.records],
-        mapping=found.mapping,
-        clusters=np.array([str(PurePosixPath(name).parent) for name in found.names]) if by_folder else None,
-    )
-    named = Counter(
-        (r.calibration_kind, r.calibration_sha256[:12]) for r in found.records if r.calibration_sha256
-    )
-    report["notes"] = [
-        *report["notes"],
-        *found.notes,
-        *Record.doubt_lines([*zip(found.names, found.records, strict=True)]),
-        *(
-            f"{count} of {report['count']} pictures were translated under the {kind} calibration {sha256}."
-            for (kind, sha256), count in named.items()
-        ),
-    ]
-    report["latent"] = _of_records(found.records)
-    report["pictures"] = [
-        {"name": name, **row} for name, row in zip(found.names, report["pictures"], strict=True)
-    ]
-    return report, found
-
-
-def _of_records(records: Sequence[Record]) -> Figures | None:
-    keys = ("mean", "std", "kurtosis", "correlation")
-    columns = [[getattr(record.latent, key) for record in records] for key in keys]
-    if any(None in column for column in columns):
-        return None
-    means, deviations, kurtosis, correlation = (np.array(column, np.float64) for column in columns)
-    mean = float(means.mean())
-    return {
-        "mean": mean,
-        "std": float(np.sqrt(max(0.0, float((deviations**2 + means**2).mean()) - mean**2))),
-        # Of one picture's few patches: comparable with another picture's, not with zero.
-        "kurtosis": float(np.median(kurtosis)),
-        "correlation": float(np.median(correlation)),
-    }
 
 
 def _name(path: Path, folder: Path) -> str:

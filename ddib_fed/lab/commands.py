@@ -7,13 +7,12 @@ from typing import Any
 
 import click
 
+from ddib_fed import Model, TrainConfig
 from ddib_fed.cli import options
-from ddib_fed.cli.options import group, open_model, usual_threads
+from ddib_fed.cli.options import group, usual_threads
 from ddib_fed.cli.train import FORCE, OUT, RESUME, SET, given, run, train_options
 from ddib_fed.errors import UsageError
-from ddib_fed.lab.config import DistilConfig, PrivateTrainConfig
 from ddib_fed.terminal import emit, lines, listed, say
-from ddib_fed.training.config import checked, options_of
 
 
 @group()
@@ -44,24 +43,20 @@ def report(*, which: str, data: tuple[Path, ...], seed: int) -> None:
     into privacy.json beside the weights; the digest does not change.
     """
     from ddib_fed.lab.report import Attack, privacy_report
-    from ddib_fed.models.bundle import put_beside, shipped_name
-    from ddib_fed.networks.placement import torch_threads
 
     if len(data) > 2:
         raise UsageError("--data is given more than twice", hint="ddib privacy report --help")
     words = f"report --model MODEL{' --data PATH' * len(data)} --seed {seed}"
     own, training = (*data, None, None)[:2]
     attack = Attack(own, training, seed, f"ddib privacy {words}", say=lambda what: say(what, err=True))
-    with torch_threads(usual_threads()):
-        found = privacy_report(open_model(which), attack)
-    if shipped_name(which) is None:
-        put_beside(Path(which), found)
-    emit(found.values(), lambda: lines(listed("", found.values())))
+    model = Model.open(which, threads=usual_threads())
+    found = model.put_privacy(privacy_report(model, attack)).values()
+    emit(found, lambda: lines(listed("", found)))
 
 
 @privacy.command("train")
 @OUT
-@train_options(options_of("points", "pictures", config=PrivateTrainConfig), PrivateTrainConfig)
+@train_options(TrainConfig.Private.options_of("points", "pictures"), TrainConfig.Private)
 @SET
 @RESUME
 @FORCE
@@ -72,7 +67,7 @@ def train_private(*, out: Path, sets: tuple[str, ...], resume: bool, force: bool
     Otherwise as `ddib model train`, with its options. It bounds what the weights tell of one training sample, and hides
     no picture that is translated (SECURITY.md). Delta is a tenth of 1 / training samples.
     """
-    config = checked(PrivateTrainConfig, given(settings), "ddib privacy train --help", sets)
+    config = TrainConfig.Private.checked(given(settings), "ddib privacy train --help", sets)
     run(config, out, resume=resume, force=force)
 
 
@@ -82,7 +77,7 @@ _NAMES = ("domain", "data", "name", "steps", "time_s", "seed", "batch", "device"
 @click.command()
 @click.argument("teacher", metavar="MODEL")
 @OUT
-@train_options(_NAMES, DistilConfig)
+@train_options(_NAMES, TrainConfig.Distilled)
 @SET
 @RESUME
 @FORCE
@@ -98,5 +93,5 @@ def distil(
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    config = checked(DistilConfig, given(settings, teacher=teacher), "ddib model distil --help", sets)
+    config = TrainConfig.Distilled.checked(given(settings, teacher=teacher), "ddib model distil --help", sets)
     run(config, out, resume=resume, force=force)

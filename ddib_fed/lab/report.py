@@ -6,6 +6,7 @@ data, and whether the model draws these again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -16,22 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.diffusion.plans import SolverSettings, soften
-from ddib_fed.diffusion.solvers import integrate
-from ddib_fed.engine.arrays import ArraySettings, draw_samples
-from ddib_fed.engine.local_party import open_party
-from ddib_fed.engine.model import DomainModel
+from ddib_fed import Model, Settings
 from ddib_fed.errors import InputError
-from ddib_fed.evaluation import judgement, metrics
-from ddib_fed.evaluation.metrics import compare
-from ddib_fed.models.bundle import Bundle
-from ddib_fed.models.manifest import carried_domain
-from ddib_fed.models.sidecars import Copies, Figure, Membership, PrivacyReport, Reading
-from ddib_fed.training.sources import own_samples, spaced
+from ddib_fed.evaluation import metrics
 
 Array = NDArray[np.float32]
-Numbers = NDArray[np.floating]
+Numbers = NDArray[Any]
 Inverse = Callable[[Array], Array]  # from latents (N, C, H, W) to pictures of that shape
 Latents = dict[float, Array]  # by depth, each (N, *sample_shape)
 Say = Callable[[str], None]
@@ -43,10 +34,10 @@ WIDTH, BLOCKS, BATCH, RATE = 24, (1, 2, 4), 24, 2e-3
 WIDTHS = (0.3, 1.0, 3.0)  # of the kernel, in deviations of the latents
 MOST_POINTS = 1_500  # pairs of points that are fitted to; the time grows with their cube
 SAMPLES = 256  # that the attacker knows; half as many are attacked
-FEWEST = 32
+FEWEST, EVERY = 32, 1 << 20
 DEPTHS, SHARES = (0.85, 0.7, 0.5), (1.0, 0.75, 0.5)
 STEPS = 150  # of the training of a convolutional inverter
-DECODING = SolverSettings(evaluations=24)
+DECODING = Settings(evaluations=24)
 DRAWS = 400
 LEVELS = (2.0, 1.0, 0.0, -1.0)  # lambda at which the loss is taken
 NOISES = 2
@@ -194,99 +185,93 @@ class Attack(NamedTuple):
     say: Say = lambda _: None
 
 
-def privacy_report(bundle: Bundle, attack: Attack) -> PrivacyReport:
-    model, manifest = DomainModel(bundle), bundle.manifest
-    most, few = attack.samples, attack.samples // 2
-    shipped = None
-    if attack.data is None and manifest.sample_kind == "picture" and (name := carried_domain(manifest)):
-        shipped = load_shipped(name)
+def privacy_report(model: Model, attack: Attack) -> dict[str, Any]:
+    """Attack a model; return the figures of privacy.json (`Model.put_privacy`)."""
+    kind, most, few = model.manifest.sample_kind, attack.samples, attack.samples // 2
+    members = None
+    if attack.data is None and kind == "picture":
+        data = model.data(train=EVERY, held_out=EVERY, test=EVERY)
+        members = data.train
         # Heads are held out by the handful: their test slabs stand in, and the attacker knows training pictures.
-        enough = len(shipped.held_out) >= 2 * FEWEST
-        known, others = (shipped.held_out, shipped.held_out) if enough else (shipped.train, shipped.test)
-        known, attacked, others = spaced(known, most), spaced(shipped.test, few), spaced(others, most)
+        enough = len(data.held_out) >= 2 * FEWEST
+        known, others = (data.held_out, data.held_out) if enough else (data.train, data.test)
+        known, attacked, others = spaced(known, most), spaced(data.test, few), spaced(others, most)
     else:
-        every = own_samples(manifest, attack.data, most + few, most + few).mixed()
+        every = model.data(attack.data, train=most + few, held_out=most + few).mixed()
         cut = min(most, 2 * len(every) // 3)
         known, attacked = every[:cut], every[cut:][:few]
         others = known
     if min(map(len, (known, attacked, others))) < FEWEST:
         problem = f"{len(attacked) + len(known)} samples are too few for an attack"
         raise InputError(problem, hint=f"give {3 * FEWEST} or more")
-    readings = tuple(_readings(model, known, attacked, attack))
-    members = None if shipped is None else shipped.train
+    readings = list(_readings(model, known, attacked, attack))
     if attack.training is not None:
-        members = own_samples(manifest, attack.training, 4 * most, 4 * most).mixed()
-    calibrated = manifest.normalisation.calibrated
-    return PrivacyReport(
-        weights_sha256=manifest.weights_sha256,
-        command=attack.command,
-        sample_kind=manifest.sample_kind,
-        calibration="" if calibrated is None else "its own map",
-        known=len(known),
-        attacked=len(attacked),
-        readings=readings,
-        membership=() if members is None else membership_of(model, members, others, attack),
-        copies=None if members is None else copies_of(model, members, others, attack),
-    )
+        members = model.data(attack.training, train=4 * most, held_out=4 * most).mixed()
+    return {
+        "command": attack.command,
+        "sample_kind": kind,
+        "calibration": "" if model.manifest.normalisation.calibrated is None else "its own map",
+        "known": len(known),
+        "attacked": len(attacked),
+        "readings": readings,
+        "membership": [] if members is None else membership_of(model, members, others, attack),
+        "copies": None if members is None else copies_of(model, members, others, attack),
+    }
 
 
-def _readings(model: DomainModel, known: Array, attacked: Array, attack: Attack) -> Iterator[Reading]:
-    """One of each kind of latent: softened and not, of each depth, and of each share where it works."""
-    own = model.manifest.soften_sigma
+def spaced(samples: Array, most: int) -> Array:
+    """Return at most so many rows, evenly spaced."""
+    rows = np.linspace(0, len(samples) - 1, min(most, len(samples)))
+    return samples[np.unique(rows.round().astype(np.int64))]
+
+
+def _readings(model: Model, known: Array, attacked: Array, attack: Attack) -> Iterator[dict[str, Any]]:
+    """Yield one of each kind of latent: softened and not, of each depth, and of each share where it works."""
+    own, pictures = model.manifest.soften_sigma, model.manifest.sample_kind != "point"
     for sigma in (own, 0.0) if own else (0.0,):
-        for share in SHARES if sigma == own and model.frame() is not None else (1.0,):
+        for share in SHARES if sigma == own and model.is_spectral else (1.0,):
             attack.say(f"latents of a share of {share:g}, softened {sigma:g}")
-            depths = DEPTHS if share == 1.0 and model.is_picture else ()
+            depths = DEPTHS if share == 1.0 and pictures else ()
+            how: dict[str, Any] = {"share": share, "evaluations": attack.evaluations, "sigma": sigma}
             latents = [
-                latents_along(
-                    model,
-                    _units(model, samples),
-                    depths=depths,
-                    share=share,
-                    evaluations=attack.evaluations,
-                    sigma=sigma,
-                    seed=attack.seed + turn,
-                )
+                latents_along(model, model.units(samples), depths=depths, seed=attack.seed + turn, **how)
                 for turn, samples in enumerate((known, attacked))
             ]
             for depth in sorted(latents[0], reverse=True):
                 pairs = (latents[0][depth], known), (latents[1][depth], attacked)
                 found = _reading(model, *pairs, attack.seed)
-                yield Reading(soften_sigma=sigma, depth=depth, share=share, **found)
+                yield {"soften_sigma": sigma, "depth": depth, "share": share, **found}
 
 
 def _reading(
-    model: DomainModel, known: tuple[Array, Array], attacked: tuple[Array, Array], seed: int
+    model: Model, known: tuple[Array, Array], attacked: tuple[Array, Array], seed: int
 ) -> dict[str, Any]:
-    """What is read from attacked latents, by whoever has known ones, each with their samples."""
-    (latents, truth), (seen, originals) = attacked, (known[0], _units(model, known[1]))
-    drawn = judgement.resample(len(truth))
-    found = correlation_matrix(latents, _units(model, truth))
+    """Return what is read from attacked latents, by whoever has known ones, each with their samples."""
+    (latents, truth), (seen, originals) = attacked, (known[0], model.units(known[1]))
+    found, pictures = correlation_matrix(latents, model.units(truth)), model.manifest.sample_kind != "point"
     inverter = (
         fit_inverter(seen, originals, steps=STEPS, seed=seed)
-        if model.is_picture
+        if pictures
         else fit_point_inverter(seen, originals)
     )
-    quality, hits = _judged(model, model.out_of_units(torch.from_numpy(inverter.inverse(latents))), truth)
+    read = model.out_of_units(inverter.inverse(latents))
+    if pictures:
+        cut = np.clip(read, -1.0, 1.0).astype(np.float32)
+        quality, hits = metrics.compare(cut, truth).psnr, metrics.hits_by_pixels(cut, truth, nearest=1)
+    else:
+        quality = np.sqrt(np.square((read - truth) / truth.std(axis=0)).mean(axis=1))
+        hits = metrics.ranks(read, truth) < 1
     return {
-        "correlation": Figure(**drawn.mean(np.diagonal(found))),
-        "found_by_correlation": Figure(**drawn.mean(first_by_correlation(found))),
+        "correlation": _figure(np.mean, np.diagonal(found)),
+        "found_by_correlation": _figure(np.mean, first_by_correlation(found)),
         "surrogate": inverter.name,
-        "read": Figure(**drawn.mean(quality)),
-        "found_by_reading": Figure(**drawn.mean(hits)),
+        "read": _figure(np.mean, quality),
+        "found_by_reading": _figure(np.mean, hits),
     }
 
 
-def _judged(model: DomainModel, read: Array, truth: Array) -> tuple[np.ndarray, np.ndarray]:
-    if model.is_picture:
-        cut = np.clip(read, -1.0, 1.0).astype(np.float32)
-        return compare(cut, truth).psnr, metrics.hits_by_pixels(cut, truth, nearest=1)
-    errors = np.sqrt(np.square((read - truth) / truth.std(axis=0)).mean(axis=1))
-    return errors, metrics.ranks(read, truth) < 1
-
-
 def latents_along(
-    model: DomainModel,
+    model: Model,
     x: Array,
     *,
     depths: Sequence[float] = (),
@@ -295,45 +280,31 @@ def latents_along(
     sigma: float = 0.0,
     seed: int = 0,
 ) -> Latents:
-    """Latents of samples in the model's units: of full depth (1.0), and of `depths`."""
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
-    parts = torch.split(soften(torch.from_numpy(x), sigma, noise), _together(model))
-    denoiser = model.denoiser(share=share)
-    found: Latents = {}
-    for depth in (*depths, 1.0):
-        laid = model.plan(SolverSettings(evaluations=evaluations, depth=depth), sigma)
-        ends = [
-            integrate(laid.encoder(part, model.condition(model.class_rows(None, len(part)))), denoiser)
-            for part in parts
-        ]
-        found[depth] = torch.cat(ends).numpy()
-    return found
+    """Return latents of samples in the model's units: of full depth (1.0), and of `depths`."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).numpy()
+    alpha = 1.0 / math.hypot(1.0, sigma)
+    x = (alpha * x + (alpha * sigma) * noise).astype(np.float32) if sigma else x
+    settings = {
+        depth: Settings(evaluations=evaluations, depth=depth, share=share) for depth in (*depths, 1.0)
+    }
+    return {depth: model.integrate(x, each, sigma=sigma) for depth, each in settings.items()}
 
 
-def membership_of(
-    model: DomainModel, members: Array, others: Array, attack: Attack
-) -> tuple[Membership, ...]:
-    """How well training samples are distinguished from others, by the norm of the latent and by the model's loss."""
+def membership_of(model: Model, members: Array, others: Array, attack: Attack) -> list[dict[str, Any]]:
+    """Tell training samples from others, by the norm of the latent and by the model's loss; return how well."""
     own, chosen, found = model.manifest.soften_sigma, spaced(members, len(others)), []
     for sigma in (own, 0.0) if own else (0.0,):
         attack.say(f"membership, softened {sigma:g}")
         norms, losses = [], []
         for turn, samples in enumerate((chosen, others)):
-            x = _units(model, samples)
-            seed = attack.seed + turn
+            x, seed = model.units(samples), attack.seed + turn
             z = latents_along(model, x, evaluations=attack.evaluations, sigma=sigma, seed=seed)[1.0]
             norms.append(np.linalg.norm(z.reshape(len(z), -1), axis=1))
-            losses.append(-_losses(model, torch.from_numpy(x), attack.seed))
-        found.append(
-            Membership(
-                soften_sigma=sigma,
-                members=len(chosen),
-                others=len(others),
-                norm=_figure(_told_apart(*norms), *norms),
-                loss=_figure(_told_apart(*losses), *losses),
-            )
-        )
-    return tuple(found)
+            losses.append(-_losses(model, x, attack.seed))
+        sizes = {"soften_sigma": sigma, "members": len(chosen), "others": len(others)}
+        figures = {"norm": norms, "loss": losses}
+        found.append({**sizes, **{key: _figure(_told_apart(*each), *each) for key, each in figures.items()}})
+    return found
 
 
 def _told_apart(inside: Numbers, outside: Numbers) -> Callable[[Numbers, Numbers], float]:
@@ -342,52 +313,40 @@ def _told_apart(inside: Numbers, outside: Numbers) -> Callable[[Numbers, Numbers
     return lambda own, other: area(sign * own, sign * other)
 
 
-def _losses(model: DomainModel, x: Tensor, seed: int) -> NDArray[np.float64]:
-    """Mean squared error of the predicted v of each sample, (N,), with the same noise for all."""
-    denoiser, total = model.denoiser(), torch.zeros(len(x), dtype=torch.float64)
-    for level, turn in product(map(model.bundle.schedule.level, LEVELS), range(NOISES)):
-        noise = torch.randn(x.shape[1:], generator=torch.Generator().manual_seed(seed * NOISES + turn))
-        for rows in torch.split(torch.arange(len(x)), _together(model)):
-            with torch.no_grad():
-                v = denoiser(
-                    level.alpha * x[rows] + level.sigma * noise,
-                    level,
-                    model.condition(model.class_rows(None, len(rows))),
-                )
-            wrong = v - (level.alpha * noise - level.sigma * x[rows])
-            total[rows] += wrong.double().flatten(1).square().mean(1)
-    return (total / (len(LEVELS) * NOISES)).numpy()
+def _losses(model: Model, x: Array, seed: int) -> NDArray[np.float64]:
+    """Return the mean squared error of the predicted v of each sample, (N,), with the same noise for all."""
+    total = np.zeros(len(x))
+    for lam, turn in product(LEVELS, range(NOISES)):
+        noise = torch.randn(
+            x.shape[1:], generator=torch.Generator().manual_seed(seed * NOISES + turn)
+        ).numpy()
+        alpha, sigma = (1.0 + math.exp(-2.0 * lam)) ** -0.5, (1.0 + math.exp(2.0 * lam)) ** -0.5
+        v = model.velocity((alpha * x + sigma * noise).astype(np.float32), lam)
+        wrong = v.astype(np.float64) - (alpha * noise - sigma * x)
+        total += np.square(wrong).reshape(len(x), -1).mean(axis=1)
+    return total / (len(LEVELS) * NOISES)
 
 
-def _figure(statistic: Callable[..., float], *samples: Numbers) -> Figure:
-    """A statistic of sets of samples, with its interval over samples of each."""
+def _figure(statistic: Callable[..., Any], *samples: Numbers) -> dict[str, float]:
+    """Return a statistic of sets of samples, with its interval over samples of each."""
     rng = np.random.default_rng(0)
     drawn = [statistic(*(rng.choice(each, len(each)) for each in samples)) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, [0.025, 0.975])
-    return Figure(value=float(statistic(*samples)), low=float(low), high=float(high))
+    return {"value": float(statistic(*samples)), "low": float(low), "high": float(high)}
 
 
-def copies_of(model: DomainModel, train: Array, held_out: Array, attack: Attack) -> Copies | None:
-    """How near what the model draws is to its training pictures (N, C, H, W), beside pictures held out."""
-    if not model.is_picture:
+def copies_of(model: Model, train: Array, held_out: Array, attack: Attack) -> dict[str, Any] | None:
+    """Measure how near what the model draws is to its training pictures (N, C, H, W), beside pictures held out."""
+    if model.manifest.sample_kind == "point":
         return None
     attack.say("training pictures in what the model draws")
     count = min(64, len(held_out))
-    drawn = draw_samples(open_party(model.bundle), count, ArraySettings(DECODING, seed=attack.seed))
     own = metrics.reduced(train)
-    samples, others = (metrics.nearest(metrics.reduced(each), own) for each in (drawn, held_out))
-    near = samples < np.quantile(others, 0.01)
-    return Copies(
-        drawn=count,
-        samples=_figure(np.median, samples),
-        held_out=_figure(np.median, others),
-        near=Figure(**judgement.resample(count).mean(near)),
-    )
-
-
-def _units(model: DomainModel, samples: Array) -> Array:
-    return model.into_units(samples).cpu().numpy()
-
-
-def _together(model: DomainModel) -> int:
-    return 16 if model.is_picture else 4_096
+    pictures = model.sample(count, DECODING, seed=attack.seed), held_out
+    samples, others = (metrics.nearest(metrics.reduced(each), own) for each in pictures)
+    return {
+        "drawn": count,
+        "samples": _figure(np.median, samples),
+        "held_out": _figure(np.median, others),
+        "near": _figure(np.mean, samples < np.quantile(others, 0.01)),
+    }

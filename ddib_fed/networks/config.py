@@ -155,7 +155,6 @@ LibraryTarget = Literal[
     "diffusers.AutoencoderTiny",
     "diffusers.VQModel",
 ]
-TARGETS: tuple[str, ...] = get_args(LibraryTarget)
 
 
 class _Names(NamedTuple):
@@ -202,6 +201,11 @@ class LibraryConfig(Frozen):
     axes: tuple[int, ...] = ()
     # Not in the digests of networks without it, such as imported ones.
     spectral: tuple[int, ...] = Field(default=(), exclude_if=lambda given: not given)
+
+    @staticmethod
+    def targets() -> tuple[str, ...]:
+        """Return the classes that are known."""
+        return get_args(LibraryTarget)
 
     @property
     def name(self) -> str:

@@ -23,7 +23,7 @@ from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.operator import Node
-from ddib_fed.terminal import escape, explained, relay, require_alone, say, say_labelled
+from ddib_fed.terminal import escape, explained, leads, relay, require_alone, say, say_labelled
 
 if TYPE_CHECKING:
     from ddib_fed.node.daemon import StepResult
@@ -149,7 +149,7 @@ def _train(config: NodeConfig, *, force: bool) -> None:
         command=f"{config.command} train --config node.toml",
     )
     bundle = train_at_terminal(settings, config.paths.bundle, resume=not force, force=force)
-    if bundle is not None:
+    if leads():
         say(
             f"model of {config.model.domain}: {bundle.manifest.parameters:,} parameters, digest {bundle.digest[:12]}, "
             f"in {config.paths.bundle}",

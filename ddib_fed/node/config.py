@@ -35,7 +35,7 @@ from ddib_fed.protocol.contract import MAX_GUIDANCE, CalibrationKind
 from ddib_fed.record import Frozen
 from ddib_fed.security.peers import PeerStore
 from ddib_fed.telemetry import NodeTelemetry
-from ddib_fed.training.config import SHIPPED, TrainConfig, checked, fields_of
+from ddib_fed.training.config import SHIPPED, TrainConfig
 
 Role = Literal["source", "target"]
 Use = Literal["send", "decode", "calibrate"]
@@ -50,7 +50,9 @@ MAX_SOCKET_PATH: Final = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero."""
 _TRAIN_PATHS: Final = frozenset({"data", "images", "init", "calibration"})
 _TRAIN_FIELDS: Final = {
-    name.removesuffix("_s"): name for name in fields_of("points", "pictures", "autoencoder") if name != "name"
+    name.removesuffix("_s"): name
+    for name in TrainConfig.fields_of("points", "pictures", "autoencoder")
+    if name != "name"
 }
 
 
@@ -155,7 +157,7 @@ class TrainSection(Frozen, extra="allow"):
                 raise ValueError(f"train.{name}: unknown key{meant}")
             given[_TRAIN_FIELDS[name]] = folder / value if name in _TRAIN_PATHS else value
         hint = "`ddib model train --help` explains the options"
-        return checked(TrainConfig, {"threads": threads, **given, **run}, hint)
+        return TrainConfig.checked({"threads": threads, **given, **run}, hint)
 
     @property
     def names_data(self) -> bool:

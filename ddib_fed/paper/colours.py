@@ -6,30 +6,22 @@ z = ODESolve(x; v_content, sigma_s -> sigma_max),   y = ODESolve(z; v_reference,
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ddib_fed import Model, Settings, TrainConfig, train
 from ddib_fed.data.pictures import encode_png, read_image
-from ddib_fed.data.points import to_npy
-from ddib_fed.diffusion.plans import SolverSettings, check_settings, plan
-from ddib_fed.diffusion.solvers import integrate
-from ddib_fed.engine.arrays import Counter
-from ddib_fed.engine.local_party import POINTS_TOGETHER
-from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import FileMissing, InputError, UsageError
 from ddib_fed.evaluation.metrics import sliced_w2
 from ddib_fed.files import model_folder, write_file, write_json
-from ddib_fed.models.bundle import Bundle
-from ddib_fed.networks.placement import torch_threads
 from ddib_fed.terminal import require_alone
-from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.run import TrainingProgress, train
 
 Floats = NDArray[np.float64]
 OnProgress = Callable[[str, int, int, str], None]
@@ -135,22 +127,23 @@ def transfer(
     require_alone("exchanging colours")
     if content.name == reference.name:
         raise UsageError(f"both pictures are called {content.name}", hint="rename one of them")
-    settings = SolverSettings(evaluations=evaluations)
-    check_settings(settings)
+    settings = Settings(evaluations=evaluations)
     fields: dict[str, Any] = {"seed": seed, "steps": steps, "width": width, "threads": threads}
     config = TrainConfig(kind="points", data=Path(), samples=2_000, command=command, **fields)
     photos = content, reference
     models = [
         model_of(photo, config, out, resume=resume, force=force, on_progress=on_progress) for photo in photos
     ]
-    own, other = (DomainModel(bundle) for bundle in models)
     name = f"{content.name}-to-{reference.name}.png"
 
-    def tell(done: int, total: int) -> None:
-        on_progress(f"colouring {content.name}", done, total, "")
+    def tell(leg: int) -> Callable[[int, int], None]:
+        return lambda done, total: on_progress(f"colouring {content.name}", leg * total + done, 2 * total, "")
 
-    with torch_threads(threads):
-        rgb = _moved(content.rgb(), own, other, settings, tell)
+    shrink = float(1.0 / np.hypot(1.0, SMOOTH))
+    x = shrink * models[0].units(content.rgb())
+    z = models[0].integrate(x, settings, sigma=SMOOTH, on_progress=tell(0))
+    y = models[1].integrate(z, settings, sigma=SMOOTH, back=True, on_progress=tell(1))
+    rgb = models[1].out_of_units(y / shrink).astype(np.float64)
     write_file(out / name, encode_png(content.paint(rgb)))
     chosen = content.drawn(COMPARED, _COMPARED_SEED)
     goal, again = (reference.rgb()[reference.drawn(COMPARED, _COMPARED_SEED + turn)] for turn in (0, 1))
@@ -174,10 +167,12 @@ def transfer(
 
 def model_of(
     photo: Photograph, config: TrainConfig, out: Path, *, resume: bool, force: bool, on_progress: OnProgress
-) -> Bundle:
+) -> Model:
     """The model of a photograph's colours, trained or found in `out`."""
     count = int(np.clip(photo.index.size, MIN_POINTS, MAX_POINTS))
-    content = to_npy(photo.points(count, _POINTS_SEED).astype(np.float32))
+    stream = io.BytesIO()
+    np.save(stream, photo.points(count, _POINTS_SEED).astype(np.float32))
+    content = stream.getvalue()
     label = f"{photo.name[:60]}-{hashlib.sha256(content).hexdigest()[:8]}"
     folder = out / "models" / label
     out.mkdir(parents=True, exist_ok=True)
@@ -186,33 +181,11 @@ def model_of(
     write_file(points, content, private=True)
     config = config.model_copy(update={"data": points, "name": f"colours-{label}"})
 
-    def tell(progress: TrainingProgress) -> None:
+    def tell(progress: Any) -> None:
         on_progress(f"training {photo.name}", progress.step, progress.steps, f"loss {progress.loss:.4f}")
 
     try:
-        return train(config, folder, tell, resume=resume, force=force)
+        return train(config, folder, resume=resume, force=force, on_progress=tell)
     finally:
         # It can be made again from the picture, bit for bit.
         points.unlink(missing_ok=True)
-
-
-def _moved(
-    points: Floats,
-    first: DomainModel,
-    second: DomainModel,
-    settings: SolverSettings,
-    on_step: Callable[[int, int], None],
-) -> Floats:
-    """Points (N, 3) encoded by the first model and decoded by the second."""
-    there, back = (plan(settings, model.bundle.schedule, soften_sigma=SMOOTH) for model in (first, second))
-    back = replace(back, decode_grid=back.encode_grid.reversed())
-    x = first.normalise(points.astype(np.float32))
-    shrink = float(1.0 / np.hypot(1.0, SMOOTH))
-    starts = range(0, len(x), POINTS_TOGETHER)
-    tell = Counter(settings.evaluations * 2 * len(starts), on_step)
-    found = []
-    for start in starts:
-        part = first.tensor(x[start : start + POINTS_TOGETHER]) * shrink
-        latent = integrate(there.encoder(part), first.plain, on_step=tell)
-        found.append((integrate(back.decoder(latent), second.plain, on_step=tell) / shrink).numpy())
-    return second.denormalise(np.concatenate(found)).astype(np.float64)

@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
@@ -25,7 +25,6 @@ from ddib_fed.names import check_domain, domain_from, nearest
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 from ddib_fed.record import Frozen
 
-Config = TypeVar("Config", bound="TrainConfig")
 Preset = Mapping[str, Any]
 _TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
     Path(__file__).with_name("presets.toml").read_text("utf-8")
@@ -79,7 +78,9 @@ class TrainConfig(Frozen):
     )  # fmt: skip
     """Fields that are not in the identity of a run: no weight depends on them, or `run` compares them itself."""
     opener: ClassVar[str] = "ddib_fed.training.run:open_run"
-    """What reads the data of such a run, imported when it is trained; leaf packages name their own."""
+    """What reads the data of such a run, imported when it is trained."""
+    Private: ClassVar[type[PrivateTrainConfig]]
+    Distilled: ClassVar[type[DistilConfig]]
 
     kind: str
     domain: str | None = says(
@@ -231,10 +232,10 @@ class TrainConfig(Frozen):
             given.setdefault("preset", "volume-32" if volumes else "small-64" if large else "tiny-32")
         usual = cls.usual(given)
         for name, value in given.items():
-            kinds = option_kinds(cls, name)
+            kinds = cls.kinds_of(name)
             foreign = kinds and given["kind"] in ANY and given["kind"] not in kinds
             if foreign and value != usual.get(name, cls.model_fields[name].get_default()):
-                raise ValueError(f"{called(cls, name)} is for {kinds[0]}, and this run is on {given['kind']}")
+                raise ValueError(f"{cls.called(name)} is for {kinds[0]}, and this run is on {given['kind']}")
         return {**usual, **given, "network": {**usual.get("network", {}), **given.get("network", {})}}
 
     @classmethod
@@ -295,7 +296,7 @@ class TrainConfig(Frozen):
         shipped = ("channels", "fit", "skip_bad", "held_out") if self.domain is not None else ()
         for name in ("crop", "range", "intensity", "slices", *shipped):
             idle = self.images is None and self._says(name)
-            yield idle, f"{called(type(self), name)} is for a folder of pictures"
+            yield idle, f"{self.called(name)} is for a folder of pictures"
 
     def _says(self, name: str) -> bool:
         return bool(getattr(self, name) != type(self).model_fields[name].default)
@@ -358,12 +359,163 @@ class TrainConfig(Frozen):
             )
         return CALIBRATED_STEPS if self.calibration else int(_TABLES[self.preset or "points"]["steps"])
 
+    # How the fields are asked for
+
+    seconds: ClassVar = staticmethod(seconds)
+
+    @staticmethod
+    def presets() -> tuple[str, ...]:
+        """Return the names of the presets of pictures."""
+        return tuple(PRESETS)
+
+    @staticmethod
+    def option(name: str) -> str:
+        """Return the option of a field."""
+        return f"--{name.removesuffix('_s').replace('_', '-')}"
+
+    @classmethod
+    def called(cls, name: str) -> str:
+        """Return how a field is asked for on the command line."""
+        if name in cls.options_of(*ANY):
+            return cls.option(name)
+        return name if name not in cls.model_fields else f"--set {name}"
+
+    @classmethod
+    def _extra(cls, name: str) -> Mapping[str, Any]:
+        extra = cls.model_fields[name].json_schema_extra if name in cls.model_fields else None
+        return extra if isinstance(extra, dict) else {}
+
+    @classmethod
+    def kinds_of(cls, name: str) -> tuple[str, ...]:
+        """Return the kinds of run that have a field."""
+        return tuple(cls._extra(name).get("kinds", ()))
+
+    @classmethod
+    def fields_of(cls, *kinds: str) -> list[str]:
+        """Return the fields of any of these kinds of run, in the order of the help."""
+        return [name for name in cls.model_fields if set(kinds) & set(cls.kinds_of(name))]
+
+    @classmethod
+    def options_of(cls, *kinds: str) -> list[str]:
+        """Return those of them that have an option; the others are given by --set."""
+        return [name for name in cls.fields_of(*kinds) if cls._extra(name)["option"]]
+
+    @classmethod
+    def checked(cls, fields: Mapping[str, Any], hint: str, sets: Sequence[str] = ()) -> Self:
+        """Return the config of these fields and of the texts of --set.
+
+        Raises
+        ------
+        UsageError
+            A field is unknown, or has no such value.
+        """
+        try:
+            return cls.model_validate(cls._with_sets(fields, sets))
+        except ValidationError as error:
+            where, message = first_problem(error)
+            where = where.partition(".")[0]
+            raise UsageError(f"{cls.called(where)}: {message}" if where else message, hint=hint) from error
+
+    @classmethod
+    def _with_sets(cls, fields: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+        """Fields with those of texts such as ema=0.99 (of the run), channel_mult=1,2,3 (of its network)."""
+        found, network = dict(fields), dict(fields.get("network", {}))
+        own = cls.fields_of(*ANY)
+        for text in sets:
+            name, mark, value = (part.strip() for part in text.partition("="))
+            if not mark or not name:
+                raise UsageError(
+                    f"--set {text!r} is no FIELD=VALUE", hint="write a field so: --set ema=0.999"
+                )
+            if (name, value) == ("network", "public"):
+                network["public"] = True
+            elif name in own and name != "network":
+                found[name] = value if cls._extra(name)["option"] else _read(value)
+            else:
+                _require_of_a_network(name, own)
+                network[name] = _read(f"[{value}]" if name in _LISTS or "," in value else value)
+        return {**found, "network": network} if network else found
+
     def identity(self, data: str) -> str:
         """Digest of what the weights depend on, but for the number of steps; two runs with the same one can continue
         each other.
         """
         settings = self.model_dump_json(exclude=set(self.free))
         return hashlib.sha256(f"{settings} {data}".encode()).hexdigest()
+
+
+class PrivateTrainConfig(TrainConfig):
+    """A run on points or pictures with differential privacy of each training sample."""
+
+    opener = "ddib_fed.training.private:open_private"
+
+    epsilon: float = says(
+        ...,
+        "What the whole run may spend at most. It bounds what the weights tell of one training sample, and hides "
+        "no picture that is translated (SECURITY.md).",
+        MODELS,
+        gt=0,
+        le=1000,
+    )
+
+    @classmethod
+    def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().usual(given)
+        # The public code's dropout is of a whole batch, and a spectrum is measured of the pictures.
+        network = found.get("network", {})
+        found["network"] = {name: network[name] for name in network if name not in {"dropout", "spectral"}}
+        return found
+
+    @property
+    def reference(self) -> int:
+        return 0  # the target of a point may depend on no other point
+
+    def faults(self) -> Iterable[tuple[bool, str]]:
+        yield from super().faults()
+        endless = self.kind == "points" and self.domain is not None
+        halved = self.precision != "float32"
+        wrong = {
+            "a classifier": self.kind == "classifier",
+            "time_s: the noise follows from the number of steps, so say steps": self.time_s is not None,
+            "precision bfloat16: gradients of single samples are computed in float32": halved,
+            "domain: a synthetic domain has no training points to protect, so give data": endless,
+            "spectral: a spectrum is measured of the pictures": bool(self.network.get("spectral")),
+            "dropout: its masks are drawn for the whole batch": bool(self.network.get("dropout")),
+        }
+        for what, is_there in wrong.items():
+            yield is_there, f"differential privacy does not go with {what}"
+
+
+class DistilConfig(TrainConfig):
+    """One run that distils a model of points into a flow map of both directions."""
+
+    free = TrainConfig.free | {"teacher"}
+    opener = "ddib_fed.training.distil:open_distil"
+
+    kind: str = "distilled"
+    teacher: str
+    """A shipped model by name, or a bundle's folder."""
+    teacher_evaluations: int = Field(24, ge=8, le=1000)  # of a path
+    uses: int = Field(PRESET, ge=1)  # steps that ask each batch of paths before it is replaced
+
+    @classmethod
+    def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "batch": 2048, "learning_rate": 1e-3, "ema": 0.999, "checkpoint_every": 500, "uses": 16, "warmup": 100,
+            "samples": 10_000, "preset": "", "microbatch": int(given.get("batch", 2048)),
+        }  # fmt: skip
+
+    def faults(self) -> Iterable[tuple[bool, str]]:
+        both = self.domain is not None and self.data is not None
+        yield both or self.images is not None, "give one of: domain, data (points)"
+        yield self.steps is not None and self.time_s is not None, "give either steps or time_s"
+        yield bool(self.batch % 2), "batch is even: half starts from data, half from noise"
+
+    def usual_steps(self) -> int:
+        return 4_000
+
+
+TrainConfig.Private, TrainConfig.Distilled = PrivateTrainConfig, DistilConfig
 
 
 class RunPlan(Frozen):
@@ -387,65 +539,6 @@ def learning_rate(config: TrainConfig, plan: RunPlan, step: int) -> float:
     warm = min(1.0, max((step + 1) / max(1, config.warmup), 5.0 * plan.behind(step + 1)))
     fall = 1.0 if config.decay == "none" else 0.5 * (1 + math.cos(math.pi * plan.behind(step)))
     return config.learning_rate * warm * fall
-
-
-def called(config: type[TrainConfig], name: str) -> str:
-    """How a field is asked for on the command line."""
-    if name in options_of(*ANY, config=config):
-        return option(name)
-    return name if name not in config.model_fields else f"--set {name}"
-
-
-def option(name: str) -> str:
-    return f"--{name.removesuffix('_s').replace('_', '-')}"
-
-
-def _extra(config: type[TrainConfig], name: str) -> Mapping[str, Any]:
-    found = config.model_fields[name].json_schema_extra if name in config.model_fields else None
-    return found if isinstance(found, dict) else {}
-
-
-def option_kinds(config: type[TrainConfig], name: str) -> tuple[str, ...]:
-    """The kinds of run that have a field."""
-    return tuple(_extra(config, name).get("kinds", ()))
-
-
-def fields_of(*kinds: str, config: type[TrainConfig] = TrainConfig) -> list[str]:
-    """The fields that can be asked for of any of these kinds of run, in the order of the help."""
-    return [name for name in config.model_fields if set(kinds) & set(option_kinds(config, name))]
-
-
-def options_of(*kinds: str, config: type[TrainConfig] = TrainConfig) -> list[str]:
-    """Those of them that have an option; the others are given by --set."""
-    return [name for name in fields_of(*kinds, config=config) if _extra(config, name)["option"]]
-
-
-def checked(config: type[Config], fields: Mapping[str, Any], hint: str, sets: Sequence[str] = ()) -> Config:
-    """The config of these fields and of the texts of --set; what is wrong with them is a mistake of the user's."""
-    try:
-        return config.model_validate(_with_sets(config, fields, sets))
-    except ValidationError as error:
-        where, message = first_problem(error)
-        where = where.partition(".")[0]
-        raise UsageError(f"{called(config, where)}: {message}" if where else message, hint=hint) from error
-
-
-def _with_sets(config: type[TrainConfig], fields: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """Fields with those of texts such as ema=0.99 (of the run), channel_mult=1,2,3 (of its network), network=public."""
-    found, network = dict(fields), dict(fields.get("network", {}))
-    own = fields_of(*ANY, config=config)
-    for text in sets:
-        name, mark, value = (part.strip() for part in text.partition("="))
-        if not mark or not name:
-            raise UsageError(f"--set {text!r} is no FIELD=VALUE", hint="write a field so: --set ema=0.999")
-        if (name, value) == ("network", "public"):
-            network["public"] = True
-        elif name in own and name != "network":
-            found[name] = value if _extra(config, name)["option"] else _read(value)
-        else:
-            _require_of_a_network(name, own)
-            network[name] = _read(f"[{value}]" if name in _LISTS or "," in value else value)
-    return {**found, "network": network} if network else found
 
 
 def _require_of_a_network(name: str, own: Sequence[str]) -> None:

@@ -588,7 +588,7 @@ class _Log:
         return TrainingProgress(step, self._trainer.plan.total, self._smooth, held_out, rate)
 
 
-def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle | None:
+def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> Bundle:
     """Train with a progress bar on stderr; Ctrl-C and SIGTERM stop it so that it can be resumed."""
     with bar("training") as show, bar("checking") as look, _stopping() as stop:
 
@@ -598,7 +598,7 @@ def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bo
             show(progress.step, progress.steps, remark)
             stop(progress.step)
 
-        done = train(
+        return train(
             config,
             out,
             on_progress,
@@ -607,7 +607,6 @@ def train_at_terminal(config: TrainConfig, out: Path, *, resume: bool, force: bo
             say=partial(say, err=True),
             on_scan=lambda count, total: look(count, total, "pictures"),
         )
-    return done if os.environ.get("RANK", "0") == "0" else None
 
 
 @contextmanager

@@ -215,6 +215,7 @@ class OwnSamples(NamedTuple):
     name: str
     train: Floats
     held_out: Floats
+    test: Floats = np.empty(0, np.float32)
 
     def mixed(self) -> Floats:
         """All of them, in an order of their own each: the held-out ones first."""
@@ -223,7 +224,13 @@ class OwnSamples(NamedTuple):
 
 
 def own_samples(
-    manifest: Manifest, which: Path | str | None, train: int, held_out: int, *, skip_bad: bool = False
+    manifest: Manifest,
+    which: Path | str | None,
+    train: int,
+    held_out: int,
+    *,
+    test: int = 0,
+    skip_bad: bool = False,
 ) -> OwnSamples:
     """At most so many samples of a model's domain, evenly spaced: those that ship, a folder's, or those of a file."""
     name = shipped_name(manifest, which)
@@ -239,7 +246,9 @@ def own_samples(
         source = shipped_source(name)
     else:
         source = open_source(as_trained(manifest, Path(str(which)), skip_bad=skip_bad))
-    parts = spaced(source.train, train), spaced(source.held_out, held_out)
+    parts = [spaced(source.train, train), spaced(source.held_out, held_out)]
+    if test and name is not None:
+        parts.append(spaced(shipped_bytes(name, ["test"])[0], test))
     return OwnSamples(name or str(which), *map(expand, parts))
 
 

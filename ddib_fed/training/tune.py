@@ -1,4 +1,4 @@
-"""`ddib model tune` and `ddib model measure`: what is learned and measured of a finished model.
+"""`Model.tune`: learned steps of a finished model.
 
 Where the solver steps: the grid of n intervals between two fixed ends is n numbers u; the steps in lambda are shares
 softmax(u) of the way, so that every u is a valid grid. They are learned by gradients through the solver (LD3, arXiv
@@ -16,7 +16,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -27,17 +26,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Places
-from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan, soften
+from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan
 from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, LevelGrid, Stage, make_grid
 from ddib_fed.diffusion.solvers import integral_weights, integrate
-from ddib_fed.engine.gate import measure_allowances, unmeasurable
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import InputError, NotFinite, SettingsInvalid
+from ddib_fed.errors import InputError, NotFinite
 from ddib_fed.evaluation.judgement import resample
 from ddib_fed.models.bundle import load_bundle, put_beside
 from ddib_fed.models.manifest import Manifest
-from ddib_fed.models.sidecars import LEAST_STEP, MAX_LEARNED, Allowances, Errors, Tuned, TunedLeg
-from ddib_fed.training.sources import SEED, Floats, own_samples
+from ddib_fed.models.sidecars import LEAST_STEP, Errors, Tuned, TunedLeg
+from ddib_fed.training.sources import Floats, own_samples
 
 Told = Callable[[int, int], None]  # told (done, in all)
 Say = Callable[[str, int, int], None]  # told (what is being done, done, in all)
@@ -81,44 +79,6 @@ class Rows(NamedTuple):
         return Rows(self.x[which], cond, self.end[which])
 
 
-def tune_bundle(
-    folder: Path,
-    evaluations: Sequence[int],
-    *,
-    data: Path | None = None,
-    soften_sigma: float | None = None,
-    seed: int = 0,
-    command: str = "",
-    device: str = "cpu",
-    say: Say,
-    effort: Effort | None = None,
-) -> Tuned:
-    """Learn steps of the bundle in a folder and write them beside its weights; its digest does not change."""
-    for number in evaluations:
-        if not 2 <= number <= MAX_LEARNED:
-            problem = f"{number} evaluations cannot be learned"
-            raise SettingsInvalid(problem, hint=f"2 to {MAX_LEARNED}; above, grid=default")
-    model = DomainModel(replace(load_bundle(folder), tuned=None), device=device)
-    effort = effort or (PICTURES if model.is_picture else POINTS)
-    sigma = model.sigma(soften_sigma)
-    sets = [model.into_units(each) for each in _sets(model.manifest, data, effort)]
-    starts = [soften(x, sigma, _noise(x, seed + SEED - 1 - i)) for i, x in enumerate(sets)]
-    found: list[TunedLeg] = []
-    for stage in ("encode", "decode"):
-        leg = TuningLeg(model, stage, starts, sigma, seed, partial(say, f"reference of {stage}"))
-        known: list[LearnedSteps] = []
-        # The most evaluations first: their grid starts a candidate of the fewer.
-        for number in sorted(set(evaluations), reverse=True):
-            known.append(learn(leg, number, effort, seed, known, partial(say, f"{stage} in {number}")))
-            found.append(leg.measured(known[-1]))
-        # Decoding is learned from noise, and in every other row of pictures from a latent: what a node decodes.
-        starts, sigma = [_noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)], 0.0
-        if model.is_picture:
-            for start, rows in zip(starts, leg.sets, strict=True):
-                start[::2] = rows.end[::2]
-    return put_legs(folder, found, command=command)
-
-
 def put_legs(folder: Path, legs: Sequence[TunedLeg], *, command: str = "") -> Tuned:
     """Write steps into the bundle in `folder`, in the place of those of the same direction, softening and number."""
     bundle = load_bundle(folder)
@@ -128,7 +88,7 @@ def put_legs(folder: Path, legs: Sequence[TunedLeg], *, command: str = "") -> Tu
     return tuned
 
 
-def _sets(manifest: Manifest, data: Path | None, effort: Effort) -> tuple[Floats, Floats, Floats]:
+def sets(manifest: Manifest, data: Path | str | None, effort: Effort) -> tuple[Floats, Floats, Floats]:
     """Samples to learn from, to choose with, and to measure with; held-out ones first go to the last two."""
     total = effort.fit + effort.choose + effort.held_out
     found = own_samples(manifest, data, total, effort.choose + effort.held_out)
@@ -141,7 +101,7 @@ def _sets(manifest: Manifest, data: Path | None, effort: Effort) -> tuple[Floats
     return every[choose + held_out :][:fit], every[held_out : held_out + choose], every[:held_out]
 
 
-def _noise(like: Tensor, seed: int) -> Tensor:
+def noise(like: Tensor, seed: int) -> Tensor:
     return torch.randn(like.shape, generator=torch.Generator().manual_seed(seed)).to(like)
 
 
@@ -336,32 +296,3 @@ def lams_of(u: Tensor, start: float, end: float) -> Tensor:
     """The grid (n + 1,) of the numbers u (n,)."""
     fallen = torch.cumsum(torch.softmax(u, 0), 0) * (start - end)
     return torch.cat([u.new_full((1,), start), start - fallen[:-1], u.new_full((1,), end)])
-
-
-def put_allowances(
-    folder: Path,
-    data: Path | None = None,
-    *,
-    command: str = "",
-    device: str = "cpu",
-    seed: int = 0,
-    skip_bad: bool = False,
-    tell: Told | None = None,
-) -> Allowances:
-    """Measure what the latents of the bundle in `folder` look like, and write it beside its weights."""
-    bundle = load_bundle(folder, without=[Allowances.file])
-    model = DomainModel(bundle, device=device)
-    why, samples = unmeasurable(model, GATE_PICTURES), np.empty(0, np.float32)
-    if not why:
-        own = own_samples(bundle.manifest, data, GATE_PICTURES, GATE_PICTURES, skip_bad=skip_bad)
-        samples = own.mixed()[:GATE_PICTURES]
-        why = unmeasurable(model, len(samples))
-    if why:
-        name = model.manifest.name
-        raise InputError(
-            f"the usual latents of {name} cannot be measured: {why}",
-            hint=f"ddib model show {name} says what the model is; --data names a folder of pictures",
-        )
-    found = measure_allowances(model, samples, command=command, seed=seed, tell=tell)
-    put_beside(folder, found)
-    return found

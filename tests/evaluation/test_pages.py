@@ -16,25 +16,22 @@ import pytest
 from PIL import Image
 
 from ddib_fed.data.pictures import encode_png, read_image
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings
-from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation.draws import draw_pictures
 from ddib_fed.evaluation.pages import (
     SideFound,
     WayFound,
     advice,
     preview,
     verdict,
-    write_report_page,
     write_results,
 )
 from ddib_fed.evaluation.sheets import DOUBT, clouds, contact_sheet, to_pixels
-from ddib_fed.evaluation.translations import FoundPicture, evaluate_folder, find_pictures, read_translations
+from ddib_fed.evaluation.translations import FoundPicture, find_pictures, read_translations
+from ddib_fed.figures import evaluate
+from ddib_fed.model import Model
 from ddib_fed.models.manifest import Training
 from ddib_fed.pages import TEMPLATES
-from ddib_fed.record import Part, PictureFigures, Record, WrittenFile
+from ddib_fed.record import Part, PictureFigures, Record, Settings, WrittenFile
 from tests.runs.picture_folders import blocks, record, write
 from tests.runs.tiny_models import pictures, tiny
 
@@ -132,7 +129,8 @@ def test_volumes_are_measured_in_three_dimensions_and_shown_by_their_middle_slic
         for number, each in enumerate(volumes):
             np.save(tmp_path / folder / f"{number}.npy", each)
     places = {"source": tmp_path / "truth", "truth": tmp_path / "truth", "domain": tmp_path / "domain"}
-    report, found = evaluate_folder(tmp_path / "t", **places)
+    figures = evaluate(tmp_path / "t", **places)
+    report = figures.report
     assert report["shape"] == [1, 8, 12, 10]
     error = np.square((made.astype(float) - truth) / 127.5).mean()
     assert report["ways"]["translated"]["mse"]["value"] == pytest.approx(error, rel=1e-5)
@@ -140,21 +138,21 @@ def test_volumes_are_measured_in_three_dimensions_and_shown_by_their_middle_slic
     assert 0.9 < report["spread"]["edge_correlation"]["median"] < 1
     assert report["ways"]["translated"]["partner_pixels"]["value"] == 1
     assert {"sharpness", "frechet_early"} <= report["ways"]["translated"].keys()
-    write_report_page(tmp_path / "page.html", "volumes", report, found)
+    figures.write_page(tmp_path / "page.html", "volumes")
     drawn = preview(tmp_path / "t" / "0.npy", 96, (0, 255))
     assert drawn.shape == (12, 10 + 10 + 12, 3)
     np.testing.assert_array_equal(drawn[:12, :10, 0], made[0, 4])
     np.testing.assert_array_equal(drawn[:8, 10:20, 0], made[0, ::-1, 6])
     np.save(tmp_path / "truth" / "0.npy", truth[0, 1:])
     with pytest.raises(ShapeMismatch, match=r"0\.npy is of \(7, 12, 10\)"):
-        evaluate_folder(tmp_path / "t", truth=tmp_path / "truth")
+        evaluate(tmp_path / "t", truth=tmp_path / "truth")
 
 
 def test_what_the_files_do_not_show_is_taken_from_the_records(tmp_path):
     write(tmp_path, blocks(3))
     for number, name in enumerate(("p00", "p01", "p02")):
         record(tmp_path, name, cycle_psnr=30.0 + number)
-    report, _ = evaluate_folder(tmp_path)
+    report = evaluate(tmp_path).report
     assert [report["spread"]["cycle_psnr"][key] for key in ("median", "min", "max")] == [31.0, 30.0, 32.0]
     assert report["measured"] == []
     assert report["doubtful"] == 0
@@ -170,7 +168,7 @@ def test_what_the_files_show_is_measured(tmp_path):
     for name in ("a", "b"):
         kept = {"edge_correlation": 0.1, "structure_doubtful": name == "b"}
         record(translated, name, files={"returned": f"{name}_back.png"}, **kept)
-    report, _ = evaluate_folder(translated, source=source)
+    report = evaluate(translated, source=source).report
     assert set(report["measured"]) == {"cycle_mse", "cycle_psnr", "edge_correlation"}
     assert report["spread"]["cycle_psnr"]["min"] == 120.0
     assert report["spread"]["edge_correlation"]["min"] == pytest.approx(1.0, abs=0.01)
@@ -186,8 +184,7 @@ def test_the_page_shows_the_worst_first_and_says_what_it_leaves_out(tmp_path):
     named = {"calibration_sha256": "ab" * 32, "calibration_kind": "rotation"}
     files = {"translation": WrittenFile(file="p02.png")}
     (tmp_path / "t" / "p02.json").write_bytes(Record(files=files, **named).to_json())
-    report, found = evaluate_folder(tmp_path / "t")
-    write_report_page(tmp_path / "page.html", "<t>", report, found, most_rows=2)
+    evaluate(tmp_path / "t").write_page(tmp_path / "page.html", "<t>", most_rows=2)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "&lt;t&gt;" in page
     assert page.index("p01") < page.index(">p00<")
@@ -304,18 +301,14 @@ def test_each_piece_of_advice_follows_from_its_figure(sides, ways, said):
     assert len(found) == 2
 
 
-FEW = SolverSettings("unipc", 3, 3)
+FEW = Settings("unipc", 3, 3)
 
 
-@pytest.fixture(scope="module")
-def party():
-    return open_party(tiny())
-
-
-def test_samples_are_numbered_files_in_a_sheet_and_a_report(party, tmp_path):
+def test_samples_are_numbered_files_in_a_sheet_and_a_report(tmp_path):
     """The first are the same however many are drawn."""
-    draw_pictures(party, 11, ArraySettings(FEW, seed=5), tmp_path / "many")
-    report = draw_pictures(party, 2, ArraySettings(FEW, seed=5), tmp_path / "few")
+    model = Model(tiny())
+    model.draw(tmp_path / "many", 11, FEW, seed=5)
+    report = model.draw(tmp_path / "few", 2, FEW, seed=5)
     assert report["pictures"] == ["sample_0.png", "sample_1.png"]
     assert json.loads((tmp_path / "few" / "report.json").read_text()) == report
     assert (tmp_path / "few" / "sheet.png").exists()

@@ -11,8 +11,8 @@ from typing import Final
 
 import numpy as np
 
+from ddib_fed.importing import read_tensors
 from ddib_fed.models.bundle import load_bundle, parse_manifest, save_bundle
-from ddib_fed.models.import_guided import read_tensors
 from ddib_fed.models.sidecars import Tuned
 from tests.fuzz.target import Target, as_file
 from tests.models import examples as models

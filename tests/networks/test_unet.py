@@ -7,8 +7,8 @@ import torch
 
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.solvers import integrate
+from ddib_fed.importers.guided import parse_flags, settle
 from ddib_fed.models.bundle import pretrained
-from ddib_fed.models.import_guided import parse_flags, settle
 from ddib_fed.networks.build import network_shapes
 from ddib_fed.networks.config import UNetConfig
 from ddib_fed.networks.unet import TimeEmbed, timestep_embedding

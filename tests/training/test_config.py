@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from ddib_fed.errors import UsageError
-from ddib_fed.training.config import RunPlan, TrainConfig, checked, learning_rate
+from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 
 
 @pytest.mark.parametrize(
@@ -45,24 +45,23 @@ def test_a_run_is_on_what_it_names_and_called_after_it(tmp_path):
 
 def test_fields_without_an_option_are_set_by_name():
     """Of the run, or of its network; an unknown one is refused with the nearest."""
-    found = checked(
-        TrainConfig,
+    found = TrainConfig.checked(
         {"images": "x"},
         "help",
         ["ema=0", "crop=true", "channels=1", "model_channels=48", "channel_mult=1,2"],
     )
     assert (found.ema, found.crop, found.channels) == (0.0, True, 1)
     assert (found.network["model_channels"], found.network["channel_mult"]) == (48, [1, 2])
-    public = checked(TrainConfig, {"domain": "moons"}, "help", ["network=public", "num_res_blocks=3"])
+    public = TrainConfig.checked({"domain": "moons"}, "help", ["network=public", "num_res_blocks=3"])
     assert public.public
     assert public.network["num_res_blocks"] == 3
     with pytest.raises(UsageError) as refused:
-        checked(TrainConfig, {"images": "x"}, "help", ["label_dropuot=0.1"])
+        TrainConfig.checked({"images": "x"}, "help", ["label_dropuot=0.1"])
     assert "label_dropout" in refused.value.hint
     with pytest.raises(UsageError, match="FIELD=VALUE"):
-        checked(TrainConfig, {"images": "x"}, "help", ["ema"])
+        TrainConfig.checked({"images": "x"}, "help", ["ema"])
     with pytest.raises(UsageError, match="--set width is for points"):
-        checked(TrainConfig, {"images": "x"}, "help", ["width=8"])
+        TrainConfig.checked({"images": "x"}, "help", ["width=8"])
 
 
 def test_the_rate_warms_up_falls_to_nothing_and_continues_where_the_length_is_planned_again():

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from ddib_fed import Model
 from ddib_fed.diffusion.schedule import LearnedSteps, make_grid
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.training import tune
-from ddib_fed.training.tune import Effort, TuningLeg, learn, tune_bundle
+from ddib_fed.training.tune import Effort, TuningLeg, learn
 from tests.models.examples import manifest, state
 from tests.runs.tiny_models import tiny
 
@@ -59,7 +60,8 @@ def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):
     monkeypatch.setattr(tune, "REFERENCE", 8)
     save_bundle(tmp_path / "m", manifest(), state())
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32))
-    tuned = tune_bundle(tmp_path / "m", (4,), data=tmp_path / "x.npy", say=silent, effort=LITTLE)
+    monkeypatch.setattr(tune, "POINTS", LITTLE)
+    tuned = Model.open(tmp_path / "m").tune((4,), data=tmp_path / "x.npy")
     assert [leg.held_out for leg in tuned.legs] == [8, 8]
     laid = DomainModel(load_bundle(tmp_path / "m")).plan(
         replace(tune.YARDSTICK, evaluations=4, grid="learned")
@@ -73,6 +75,6 @@ def test_too_few_samples_and_numbers_that_cannot_be_learned_are_refused(tmp_path
     save_bundle(tmp_path / "m", manifest(), state())
     np.save(tmp_path / "few.npy", np.zeros((5, 2), np.float32))
     with pytest.raises(InputError, match="at least 12"):
-        tune_bundle(tmp_path / "m", (4,), data=tmp_path / "few.npy", say=silent)
+        Model.open(tmp_path / "m").tune((4,), data=tmp_path / "few.npy")
     with pytest.raises(SettingsInvalid, match="65 evaluations cannot be learned"):
-        tune_bundle(tmp_path / "m", (65,), say=silent)
+        Model.open(tmp_path / "m").tune((65,))

@@ -212,9 +212,9 @@ def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, t
 
 def test_names_that_the_command_line_knows_without_importing_are_the_real_ones():
     assert tuple(SHIPPED) == presets.SHIPPED
-    known = [name for name in presets.options_of("points", "pictures") if name != "threads"]
+    known = [name for name in presets.TrainConfig.options_of("points", "pictures") if name != "threads"]
     assert [p.name for p in training.train.params if p.name in known] == known
-    assert {"ema", "network", "crop"} <= set(presets.fields_of("points", "pictures")) - set(known)
+    assert {"ema", "network", "crop"} <= set(presets.TrainConfig.fields_of("points", "pictures")) - set(known)
 
 
 @pytest.mark.slow

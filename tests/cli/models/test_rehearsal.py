@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ddib_fed.cli.rehearsal import Rehearsal, rehearse, sides_of
+from ddib_fed import Rehearsal
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import DdibError, StateConflict, UsageError
 from ddib_fed.models.bundle import load_bundle
@@ -48,8 +48,7 @@ def two(tmp_path):
 
 
 def wanted(two):
-    sides = two / "bright", two / "dark", None, None
-    return Rehearsal(sides, two / "out", CONFIG, pictures=5, evaluations=12)
+    return Rehearsal(two / "bright", two / "dark", two / "out", CONFIG, pictures=5, evaluations=12)
 
 
 def stop_at(part, step):
@@ -65,7 +64,7 @@ def stop_at(part, step):
 def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
     """Another one is not mixed into its folder; told to start again, it removes what is there."""
     said = []
-    page = rehearse(wanted(two), say=said.append)
+    page, _ = wanted(two).run(say=said.append)
     text = page.read_text(encoding="utf-8")
     for part in ("bright to dark", "dark to bright", "What to try next", "1 pictures are in both folders"):
         assert part in text
@@ -78,9 +77,9 @@ def test_a_rehearsal_ends_with_a_page_two_models_and_results_both_ways(two):
 
     other = replace(wanted(two), config=CONFIG.model_copy(update={"seed": 1}))
     with pytest.raises(StateConflict):
-        rehearse(other)
+        other.run()
     with pytest.raises(StoppedError):
-        rehearse(other, force=True, on_progress=stop_at("training bright", 1))
+        other.run(force=True, on_progress=stop_at("training bright", 1))
     assert not (two / "out" / "a" / "manifest.json").exists()
 
 
@@ -105,7 +104,7 @@ def few(folder):
 def test_a_second_folder_that_cannot_be_trained_on_is_refused_before_the_first_is(two, spoil, says, hint):
     spoil(two / "dark")
     with pytest.raises(DdibError, match=says) as caught:
-        rehearse(wanted(two))
+        wanted(two).run()
     assert hint in str(caught.value.hint)
     assert not (two / "out" / "a").exists()
 
@@ -115,21 +114,32 @@ def test_what_was_stopped_goes_on_and_what_is_finished_is_left(two):
 
     for part in ("training dark", "translating dark"):
         with pytest.raises(StoppedError):
-            rehearse(wanted(two), on_progress=stop_at(part, 2))
+            wanted(two).run(on_progress=stop_at(part, 2))
     assert not (two / "out" / "index.html").exists()
     parts = set()
-    rehearse(wanted(two), on_progress=lambda what, *rest: parts.add(what))
+    wanted(two).run(on_progress=lambda what, *rest: parts.add(what))
     assert parts & {"training bright", "training dark", "translating bright to dark"} == set()
     assert "translating dark to bright" in parts
     first = (two / "out" / "index.html").read_text()
-    rehearse(wanted(two))
+    wanted(two).run()
     assert (two / "out" / "index.html").read_text() == first
 
 
 def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
+    one, both = (Rehearsal(tmp_path, b, tmp_path, CONFIG) for b in (None, tmp_path / "other"))
     with pytest.raises(UsageError):
-        sides_of(tmp_path, None)
+        one.run()
     for name in ("trainA", "trainB", "testB"):
         (tmp_path / name).mkdir()
-    assert sides_of(tmp_path, None) == (tmp_path / "trainA", tmp_path / "trainB", None, tmp_path / "testB")
-    assert sides_of(tmp_path, tmp_path / "other") == (tmp_path, tmp_path / "other", None, None)
+    assert one.sides == (
+        tmp_path / "trainA",
+        tmp_path / "trainB",
+        None,
+        tmp_path / "testB",
+    )
+    assert both.sides == (
+        tmp_path,
+        tmp_path / "other",
+        None,
+        None,
+    )

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from ddib_fed.diffusion.schedule import Level, LevelGrid, schedule_from_config
 from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.importers import diffusers as importer
+from ddib_fed.importers.diffusers import read_schedule
+from ddib_fed.importing import ImportOptions
 from ddib_fed.models.bundle import load_bundle, make_bundle, save_bundle
-from ddib_fed.models.import_diffusers import import_diffusers, read_schedule
-from ddib_fed.models.import_guided import Told
 
 pytestmark = pytest.mark.slow
 
@@ -107,7 +108,7 @@ def agrees(bundle, theirs):
 def test_networks_compute_what_the_library_computes(named, folder, tmp_path):
     """Saved, loaded and asked beside the library's; tensors keep their names."""
     place, theirs = folder(UNETS[named])
-    found = import_diffusers(place, Told("cats"))
+    found = importer.read(place, ImportOptions("cats"))
     save_bundle(tmp_path / "bundle", found.manifest, found.state)
     bundle = load_bundle(tmp_path / "bundle")
     assert bundle.state.keys() == theirs.state_dict().keys()
@@ -131,7 +132,7 @@ def test_a_folder_of_the_flat_form_with_old_names_is_read_too(folder, tmp_path):
             key = key.replace(f".{new}.", f".{before}.")  # noqa: PLW2901
         state[key] = value[..., None, None] if "proj_attn.weight" in key else value
     torch.save(state, flat / "diffusion_pytorch_model.bin")
-    found = import_diffusers(flat, Told("cats"))
+    found = importer.read(flat, ImportOptions("cats"))
     agrees(make_bundle(found.manifest, found.state), theirs)
 
 
@@ -183,7 +184,7 @@ def test_what_cannot_be_computed_exactly_is_refused_by_its_key(key, value, folde
     config |= {key: value, **({"out_channels": 4} if key == "in_channels" else {})}
     (place / "unet" / "config.json").write_text(json.dumps(config))
     with pytest.raises(SettingsInvalid, match=str(value) if key == "_class_name" else key) as caught:
-        import_diffusers(place, Told("cats"))
+        importer.read(place, ImportOptions("cats"))
     assert caught.value.hint
 
 
@@ -211,19 +212,19 @@ def test_folders_that_are_not_whole_say_what_is_missing(folder):
     state.pop("conv_in.bias")
     save_file(state, weights)
     with pytest.raises(BundleInvalid, match=r"conv_in\.bias"):
-        import_diffusers(place, Told("cats"))
+        importer.read(place, ImportOptions("cats"))
     weights.write_bytes(b"broken")
     with pytest.raises(BundleInvalid, match="safetensors"):
-        import_diffusers(place, Told("cats"))
+        importer.read(place, ImportOptions("cats"))
     weights.unlink()
     with pytest.raises(FileMissing, match="diffusion_pytorch_model"):
-        import_diffusers(place, Told("cats"))
+        importer.read(place, ImportOptions("cats"))
     (place / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(FileMissing, match="scheduler_config"):
-        import_diffusers(place, Told("cats"))
+        importer.read(place, ImportOptions("cats"))
     (place / "unet" / "config.json").write_text("{")
     with pytest.raises(BundleInvalid, match="JSON"):
-        import_diffusers(place, Told("cats"))
+        importer.read(place, ImportOptions("cats"))
 
 
 @pytest.fixture
@@ -248,7 +249,7 @@ def test_a_pipeline_with_more_than_a_denoiser_and_an_autoencoder_is_refused_by_i
         json.dumps({**index, "text_encoder": ["transformers", "CLIPTextModel"]})
     )
     with pytest.raises(SettingsInvalid, match=r"text_encoder \(CLIPTextModel\) belongs to it"):
-        import_diffusers(folder, Told("cats"))
+        importer.read(folder, ImportOptions("cats"))
 
 
 def test_adapters_shards_and_variants_are_refused_by_their_name_with_what_to_do(pipeline):
@@ -256,15 +257,15 @@ def test_adapters_shards_and_variants_are_refused_by_their_name_with_what_to_do(
     folder = pipeline()
     (folder / "unet" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(SettingsInvalid, match=r"adapter_model\.bin"):
-        import_diffusers(folder, Told("cats"))
+        importer.read(folder, ImportOptions("cats"))
     (folder / "unet" / "adapter_model.bin").unlink()
     save_file({"down.lora_A.weight": torch.zeros(1)}, folder / "style.safetensors")
     with pytest.raises(SettingsInvalid, match=r"style\.safetensors"):
-        import_diffusers(folder, Told("cats"))
+        importer.read(folder, ImportOptions("cats"))
     (folder / "style.safetensors").unlink()
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(FileMissing) as caught:
-        import_diffusers(pipeline(variant="fp16"), Told("cats"))
+        importer.read(pipeline(variant="fp16"), ImportOptions("cats"))
     assert "save_pretrained" in caught.value.hint
 
 
@@ -274,7 +275,7 @@ def test_edm_computes_what_the_library_computes(kind, prediction, folder, diffus
     """Euler's steps from noise to data with EDM's preconditioning, in which data deviate by .4."""
     told = {"sigma_data": 0.4, "prediction_type": prediction, "sigma_max": 60.0}
     place, theirs = folder(UNETS["google"], {"_class_name": kind, **told})
-    found = import_diffusers(place, Told("cats"))
+    found = importer.read(place, ImportOptions("cats"))
     scheduler, bundle = diffusers.EDMEulerScheduler(**told), make_bundle(found.manifest, found.state)
     scheduler.set_timesteps(12)
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -297,22 +298,22 @@ def test_names_that_compile_and_parallel_runs_put_before_tensors_are_taken_off(f
     (place / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     state = {f"module._orig_mod.{key}": value for key, value in theirs.state_dict().items()}
     torch.save(state, place / "unet" / "diffusion_pytorch_model.bin")
-    assert import_diffusers(place, Told("cats")).state.keys() == theirs.state_dict().keys()
+    assert importer.read(place, ImportOptions("cats")).state.keys() == theirs.state_dict().keys()
 
 
 def test_a_check_of_a_model_of_pixels_is_a_warning(folder):
     """Warn that --check has no autoencoder to try, and refuse a scale of latents, in a folder of pixels."""
     place, _ = folder(TINY)
-    said = import_diffusers(place, Told("cats", samples=lambda _: [])).warnings
+    said = importer.read(place, ImportOptions("cats", check=lambda _: [])).warnings
     assert any("no autoencoder" in each for each in said)
     with pytest.raises(SettingsInvalid, match="no autoencoder: --scale-factor says nothing"):
-        import_diffusers(place, Told("cats", scale_factor=2.0))
+        importer.read(place, ImportOptions("cats", scale_factor=2.0))
 
 
 def test_the_rule_of_intensity_is_kept_with_its_range(folder):
     """Take it where files say none, and refuse Hounsfield units alone, which have no black and white."""
     place, _ = folder(TINY)
-    picture = import_diffusers(place, Told("cats", intensity="window:40,400@0:65535")).manifest.picture
+    picture = importer.read(place, ImportOptions("cats", intensity="window:40,400@0:65535")).manifest.picture
     assert (picture.intensity, picture.high, picture.bits) == ("window:40,400@0:65535", 65535.0, 16)
     with pytest.raises(SettingsInvalid, match="Hounsfield units are black and white"):
-        import_diffusers(place, Told("cats", intensity="hu"))
+        importer.read(place, ImportOptions("cats", intensity="hu"))

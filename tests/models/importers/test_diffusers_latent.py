@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from ddib_fed.diffusion.schedule import Level, LevelGrid, schedule_from_config
 from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle, save_bundle
-from ddib_fed.models.import_diffusers import import_diffusers, read_schedule
-from ddib_fed.models.import_guided import Told
+from ddib_fed.importers import diffusers as importer
+from ddib_fed.importers.diffusers import read_schedule
+from ddib_fed.importing import ImportOptions
+from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
 from tests.models.importers.test_diffusers import TINY
 from tests.models.importers.test_monai import (
     LEG_WITHIN,
@@ -65,13 +66,10 @@ def made(kind: type[nn.Module], settings: dict[str, Any], seed: int) -> Any:
     return network.requires_grad_(requires_grad=False)
 
 
-def imported(folder: Path, out: Path, given: Told) -> Bundle:
+def imported(folder: Path, out: Path, given: ImportOptions) -> Bundle:
     """What is read of a saved bundle."""
-    found = import_diffusers(folder, given)
-    if found.autoencoder is not None:
-        save_bundle(out / "encoder", found.autoencoder.manifest, found.autoencoder.state)
-    beside = None if found.autoencoder is None else out / "encoder"
-    save_bundle(out / "model", found.manifest, found.state, autoencoder=beside)
+    found = importer.read(folder, given)
+    found.save(out / "model")
     return load_bundle(out / "model")
 
 
@@ -95,7 +93,7 @@ def test_a_latent_diffusion_pipeline_computes_what_the_library_computes(name, di
     encoder, theirs = made(getattr(diffusers, kind), settings, 0), made(diffusers.UNet2DModel, UNET, 1)
     scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=True)
     diffusers.LDMPipeline(encoder, theirs, scheduler).save_pretrained(tmp_path / "ldm")
-    bundle = imported(tmp_path / "ldm", tmp_path, Told("faces"))
+    bundle = imported(tmp_path / "ldm", tmp_path, ImportOptions("faces"))
     assert bundle.manifest.sample_shape == (3, 16, 16)
     x, z, times = noise(2, 3, 16, 16).clamp(-1, 1), noise(2, 4, 8, 8), torch.tensor([3.0, 870.0])
     with torch.no_grad():
@@ -125,7 +123,7 @@ def test_latents_of_edm_are_in_its_units(diffusers, tmp_path):
     encoder = made(diffusers.AutoencoderKL, ENCODERS["kl"][1], 0)
     theirs, scheduler = made(diffusers.UNet2DModel, UNET, 1), diffusers.EDMEulerScheduler(sigma_data=0.4)
     diffusers.LDMPipeline(encoder, theirs, scheduler).save_pretrained(tmp_path / "ldm")
-    bundle, x = imported(tmp_path / "ldm", tmp_path, Told("faces")), noise(2, 3, 16, 16).clamp(-1, 1)
+    bundle, x = imported(tmp_path / "ldm", tmp_path, ImportOptions("faces")), noise(2, 3, 16, 16).clamp(-1, 1)
     with torch.no_grad():
         close(encoded(bundle, x), library_latents("kl", encoder, x) / 0.4, WITHIN)
     heun = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
@@ -154,7 +152,7 @@ def test_a_class_conditional_transformer_computes_what_the_library_computes(flow
     diffusers.DiTPipeline(theirs, encoder, scheduler, id2label=names).save_pretrained(tmp_path / "dit")
     index = json.loads((tmp_path / "dit" / "model_index.json").read_text())
     (tmp_path / "dit" / "model_index.json").write_text(json.dumps({**index, "id2label": names}))
-    bundle = imported(tmp_path / "dit", tmp_path, Told("imagenet"))
+    bundle = imported(tmp_path / "dit", tmp_path, ImportOptions("imagenet"))
     assert bundle.manifest.classes == tuple(names.values())
     assert bundle.manifest.null_class == 3
     z, y = noise(2, 4, 8, 8), torch.tensor([1, 3])
@@ -186,7 +184,7 @@ def test_an_autoencoder_alone_is_a_bundle_of_its_own(name, diffusers, tmp_path):
     kind, settings = ENCODERS[name]
     encoder = made(getattr(diffusers, kind), settings, 0)
     encoder.save_pretrained(tmp_path / "vae")
-    found = import_diffusers(tmp_path / "vae", Told("faces", size=(32, 32)))
+    found = importer.read(tmp_path / "vae", ImportOptions("faces", size=(32, 32)))
     bundle, x = make_bundle(found.manifest, found.state), noise(1, 3, 32, 32)
     assert (bundle.manifest.role, bundle.manifest.sample_shape) == ("autoencoder", (3, 32, 32))
     with torch.no_grad():
@@ -201,7 +199,7 @@ def test_what_moves_the_latents_is_said_and_what_contradicts_is_refused(diffuser
     encoder = made(diffusers.AutoencoderKL, ENCODERS["shifted"][1], 0)
     theirs, scheduler = made(diffusers.UNet2DModel, UNET, 1), diffusers.FlowMatchEulerDiscreteScheduler()
     diffusers.LDMPipeline(encoder, theirs, scheduler).save_pretrained(tmp_path)
-    found = import_diffusers(tmp_path, Told("faces"))
+    found = importer.read(tmp_path, ImportOptions("faces"))
     assert "shift_factor, which LDMPipeline itself leaves out" in found.warnings[0]
     assert (found.manifest.schedule.name, found.manifest.parameterisation) == ("flow", "flow")
 
@@ -211,12 +209,12 @@ def test_what_moves_the_latents_is_said_and_what_contradicts_is_refused(diffuser
 
     change("scheduler/*.json", invert_sigmas=True)
     with pytest.raises(SettingsInvalid, match="invert_sigmas"):
-        import_diffusers(tmp_path, Told("faces"))
+        importer.read(tmp_path, ImportOptions("faces"))
     change("scheduler/*.json", invert_sigmas=False)
     change("vqvae/config.json", latents_mean=[0.1] * 4)
     with pytest.raises(SettingsInvalid, match="shift_factor"):
-        import_diffusers(tmp_path, Told("faces"))
+        importer.read(tmp_path, ImportOptions("faces"))
     change("vqvae/config.json", latents_mean=None, scaling_factor=None)
     with pytest.raises(SettingsInvalid, match="scale_factor") as caught:
-        import_diffusers(tmp_path, Told("faces"))
+        importer.read(tmp_path, ImportOptions("faces"))
     assert "--scale-factor" in caught.value.hint

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from ddib_fed.errors import BundleInvalid, DdibError, SettingsInvalid
+from ddib_fed.importers import guided
+from ddib_fed.importers.guided import parse_flags
+from ddib_fed.importing import ImportOptions, read_tensors
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.models.import_guided import Told, import_guided, import_synthetic, parse_flags, read_tensors
 from ddib_fed.networks.build import build_network, network_shapes
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 from tests.models.examples import state
@@ -52,7 +54,7 @@ def test_an_imported_model_computes_what_its_weights_compute(tmp_path):
     network = build_network(SMALL).eval()
     network.load_state_dict(state)
     x, y, t = torch.randn(2, 3, 16, 16), torch.tensor([3, 6]), torch.tensor([17.0])
-    found = import_guided(saved(tmp_path, state, "ema_0.9999_500000.pt"), Told("cats"), FLAGS)
+    found = guided.read(saved(tmp_path, state, "ema_0.9999_500000.pt"), ImportOptions("cats", flags=FLAGS))
     save_bundle(tmp_path / "bundle", found.manifest, found.state)
     read = load_bundle(tmp_path / "bundle")
     with torch.no_grad():
@@ -76,7 +78,7 @@ def test_flags_of_another_network_are_refused_by_the_first_tensor_that_differs(r
     """The hint says where flags stand."""
     line = FLAGS.replace(right, wrong)
     with pytest.raises(DdibError, match=named.replace(".", r"\.")) as caught:
-        import_guided(saved(tmp_path, random_state(SMALL)), Told("cats"), line)
+        guided.read(saved(tmp_path, random_state(SMALL)), ImportOptions("cats", flags=line))
     assert "--flags" in caught.value.hint
 
 
@@ -84,7 +86,7 @@ def test_flags_of_another_network_are_refused_by_the_first_tensor_that_differs(r
 def test_a_classifier_is_imported_as_one_and_nothing_else_is(config, classifier, tmp_path):
     """The hint says which option is wrong."""
     with pytest.raises(SettingsInvalid, match="by its tensors") as caught:
-        import_guided(saved(tmp_path, random_state(config)), Told("cats"), classifier=classifier)
+        guided.read(saved(tmp_path, random_state(config)), ImportOptions("cats", classifier=classifier))
     assert "--classifier" in caught.value.hint
 
 
@@ -103,7 +105,7 @@ def test_names_the_first_tensor_that_differs(change, named, tmp_path):
     state = random_state(SMALL)
     change(state)
     with pytest.raises(BundleInvalid, match=named.replace(".", r"\.")):
-        import_guided(saved(tmp_path, state), Told("cats"), FLAGS)
+        guided.read(saved(tmp_path, state), ImportOptions("cats", flags=FLAGS))
 
 
 @pytest.mark.parametrize("prefix", ["model.", "diffusion.module.", "_orig_mod.", "model._orig_mod."])
@@ -112,7 +114,7 @@ def test_names_that_trainers_put_before_tensors_are_taken_off(prefix, tmp_path):
     state = random_state(SMALL)
     wrapped = {"state_dict": {f"{prefix}{key}": value for key, value in state.items()}, "epoch": 3}
     rule = "percentile:1,99@0:255"
-    found = import_guided(saved(tmp_path, wrapped), Told("cats", intensity=rule), FLAGS)
+    found = guided.read(saved(tmp_path, wrapped), ImportOptions("cats", intensity=rule, flags=FLAGS))
     assert found.state.keys() == state.keys()
     assert (found.manifest.picture.intensity, found.manifest.picture.bits) == (rule, 8)
 
@@ -189,7 +191,7 @@ NETWORK = SyntheticConfig(num_channels=64, num_res_blocks=2)
 def test_sizes_are_inferred_wherever_the_weights_lie(wrap, tmp_path):
     """Channels, blocks and coordinates come from the shapes; it predicts eps at 4,000 linear steps."""
     weights = state(NETWORK)
-    bundle = import_synthetic(saved(tmp_path, wrap(weights)), Told("moons"))
+    bundle = guided.read(saved(tmp_path, wrap(weights)), ImportOptions("moons", synthetic=True))
     assert bundle.manifest.network == NETWORK
     assert all(torch.equal(bundle.state[key], value) for key, value in weights.items())
     made = bundle.manifest
@@ -208,5 +210,5 @@ class Payload:
 def test_refuses_what_is_no_state_dict_and_runs_nothing(content, tmp_path, capsys):
     """Only tensors are read; code in a pickle is not executed."""
     with pytest.raises(BundleInvalid):
-        import_synthetic(saved(tmp_path, content), Told("moons"))
+        guided.read(saved(tmp_path, content), ImportOptions("moons", synthetic=True))
     assert capsys.readouterr().out == ""

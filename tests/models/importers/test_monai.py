@@ -17,10 +17,10 @@ from ddib_fed.cli.main import run
 from ddib_fed.diffusion.schedule import Level, LevelGrid, schedule_from_config
 from ddib_fed.diffusion.solvers import ddim, integrate
 from ddib_fed.errors import BundleInvalid, DdibError, ExitCode, FileMissing, SettingsInvalid
-from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle, save_bundle
-from ddib_fed.models.import_guided import Imported, Told
-from ddib_fed.models.import_latents import LEAST_PSNR, try_autoencoder
-from ddib_fed.models.import_monai import import_monai
+from ddib_fed.importers import monai
+from ddib_fed.importers.latents import LEAST_PSNR, try_autoencoder
+from ddib_fed.importing import Imported, ImportOptions
+from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.training.sources import own_volumes
 from tests.models.importers.monai_files import (
     DDIM,
@@ -55,10 +55,6 @@ def nets():
 @pytest.fixture(scope="module")
 def schedulers():
     return pytest.importorskip("monai.networks.schedulers")
-
-
-def bundle_of(found: Imported) -> Bundle:
-    return make_bundle(found.manifest, found.state, autoencoder=found.autoencoder)
 
 
 def basis(found: Imported) -> dict[str, str]:
@@ -134,8 +130,8 @@ def test_a_bundle_of_pixels_computes_what_the_library_computes(dims, nets, sched
         "network": "$@network_def.to(@device)",
         "pre": [{"_target_": "ScaleIntensityRanged", "a_min": -100.0, "a_max": 300.0, "b_min": 0, "b_max": 1}],
     }  # fmt: skip
-    found = import_monai(write(tmp_path, config, {"model.pt": theirs.state_dict()}), Told("hands"))
-    bundle, manifest = bundle_of(found), found.manifest
+    found = monai.read(write(tmp_path, config, {"model.pt": theirs.state_dict()}), ImportOptions("hands"))
+    bundle, manifest = found.bundle(), found.manifest
     assert manifest.sample_shape == (1, *(SIDES[dims],) * dims)
     assert (manifest.picture.low, manifest.picture.high, manifest.normalisation.std) == (-100.0, 300.0, 2.0)
     assert (manifest.picture.intensity, manifest.picture.slices) == ("values", "none" if dims == 3 else None)
@@ -191,9 +187,8 @@ def test_a_latent_bundle_computes_what_the_library_computes(dims, kind, nets, sc
     }
     training = {"scale_factor": "$3 / 2", "spacing": [1.0, 1.0, 2.5], "pre": [scaling] if dims == 3 else []}
     (folder / "configs" / "train.json").write_text(json.dumps(training))
-    found = import_monai(folder, Told("brain"))
-    save_bundle(tmp_path / "encoder", found.autoencoder.manifest, found.autoencoder.state)
-    save_bundle(tmp_path / "out", found.manifest, found.state, autoencoder=tmp_path / "encoder")
+    found = monai.read(folder, ImportOptions("brain"))
+    found.save(tmp_path / "out")
     bundle = load_bundle(tmp_path / "out")
     assert bundle.manifest.sample_shape == (1, *(8 * factor,) * dims)
     assert bundle.manifest.picture.spacing == ((2.5, 1.0, 1.0) if dims == 3 else None)
@@ -227,8 +222,8 @@ def test_rectified_flow_computes_what_the_library_computes(dims, nets, scheduler
     theirs = made(nets.DiffusionModelUNet, UNET, names(dims, 1))
     config = {"spatial_dims": dims, "channels": 1, "network_def": UNET, "noise_scheduler": RFLOW}
     folder = write(tmp_path, config, {"model.pt": theirs.state_dict()})
-    found = import_monai(folder, Told("flow", size=(SIDES[dims],) * dims))
-    bundle, x = bundle_of(found), noise(2, 1, *(SIDES[dims],) * dims)
+    found = monai.read(folder, ImportOptions("flow", size=(SIDES[dims],) * dims))
+    bundle, x = found.bundle(), noise(2, 1, *(SIDES[dims],) * dims)
     scheduler = library_scheduler(schedulers, RFLOW)
     scheduler.set_timesteps(STEPS)
     call = in_axes(theirs)
@@ -272,7 +267,7 @@ def test_axes_are_those_of_the_transforms(dims, transforms, told, axes, nets, tm
     }
     folder = write(tmp_path, {**config, "transforms": transforms}, {"model.pt": theirs.state_dict()})
     (folder / "configs" / "inference.json").rename(folder / "configs" / "inference.yaml")  # JSON is YAML
-    bundle, t = bundle_of(import_monai(folder, Told("axes", axes=told))), torch.tensor([5.0])
+    bundle, t = monai.read(folder, ImportOptions("axes", axes=told)).bundle(), torch.tensor([5.0])
     assert bundle.manifest.network.axes == axes
     x = noise(1, *bundle.manifest.sample_shape)
     own, back = x, [place - 1 for place in range(2, dims + 2)]
@@ -308,14 +303,14 @@ def test_maisis_checkpoint_is_told_its_modality_and_spacing(scheduler, nets, sch
     checkpoint = {"epoch": 3, "num_train_timesteps": 1000, "scale_factor": torch.tensor(0.8)}
     torch.save({**checkpoint, "unet_state_dict": theirs.state_dict()}, tmp_path / "diff_unet.pt")
     with pytest.raises(SettingsInvalid, match="the spacing") as caught:
-        import_monai(tmp_path, Told("ct", size=(16,) * 3, modality="ct"))
+        monai.read(tmp_path, ImportOptions("ct", size=(16,) * 3, modality="ct"))
     assert "--spacing" in caught.value.hint
     spacing = (1.0, 1.5, 2.0)
     with pytest.raises(SettingsInvalid, match="the modality") as caught:
-        import_monai(tmp_path, Told("ct", size=(16,) * 3, spacing=spacing))
+        monai.read(tmp_path, ImportOptions("ct", size=(16,) * 3, spacing=spacing))
     assert "--modality" in caught.value.hint
-    found = import_monai(tmp_path, Told("ct", size=(16,) * 3, spacing=spacing, modality="mri_t1"))
-    bundle = bundle_of(found)
+    found = monai.read(tmp_path, ImportOptions("ct", size=(16,) * 3, spacing=spacing, modality="mri_t1"))
+    bundle = found.bundle()
     assert basis(found)["scale_factor"] == "the checkpoint"
     assert bundle.manifest.num_classes is None
     assert bundle.manifest.picture.spacing == spacing[::-1]
@@ -359,8 +354,8 @@ def test_weights_of_the_package_before_monai_1_4_are_read_without_the_layer_that
     }  # fmt: skip
     config["noise_scheduler"]["schedule"] = "scaled_linear"
     weights = {"model.pt": old_names(theirs.state_dict()), "vae.pt": old_names(encoder.state_dict())}
-    found = import_monai(write(tmp_path, config, weights), Told("old", scale_factor=2.0))
-    bundle, z, x = bundle_of(found), noise(2, LATENT, 8, 8), noise(1, 1, 16, 16)
+    found = monai.read(write(tmp_path, config, weights), ImportOptions("old", scale_factor=2.0))
+    bundle, z, x = found.bundle(), noise(2, LATENT, 8, 8), noise(1, 1, 16, 16)
     times = torch.tensor([3.0, 870.0])
     close(bundle.network()(z, times), theirs(z, times), WITHIN)
     close(encoded(bundle, x), 2 * encoder.encode(x)[0], WITHIN)
@@ -388,8 +383,8 @@ def test_flips_file_is_read_with_what_its_trainer_has_in_code(nets, tmp_path):
     torch.save(
         {"model": state, "train_conf": {"train": {"model": "Network"}}}, tmp_path / "FL_global_model.pt"
     )
-    found = import_monai(tmp_path, Told("spleen", scale_factor=1.2))
-    bundle, z, times = bundle_of(found), noise(1, LATENT, 4, 8, 8), torch.tensor([7.0])
+    found = monai.read(tmp_path, ImportOptions("spleen", scale_factor=1.2))
+    bundle, z, times = found.bundle(), noise(1, LATENT, 4, 8, 8), torch.tensor([7.0])
     close(bundle.network()(z, times), in_axes(theirs)(z, times), WITHIN)
     assert bundle.manifest.sample_shape == (1, 8, 16, 16)
     assert "FLIP" in basis(found)["schedule"]
@@ -426,7 +421,9 @@ def test_betas_are_the_librarys(kind, told, nets, schedulers, tmp_path):
         "scheduler": definition,
         "image_size": 16,
     }
-    found = import_monai(write(tmp_path, config, {"model.pt": network.state_dict()}), Told("betas")).manifest
+    found = monai.read(
+        write(tmp_path, config, {"model.pt": network.state_dict()}), ImportOptions("betas")
+    ).manifest
     ours = schedule_from_config(found.schedule).betas
     np.testing.assert_allclose(ours, theirs.betas, rtol=5e-7, atol=1e-12 if cosine else 0)
     assert found.parameterisation == ("v" if "prediction_type" in told else "eps")
@@ -465,7 +462,7 @@ def test_a_missing_scale_factor_is_asked_for_and_never_assumed(bundle):
     """Also where the training computed it in code."""
     for changes in ({}, {"scale_factor": "$scripts.utils.compute_scale_factor(@autoencoder)"}):
         with pytest.raises(SettingsInvalid, match="scale_factor") as caught:
-            import_monai(bundle(changes), Told("brain"))
+            monai.read(bundle(changes), ImportOptions("brain"))
         assert "--scale-factor" in caught.value.hint
         assert "--check" in caught.value.hint
 
@@ -512,7 +509,7 @@ def test_a_missing_scale_factor_is_asked_for_and_never_assumed(bundle):
 )
 def test_what_cannot_be_computed_exactly_is_refused_by_its_key(changes, said, bundle):
     with pytest.raises(DdibError, match=said) as caught:
-        import_monai(bundle(changes), Told("brain", scale_factor=1.0))
+        monai.read(bundle(changes), ImportOptions("brain", scale_factor=1.0))
     assert caught.value.hint
 
 
@@ -520,13 +517,13 @@ def test_folders_that_are_not_whole_say_what_is_missing(bundle, tmp_path):
     folder = bundle()
     (folder / "models" / "model.pt").unlink()
     with pytest.raises(FileMissing, match="DiffusionModelUNet"):
-        import_monai(folder, Told("brain", scale_factor=1.0))
+        monai.read(folder, ImportOptions("brain", scale_factor=1.0))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileMissing, match="no configuration"):
-        import_monai(tmp_path / "empty", Told("brain"))
+        monai.read(tmp_path / "empty", ImportOptions("brain"))
     (tmp_path / "empty" / "config.json").write_text("{")
     with pytest.raises(BundleInvalid, match="JSON"):
-        import_monai(tmp_path / "empty", Told("brain"))
+        monai.read(tmp_path / "empty", ImportOptions("brain"))
 
 
 # Own samples
@@ -539,11 +536,11 @@ def trained(nets):
 
 def test_own_samples_measure_the_scale_and_catch_wrong_groups(bundle, trained):
     """Weights fit with any number of groups; a random autoencoder reconstructs nothing."""
-    given = Told("brain", samples=lambda _: list(blobs(8, 1)))
+    given = ImportOptions("brain", check=lambda _: list(blobs(8, 1)))
     folder = bundle()
     with pytest.raises(BundleInvalid, match=r"reconstructs own samples at -?\d+\.\d dB"):
-        import_monai(folder, given)
-    assert not import_monai(folder, Told("brain", scale_factor=50.0)).warnings
+        monai.read(folder, given)
+    assert not monai.read(folder, ImportOptions("brain", scale_factor=50.0)).warnings
     pixels = {
         "latent_channels": None,
         "latent_shape": None,
@@ -552,22 +549,22 @@ def test_own_samples_measure_the_scale_and_catch_wrong_groups(bundle, trained):
         "autoencoder_def": None,
     }
     pixels |= {"network_def.in_channels": LATENT, "network_def.out_channels": LATENT}
-    assert "no autoencoder, which --check tries" in import_monai(bundle(pixels), given).warnings[0]
+    assert "no autoencoder, which --check tries" in monai.read(bundle(pixels), given).warnings[0]
     folder = bundle()
     torch.save(trained.state_dict(), folder / "models" / "model_autoencoder.pt")
-    found = import_monai(folder, given)
+    found = monai.read(folder, given)
     z = trained.encode(torch.from_numpy((blobs(8, 1) + 1) / 2))[0]
     assert found.manifest.latents.normalisation.std == pytest.approx(float(z.std()), rel=1e-5)
     assert "measured" in basis(found)["scale_factor"]
-    assert try_autoencoder(found.autoencoder, blobs(8, 1)).psnr > LEAST_PSNR
+    assert try_autoencoder(found.autoencoder.bundle(), blobs(8, 1)).psnr > LEAST_PSNR
     assert not found.warnings
-    said = import_monai(folder, Told("brain", scale_factor=50.0, samples=given.samples)).warnings
+    said = monai.read(folder, ImportOptions("brain", scale_factor=50.0, check=given.check)).warnings
     assert "deviate by" in said[0]
     for groups in (1, 2, 8):
         wrong = bundle({"autoencoder_def.norm_num_groups": groups})
         torch.save(trained.state_dict(), wrong / "models" / "model_autoencoder.pt")
         with pytest.raises(BundleInvalid, match=rf"norm_num_groups is {groups}, and with 4"):
-            import_monai(wrong, given)
+            monai.read(wrong, given)
 
 
 def test_own_volumes_are_read_in_the_axes_of_samples(bundle, tmp_path, capsys):
@@ -579,7 +576,7 @@ def test_own_volumes_are_read_in_the_axes_of_samples(bundle, tmp_path, capsys):
     turned = nibabel.Nifti1Image(values.T[::-1, ::-1], np.diag([-1.0, 1.0, 1.0, 1.0]))
     nibabel.save(turned, tmp_path / "own" / "b.nii.gz")
     folder = bundle(dims=3)
-    found = import_monai(folder, Told("brain", scale_factor=1.0))
+    found = monai.read(folder, ImportOptions("brain", scale_factor=1.0))
     first, second = own_volumes(found.autoencoder.manifest, tmp_path / "own", 8)
     assert (first.shape, first.min(), first.max()) == ((1, 20, 18, 16), -1.0, 1.0)
     np.testing.assert_array_equal(first, second)

@@ -12,9 +12,9 @@ import torch
 
 from ddib_fed.cli.main import run
 from ddib_fed.errors import BundleInvalid, ExitCode, SettingsInvalid
+from ddib_fed.importers import monai
+from ddib_fed.importing import ImportOptions
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.models.import_guided import Told
-from ddib_fed.models.import_monai import import_monai
 from tests.models.importers.monai_files import DDIM, MAISI_KL, MAISI_UNET, RFLOW, UNET, made, write
 from tests.models.importers.test_monai import names
 
@@ -91,7 +91,7 @@ def test_black_and_white_are_those_of_the_samples_transforms(
 ):
     """The numbers that the network receives are those of MONAI's transforms, and other keys' are not looked at."""
     more = {"scale": WINDOW} if "@scale" in transforms else {}
-    found = import_monai(folder(*transforms, scores=False, **more), Told("ct", values=values)).manifest
+    found = monai.read(folder(*transforms, scores=False, **more), ImportOptions("ct", values=values)).manifest
     assert (found.picture.intensity, (found.picture.low, found.picture.high)) == (rule, black_and_white)
     got = found.normalisation.apply(np.array([[[[-1.0, 1.0]]]]))
     np.testing.assert_allclose(got.ravel(), ends, atol=1e-6)
@@ -139,20 +139,20 @@ def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transf
     more = {"other": {"_target_": "HistogramNormalized", "keys": "image"}} if "%other" in transforms else {}
     place = folder(*transforms, **more)
     with pytest.raises(SettingsInvalid, match=said) as caught:
-        import_monai(place, Told("ct"))
+        monai.read(place, ImportOptions("ct"))
     assert "--intensity RULE" in caught.value.hint or "write the value" in caught.value.hint
     rule = "window:500,2000@-500:1500"
     if "black is not" not in said:
         with pytest.raises(SettingsInvalid, match=said):
-            import_monai(place, Told("ct", intensity=rule))
-    found = import_monai(place, Told("ct", intensity=rule, values=(-1.0, 1.0))).manifest
+            monai.read(place, ImportOptions("ct", intensity=rule))
+    found = monai.read(place, ImportOptions("ct", intensity=rule, values=(-1.0, 1.0))).manifest
     assert (found.picture.low, found.picture.high, found.picture.bits) == (-500.0, 1500.0, 16)
     assert (found.normalisation.mean, found.normalisation.std) == (0.0, 1.0)
 
 
 def test_two_lists_that_scale_differently_are_refused(folder):
     with pytest.raises(SettingsInvalid, match=r"train::pre and .* validate::pre scale values differently"):
-        import_monai(folder(LOAD, WINDOW, validate={"pre": [LOAD, SHARES]}), Told("ct"))
+        monai.read(folder(LOAD, WINDOW, validate={"pre": [LOAD, SHARES]}), ImportOptions("ct"))
 
 
 LOADING, UNKNOWN = [LOAD], [{"_target_": "HistogramNormalized", "keys": "image"}]
@@ -186,7 +186,7 @@ CODE = "$monai.transforms.Compose([monai.transforms.LoadImaged('image'), monai.t
 )
 def test_transforms_are_found_wherever_they_are_written(more, said, folder):
     with pytest.raises(SettingsInvalid, match=said):
-        import_monai(folder(**more), Told("ct"))
+        monai.read(folder(**more), ImportOptions("ct"))
 
 
 def test_what_becomes_of_the_networks_answer_is_no_rule_of_its_input(folder):
@@ -194,7 +194,7 @@ def test_what_becomes_of_the_networks_answer_is_no_rule_of_its_input(folder):
         {**WINDOW, "keys": "pred", "a_max": 1, "a_min": 0, "b_max": 255},
         {"_target_": "SaveImaged", "keys": "pred"},
     ]
-    found = import_monai(folder(save={"transforms": save}), Told("ct")).manifest
+    found = monai.read(folder(save={"transforms": save}), ImportOptions("ct")).manifest
     np.testing.assert_allclose(found.normalisation.apply(np.array([-1.0, 1.0])), (0, 1), atol=1e-6)
 
 
@@ -206,7 +206,7 @@ def test_what_becomes_of_the_networks_answer_is_no_rule_of_its_input(folder):
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_named(key, value, folder):
     with pytest.raises(BundleInvalid, match="a value of its configuration is of the wrong kind"):
-        import_monai(folder(LOAD, **{key: value}), Told("ct"))
+        monai.read(folder(LOAD, **{key: value}), ImportOptions("ct"))
 
 
 def test_two_configurations_of_one_class_are_told_apart(folder):
@@ -216,7 +216,7 @@ def test_two_configurations_of_one_class_are_told_apart(folder):
         text = json.dumps({"noise_scheduler": {**DDIM, "beta_end": end}})
         (place / f"config_{name}.json").write_text(text)
     with pytest.raises(SettingsInvalid, match=r"noise_scheduler is defined otherwise in config_b\.json"):
-        import_monai(place, Told("ct"))
+        monai.read(place, ImportOptions("ct"))
 
 
 def test_the_command_says_the_rule(folder, tmp_path, capsys):
@@ -236,9 +236,9 @@ def test_the_command_says_the_rule(folder, tmp_path, capsys):
 
 def test_a_scheduler_that_is_disabled_is_none(folder):
     place = folder(noise_scheduler={**RFLOW, "_disabled_": True})
-    assert import_monai(place, Told("ct")).manifest.schedule.name == "scaled-linear"
+    assert monai.read(place, ImportOptions("ct")).manifest.schedule.name == "scaled-linear"
     with pytest.raises(SettingsInvalid, match=r"noise_scheduler::_disabled_ is .*no such id"):
-        import_monai(folder(noise_scheduler={**RFLOW, "_disabled_": "$len(@x) > 1"}), Told("ct"))
+        monai.read(folder(noise_scheduler={**RFLOW, "_disabled_": "$len(@x) > 1"}), ImportOptions("ct"))
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +258,8 @@ def maisi(tmp_path_factory):
     return folder
 
 
-def told(modality: str | None) -> Told:
-    return Told("maisi", size=(16, 16, 16), spacing=(1.0, 1.0, 1.0), modality=modality)
+def told(modality: str | None) -> ImportOptions:
+    return ImportOptions("maisi", size=(16, 16, 16), spacing=(1.0, 1.0, 1.0), modality=modality)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def told(modality: str | None) -> Told:
 def test_maisis_model_is_that_of_the_modality_with_the_values_of_its_training(
     modality, rule, black_and_white, maisi
 ):
-    found = import_monai(maisi, told(modality))
+    found = monai.read(maisi, told(modality))
     assert (found.manifest.picture.intensity, found.manifest.picture.low) == (rule, black_and_white[0])
     assert found.manifest.picture.high == black_and_white[1]
     basis = next(fact.basis for fact in found.facts if fact.key == "network")
@@ -283,7 +283,7 @@ def test_several_models_of_maisi_in_a_folder_are_named_and_asked_for(maisi, tmp_
     with pytest.raises(
         BundleInvalid, match=r"rflow-ct\.pt and diff_unet_3d_rflow-mr\.pt each hold"
     ) as caught:
-        import_monai(maisi, told("unknown"))
+        monai.read(maisi, told("unknown"))
     assert "--modality" in caught.value.hint
     folder = tmp_path / "one"
     folder.mkdir()
@@ -291,14 +291,14 @@ def test_several_models_of_maisi_in_a_folder_are_named_and_asked_for(maisi, tmp_
         if "-mr" not in path.name:
             (folder / path.name).symlink_to(path)
     with pytest.raises(SettingsInvalid, match="the modality, and no file") as caught:
-        import_monai(folder, told(None))
+        monai.read(folder, told(None))
     assert "ct_contrast" in caught.value.hint
     assert "mri" not in caught.value.hint
     with pytest.raises(SettingsInvalid, match=r"rflow-ct\.pt was trained on CT by its name"):
-        import_monai(folder, told("mri_t1"))
+        monai.read(folder, told("mri_t1"))
     (folder / "config_network_ddpm.json").write_text(json.dumps({"noise_scheduler": DDIM}))
     with pytest.raises(SettingsInvalid, match=r"ddpm\.json: noise_scheduler .*config_network_rflow\.json"):
-        import_monai(folder, told("ct"))
+        monai.read(folder, told("ct"))
 
 
 def test_an_autoencoder_of_maisi_is_told_the_modality(maisi, tmp_path):
@@ -308,10 +308,10 @@ def test_an_autoencoder_of_maisi_is_told_the_modality(maisi, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(definition))
     (tmp_path / "autoencoder_v1.pt").symlink_to(maisi / "autoencoder_v1.pt")
     with pytest.raises(SettingsInvalid, match=r"autoencoder_v1\.pt was trained on CT or on MR") as caught:
-        import_monai(tmp_path, told(None))
+        monai.read(tmp_path, told(None))
     assert caught.value.hint == "--modality ct, or --modality mri"
     for modality, rule in (("1", "hu"), ("ct", "hu"), ("9", "percentile:0,99.5@0:65535")):
-        assert import_monai(tmp_path, told(modality)).manifest.picture.intensity == rule
+        assert monai.read(tmp_path, told(modality)).manifest.picture.intensity == rule
 
 
 @pytest.mark.parametrize(
@@ -333,6 +333,6 @@ def test_what_trainers_put_before_the_names_of_tensors_is_taken_off(wrapped, pre
     if not prefix or prefix.startswith("module"):
         del state["loss.weight"]
     torch.save({wrapped: state, "epoch": 3}, place / "models" / "model.pt")
-    found = import_monai(place, Told("ct")).state
+    found = monai.read(place, ImportOptions("ct")).state
     assert found.keys() == weights.keys()
     assert all(torch.equal(found[key], weights[key]) for key in found)

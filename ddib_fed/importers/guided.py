@@ -1,4 +1,4 @@
-"""Imports checkpoints of guided-diffusion and of the public DDIB code: UNets, noisy classifiers and 2-D networks.
+"""Reads checkpoints of guided-diffusion and of the public DDIB code: UNets, noisy classifiers and 2-D networks.
 
 A picture network is that of the flags that it was trained with (the README's MODEL_FLAGS), or of the defaults of
 guided_diffusion/script_util.py, and the file must have exactly its tensors. Each setting is listed with its origin; a
@@ -7,32 +7,36 @@ flag that the public code does not have is refused, one that describes no weight
 
 from __future__ import annotations
 
-import io
+import difflib
 import re
 import shlex
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import numpy as np
-import safetensors.torch
-import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
+from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.files import first_problem
-from ddib_fed.models.bundle import Bundle, misfits
-from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, Training, intensity_fields
-from ddib_fed.names import nearest
-from ddib_fed.networks.config import AnyConfig, ClassifierConfig, SyntheticConfig, UNetConfig
+from ddib_fed.importing import (
+    ClassifierConfig,
+    Fact,
+    Imported,
+    ImportOptions,
+    Manifest,
+    Parameterisation,
+    ScheduleConfig,
+    SyntheticConfig,
+    Training,
+    UNetConfig,
+    import_note,
+    read_tensors,
+    refused,
+    require_fit,
+)
 
+uses: Final = ("flags", "classifier", "synthetic", "fit", "intensity", "soften_sigma")
 Value = str | int | float | bool | tuple[int | float, ...]
 Table = Mapping[str, Value]  # flags with the public code's defaults, whose types are those of the values
 
@@ -181,8 +185,8 @@ def _unknown(key: str) -> SettingsInvalid:
     if key in UPSAMPLERS:
         problem = f"the flag --{key} belongs to an upsampler, which needs a small picture beside the noise"
         hint = "import the model that makes pictures, not its upsampler"
-    elif near := nearest(key, [*BOTH, *MODEL, *CLASSIFIER, *ELSEWHERE]):
-        hint = f"did you mean --{near}?"
+    elif near := difflib.get_close_matches(key, [*BOTH, *MODEL, *CLASSIFIER, *ELSEWHERE], 1):
+        hint = f"did you mean --{near[0]}?"
     return SettingsInvalid(problem, hint=hint, facts={"field": key[:40]})
 
 
@@ -205,34 +209,16 @@ OTHERS = {
 """Other kinds of model, by a tensor that only they have."""
 
 
-Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]
-"""Own samples (C, *sides) in [-1, 1] for a manifest."""
+def recognises(path: Path) -> bool:
+    """Return whether it may be a file; what is wrong with it is said when it is read."""
+    return not path.is_dir()
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
-    """Import options; None means that the value is read from the files."""
-
-    domain: str
-    name: str = ""
-    fit: Literal["pad", "crop", "resize"] = "crop"
-    soften_sigma: float = 0.0
-    scale_factor: float | None = None
-    size: tuple[int, ...] | None = None
-    intensity: str | None = None
-    values: tuple[float, float] | None = None
-    spacing: tuple[float, float, float] | None = None
-    modality: str | None = None
-    axes: str | None = None
-    samples: Reader | None = None
-
-    def picture(self) -> PictureFormat:
-        """How pictures become samples, where no file says it."""
-        return PictureFormat(fit=self.fit, **intensity_fields(self.intensity) if self.intensity else {})
-
-
-def import_guided(path: Path, given: Told, flags: str = "", *, classifier: bool = False) -> Imported:
-    parsed = parse_flags(flags, classifier=classifier)
+def read(path: Path, options: ImportOptions) -> Imported:
+    """Read a UNet or a noisy classifier, or with `synthetic` the network of points."""
+    if options.synthetic:
+        return _read_points(path, options)
+    classifier, parsed = options.classifier, parse_flags(options.flags, classifier=options.classifier)
     checkpoint = read_tensors(path)
     settled = settle(checkpoint.state, parsed, classifier=classifier, source=str(path))
     network = settled.network
@@ -244,8 +230,8 @@ def import_guided(path: Path, given: Told, flags: str = "", *, classifier: bool 
     warnings = (trust,) if taken and not parsed.line else ()
     said = f", flags {parsed.line}" if parsed.line else ""
     manifest = Manifest(
-        name=(given.name or path.stem)[:100],
-        domain=given.domain,
+        name=(options.name or path.stem)[:100],
+        domain=options.domain,
         role="classifier" if classifier else "generator",
         sample_kind="picture",
         sample_shape=(network.in_channels, network.image_size, network.image_size),
@@ -254,8 +240,8 @@ def import_guided(path: Path, given: Told, flags: str = "", *, classifier: bool 
         value_range=(-1.0, 1.0),
         parameterisation=settled.parameterisation,
         schedule=settled.schedule,
-        soften_sigma=given.soften_sigma,
-        picture=given.picture(),
+        soften_sigma=options.soften_sigma or 0.0,
+        picture=options.picture(),
         data=import_note("the file", warnings),
         training=Training(command=f"imported from {path.name}{said}"[:2000], steps=checkpoint.steps),
     )
@@ -295,7 +281,6 @@ def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, sourc
         problem = f"the public code has no noise_schedule {told['noise_schedule']!r}"
         raise SettingsInvalid(problem, hint="linear or cosine", facts={"field": "noise_schedule"})
     schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
-    schedule_from_config(schedule)
     try:
         network = _network(told, classifier=classifier)
     except (ValidationError, ZeroDivisionError) as error:
@@ -334,11 +319,21 @@ def _network(told: Mapping[str, Any], *, classifier: bool) -> UNetConfig | Class
     return kind.model_validate({key: value for key, value in fields.items() if key in kind.model_fields})
 
 
+USUAL = (
+    "this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that the file "
+    "is one"
+)
+
+
+def _refused(source: str, key: str, problem: str, hint: str = USUAL) -> BundleInvalid:
+    return refused(source, key, problem, hint)
+
+
 def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
     """Raise unless the tensors are those of a picture network of the public code; name other kinds."""
     if ENTER in state and state[ENTER].ndim == 2:
         problem = "it is the public code's network for points"
-        raise refused(source, ENTER, problem, "import it with --synthetic")
+        raise _refused(source, ENTER, problem, "import it with --synthetic")
     for pattern, kind in OTHERS.items():
         key = next((key for key in state if re.search(pattern, key)), None)
         if key is not None:
@@ -348,36 +343,21 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
                 "the scheduler, a UNet2DModel of pixels",
             )  # fmt: skip
     if ENTER not in state or state[ENTER].ndim != 4:
-        raise refused(source, ENTER, "the tensor is missing or has another number of dimensions")
+        raise _refused(source, ENTER, "the tensor is missing or has another number of dimensions")
     if (channels := state[ENTER].shape[1]) not in {1, 3}:
         problem = f"it takes {channels} channels, pictures have 1 (grey) or 3 (colour)"
-        raise refused(source, ENTER, f"{problem}; upsamplers and latent models are others")
+        raise _refused(source, ENTER, f"{problem}; upsamplers and latent models are others")
 
 
-def refused(source: str, key: str, problem: str, hint: str = "") -> BundleInvalid:
-    usual = "this importer reads the public code's UNet, noisy classifier and (--synthetic) 2-D network; check that "
-    return BundleInvalid(
-        f"{source}: {key[:100]}: {problem}",
-        hint=hint or f"{usual}the file is one",
-        facts={"field": key[:100]},
-    )
-
-
-def require_fit(network: AnyConfig, state: Mapping[str, Tensor], source: str, hint: str = "") -> None:
-    """Raise BundleInvalid unless the tensors are those of the network."""
-    for key, problem in misfits(network, state):
-        raise refused(source, key, problem, hint)
-
-
-def import_synthetic(path: Path, given: Told, flags: str = "") -> Imported:
-    """Import the public code's 2-D checkpoint (`SyntheticModel`)."""
-    told: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(flags).given}
+def _read_points(path: Path, options: ImportOptions) -> Imported:
+    """Read the public code's 2-D checkpoint (`SyntheticModel`)."""
+    options.refuse(("classifier", "fit", "intensity", "soften_sigma"), "does not go with --synthetic")
+    told: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(options.flags).given}
     schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
-    schedule_from_config(schedule)
     state, source = read_tensors(path).state, str(path)
     for key in (ENTER, "out.2.weight"):
         if key not in state or state[key].ndim != 2:
-            raise refused(source, key, "the tensor is missing or has another number of dimensions")
+            raise _refused(source, key, "the tensor is missing or has another number of dimensions")
     num_channels, in_channels = state[ENTER].shape
     try:
         network = SyntheticConfig(
@@ -387,13 +367,13 @@ def import_synthetic(path: Path, given: Told, flags: str = "") -> Imported:
             num_res_blocks=len({key.split(".")[2] for key in state if key.startswith("input_blocks.1.")}),
         )
     except ValidationError as error:
-        raise refused(source, ENTER, "no network of this kind has these sizes") from error
-    require_fit(network, state, source)
+        raise _refused(source, ENTER, "no network of this kind has these sizes") from error
+    require_fit(network, state, source, USUAL)
     steps = f"{schedule.name}, {schedule.steps} steps"
     warning = f"without --flags these are the public defaults, which no tensor confirms: {steps}"
     manifest = Manifest(
-        name=(given.name or path.stem)[:100],
-        domain=given.domain,
+        name=(options.name or path.stem)[:100],
+        domain=options.domain,
         sample_shape=(in_channels,),
         network=network,
         parameterisation="x0" if told["predict_xstart"] else "eps",
@@ -401,155 +381,4 @@ def import_synthetic(path: Path, given: Told, flags: str = "") -> Imported:
         schedule=schedule,
         training=Training(command=f"imported from a public checkpoint, {path.name}"[:2000]),
     )
-    return Imported(manifest, state, (), {}, (), () if flags else (warning,))
-
-
-# Reading weights of other code
-
-# Names under which training scripts keep the state dict, averaged weights first.
-WRAPPERS = (
-    "ema", "ema_state_dict", "model_ema", "ema_model", "state_dict", "model_state_dict", "model", "network",
-    "unet_state_dict",
-)  # fmt: skip
-# What the public training code writes: ema_0.9999_500000.pt, model500000.pt and opt500000.pt.
-_AVERAGED = re.compile(r"ema_(0?\.\d+)_(\d+)\.pt")
-_RAW = re.compile(r"model(\d+)\.pt")
-_OPTIMISER = re.compile(r"opt\d*\.pt")
-
-
-_WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
-_TRAINED = re.compile(r"^(?:diffusion\.|model\.(?!diffusion_model\.))+")
-"""What parallel runs and torch.compile put into the names of tensors, and Lightning and other trainers before them."""
-
-
-class WeightsFile(NamedTuple):
-    """Tensors in float32; the optimiser steps that the file's name tells; what is said of the file."""
-
-    state: Mapping[str, Tensor]
-    steps: int
-    remarks: tuple[str, ...]
-
-
-def read_tensors(path: Path) -> WeightsFile:
-    """The state dict in a file of safetensors or in a pickled checkpoint, of which only tensors are read."""
-    if not path.is_file():
-        raise FileMissing(f"there is no file {path}")
-    if path.suffix == ".safetensors":
-        try:
-            found = safetensors.torch.load_file(path)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise BundleInvalid(f"{path}: it cannot be read as safetensors", hint="copy it again") from error
-    else:
-        found = _unpickled(path)
-    averaged, raw = _AVERAGED.fullmatch(path.name), _RAW.fullmatch(path.name)
-    remarks = []
-    if averaged:
-        remarks.append(f"weights averaged over training (rate {averaged[1]}, step {averaged[2]})")
-    if raw:
-        remarks.append("weights as they were trained; the averaged ones, ema_*.pt beside them, draw better")
-    plain = renamed(unwrapped(found, path), lambda key: _TRAINED.sub("", key), path)
-    steps = int(averaged[2]) if averaged else int(raw[1]) if raw else 0
-    return WeightsFile({key: tensor.float() for key, tensor in plain.items()}, steps, tuple(remarks))
-
-
-def loaded_checkpoint(path: Path) -> Any:
-    """What a pickle holds, of which only tensors and plain values are read."""
-    if not path.is_file():
-        raise BundleInvalid(f"{path}: it is no regular file", hint="copy the checkpoint itself there")
-    try:
-        # Mapped, so that a checkpoint of gigabytes is not in memory twice; older formats cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # on damaged bytes an unpickler raises any exception, IndexError included
-        raise BundleInvalid(
-            f"{path}: it is no checkpoint that can be read safely (weights only)",
-            hint="save the state dict alone: torch.save(model.state_dict(), FILE)",
-        ) from error
-
-
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    loaded = None if _OPTIMISER.fullmatch(path.name) else loaded_checkpoint(path)
-    if loaded is None or (isinstance(loaded, Mapping) and "param_groups" in loaded):
-        raise BundleInvalid(
-            f"{path}: it holds the state of an optimiser, not weights",
-            hint="the public code writes the weights beside it: ema_0.9999_STEP.pt, or modelSTEP.pt",
-        )
-    for state in states_in(loaded):
-        return state
-    raise BundleInvalid(
-        f"{path}: it holds no state dict", hint="save one: torch.save(model.state_dict(), FILE)"
-    )
-
-
-def states_in(loaded: Any) -> Iterator[dict[str, Tensor]]:
-    """Yield the state dicts in a checkpoint, at most one level down: averaged weights first."""
-    if isinstance(loaded, Mapping):
-        for candidate in (loaded, *map(loaded.get, dict.fromkeys((*WRAPPERS, *loaded)))):
-            if not isinstance(candidate, Mapping) or not candidate:
-                continue
-            if all(isinstance(k, str) and isinstance(v, Tensor) for k, v in candidate.items()):
-                yield dict(candidate)
-
-
-def unwrapped(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    return renamed(found, lambda key: _WRAPPED.sub("", key), path)
-
-
-def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = {}
-    for key, tensor in found.items():
-        if rename(key) in state:
-            problem = "two tensors are this one, under two names"
-            raise refused(str(path), rename(key), problem, "save the state dict of the model alone")
-        state[rename(key)] = tensor
-    return state
-
-
-class Fact(NamedTuple):
-    key: str
-    value: str
-    basis: str
-
-
-@dataclass(frozen=True, slots=True)
-class Imported:
-    """A model read from other code's files, not yet a bundle; `autoencoder` is that of a model of latents."""
-
-    manifest: Manifest
-    state: Mapping[str, Tensor] = field(repr=False)
-    facts: tuple[Fact, ...]
-    ignored: Mapping[str, str]
-    remarks: tuple[str, ...]
-    warnings: tuple[str, ...] = ()
-    autoencoder: Bundle | None = None
-
-
-def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
-    said = f"imported weights: {where} does not say what they were trained on"
-    return DataNote(note="; ".join((said, *warnings))[:4000])
-
-
-# Writing the public code's 2-D network
-
-
-def public_checkpoint(bundle: Bundle) -> tuple[bytes, str]:
-    """The content of a .pt file, a state dict in float32, and the flags that the public scripts need."""
-    manifest, network, schedule = bundle.manifest, bundle.manifest.network, bundle.manifest.schedule
-    named = schedule.steps is not None and schedule.name in ("linear", "cosine") and schedule.ends is None
-    timed = manifest.time_input == "timestep" and manifest.parameterisation != "v"
-    if not isinstance(network, SyntheticConfig) or not named or not timed:
-        raise SettingsInvalid(
-            f"{manifest.name} is a network of kind {network.kind} that predicts {manifest.parameterisation}; the "
-            "public code's for points is `synthetic`, and predicts eps or x0 at integer steps of a linear or cosine "
-            "schedule",
-            hint="train one: ddib model train --domain moons --set network=public --steps 100000 --out DIR",
-        )
-    flags = {
-        **network.model_dump(exclude={"kind", "out_channels"}),
-        "diffusion_steps": schedule.steps,
-        "noise_schedule": schedule.name,
-        "predict_xstart": manifest.parameterisation == "x0",
-        "rescale_timesteps": schedule.rescale_timesteps,
-    }
-    stream = io.BytesIO()
-    torch.save({key: value.clone() for key, value in bundle.state.items()}, stream)
-    return stream.getvalue(), " ".join(f"--{key} {value}" for key, value in flags.items())
+    return Imported(manifest, state, (), {}, (), () if options.flags else (warning,))

@@ -34,10 +34,9 @@ from ddib_fed.data.synthetic import normals
 from ddib_fed.diffusion.schedule import DiscreteSchedule
 from ddib_fed.errors import SettingsInvalid, StateConflict, extra
 from ddib_fed.files import write_file
-from ddib_fed.lab.config import PrivateTrainConfig
 from ddib_fed.models.manifest import DifferentialPrivacy
 from ddib_fed.networks.spectrum import Spectrum
-from ddib_fed.training.config import RunPlan
+from ddib_fed.training.config import PrivateTrainConfig, RunPlan
 from ddib_fed.training.objective import make_batch, make_step_batch
 from ddib_fed.training.pictures import COLUMNS, DROP, LEVEL, PictureTask
 from ddib_fed.training.points import PointTask

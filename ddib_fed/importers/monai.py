@@ -18,27 +18,29 @@ from typing import Any, Final
 from pydantic import ValidationError
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid
 from ddib_fed.files import first_problem
-from ddib_fed.models.import_guided import (
+from ddib_fed.importers.latents import BETAS, PREDICTIONS, Foreign, Read, negated, step_schedule
+from ddib_fed.importers.monai_configs import MODALITIES, Configs, Found, kind_of, units_of
+from ddib_fed.importing import (
     Fact,
     Imported,
-    Told,
+    ImportOptions,
+    LibraryConfig,
+    Parameterisation,
+    PictureFormat,
+    ScheduleConfig,
     loaded_checkpoint,
+    network_shapes,
     read_tensors,
     require_fit,
     states_in,
     unwrapped,
 )
-from ddib_fed.models.import_latents import BETAS, PREDICTIONS, Foreign, Read, negated, step_schedule
-from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.models.monai_configs import MODALITIES, Configs, Found, kind_of, units_of
-from ddib_fed.networks.build import network_shapes
-from ddib_fed.networks.config import TARGETS, LibraryConfig
 
-NETWORKS: Final = {name.rpartition(".")[2]: name for name in TARGETS if name.startswith("monai.")}
+NETWORKS: Final = {
+    name.rpartition(".")[2]: name for name in LibraryConfig.targets() if name.startswith("monai.")
+}
 DENOISERS: Final = ("DiffusionModelUNet", "DiffusionModelUNetMaisi")
 AUTOENCODERS: Final = tuple(name for name in NETWORKS if name not in DENOISERS)
 SCHEDULERS: Final = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "RFlowScheduler")
@@ -65,7 +67,18 @@ FLIP_SPACING: Final = (1.5, 1.5, 2.0)
 FLIP: Final = "FLIP's trainer, assumed"
 
 
-def import_monai(folder: Path, given: Told) -> Imported:
+uses: Final = (
+    "fit", "soften_sigma", "scale_factor", "check", "size", "intensity", "values", "spacing", "axes", "modality",
+)  # fmt: skip
+
+
+def recognises(path: Path) -> bool:
+    """Return whether it is a folder; of diffusers' the importer of these is asked first."""
+    return path.is_dir()
+
+
+def read(folder: Path, given: ImportOptions) -> Imported:
+    """Read the model of a folder."""
     try:
         return _imported(folder, given)
     except (AttributeError, TypeError, ValueError) as error:  # a value of another kind than MONAI's
@@ -77,7 +90,7 @@ def import_monai(folder: Path, given: Told) -> Imported:
         ) from error
 
 
-def _imported(folder: Path, given: Told) -> Imported:
+def _imported(folder: Path, given: ImportOptions) -> Imported:
     configs, facts = Configs(folder, _of_flip), list[Fact]()
     denoiser, encoder = _chosen(configs, DENOISERS), _chosen(configs, AUTOENCODERS)
     if denoiser is None and encoder is None:
@@ -111,7 +124,7 @@ def _imported(folder: Path, given: Told) -> Imported:
     assert whole is not None
     units, form = units_of(configs, given, facts, whole)
     sides = _of_sample(_sides(configs, given, facts, whole.network, inner), axes)
-    picture = PictureFormat(fit=given.fit, **form)
+    picture = PictureFormat(fit=given.fit or "crop", **form)
     if dims == 3:
         across = None if spacing is None else _of_sample(spacing, axes)
         picture = PictureFormat(fit="pad", slices="none", spacing=across, **form)
@@ -147,7 +160,11 @@ def _chosen(configs: Configs, kinds: tuple[str, ...]) -> Found | None:
 
 
 def _network(
-    configs: Configs, found: Found, given: Told, spacing: tuple[float, ...] | None, axes: tuple[int, ...]
+    configs: Configs,
+    found: Found,
+    given: ImportOptions,
+    spacing: tuple[float, ...] | None,
+    axes: tuple[int, ...],
 ) -> LibraryConfig:
     """The network of a definition, without settings that change how it computes and not what."""
     arguments, name = configs.arguments(found), found.name
@@ -183,7 +200,7 @@ def _network(
         raise found.refused("", f"is no model of samples: {first_problem(error)[1]}", hint) from error
 
 
-def _modality(configs: Configs, found: Found, given: Told) -> int:
+def _modality(configs: Configs, found: Found, given: ImportOptions) -> int:
     told = str(given.modality or configs.get("diffusion_unet_inference::modality", "modality"))
     number = configs.get(told)
     number = number if isinstance(number, int) else MODALITIES.get(told, told)
@@ -231,7 +248,7 @@ def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
 # Facts beside the networks
 
 
-def _axes(configs: Configs, given: Told, facts: list[Fact], dims: int) -> tuple[int, ...]:
+def _axes(configs: Configs, given: ImportOptions, facts: list[Fact], dims: int) -> tuple[int, ...]:
     """Of the network's arrays, as those of a sample: depth upwards, height to the back, width to the right."""
     turned = next(iter(configs.definitions("Orientationd", "Orientation")), None)
     code = turned and configs.get(f"{turned.key}::axcodes")
@@ -295,13 +312,12 @@ def _schedule(
         if key not in OF_SAMPLING and usual.get(key) != value:
             raise found.refused(key, f"is {value}, which is not read", inexact)
     schedule = step_schedule(BETAS[kind], steps, ends)
-    schedule_from_config(schedule)
     between = "" if kind == "cosine" else f", betas {ends[0]:g} to {ends[1]:g}"
     facts.append(Fact("schedule", f"{BETAS[kind]}, {steps} steps{between}, predicts {prediction}", basis))
     return schedule, PREDICTIONS[prediction]
 
 
-def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, float, float] | None:
+def _spacing(configs: Configs, given: ImportOptions, facts: list[Fact]) -> tuple[float, float, float] | None:
     keys = ["spacing", "diffusion_unet_inference::spacing"]
     keys += [f"{each.key}::pixdim" for each in configs.definitions("Spacingd", "Spacing")]
     places = [(given.spacing, "--spacing"), *((configs.get(key), key) for key in keys)]
@@ -315,7 +331,11 @@ def _spacing(configs: Configs, given: Told, facts: list[Fact]) -> tuple[float, f
 
 
 def _sides(
-    configs: Configs, given: Told, facts: list[Fact], network: LibraryConfig, encoder: LibraryConfig | None
+    configs: Configs,
+    given: ImportOptions,
+    facts: list[Fact],
+    network: LibraryConfig,
+    encoder: LibraryConfig | None,
 ) -> tuple[int, ...]:
     """Of a sample, and not of its latent; `network` is the encoder itself where there is no other."""
     form = f"{'autoencoder' if encoder else 'network'}_data_format"

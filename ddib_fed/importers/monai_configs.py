@@ -20,10 +20,8 @@ from typing import Any, Final, NamedTuple
 
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import MAX_CONFIG_BYTES, parse_json, read_small
-from ddib_fed.models.import_guided import Fact, Told
-from ddib_fed.models.import_latents import Read
-from ddib_fed.models.manifest import intensity_fields
-from ddib_fed.models.units import Normalisation
+from ddib_fed.importers.latents import Read
+from ddib_fed.importing import Fact, ImportOptions, Normalisation, intensity_fields
 
 SUFFIXES: Final = (".json", ".yaml", ".yml")
 RANKED: Final = ("inference", "train", "multi", "eval", "valid")
@@ -339,7 +337,7 @@ MAISI: Final = {"ct": Scaled("hu", -1000.0, 1000.0), "mr": Scaled("percentile", 
 
 
 def units_of(
-    configs: Configs, given: Told, facts: list[Fact], read: Read
+    configs: Configs, given: ImportOptions, facts: list[Fact], read: Read
 ) -> tuple[Normalisation, dict[str, Any]]:
     """Units of the network's samples; fields of a `PictureFormat` that say how values in files become samples."""
     found = dict[Scaled, str]()
@@ -383,7 +381,7 @@ def kind_of(told: Any) -> str:
     return found[1] if found else ""
 
 
-def _kind(read: Read, given: Told) -> str:
+def _kind(read: Read, given: ImportOptions) -> str:
     """Return "ct" or "mr" for a network of MAISI; raise SettingsInvalid unless a file or the command says which."""
     modality = str(given.modality)
     number = int(modality) if modality.isdecimal() else MODALITIES.get(modality)
@@ -426,7 +424,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _scaled(configs: Configs, transforms: list[Found], given: Told, dims: int) -> Scaled | None:
+def _scaled(configs: Configs, transforms: list[Found], given: ImportOptions, dims: int) -> Scaled | None:
     """Follow a list of transforms; return how it scales values, None if it does not; raise if that is unknown."""
     found: Scaled | None = None
     for each in transforms:
@@ -445,7 +443,9 @@ def _scaled(configs: Configs, transforms: list[Found], given: Told, dims: int) -
     return found
 
 
-def _step(each: Found, told: Mapping[str, Any], was: Scaled | None, given: Told, dims: int) -> Scaled:
+def _step(
+    each: Found, told: Mapping[str, Any], was: Scaled | None, given: ImportOptions, dims: int
+) -> Scaled:
     """Return the scaling after one more transform; raise ValueError if it is unknown."""
     kind = SCALING.fullmatch(each.name)
     if kind is None or not each.known:

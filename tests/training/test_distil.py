@@ -9,10 +9,10 @@ import torch
 from ddib_fed.diffusion.denoiser import LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, decode
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.lab.config import DistilConfig
-from ddib_fed.lab.distil import Paths, asked, open_starts
 from ddib_fed.models.bundle import make_bundle, pretrained
 from ddib_fed.models.units import Normalisation
+from ddib_fed.training.config import DistilConfig
+from ddib_fed.training.distil import Paths, asked, open_starts
 from ddib_fed.training.points import PointSource
 from ddib_fed.training.run import train
 from tests.models.examples import manifest, state

@@ -20,15 +20,23 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import SCALED_LINEAR, SIGMOID, ScheduleConfig
 from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.files import first_problem
-from ddib_fed.models.bundle import Bundle, make_bundle
-from ddib_fed.models.import_guided import Fact, Imported, Told, import_note
-from ddib_fed.models.manifest import LatentSpace, Manifest, PictureFormat, Training
-from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import LibraryConfig
+from ddib_fed.importing import (
+    Bundle,
+    Fact,
+    Imported,
+    ImportOptions,
+    LatentSpace,
+    LibraryConfig,
+    Manifest,
+    Normalisation,
+    Parameterisation,
+    PictureFormat,
+    ScheduleConfig,
+    Training,
+    import_note,
+)
 
 LEAST_PSNR = 20.0
 """Of an autoencoder on own samples, dB: trained ones reach 25 to 40, random ones about 0. Wrong groups alone may leave
@@ -38,8 +46,8 @@ BETTER = 1.0  # dB
 SIDE = {2: 512, 3: 64}
 """Sides of what is tried at once."""
 BETAS = {
-    "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": SCALED_LINEAR, "scaled_linear": SCALED_LINEAR,
-    "sigmoid_beta": SIGMOID, "sigmoid": SIGMOID, "cosine": "cosine",
+    "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": "scaled-linear",
+    "scaled_linear": "scaled-linear", "sigmoid_beta": "sigmoid", "sigmoid": "sigmoid", "cosine": "cosine",
 }  # fmt: skip
 """Schedules by the names of diffusers (with a cosine that has another name there), MONAI, and `generative`."""
 PREDICTIONS: Mapping[str, Parameterisation] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
@@ -58,7 +66,7 @@ class Foreign:
     """What a folder holds: an autoencoder, a network on its latents, or one on pixels."""
 
     folder: Path
-    given: Told
+    given: ImportOptions
     autoencoder: Read | None
     denoiser: Read | None
     sides: tuple[int, ...]
@@ -81,15 +89,16 @@ class Foreign:
             )
         tried = None if encoder is None else self._tried(encoder)
         facts, warnings, latents = [*self.facts], [*self.warnings], None
-        if self.given.samples is not None and encoder is None:
+        if self.given.check is not None and encoder is None:
             warnings.append(f"{self.folder} holds no autoencoder, which --check tries: nothing was checked")
         if tried is not None:
             facts.append(Fact("reconstruction", f"{tried.psnr:.1f} dB", "--check"))
         if read is None:
             assert encoder is not None
             return Imported(encoder.manifest, encoder.state, tuple(facts), {}, (), tuple(warnings))
+        inside = None
         if encoder is not None:
-            scale = self._scale(tried)
+            inside, scale = Imported(encoder.manifest, encoder.state), self._scale(tried)
             facts.append(scale)
             latents = self._latents(encoder, float(scale.value))
             deviation = 1.0 if tried is None else float(scale.value) * tried.deviation
@@ -101,9 +110,17 @@ class Foreign:
         manifest = self._manifest(
             read, "generator", channels,
             parameterisation=self.parameterisation, time_input="timestep", schedule=self.schedule,
-            soften_sigma=self.given.soften_sigma, latents=latents, classes=self.classes,
+            soften_sigma=self.given.soften_sigma or 0.0, latents=latents, classes=self.classes,
         )  # fmt: skip
-        return Imported(manifest, read.state, tuple(facts), {}, (), tuple(warnings), encoder)
+        return Imported(
+            manifest,
+            read.state,
+            tuple(facts),
+            {},
+            (),
+            tuple(warnings),
+            inside,
+        )
 
     def _latents(self, encoder: Bundle, scale: float) -> LatentSpace:
         network, (mean, deviation) = encoder.manifest.network, self.moved
@@ -140,10 +157,10 @@ class Foreign:
 
     def _bundle(self, read: Read) -> Bundle:
         made = self._manifest(read, "autoencoder", read.network.in_channels)
-        return make_bundle(made, read.state, source=read.source)
+        return Imported(made, read.state).bundle(read.source)
 
     def _tried(self, encoder: Bundle) -> Tried | None:
-        if self.given.samples is None:
+        if self.given.check is None:
             return None
         samples = list(self.given.samples(encoder.manifest))
         tried, better = try_autoencoder(encoder, samples), better_groups(encoder, samples)

@@ -11,9 +11,12 @@ from pydantic import ValidationError
 from torch import nn
 
 from ddib_fed.errors import ExtraMissing, SettingsInvalid, StateConflict
-from ddib_fed.lab import private as private_module
-from ddib_fed.lab.config import PrivateTrainConfig
-from ddib_fed.lab.private import (
+from ddib_fed.models.bundle import load_bundle
+from ddib_fed.networks.build import build_network
+from ddib_fed.networks.config import MlpConfig, UNetConfig
+from ddib_fed.training import private as private_module
+from ddib_fed.training.config import PrivateTrainConfig
+from ddib_fed.training.private import (
     CLIP,
     DRAWS,
     KEY_FILE,
@@ -27,9 +30,6 @@ from ddib_fed.lab.private import (
     refuse_layers,
     spent_epsilon,
 )
-from ddib_fed.models.bundle import load_bundle
-from ddib_fed.networks.build import build_network
-from ddib_fed.networks.config import MlpConfig, UNetConfig
 from ddib_fed.training.run import latest_checkpoint, train
 from tests.networks.picture_networks import filled
 from tests.training.examples import TINY_NETWORK, spots_source, stop_at

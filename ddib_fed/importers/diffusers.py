@@ -20,14 +20,22 @@ from pydantic import BaseModel, Field, JsonValue, StrictBool, ValidationError, f
 from pydantic_core.core_schema import ValidationInfo
 from safetensors import SafetensorError, safe_open
 
-from ddib_fed.diffusion.denoiser import Parameterisation
-from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.errors import BundleInvalid, FileMissing, SettingsInvalid, extra
 from ddib_fed.files import first_problem, parse_json, read_small
-from ddib_fed.models.import_guided import Fact, Imported, Told, read_tensors, renamed, require_fit
-from ddib_fed.models.import_latents import BETAS, PREDICTIONS, Foreign, Read, negated, step_schedule
-from ddib_fed.models.units import Normalisation
-from ddib_fed.networks.config import LibraryConfig
+from ddib_fed.importers.latents import BETAS, PREDICTIONS, Foreign, Read, negated, step_schedule
+from ddib_fed.importing import (
+    Fact,
+    Imported,
+    ImportOptions,
+    LibraryConfig,
+    Normalisation,
+    Parameterisation,
+    ScheduleConfig,
+    read_tensors,
+    renamed,
+    require_fit,
+    schedule_from_config,
+)
 
 INDEX: Final = "model_index.json"
 NETWORK: Final = "UNet2DModel"
@@ -45,15 +53,19 @@ _ADAPTED = re.compile(r"(?:^|[._])(?:lora(?:[._]|$)|hada_w\d|lokr_w\d)", re.IGNO
 """A tensor of one."""
 
 
-def is_diffusers(folder: Path) -> bool:
-    """Whether a folder is a pipeline, or a network, of the library."""
+uses: Final = ("fit", "soften_sigma", "scale_factor", "check", "size", "intensity")
+
+
+def recognises(folder: Path) -> bool:
+    """Return whether a folder is a pipeline, or a network, of the library."""
     if any((folder / name).is_file() for name in (INDEX, "unet/config.json", "transformer/config.json")):
         return True
     config = folder / "config.json"
     return config.is_file() and "_class_name" in _read_json(config)
 
 
-def import_diffusers(folder: Path, given: Told) -> Imported:
+def read(folder: Path, given: ImportOptions) -> Imported:
+    """Read the model of a folder."""
     above = folder.resolve().parent
     whole = (folder / INDEX).is_file() or not (above / INDEX).is_file()
     if not whole:
@@ -103,7 +115,7 @@ def import_diffusers(folder: Path, given: Told) -> Imported:
     ).imported()  # fmt: skip
 
 
-def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: Told) -> Imported:
+def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: ImportOptions) -> Imported:
     """An autoencoder alone; the scale of its latents belongs to a model of them."""
     read = read_network(inside, _config(config, str(inside / "config.json")))
     sides, said = given.size, "--size"

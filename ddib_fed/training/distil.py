@@ -26,10 +26,10 @@ from ddib_fed.diffusion.schedule import LevelGrid
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.model import DTYPES
 from ddib_fed.errors import SettingsInvalid, ShapeMismatch
-from ddib_fed.lab.config import DistilConfig
 from ddib_fed.models.bundle import Bundle, open_bundle
 from ddib_fed.models.manifest import Distilled, DistilledError, Manifest, carried_domain
 from ddib_fed.networks.config import MlpConfig
+from ddib_fed.training.config import DistilConfig
 from ddib_fed.training.objective import LambdaSampler
 from ddib_fed.training.points import PointSource, domain_source, points_source
 from ddib_fed.training.run import OnScan, Opened, Say

@@ -1,0 +1,55 @@
+"""Extensions: what distributions declare as entry points of the groups `ddib_fed.*`, found by name, loaded when used.
+
+No third party's takes the name of one of this package. One that cannot be imported is an error of its own, which names
+its distribution; the others are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from ddib_fed.errors import ConfigError, DdibError, ItemNotFound
+
+OWN = "ddib-fed"
+
+
+@cache
+def extensions(group: str) -> Mapping[str, EntryPoint]:
+    """Return the entry points of a group, such as `ddib_fed.importers`, by name, third parties' first."""
+    points = sorted(entry_points(group=group), key=lambda point: _distribution(point) != OWN)
+    found: dict[str, EntryPoint] = {}
+    for point in points:
+        found.setdefault(point.name, point)
+    return dict(sorted(found.items(), key=lambda item: (_distribution(item[1]) == OWN, item[0])))
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist is not None else "an unknown distribution"
+
+
+def extension(group: str, name: str) -> Any:
+    """Load an extension.
+
+    Raises
+    ------
+    ItemNotFound
+        No installed distribution has it.
+    ConfigError
+        It cannot be imported; the text names its distribution.
+    """
+    point = extensions(group).get(name)
+    if point is None:
+        hint = f"there are {', '.join(extensions(group)) or 'none: install the package again'}"
+        raise ItemNotFound(f"no installed package brings {name[:40]!r} to {group}", hint=hint)
+    try:
+        return point.load()
+    except DdibError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{_distribution(point)}: its {name!r} of {group} cannot be loaded: {error}",
+            hint=f"install another version of {_distribution(point)}, or remove it",
+        ) from error

@@ -1,0 +1,187 @@
+"""`ddib_fed.evaluate`: a folder of translations into figures, with their intervals, and a page of its pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ddib_fed.calibration.record import map_beside
+from ddib_fed.data.fitting import Fit
+from ddib_fed.evaluation.judgement import FigureTable, Report, judge, tables, worst_first
+from ddib_fed.evaluation.metrics import Pictures
+from ddib_fed.evaluation.pages import COLUMNS, picture_row
+from ddib_fed.evaluation.sheets import as_pictures, to_pixels
+from ddib_fed.evaluation.translations import Span, Translations, read_translations
+from ddib_fed.pages import write_page
+from ddib_fed.record import PictureFigures, Record
+
+FROM_RECORDS = ("cycle_mse", "cycle_psnr", "edge_correlation")
+MOST_ROWS = 200
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Figures:
+    """Figures of a folder of translations.
+
+    Attributes
+    ----------
+    report : Mapping
+        JSON values. "count" and "shape"; "ways": of the translations and of each baseline the mean of each figure with
+        its interval; "spread" of each figure; "pictures": the figures of each; "latent"; "notes": what is remarkable.
+    translations
+        The pictures, as stacks (N, C, H, W) float32 in [-1, 1], with their names and records.
+    """
+
+    report: Mapping[str, Any]
+    translations: Translations = field(repr=False)
+
+    def tables(self) -> list[FigureTable]:
+        """Return the figures as tables: title, columns, rows, and what they are."""
+        return tables(dict(self.report))
+
+    def write_page(self, path: Path, title: str, *, most_rows: int = MOST_ROWS) -> None:
+        """Write an HTML page: the worst pictures come first, and the page states how many it leaves out."""
+        stacks = {
+            kind: to_pixels(as_pictures(stack))
+            for kind in ("source", "mapped", "translated", "truth", "back")
+            if (stack := getattr(self.translations, kind)) is not None
+        }
+        rows = worst_first(self.report["pictures"])
+        keys = [key for key in COLUMNS if key in rows[0]]
+        where = {name: number for number, name in enumerate(self.translations.names)}
+        write_page(
+            path,
+            "pictures.html",
+            title=title,
+            verdict="",
+            notes=self.report["notes"],
+            tables=self.tables(),
+            columns=["file", "mark", *stacks, *(COLUMNS[key] for key in keys)],
+            rows=[
+                picture_row(
+                    row["name"],
+                    {kind: pixels[where[row["name"]]] for kind, pixels in stacks.items()},
+                    [row[key] for key in keys],
+                    "doubtful" if row.get("doubtful") else "",
+                )
+                for row in rows[:most_rows]
+            ],
+            left_out=max(0, len(rows) - most_rows),
+            provenance=[],
+        )
+
+
+def evaluate(
+    folder: str | Path,
+    *,
+    source: str | Path | None = None,
+    truth: str | Path | None = None,
+    domain: str | Path | Pictures | None = None,
+    by_folder: bool = False,
+    size: int | None = None,
+    fit: Fit = "resize",
+    span: Span | None = None,
+    on_read: Callable[[int, int], None] | None = None,
+) -> Figures:
+    """Measure a folder of translations against references; figures that need a missing one are left out.
+
+    Parameters
+    ----------
+    folder
+        What `ddib translate` wrote, or any folder of pictures.
+    source, truth
+        Folders with the sources and the true translations, by the same names.
+    domain
+        Other pictures of the target domain: a folder, or (M, C, H, W) in [-1, 1]; for the feature distance and for
+        histogram matching.
+    by_folder
+        Whether intervals draw whole folders of pictures, such as the slices of one patient.
+    size
+        Height and width that all are resized to, pixels; None for those of the first translation.
+    fit
+        How: ``resize``, ``crop`` or ``pad``.
+    span
+        Raw values of black and white; None for the models' if the records have them, else those of the files' type.
+    on_read
+        Called with (files read, in all).
+
+    Raises
+    ------
+    FileMissing
+        There are no pictures, or some have no partner.
+    ShapeMismatch, PictureMisfit, UsageError
+        Pictures do not fit each other, or their range is not known.
+
+    Examples
+    --------
+    >>> import ddib_fed, tempfile
+    >>> model = ddib_fed.Model.open("satellite")
+    >>> folder = tempfile.mkdtemp()
+    >>> report = model.draw(folder, 2, ddib_fed.Settings(evaluations=3))
+    >>> ddib_fed.evaluate(folder, truth=folder).report["count"]
+    2
+    """
+    read = read_translations(
+        Path(folder),
+        source=None if source is None else Path(source),
+        truth=None if truth is None else Path(truth),
+        domain=Path(domain) if isinstance(domain, str) else domain,
+        size=size,
+        fit=fit,
+        span=span,
+        mapping=map_beside(Path(folder)),
+        on_read=on_read,
+    )
+    figures = {
+        key: [getattr(record.picture or PictureFigures(), key) for record in read.records]
+        for key in FROM_RECORDS
+    }
+    report = judge(
+        read.translated,
+        source=read.source,
+        truth=read.truth,
+        back=read.back,
+        domain=read.domain,
+        recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
+        marks=[record.doubtful for record in read.records],
+        mapping=read.mapping,
+        clusters=np.array([str(PurePosixPath(name).parent) for name in read.names]) if by_folder else None,
+    )
+    named = Counter(
+        (r.calibration_kind, r.calibration_sha256[:12]) for r in read.records if r.calibration_sha256
+    )
+    report["notes"] = [
+        *report["notes"],
+        *read.notes,
+        *Record.doubt_lines([*zip(read.names, read.records, strict=True)]),
+        *(
+            f"{count} of {report['count']} pictures were translated under the {kind} calibration {sha256}."
+            for (kind, sha256), count in named.items()
+        ),
+    ]
+    report["latent"] = _of_records(read.records)
+    report["pictures"] = [
+        {"name": name, **row} for name, row in zip(read.names, report["pictures"], strict=True)
+    ]
+    return Figures(report, read)
+
+
+def _of_records(records: Sequence[Record]) -> Report | None:
+    keys = ("mean", "std", "kurtosis", "correlation")
+    columns = [[getattr(record.latent, key) for record in records] for key in keys]
+    if any(None in column for column in columns):
+        return None
+    means, deviations, kurtosis, correlation = (np.array(column, np.float64) for column in columns)
+    mean = float(means.mean())
+    return {
+        "mean": mean,
+        "std": float(np.sqrt(max(0.0, float((deviations**2 + means**2).mean()) - mean**2))),
+        # Of one picture's few patches: comparable with another picture's, not with zero.
+        "kurtosis": float(np.median(kurtosis)),
+        "correlation": float(np.median(correlation)),
+    }

@@ -1,0 +1,880 @@
+"""`ddib_fed.Model` and `ddib_fed.train`: a model of this process draws, encodes, decodes, and is tuned and measured.
+
+Imports torch when a model is opened, so that a client can import the face.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ddib_fed.errors import AlreadyExists, InputError, SettingsInvalid, UsageError, extra
+from ddib_fed.files import write_file, write_json
+from ddib_fed.models.catalogue import copy_shipped, shipped_models
+from ddib_fed.record import UNGUIDED, Classes, Guidance, Settings
+
+if TYPE_CHECKING:
+    from ddib_fed.client.in_process import InProcess
+    from ddib_fed.diffusion.plans import SolverSettings
+    from ddib_fed.engine.arrays import ArraySettings
+    from ddib_fed.engine.local_party import LocalParty
+    from ddib_fed.evaluation.features import SampleVerdict
+    from ddib_fed.models.bundle import Bundle
+    from ddib_fed.models.manifest import Manifest
+    from ddib_fed.models.sidecars import Allowances, PrivacyReport, Tuned, TunedLeg
+    from ddib_fed.training.config import TrainConfig
+    from ddib_fed.training.run import TrainingProgress
+    from ddib_fed.training.sources import OwnSamples, PictureSource
+
+Samples = NDArray[np.float32]
+Label = int | str | None
+Told = Callable[[int, int], None]
+SHEET_PICTURES = 64
+NUMBERS = (12, 16, 20)
+PLAIN = Settings()
+
+
+class Model:
+    """A model of one domain, verified, in this process.
+
+    Attributes
+    ----------
+    bundle
+        Its files as they were verified: manifest, weights, and what lies beside them (`tuned`, `allowances`,
+        `privacy`, `autoencoder`).
+    folder : Path or None
+        Where it can be tuned and measured; None of a model that ships.
+
+    Examples
+    --------
+    >>> import ddib_fed
+    >>> moons = ddib_fed.Model.open("moons")
+    >>> points = moons.sample(200)
+    >>> points.shape, moons.encode(points).shape
+    ((200, 2), (200, 2))
+    >>> float(abs(moons.decode(moons.encode(points)) - points).max()) < 0.1
+    True
+    """
+
+    shipped = staticmethod(shipped_models)
+    copy = staticmethod(copy_shipped)
+
+    def __init__(self, bundle: Bundle, folder: Path | None = None, **opening: Any) -> None:
+        """Wrap a verified bundle; `opening` are further arguments of `open_party`."""
+        self.bundle, self.folder, self._opening = bundle, folder, opening
+
+    @classmethod
+    def open(
+        cls,
+        which: str | Path,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        classifier: str | Path | Bundle | None = None,
+        size: Sequence[int] | None = None,
+        threads: int | None = None,
+        batch: int = 0,
+        without: Collection[str] = (),
+    ) -> Model:
+        """Read and verify a model; its network is built when it is first used.
+
+        Parameters
+        ----------
+        which
+            The name of a model that ships (``moons``, ``satellite``, ...), or the folder of a bundle.
+        device
+            ``cpu``, ``cuda`` or ``cuda:1``.
+        dtype
+            Of the network: ``float32``, ``bfloat16`` or ``float16``; what is integrated stays float32. The error of
+            each is in docs/operating.md.
+        classifier
+            A bundle of a classifier of noisy pictures, for guidance by `Guidance.classifier_scale`.
+        size
+            Height and width (volumes: depth, height, width) to which samples are brought, to be translated in
+            overlapping tiles. Both models of a translation need the same.
+        threads
+            Threads of torch; None leaves them as they are.
+        batch
+            Pictures that are integrated together; 0 for 16 (of points 5,000).
+        without
+            Files beside the weights that are not read, because they are to be written anew.
+
+        Raises
+        ------
+        ModelNotFound
+            There is no such model.
+        BundleInvalid
+            A file is damaged, was changed, or does not fit.
+        SettingsInvalid
+            The size does not suit the model; at the first use, that the device or dtype does not exist here, or that
+            the classifier does not fit.
+        """
+        with extra("node", "torch", "a model in this process needs torch, which is not installed"):
+            from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle, shipped_name
+
+        folder = None if shipped_name(str(which)) else Path(which)
+        bundle = load_bundle(folder, without=without) if folder and without else open_bundle(str(which))
+        if classifier is not None and not isinstance(classifier, Bundle):
+            classifier = open_bundle(str(classifier))
+        opening = {"device": device, "dtype": dtype, "threads": threads, "together": batch}
+        model = cls(bundle, folder, classifier=classifier, **opening)
+        return model if size is None else model.of_scene(*size)
+
+    def to(self, target: Model) -> InProcess:
+        """Return a client whose node is this process: this model encodes, `target` decodes.
+
+        Jobs are kept in memory, and computed while their results are taken. Their requests may ask what only models of
+        one process do: `soften`, `seed`, `calibration`, `flags`.
+        """
+        from ddib_fed.client.in_process import InProcess
+
+        return InProcess(self.party, target.party)
+
+    def of_scene(self, *sides: int) -> Model:
+        """Return the same model for samples of that size, in overlapping tiles."""
+        return Model(self.bundle.of_scenes(*sides), self.folder, **self._opening)
+
+    @cached_property
+    def party(self) -> LocalParty:
+        """The `Party` that computes: it encodes and decodes streams of items on the calling thread."""
+        from ddib_fed.engine.local_party import open_party
+
+        opening = self._opening if self.manifest.sample_kind != "point" else {**self._opening, "together": 0}
+        return open_party(self.bundle, **opening)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the model says of itself."""
+        return self.bundle.manifest
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex, of the manifest, which names the weights: it pins everything."""
+        return self.bundle.digest
+
+    @property
+    def domain(self) -> str:
+        """The name of its domain."""
+        return self.manifest.domain
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point."""
+        return self.manifest.sample_shape
+
+    @property
+    def classes(self) -> Classes:
+        """The classes to decode to: the model's, or of a model without those of its classifier."""
+        classifier = self._opening.get("classifier")
+        owner = self.manifest
+        if owner.num_classes is None and classifier is not None:
+            owner = classifier.manifest
+        return Classes(owner.name, owner.num_classes or 0, owner.classes)
+
+    @property
+    def verdict(self) -> SampleVerdict | None:
+        """How its samples compare with training data, as training measured it; None where it did not."""
+        from ddib_fed.evaluation.features import SampleVerdict
+
+        return SampleVerdict.of_figures(self.manifest.training.figures)
+
+    def __repr__(self) -> str:
+        size, kind = " x ".join(map(str, self.shape)), self.manifest.sample_kind
+        unit, classes = " coordinates" if kind == "point" else "", self.manifest.num_classes
+        return f"<Model {self.domain}: {kind}s of {size}{unit}{f', {classes} classes' if classes else ''}>"
+
+    def sample(
+        self,
+        count: int,
+        settings: Settings = PLAIN,
+        *,
+        label: Label = None,
+        guidance: Guidance = UNGUIDED,
+        seed: int = 0,
+        on_progress: Told | None = None,
+    ) -> Samples:
+        """Draw samples.
+
+        Parameters
+        ----------
+        count
+            How many.
+        settings
+            How the ODE is integrated.
+        label
+            The class to draw, by number or name, where the model has classes.
+        guidance
+            Towards the class.
+        seed
+            Of the noise; pictures are the first `count` of a seed.
+        on_progress
+            Called with (network evaluations done, in all).
+
+        Returns
+        -------
+        ndarray
+            (count, *shape) float32: points in the units of the data, pictures in [-1, 1].
+
+        Raises
+        ------
+        SettingsInvalid
+            The settings, the class or the guidance do not fit the model.
+        """
+        from ddib_fed.engine.arrays import draw_samples
+
+        request = self._array_settings(settings, label, guidance, seed)
+        if self.party.model.is_picture:
+            return draw_samples(self.party, count, request, on_progress=on_progress)
+        return self._points(_noise(count, self.shape[0], seed), request, on_progress)
+
+    def draw(
+        self,
+        folder: str | Path,
+        count: int | None = None,
+        settings: Settings = PLAIN,
+        *,
+        overwrite: bool = False,
+        **how: Any,
+    ) -> dict[str, Any]:
+        """Draw samples into a folder, with a sheet and report.json, which is written last.
+
+        Points: samples.npy, latent.npy and samples.png. Pictures: sample_0.png and on (volumes: sample_0.npy), and
+        sheet.png.
+
+        Parameters
+        ----------
+        folder
+            Is made.
+        count
+            How many; None for 10,000 points or 64 pictures.
+        settings, how
+            As of `sample`.
+        overwrite
+            Whether results in the folder may be replaced.
+
+        Returns
+        -------
+        dict
+            The content of report.json.
+
+        Raises
+        ------
+        AlreadyExists
+            The folder holds results.
+        SettingsInvalid
+            As of `sample`.
+        """
+        folder = Path(folder)
+        if (folder / "report.json").exists() and not overwrite:
+            raise AlreadyExists(f"{folder} holds results already", hint="choose another folder, or --force")
+        write = self._draw_pictures if self.party.model.is_picture else self._draw_points
+        on_progress = how.pop("on_progress", None)
+        request = self._array_settings(settings, how.pop("label", None), **how)
+        report = {
+            "model": {"name": self.manifest.name, "domain": self.domain, "digest": self.digest},
+            "seed": request.seed,
+            "settings": request.settings.described(),
+            **write(folder, count or (64 if self.party.model.is_picture else 10_000), request, on_progress),
+        }
+        write_json(folder / "report.json", report)
+        return report
+
+    def _draw_points(
+        self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
+    ) -> dict[str, Any]:
+        from ddib_fed.data.points import to_npy
+        from ddib_fed.data.synthetic import DOMAINS
+        from ddib_fed.evaluation import sheets
+        from ddib_fed.evaluation.metrics import distances_to_domain
+        from ddib_fed.models.manifest import carried_domain
+
+        noise = _noise(count, self.shape[0], request.seed)
+        wall, cpu = time.monotonic(), time.process_time()
+        samples = self._points(noise, request, on_progress)
+        spent = {"wall": round(time.monotonic() - wall, 3), "cpu": round(time.process_time() - cpu, 3)}
+        cloud, domain = self.party.model.normalise(samples), carried_domain(self.manifest)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "samples.npy", to_npy(samples))
+        write_file(folder / "latent.npy", to_npy(noise))
+        sheets.clouds([("latent", noise), ("samples", cloud)], folder / "samples.png")
+        target = dict(distances_to_domain(cloud, domain)) if domain in DOMAINS else None
+        return {"points": count, "clip": request.guidance.clip, "seconds": spent, "target_cloud": target}
+
+    def _draw_pictures(
+        self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
+    ) -> dict[str, Any]:
+        from ddib_fed.data.pictures import ImageLimits
+        from ddib_fed.engine.arrays import draw_samples
+        from ddib_fed.evaluation.metrics import file_rule
+        from ddib_fed.evaluation.samples import samples_of
+        from ddib_fed.evaluation.sheets import save_sheet
+
+        samples = draw_samples(self.party, count, request, on_progress=on_progress)
+        writer, width = samples_of(self.party.model, ImageLimits(), max_points=0), len(str(count - 1))
+        names = [f"sample_{number:0{width}d}.{writer.format.lower()}" for number in range(count)]
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, sample in zip(names, samples, strict=True):
+            write_file(folder / name, writer.file(sample[None]))
+        data = self.manifest.data
+        note = "" if data is None else data.note or data.source
+        caption = ". ".join(filter(None, [self.domain, note]))
+        save_sheet(folder / "sheet.png", {"samples": samples[:SHEET_PICTURES]}, caption=caption)
+        scale = dict(zip(("slope", "intercept"), file_rule(self.manifest).output_scale, strict=True))
+        about = {"class": request.target_class, "count": count, "guidance": asdict(request.guidance)}
+        return {**about, "output_scale": scale, "pictures": names}
+
+    def _points(self, noise: Samples, request: ArraySettings, on_progress: Told | None) -> Samples:
+        """Decode points (N, D) from noise (N, D)."""
+        from ddib_fed.engine.arrays import Counter, point_draw, turns
+        from ddib_fed.engine.party import ToDecode
+        from ddib_fed.latent import Latent
+
+        counter = Counter(request.settings.evaluations * turns(self.party, len(noise)), on_progress)
+        noises = point_draw(request.seed, 0, noise.shape[1])
+        return self.party.decode(
+            ToDecode(0, Latent.from_array(noise), draw=noises), request.leg(counter)
+        ).samples
+
+    def encode(
+        self,
+        samples: Samples,
+        settings: Settings = PLAIN,
+        *,
+        label: Label = None,
+        soften: float | None = None,
+        seed: int = 0,
+    ) -> Samples:
+        """Encode samples to latents. A latent is an invertible encoding: treat it as the sample.
+
+        Parameters
+        ----------
+        samples
+            (N, *shape) float32: points in the units of the data, pictures in [-1, 1].
+        settings
+            How the ODE is integrated, and to what depth.
+        label
+            Class of the samples, by number or name.
+        soften
+            Noise level sigma / alpha to which pictures are diffused first; None for the model's own.
+        seed
+            Of that noise.
+
+        Returns
+        -------
+        ndarray
+            (N, *latent shape) float32, of N(0, I) at full depth; the latent shape is that of a sample but for models
+            behind an autoencoder.
+
+        Raises
+        ------
+        ShapeMismatch, NotFinite
+            The samples do not fit.
+        SettingsInvalid
+            The settings or the class do not fit the model.
+        LatentNotGaussian
+            A latent is unlike those of the model's domain.
+        """
+        from ddib_fed.engine.arrays import item_of
+        from ddib_fed.engine.local_party import only
+        from ddib_fed.engine.party import ToEncode
+
+        model = self.party.model
+        request = replace(self._array_settings(settings, label, seed=seed), soften=soften)
+        items = (
+            item_of(number, part, model, model, request) for number, part in enumerate(self._parts(samples))
+        )
+        inputs = (ToEncode(item.number, item.samples, request.target_class, item.noise) for item in items)
+        return np.concatenate(
+            [only(outcome).latent.data for outcome in self.party.encode_each(inputs, request.leg())]
+        )
+
+    def decode(
+        self,
+        latents: Samples,
+        settings: Settings = PLAIN,
+        *,
+        label: Label = None,
+        guidance: Guidance = UNGUIDED,
+        seed: int = 0,
+    ) -> Samples:
+        """Decode latents to samples.
+
+        Parameters
+        ----------
+        latents
+            (N, *latent shape) float32, of the depth that the settings name.
+        settings, label, guidance, seed
+            As of `sample`; the seed is of what noise the settings draw.
+
+        Returns
+        -------
+        ndarray
+            (N, *shape) float32: points in the units of the data, pictures in [-1, 1].
+
+        Raises
+        ------
+        ShapeMismatch, NotFinite
+            The latents do not fit.
+        SettingsInvalid
+            The settings, the class or the guidance do not fit the model.
+        LatentNotGaussian
+            A latent is not of N(0, I).
+        """
+        from ddib_fed.engine.arrays import picture_draw, point_draw
+        from ddib_fed.engine.local_party import only
+        from ddib_fed.engine.party import ToDecode
+        from ddib_fed.latent import Latent
+
+        model, request = self.party.model, self._array_settings(settings, label, guidance, seed)
+
+        def items() -> Any:
+            for number, part in enumerate(self._parts(latents)):
+                name = f"{seed} {number}".encode()
+                noises = (
+                    picture_draw(model, name, "decode")
+                    if model.is_picture
+                    else point_draw(seed, 0, part.shape[1])
+                )
+                yield ToDecode(number, Latent.from_array(part), request.target_class, noises)
+
+        samples = np.concatenate(
+            [only(outcome).samples for outcome in self.party.decode_each(items(), request.leg())]
+        )
+        return samples.clip(-1.0, 1.0) if model.is_picture else samples
+
+    def integrate(
+        self,
+        x: Samples,
+        settings: Settings = PLAIN,
+        *,
+        sigma: float = 0.0,
+        back: bool = False,
+        on_progress: Told | None = None,
+    ) -> Samples:
+        """Follow the ODE with states as they are: nothing is softened, refused or clipped.
+
+        Parameters
+        ----------
+        x
+            (N, *latent shape) float32 in the units of the ODE (`units`).
+        settings
+            How, and from the data end to what depth.
+        sigma
+            Noise level sigma / alpha of the data end; 0 for the data itself.
+        back
+            From noise to data.
+        on_progress
+            Called with (network evaluations done, in all).
+
+        Returns
+        -------
+        ndarray
+            The states at the other end.
+
+        Raises
+        ------
+        SettingsInvalid
+            The settings do not fit the model.
+        """
+        import torch
+
+        from ddib_fed.diffusion.plans import SolverSettings
+        from ddib_fed.diffusion.solvers import integrate
+        from ddib_fed.engine.arrays import Counter
+
+        model, rows = self.party.model, self.party.executor.rows
+        plan = model.plan(SolverSettings.of(settings), sigma)
+        plan = replace(plan, decode_grid=plan.encode_grid.reversed())
+        parts = torch.split(torch.from_numpy(np.ascontiguousarray(x, np.float32)), rows)
+        denoiser, walk = model.denoiser(share=settings.share), plan.decoder if back else plan.encoder
+        tell = Counter(settings.evaluations * len(parts), on_progress)
+        ends = []
+        with self._threads():
+            for part in parts:
+                classes = model.condition(model.class_rows(None, len(part)))
+                ends.append(integrate(walk(part.to(model.device), classes), denoiser, on_step=tell).cpu())
+        return torch.cat(ends).numpy()
+
+    def velocity(self, x: Samples, lam: float) -> Samples:
+        """Return the network's v = alpha eps - sigma x0 at states (N, *latent shape) of one level.
+
+        The level is lambda = log(alpha / sigma), and the states are in the units of the ODE.
+        """
+        import torch
+
+        model, level = self.party.model, self.bundle.schedule.level(lam)
+        answers = []
+        with self._threads(), torch.no_grad():
+            for part in torch.split(torch.from_numpy(x), self.party.executor.rows):
+                classes = model.condition(model.class_rows(None, len(part)))
+                answers.append(model.denoiser()(part.to(model.device), level, classes).cpu())
+        return torch.cat(answers).numpy()
+
+    @property
+    def is_spectral(self) -> bool:
+        """Whether a share of the network can encode; the rest is the linear estimate of its spectrum."""
+        return self.party.model.frame() is not None
+
+    def data(
+        self, which: str | Path | None = None, *, train: int = 0, held_out: int = 0, test: int = 0
+    ) -> OwnSamples:
+        """Return at most so many samples of the model's domain, evenly spaced, as `train`, `held_out` and `test`.
+
+        Parameters
+        ----------
+        which
+            A folder of pictures, or a .npy file of points; None for the domain that ships, which alone has `test`.
+        """
+        from ddib_fed.training.sources import own_samples
+
+        return own_samples(self.manifest, which, train, held_out, test=test)
+
+    def put_privacy(self, values: Mapping[str, Any]) -> PrivacyReport:
+        """Check the figures of a privacy report, and write privacy.json beside the weights of a model of one's own."""
+        from ddib_fed.models.bundle import put_beside
+        from ddib_fed.models.sidecars import PrivacyReport
+
+        report = PrivacyReport(weights_sha256=self.manifest.weights_sha256, **values)
+        if self.folder is not None:
+            put_beside(self.folder, report)
+            self._read_again(self.folder)
+        return report
+
+    def units(self, samples: NDArray[Any]) -> Samples:
+        """Return samples (N, *shape) in the units of the ODE, (N, *latent shape) float32."""
+        return self.party.model.into_units(samples.astype(np.float32)).cpu().numpy()
+
+    def out_of_units(self, x: Samples) -> Samples:
+        """Return states (N, *latent shape) at the data end as samples, (N, *shape) float32."""
+        import torch
+
+        return self.party.model.out_of_units(torch.from_numpy(x))
+
+    def _parts(self, rows: Samples) -> Sequence[Samples]:
+        """Return the items of an array: each picture, or all points as one set."""
+        return [row[None] for row in rows] if self.party.model.is_picture else [rows]
+
+    def _array_settings(
+        self, settings: Settings, label: Label = None, guidance: Guidance = UNGUIDED, seed: int = 0
+    ) -> ArraySettings:
+        from ddib_fed.diffusion.plans import SolverSettings
+        from ddib_fed.engine.arrays import ArraySettings
+
+        number = self.classes.number(label) if isinstance(label, str) else label
+        return ArraySettings(SolverSettings.of(settings), target_class=number, guidance=guidance, seed=seed)
+
+    def tune(
+        self,
+        evaluations: Sequence[int] = NUMBERS,
+        *,
+        data: str | Path | None = None,
+        soften_sigma: float | None = None,
+        seed: int = 0,
+        on_progress: Callable[[str, int, int], None] = lambda *_: None,
+    ) -> Tuned:
+        """Learn where the solver steps, so that fewer evaluations are as exact, and write steps.json.
+
+        The steps are learned from this model alone; its digest stays. `Settings(grid="learned")` uses them.
+
+        Parameters
+        ----------
+        evaluations
+            Network evaluations of a leg to learn steps for, each 2 to 64.
+        data
+            A folder of pictures of the domain that the model was not trained on, or a .npy file of points; None for
+            the domain that ships.
+        soften_sigma
+            Softening of the pictures that are encoded; None for the model's own.
+        seed
+            All random draws follow from it.
+        on_progress
+            Called with (what is being done, done, in all).
+
+        Returns
+        -------
+        Tuned
+            The learned steps, with their errors on held-out samples.
+
+        Raises
+        ------
+        InputError
+            There are too few samples.
+        SettingsInvalid
+            A number cannot be learned.
+        UsageError
+            The model ships: copy it first.
+        """
+        from ddib_fed.diffusion.plans import soften
+        from ddib_fed.diffusion.schedule import LearnedSteps
+        from ddib_fed.engine.model import DomainModel
+        from ddib_fed.models.sidecars import MAX_LEARNED
+        from ddib_fed.training import tune
+        from ddib_fed.training.sources import SEED
+
+        folder, counts = self._own_folder(), sorted(set(evaluations))
+        for number in counts:
+            if not 2 <= number <= MAX_LEARNED:
+                hint = f"2 to {MAX_LEARNED}; above, --grid default"
+                raise SettingsInvalid(f"{number} evaluations cannot be learned", hint=hint)
+        model = DomainModel(replace(self.bundle, tuned=None), device=self._opening.get("device", "cpu"))
+        effort, sigma = tune.PICTURES if model.is_picture else tune.POINTS, model.sigma(soften_sigma)
+        with self._threads():
+            sets = [model.into_units(rows) for rows in tune.sets(model.manifest, data, effort)]
+            starts = [soften(x, sigma, tune.noise(x, seed + SEED - 1 - i)) for i, x in enumerate(sets)]
+            legs: list[TunedLeg] = []
+            for stage in ("encode", "decode"):
+                tell = partial(on_progress, f"reference of {stage}")
+                leg = tune.TuningLeg(model, stage, starts, sigma, seed, tell)
+                learned: list[LearnedSteps] = []
+                # The most evaluations first: their grid starts a candidate of the fewer.
+                for number in reversed(counts):
+                    tell = partial(on_progress, f"{stage} in {number}")
+                    learned.append(tune.learn(leg, number, effort, seed, learned, tell))
+                    legs.append(leg.measured(learned[-1]))
+                # Decoding is learned from noise, and in every other row of pictures from a latent: what a node decodes.
+                starts, sigma = (
+                    [tune.noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)],
+                    0.0,
+                )
+                if model.is_picture:
+                    for start, rows in zip(starts, leg.sets, strict=True):
+                        start[::2] = rows.end[::2]
+        words = f"tune MODEL --evaluations {' '.join(map(str, counts))}"
+        words += "" if soften_sigma is None else f" --soften-sigma {soften_sigma:g}"
+        tuned = tune.put_legs(folder, legs, command=_noted(words, data, seed))
+        self._read_again(folder)
+        return tuned
+
+    def measure(
+        self,
+        *,
+        data: str | Path | None = None,
+        seed: int = 0,
+        skip_bad: bool = False,
+        on_encoding: Told | None = None,
+        on_scan: Told | None = None,
+    ) -> str:
+        """Measure what the model's own latents and pictures look like, for the gate and for marks of doubt.
+
+        Bounds of the gate are written into gate.json beside the weights. A model of pictures without thresholds of
+        structure gets them if `data` names pictures; they are in the manifest, so the digest changes then.
+
+        Parameters
+        ----------
+        data, seed
+            As of `tune`. Bounds need at least 40 pictures.
+        skip_bad
+            Whether pictures that cannot be read are left out.
+        on_encoding, on_scan
+            Called with (done, in all).
+
+        Returns
+        -------
+        str
+            Why bounds could not be measured, where thresholds could; empty where they were.
+
+        Raises
+        ------
+        InputError
+            Neither could be measured.
+        UsageError
+            The model ships: copy it first.
+        """
+        from ddib_fed.evaluation.metrics import put_thresholds
+        from ddib_fed.models.bundle import put_beside
+        from ddib_fed.training.sources import shipped_name
+
+        folder, manifest, problem = self._own_folder(), self.manifest, None
+        try:
+            put_beside(folder, self._bounds(data, seed, on_encoding, skip_bad=skip_bad))
+        except InputError as error:
+            problem = error
+        lacks = manifest.structure is None and (manifest.sample_kind, manifest.role) == (
+            "picture",
+            "generator",
+        )
+        if lacks and data is not None and shipped_name(manifest, data) is None:
+            put_thresholds(folder, Path(data), skip_bad=skip_bad, progress=on_scan)
+        elif problem is not None:
+            raise problem
+        self._read_again(folder)
+        return "" if problem is None else problem.detail
+
+    def _bounds(
+        self, data: str | Path | None, seed: int, on_encoding: Told | None, *, skip_bad: bool
+    ) -> Allowances:
+        from ddib_fed.engine.gate import measure_allowances, unmeasurable
+        from ddib_fed.training.sources import own_samples
+        from ddib_fed.training.tune import GATE_PICTURES
+
+        model, samples = self.party.model, np.empty(0, np.float32)
+        if not (why := unmeasurable(model, GATE_PICTURES)):
+            own = own_samples(model.manifest, data, GATE_PICTURES, GATE_PICTURES, skip_bad=skip_bad)
+            samples = own.mixed()[:GATE_PICTURES]
+            why = unmeasurable(model, len(samples))
+        if why:
+            name = model.manifest.name
+            raise InputError(
+                f"the usual latents of {name} cannot be measured: {why}",
+                hint=f"ddib model show {name} says what the model is; --data names a folder of pictures",
+            )
+        command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed)
+        with self._threads():
+            return measure_allowances(model, samples, command=command, seed=seed, tell=on_encoding)
+
+    def export(self, path: str | Path) -> str:
+        """Write a model of the public DDIB code's 2-D network as that code's checkpoint.
+
+        Parameters
+        ----------
+        path
+            The file, a state dict in float32; the public scripts look for models/synthetic/log2D0/model000000.pt.
+
+        Returns
+        -------
+        str
+            The flags that the public scripts need.
+
+        Raises
+        ------
+        SettingsInvalid
+            The network is another one.
+        """
+        import torch
+
+        from ddib_fed.networks.config import SyntheticConfig
+
+        manifest, network, schedule = self.manifest, self.manifest.network, self.manifest.schedule
+        named = schedule.steps is not None and schedule.name in ("linear", "cosine") and schedule.ends is None
+        timed = manifest.time_input == "timestep" and manifest.parameterisation != "v"
+        if not isinstance(network, SyntheticConfig) or not named or not timed:
+            raise SettingsInvalid(
+                f"{manifest.name} is a network of kind {network.kind} that predicts {manifest.parameterisation}; the "
+                "public code's for points is `synthetic`, and predicts eps or x0 at integer steps of a linear or "
+                "cosine schedule",
+                hint="train one: ddib model train --domain moons --set network=public --steps 100000 --out DIR",
+            )
+        flags = {
+            **network.model_dump(exclude={"kind", "out_channels"}),
+            "diffusion_steps": schedule.steps,
+            "noise_schedule": schedule.name,
+            "predict_xstart": manifest.parameterisation == "x0",
+            "rescale_timesteps": schedule.rescale_timesteps,
+        }
+        stream = io.BytesIO()
+        torch.save({key: value.clone() for key, value in self.bundle.state.items()}, stream)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_file(Path(path), stream.getvalue())
+        return " ".join(f"--{key} {value}" for key, value in flags.items())
+
+    @staticmethod
+    def public_settings(
+        line: str, manifests: Sequence[Manifest], evaluations: int | None = None
+    ) -> tuple[SolverSettings, bool | None]:
+        """Return the settings of a line of the public code's flags, and whether they say to clip.
+
+        Without `evaluations` their number is that of the flags' steps, which must be the same for all the models;
+        without flags that say it at most 48. Raises SettingsInvalid for a flag that the public code does not have.
+        """
+        from ddib_fed.engine.arrays import public_sampling
+
+        return public_sampling(line, manifests, evaluations)
+
+    def _read_again(self, folder: Path) -> None:
+        from ddib_fed.models.bundle import load_bundle
+
+        self.bundle = load_bundle(folder)
+        self.__dict__.pop("party", None)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        from ddib_fed.networks.placement import torch_threads
+
+        threads = self._opening.get("threads")
+        return nullcontext() if threads is None else torch_threads(threads)
+
+    def _own_folder(self) -> Path:
+        if self.folder is None:
+            name = self.manifest.name
+            hint = f"ddib model get {name} --out DIR makes a copy"
+            raise UsageError(f"{name} ships with the package, which is not written to", hint=hint)
+        return self.folder
+
+
+def _noise(count: int, dim: int, seed: int) -> Samples:
+    """Noise (count, dim) of points, around the origin in the order of their angle."""
+    import torch
+
+    noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+    if dim > 1:
+        noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
+    return noise.numpy()
+
+
+def _noted(words: str, data: str | Path | None, seed: int) -> str:
+    """The command as it is kept beside the weights: without paths."""
+    return f"ddib model {words}{' --data PATH' if data else ''}{f' --seed {seed}' if seed else ''}"
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    source: PictureSource | None = None,
+    resume: bool = False,
+    force: bool = False,
+    on_progress: Callable[[TrainingProgress], None] | None = None,
+    at_terminal: bool = False,
+) -> Model:
+    """Train a model and write its bundle; under torchrun, together with the other processes.
+
+    Parameters
+    ----------
+    config
+        What is learned, and how.
+    out
+        The bundle's folder; the run, with its progress and checkpoints, is in out/run.
+    source
+        Pictures that are in memory already, instead of those that the config names.
+    resume
+        Continue the run in `out`, if there is one of the same settings and data; one that is finished too, when more
+        steps or more time are asked for than it had.
+    force
+        Remove what is in `out`, and begin.
+    on_progress
+        Called with the step, the steps in all, the loss and the rate.
+    at_terminal
+        Show bars and remarks on stderr, and let Ctrl-C and SIGTERM stop the run so that it can be resumed.
+
+    Raises
+    ------
+    AlreadyExists
+        `out` holds a run or a model, and neither `resume` nor `force` is set.
+    StateConflict
+        The run in `out` is of other settings or other data.
+    InputError
+        The data cannot be used.
+
+    Examples
+    --------
+    >>> import ddib_fed, tempfile
+    >>> config = ddib_fed.TrainConfig(domain="moons", steps=2, width=16, blocks=1)
+    >>> ddib_fed.train(config, tempfile.mkdtemp() + "/moons")
+    <Model moons: points of 2 coordinates>
+    """
+    with extra("node", "torch", "training needs torch, which is not installed"):
+        from ddib_fed.training import run
+
+    if at_terminal:
+        bundle = run.train_at_terminal(config, Path(out), resume=resume, force=force)
+    else:
+        bundle = run.train(config, Path(out), on_progress, source=source, resume=resume, force=force)
+    return Model(bundle, Path(out), threads=config.threads)
