@@ -246,8 +246,8 @@ def _each(parties: Sequence[Any], samples: Array) -> list[tuple[Array, Any]]:
     """Items and what makes their noise."""
     generator = np.random.default_rng(0)
 
-    def noise(x: Array) -> Array:
-        return generator.standard_normal(x.shape, np.float32)
+    def noise(_: Array, shape: tuple[int, ...]) -> Array:
+        return generator.standard_normal(shape, np.float32)
 
     picture = parties[0].model.is_picture
     return [(each, noise) for each in (np.split(samples, len(samples)) if picture else [samples])]
