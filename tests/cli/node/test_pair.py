@@ -16,8 +16,8 @@ from ddib_fed.node import admitting
 from ddib_fed.node.admitting import own_peer, peer_store
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.security.peers import Peer
+from ddib_fed.testing import free_port
 from tests import audit_rows
-from tests.e2e.harness import free_port
 
 
 @pytest.fixture

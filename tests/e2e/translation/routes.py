@@ -19,7 +19,8 @@ from ddib_fed.client.routing import Router
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.formats.dicom_network import DicomPeer, OwnEntity, Receiver
 from ddib_fed.record import Settings
-from tests.e2e.harness import free_port, wait_until
+from ddib_fed.testing import free_port
+from tests.e2e.harness import wait_until
 from tests.formats.dicom.files import write_series
 
 MR = pydicom.uid.MRImageStorage

@@ -28,12 +28,9 @@ from ddib_fed.models.bundle import Bundle, make_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.sidecars import Tuned
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.protocol.contract import guidance_to_pb
-from ddib_fed.protocol.messages import settings_to_pb
 from ddib_fed.record import UNGUIDED, Guidance, Part, Settings, Translation, file_name
-from ddib_fed.v1 import common_pb2
 from tests.calibration.examples import calibration, signed
-from tests.e2e.two_nodes import TwoNodes, same_noise
+from tests.e2e.in_process import InProcessNodes, same_noise
 from tests.engine import stages
 from tests.engine.latent_models import CHANNELS, FACTOR, SIZE, autoencoder, latent_model
 from tests.engine.stages import translate_array
@@ -79,10 +76,10 @@ def shared_noise(monkeypatch):
 
 @pytest.fixture
 def open_nodes(tmp_path):
-    made: list[TwoNodes] = []
+    made: list[InProcessNodes] = []
 
-    def open_two(north: Bundle, south: Bundle, **settings: object) -> TwoNodes:
-        made.append(TwoNodes(tmp_path / f"nodes{len(made)}", north, south, **settings))
+    def open_two(north: Bundle, south: Bundle, **settings: object) -> InProcessNodes:
+        made.append(InProcessNodes(tmp_path / f"nodes{len(made)}", north, south, **settings))
         return made[-1]
 
     yield open_two
@@ -146,7 +143,7 @@ def said(record: Translation) -> dict[str, Any]:
 
 def compare(
     folder: Path,
-    nodes: TwoNodes,
+    nodes: InProcessNodes,
     *,
     classes: tuple[int | None, int | None] = (None, None),
     cycle: bool = False,
@@ -165,22 +162,10 @@ def compare(
         for side, label in zip(("source", "target"), classes, strict=True)
         if label is not None
     }
-    local = client.translate(
-        files.paths, client.target, settings, cycle=cycle, keep_latent=True, guidance=guidance, **labels
-    )
-    job_id = nodes.submit(
-        *files.paths,
-        solver=settings_to_pb(settings),
-        cycle=cycle,
-        keep_latent=True,
-        guidance=guidance_to_pb(guidance),
-        **labels,
-        **(header or {}),
-    )
-    parts = [Part.LATENT, *([Part.RETURNED] if cycle else [])]
-    federated = nodes.results(job_id, *parts)
-    assert sorted(federated) == list(range(len(files.paths)))
-    for name, results in (("local", dict(enumerate(local))), ("federated", federated)):
+    asked = {"cycle": cycle, "keep_latent": True, "guidance": guidance, **labels}
+    local = client.translate(files.paths, client.target, settings, **asked)
+    federated = nodes.translate(files.paths, settings, **asked, **(header or {}))
+    for name, results in (("local", local), ("federated", federated)):
         (folder / name).mkdir()
         for number, path in enumerate(files.paths):
             given = FileItem(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -252,9 +237,9 @@ def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses
         assert theirs.picture.autoencoder_psnr < 60
         assert model.sample_shape == (1, SIZE, SIZE)
     other = open_nodes(north, latent_model(2, name="south", encoder=autoencoder(2, size=48), size=48))
-    job = other.ended(other.submit(*write_files(tmp_path).paths))
-    assert job.error.reason == "CONTRACT_MISMATCH"
-    assert {each.field for each in job.error.differences} >= {"sample_shape", "latent_shape"}
+    error = other.refusal(write_files(tmp_path).paths)
+    assert error.reason == "CONTRACT_MISMATCH"
+    assert {each.field for each in error.differences} >= {"sample_shape", "latent_shape"}
 
 
 @pytest.mark.usefixtures("shared_noise")
@@ -309,9 +294,8 @@ def test_points_go_there_and_back_alike(tmp_path, open_nodes) -> None:
     path.write_bytes(to_npy(x))
     parties = [open_party(bundle) for bundle in bundles]
     found = translate_array(x, *parties, ArraySettings(settings, cycle=True))
-    solver = common_pb2.SolverSettings(evaluations=LEARNED, grid=grid)
-    job = nodes.submit(path, solver=solver, cycle=True, keep_latent=True)
-    result = nodes.results(job, Part.LATENT, Part.RETURNED)[0]
+    wanted = Settings(evaluations=LEARNED, grid=grid)
+    (result,) = nodes.translate([path], wanted, cycle=True, keep_latent=True)
     stages = {Part.LATENT: found.latent, Part.TRANSLATION: found.translated, Part.RETURNED: found.back}
     for part, mine in stages.items():
         (tmp_path / "part.npy").write_bytes(result.files[part].data)
@@ -319,5 +303,5 @@ def test_points_go_there_and_back_alike(tmp_path, open_nodes) -> None:
     assert (result.provenance.samples, result.provenance.solver.grid) == (len(x), grid)
     other = translate_array(x, *parties, ArraySettings(replace(settings, grid="default"), cycle=True))
     assert np.abs(other.translated - found.translated).max() > 1e-3
-    refused = nodes.ended(nodes.submit(path, solver=common_pb2.SolverSettings(evaluations=24, grid=grid)))
-    assert (refused.error.reason, dict(refused.error.facts)["learned"]) == ("SETTINGS_INVALID", "20")
+    error = nodes.refusal([path], Settings(evaluations=24, grid=grid))
+    assert (error.reason, dict(error.facts)["learned"]) == ("SETTINGS_INVALID", "20")

@@ -32,7 +32,8 @@ from ddib_fed.formats.dicom_network import (
     associated as association,
 )
 from ddib_fed.formats.dicomweb import Web, parts
-from tests.e2e.harness import free_port, wait_until
+from ddib_fed.testing import free_port
+from tests.e2e.harness import wait_until
 from tests.formats.dicom.peers import (
     MULTIPART,
     answers,

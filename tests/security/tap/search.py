@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from ddib_fed.engine.gate import load_key
 from ddib_fed.security import pki
 from ddib_fed.telemetry import TAKES_KEY, TRACE_KEY
+from ddib_fed.testing import Node
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
-from tests.e2e.harness import Node
 from tests.protocol.surface import METADATA
 from tests.security.tap.relay import Call
 
