@@ -110,7 +110,7 @@ def demo(out: Path, keep: bool) -> None:
     demonstrate(out, keep=keep)
 
 
-def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
+def demonstrate(out: Path, *, keep: bool = False) -> None:
     from ddib_fed import demo_figures
     from ddib_fed.testing import TwoNodes
 
@@ -125,7 +125,7 @@ def demonstrate(out: Path, *, keep: bool = False, points: int = POINTS) -> None:
             say("", "Points: moons of north.example become checkerboards of south.example, and return", "")
             with_points = create("moons", "checkerboards", institutions=("north.example", "south.example"))
             running.enter_context(with_points)
-            sent = demo_figures.draw_points(out / "points.npy", "moons", points)
+            sent = demo_figures.draw_points(out / "points.npy", "moons", POINTS)
             translate(with_points, sent, out / "translated", *cycle)
             parts = [demo_figures.measure_points(sent, out / "translated", out / "translation.png")]
             parts[0].show()
