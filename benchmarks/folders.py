@@ -26,9 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from ddib_fed.data.points import to_npy
+from ddib_fed.testing import TwoNodes
 from tests.audit_rows import records
 from tests.chaos.load import STUB_TARGET, check_lines, stub_pair
-from tests.e2e.harness import Pair
 from tests.node.tiny_nodes import npy
 
 DDIB = (sys.executable, "-c", "from ddib_fed.cli.main import main; main()")
@@ -133,16 +133,13 @@ def fill(folder: Path, files: int) -> int:
 def tell(folder: Path, files: int, *, most_items: int = 1_000) -> Story:
     """Run the command until it ends by itself, after one Ctrl-C and one kill -9."""
     pair = stub_pair(folder / "pair")
-    pair.north.edit("# max_items_per_job = 1000", f"max_items_per_job = {most_items}")
+    pair.source.configure({"max_items_per_job": most_items})
     done = fill(folder / "scans", files)
-    pair.start()
-    try:
+    with pair:
         return _tell(pair, folder / "scans", folder / "out", files, done)
-    finally:
-        pair.stop()
 
 
-def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
+def _tell(pair: TwoNodes, scans: Path, out: Path, files: int, done: int) -> Story:
     command = [*DDIB, "translate", str(scans), "--to", STUB_TARGET, "--out", str(out), "--skip-bad",
                "--evaluations", STEPS, "--profile", str(pair.profile)]  # fmt: skip
     watcher = Watcher(out)
@@ -162,7 +159,7 @@ def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
     finally:
         watcher.stop()
     lines = [
-        (line["act"], line.get("job"), line.get("item")) for line in records(pair.north.config.paths.store)
+        (line["act"], line.get("job"), line.get("item")) for line in records(pair.source.config.paths.store)
     ]
     acts = Counter(line for line in lines if line[0] in {"job_accepted", "latent_sent"})
     check_lines(pair)
@@ -176,7 +173,7 @@ def _tell(pair: Pair, scans: Path, out: Path, files: int, done: int) -> Story:
         jobs=len({line for line in acts if line[0] == "job_accepted"}),
         jobs_accepted_twice=sum(acts[line] > 1 for line in acts if line[0] == "job_accepted"),
         sent=sum(count for line, count in acts.items() if line[0] == "latent_sent"),
-        received=sum(line["act"] == "latent_received" for line in records(pair.south.config.paths.store)),
+        received=sum(line["act"] == "latent_received" for line in records(pair.target.config.paths.store)),
         computed_twice=sum(acts[line] > 1 for line in acts if line[0] == "latent_sent"),
         seen=len(watcher.seen),
         half_written=tuple(watcher.half),

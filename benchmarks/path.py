@@ -23,7 +23,7 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.main import cli
 from ddib_fed.models.bundle import Bundle, make_bundle
-from tests.e2e.two_nodes import TwoNodes
+from tests.e2e.in_process import InProcessNodes
 from tests.node.picture_examples import noise, pictures_model, png_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,31 +110,21 @@ def listed(names: list[str]) -> str:
 
 def imported() -> int:
     """Modules of this project in a fresh process that ran `ddib translate` up to its first call."""
-    with tempfile.TemporaryDirectory(prefix="ddib-path-") as name:
-        words = [
-            "translate",
-            "a.png",
-            "--to",
-            "south.example/relief",
-            "--out",
-            "out",
-            "--profile",
-            "client.toml",
-        ]
-        nodes = TwoNodes(Path(name), *bundles())
-        try:
-            profile = nodes.profile()
-            (profile.parent / "a.png").write_bytes(png_bytes(noise()))
-            done = subprocess.run(
-                [sys.executable, "-c", UNTIL_FIRST_CALL, *words],
-                cwd=profile.parent,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-        finally:
-            nodes.close()
+    words = ["translate", "a.png", "--to", "south.example/relief", "--out", "out", "--profile", "client.toml"]
+    with (
+        tempfile.TemporaryDirectory(prefix="ddib-path-") as name,
+        InProcessNodes(Path(name), *bundles()) as nodes,
+    ):
+        folder = nodes.profile().parent
+        (folder / "a.png").write_bytes(png_bytes(noise()))
+        done = subprocess.run(
+            [sys.executable, "-c", UNTIL_FIRST_CALL, *words],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     if not done.stdout.strip().isdigit():
         raise SystemExit(done.stdout + done.stderr)
     return int(done.stdout)
@@ -149,20 +139,18 @@ def crossed_modules() -> list[str]:
     crossed = Crossed()
     threading.setprofile(crossed)
     sys.setprofile(crossed)
-    with tempfile.TemporaryDirectory(prefix="ddib-path-") as name:
-        folder = Path(name)
-        nodes = TwoNodes(folder, *bundles())
-        try:
-            (folder / "scan.png").write_bytes(png_bytes(noise()))
-            command = ["translate", folder / "scan.png", "--to", "south.example/relief", "--evaluations", 8, "--cycle",
-                       "--out", folder / "out", "--profile", nodes.profile()]  # fmt: skip
-            crossed.on = True
-            done = CliRunner().invoke(cli, [str(word) for word in command], catch_exceptions=False)
-            crossed.on = False
-        finally:
-            sys.setprofile(None)
-            threading.setprofile(None)
-            nodes.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="ddib-path-") as name,
+        InProcessNodes(Path(name), *bundles()) as nodes,
+    ):
+        scan, profile = Path(name) / "scan.png", nodes.profile()
+        scan.write_bytes(png_bytes(noise()))
+        words = (scan, "--to", "south.example/relief", "--evaluations", 8, "--cycle", "--out", f"{name}/out")
+        crossed.on = True
+        done = CliRunner().invoke(cli, ["translate", *map(str, words), "--profile", str(profile)])
+        crossed.on = False
+        sys.setprofile(None)
+        threading.setprofile(None)
     if done.exit_code != 0:
         raise SystemExit(done.output)
     return crossed.modules()

@@ -19,7 +19,7 @@ from ddib_fed.protocol.calls import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.record import Settings
 from target_node import service
-from tests.e2e.two_nodes import TwoNodes
+from tests.e2e.in_process import InProcessNodes
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.protocol.surface import METADATA
 from tests.source_node.conftest import wait_until
@@ -131,10 +131,10 @@ class Traced:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[InProcessNodes]:
     """North's moons become south's checkerboards."""
     folder = tmp_path_factory.mktemp("traced")
-    made = TwoNodes(folder, tiny_bundle("north"), tiny_bundle("south", domain="checkerboards"))
+    made = InProcessNodes(folder, tiny_bundle("north"), tiny_bundle("south", domain="checkerboards"))
     yield made
     made.close()
 
@@ -154,7 +154,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
 
 
 def translated(
-    nodes: TwoNodes, tmp_path: Path, north: tuple[str, ...], south: tuple[str, ...], *, cycle: bool = True
+    nodes: InProcessNodes,
+    tmp_path: Path,
+    north: tuple[str, ...],
+    south: tuple[str, ...],
+    *,
+    cycle: bool = True,
 ) -> tuple[Traced, Traced, Traced]:
     """The spans of client, source and target; the nodes share traces with those institutions."""
     client = Traced("north.example", "client")
@@ -171,7 +176,7 @@ def translated(
 
 
 def test_client_source_and_target_share_one_trace(
-    nodes: TwoNodes, tmp_path: Path, seen: list[dict[str, str]]
+    nodes: InProcessNodes, tmp_path: Path, seen: list[dict[str, str]]
 ) -> None:
     """Each step is a part of the one before it; across the border goes one metadata key."""
     client, source, target = translated(nodes, tmp_path, ("south.example",), ("north.example",))
@@ -193,7 +198,7 @@ def test_client_source_and_target_share_one_trace(
     assert wire.attributes["ddib.bytes_sent"] == 40 * 2 * 4
 
 
-def test_spans_name_nobody_but_institutions(nodes: TwoNodes, tmp_path: Path) -> None:
+def test_spans_name_nobody_but_institutions(nodes: InProcessNodes, tmp_path: Path) -> None:
     """Of all three, everything that an exporter gets: no file, folder, person, node, host or process."""
     parties = translated(nodes, tmp_path, ("south.example",), ("north.example",))
     text = " ".join(span.to_json() for party in parties for span in party.spans)
@@ -213,7 +218,7 @@ def test_spans_name_nobody_but_institutions(nodes: TwoNodes, tmp_path: Path) -> 
 def test_no_trace_id_crosses_where_one_side_does_not_share(
     north: tuple[str, ...],
     south: tuple[str, ...],
-    nodes: TwoNodes,
+    nodes: InProcessNodes,
     tmp_path: Path,
     seen: list[dict[str, str]],
 ) -> None:

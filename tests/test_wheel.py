@@ -16,7 +16,7 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 
 import ddib_fed
-from ddib_fed.cli.demo import NODES
+from ddib_fed.demo import NODES
 from ddib_fed.latent import Latent
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.catalogue import shipped_names

@@ -29,13 +29,14 @@ from benchmarks import options
 from benchmarks.calibration.directed import COLOURS, NAMED, OUT, Directed
 from benchmarks.pictures.marks import wrong_of
 from ddib_fed.calibration.record import Calibration, Dial
-from ddib_fed.cli.demo import Pair, run_command
 from ddib_fed.data.pictures import encode_png
+from ddib_fed.demo import agree, run, show, translate
 from ddib_fed.evaluation.judgement import Resamples, histogram_match, resample
 from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.translations import read_translations
 from ddib_fed.files import write_json
+from ddib_fed.testing import NodeProcess, TwoNodes
 
 FOLDER = OUT / "nodes"
 INSTITUTIONS = ("east.example", "west.example")
@@ -116,68 +117,59 @@ def main() -> int:
 
 def between_nodes(folder: Path, directed: Directed, kind: str, steps: int) -> None:
     """All commands; what they leave is below the folder."""
-    kinds = '["rotation"]' if kind == "rotation" else '["rotation", "colour-map"]'
-    settings = (
-        ("calibration", "[]", kinds),
-        ("least_share", "1.0", f"{SHARE.share:g}"),
-        ("threads", "0", "1"),
-    )
-    domains = (directed.source_name, directed.target_name)
-    pair = Pair(folder, INSTITUTIONS, domains)
+    kinds = ["rotation"] if kind == "rotation" else ["rotation", "colour-map"]
+    settings = {"calibration": kinds, "least_share": SHARE.share, "threads": 1}
+    models = (directed.source_name, directed.target_name)
+    nodes = TwoNodes.create(folder, *models, institutions=INSTITUTIONS, settings=settings, echo=show)
     (folder / "in").mkdir(parents=True)
     for row, pixels in enumerate(to_pixels(directed.test[0])):
         (folder / "in" / f"{row:03}.png").write_bytes(encode_png(pixels))
     crossed: dict[str, Any] = {}
-    try:
-        pair.start(settings)
-        _translate(pair, PLAIN)
-        crossed["rotation"] = _agree(pair, "rotation", publish=True)
-        for run in ROTATION:
-            _translate(pair, run)
+    with nodes:
+        _translate(nodes, folder, PLAIN)
+        crossed["rotation"] = _agree(nodes, "rotation", publish=True)
+        for job in ROTATION:
+            _translate(nodes, folder, job)
         if kind == "colour-map":
-            crossed["colour-map"] = _agree(pair, "colour-map")
-            _retrain(pair, crossed["colour-map"]["sha256"], steps)
-            for run in COLOUR_MAP:
-                _translate(pair, run)
-    finally:
-        pair.stop()
+            crossed["colour-map"] = _agree(nodes, "colour-map")
+            _retrain(nodes.source, crossed["colour-map"]["sha256"], steps)
+            for job in COLOUR_MAP:
+                _translate(nodes, folder, job)
     write_json(folder / CROSSED, crossed)
 
 
-def _translate(pair: Pair, run: Run) -> None:
+def _translate(nodes: TwoNodes, folder: Path, job: Run) -> None:
     words = ["--keep-latents"]
-    words += ["--cycle"] if run.cycle else []
-    for name, value in run.dial:
+    words += ["--cycle"] if job.cycle else []
+    for name, value in job.dial:
         words += ["--set", f"{name}={value:g}"]
-    with _timed(run.name):
-        pair.translate(pair.out / "in", pair.out / run.name, *words)
+    with _timed(job.name):
+        translate(nodes, folder / "in", folder / job.name, *words)
 
 
-def _agree(pair: Pair, kind: str, *, publish: bool = False) -> dict[str, Any]:
+def _agree(nodes: TwoNodes, kind: str, *, publish: bool = False) -> dict[str, Any]:
     """The digest and the calibration that both have signed, to what the target has published."""
     with _timed(f"calibrate {kind}"):
         if publish:
-            config = "--config", pair.target.config_path
-            run_command("calibrate", "publish", "--pictures", pair.target.domain, "--yes", *config)
-        made = pair.agree("--kind", kind, "--pictures", pair.source.domain)
+            target = nodes.target.config
+            run("calibrate", "publish", "--pictures", target.model.domain, "--yes", "--config", target.path)
+        made = agree(nodes, "--kind", kind, "--pictures", nodes.source.config.model.domain)
     return {"sha256": made.sha256.hex(), "calibration": made.model_dump(mode="json", exclude_none=True)}
 
 
-def _retrain(pair: Pair, sha256: str, steps: int) -> None:
+def _retrain(source: NodeProcess, sha256: str, steps: int) -> None:
     """The source's model again, on its pictures mapped by what both signed; its node then serves it."""
-    source = pair.source
     file = source.folder / "colours.json"
-    run_command("calibrate", "show", sha256[:12], "--out", file, "--config", source.config_path)
+    run("calibrate", "show", sha256[:12], "--out", file, "--config", source.config_path)
     with _timed("train"):
-        run_command(
-            "model", "train", "--domain", source.domain, "--init", source.folder / "model",
+        run(
+            "model", "train", "--domain", source.config.model.domain, "--init", source.folder / "model",
             "--calibration", file, "--out", source.folder / "mapped", "--steps", str(steps), "--batch", str(BATCH),
             "--set", "precision=bfloat16",
         )  # fmt: skip
     source.stop()
-    source.configure("bundle", '"model"', '"mapped"')
+    source.configure({"bundle": "mapped"})
     source.start()
-    source.wait_ready()
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from typing import Any
 import pydicom
 
 from benchmarks.pacs.site import Orthanc, Site, brain_series, storescu, until, write
-from tests.e2e.harness import free_port
+from ddib_fed.testing import free_port
+from tests.e2e.harness import dial
 from tests.formats.echoes import DICOM
 from tests.security.tap.relay import Tap
 from tests.security.tap.search import Secrets, Traffic, look
@@ -42,20 +43,20 @@ def measured(folder: Path) -> dict[str, Any]:
     collector = collecting(collected)
     site = Site.create(folder)
     metrics = {}
-    for node in (site.pair.north, site.pair.south):
+    for node in site.pair.both:
         metrics[node.institution] = free_port()
         port = metrics[node.institution]
-        node.edit("[http]\n", f'[http]\nlisten = "127.0.0.1:{port}"\n')
-        node.edit("[telemetry]\n", f'[telemetry]\nendpoint = "http://127.0.0.1:{collector.server_port}"\n')
+        endpoint = f"http://127.0.0.1:{collector.server_port}"
+        node.configure({"http.listen": f"127.0.0.1:{port}", "endpoint": endpoint})
     with site.pair.profile.open("a") as file:
         file.write(f'\n[telemetry]\nendpoint = "http://127.0.0.1:{collector.server_port}"\n')
     words = canaries(folder)
     site.pair.start()
-    inner = Tap(site.pair.south.port, site.pair.south.config.paths.pki, site.pair.north.config.paths.pki)
-    outer = Tap(site.pair.north.port, site.pair.north.config.paths.pki, site.pair.profile.parent / "pki")
-    site.pair.dial(inner.port)
+    inner = Tap(site.pair.target.port, site.pair.target.config.paths.pki, site.pair.source.config.paths.pki)
+    outer = Tap(site.pair.source.port, site.pair.source.config.paths.pki, site.pair.profile.parent / "pki")
+    dial(site.pair, inner.port)
     site.pair.profile.write_text(
-        site.pair.profile.read_text().replace(str(site.pair.north.port), str(outer.port))
+        site.pair.profile.read_text().replace(str(site.pair.source.port), str(outer.port))
     )
     pacs: Orthanc = site.pacs
     pacs.start()
@@ -77,7 +78,7 @@ def measured(folder: Path) -> dict[str, Any]:
         inner.close()
         collector.shutdown()
     kept = [path for path in folder.rglob("*") if path.is_file() and not of_the_person(path, folder)]
-    logs = [site.receiver.log, *(node.folder / "log.txt" for node in (site.pair.north, site.pair.south))]
+    logs = [site.receiver.log, *(node.log for node in site.pair.both)]
     places = {
         "logs of the receiver and both nodes": [path.read_bytes() for path in logs],
         "files of the nodes and the client": [path.read_bytes() for path in kept],

@@ -84,7 +84,7 @@ class Killer(threading.Thread):
                 time.sleep(pause)
                 self.site.pacs.start()
             else:
-                node = self.site.pair.north if which == "source node" else self.site.pair.south
+                node = self.site.pair.source if which == "source node" else self.site.pair.target
                 node.kill()
                 time.sleep(pause)
                 node.start()

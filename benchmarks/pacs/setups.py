@@ -21,7 +21,7 @@ from benchmarks.pacs.site import Orthanc, Process, Site, brain_series, storescu,
 from ddib_fed.cli.main import cli
 from ddib_fed.errors import DdibError
 from ddib_fed.pacs.network import VERIFICATION
-from tests.e2e.harness import free_port
+from ddib_fed.testing import free_port
 from tests.pacs.peers import make_certificates, pynetdicom_peer, silent, tls_peer
 
 

@@ -22,7 +22,8 @@ import pydicom
 import requests
 
 from ddib_fed.data.shipped import shipped_bytes
-from tests.e2e.harness import Pair, free_port, wait_until
+from ddib_fed.testing import TwoNodes, free_port
+from tests.e2e.harness import two_nodes, wait_until
 from tests.formats.dicom.files import write_series
 
 RESULTS = Path("docs/benchmarks/pacs")
@@ -127,7 +128,7 @@ class Site:
     """Two nodes, a PACS and a receiver between them."""
 
     folder: Path
-    pair: Pair
+    pair: TwoNodes
     pacs: Orthanc
     port: int
     receiver: Process
@@ -137,7 +138,7 @@ class Site:
         cls, folder: Path, *words: str, models: tuple[str, str] = MODELS, dicom: str = "", **pacs: Any
     ) -> Site:
         """`words` are further options of the receiver, `dicom` further lines of the profile's table."""
-        pair = Pair.create(folder, models[1], domain=models[0])
+        pair = two_nodes(folder, *models)
         port = free_port()
         orthanc = Orthanc(folder / "pacs", {"ddib": ["DDIB", "127.0.0.1", port]}, pacs)
         peers = f'["{orthanc.peer}", "{orthanc.web}"]'
@@ -163,10 +164,12 @@ class Site:
         self.receiver.start()
         wait_until(lambda: self.receiver.text().count("receiving as") > before, what="the receiver")
 
-    def stop(self) -> None:
+    def stop(self, *_: object) -> None:
         self.receiver.kill()
         self.pacs.process.kill()
-        self.pair.stop()
+        self.pair.kill()
+
+    __enter__, __exit__ = start, stop
 
     @property
     def spool(self) -> Path:

@@ -18,7 +18,7 @@ import numpy as np
 import pydicom
 
 from benchmarks.pacs.site import TARGET, Site, brain_series, errors_of, geometry, storescu, until, write
-from tests.e2e.harness import ddib
+from ddib_fed.testing import ddib
 
 
 def main() -> None:
@@ -72,10 +72,8 @@ def once(site: Site, way: str, study: str, wait: float = 0.0) -> float:
     back = ("--send", site.pacs.peer) if way == "C-MOVE" else ("--send", site.pacs.web)
     out = site.folder / f"out-{wait}"
     return until(
-        lambda: bool(
-            ddib("translate", "--query", f"StudyInstanceUID={study}", *where, *back, "--to", TARGET, "--quality",
-                 "draft", "--out", out, "--profile", site.pair.profile, "--skip-bad")
-        ),
+        lambda: ddib("translate", "--query", f"StudyInstanceUID={study}", *where, *back, "--to", TARGET, "--quality",
+                     "draft", "--out", out, "--profile", site.pair.profile, "--skip-bad") is not None,
         300, "the query",
     )  # fmt: skip
 

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 
 from benchmarks import options
 from benchmarks.pictures.large import OUT, SHEET
-from ddib_fed.cli.demo import Institution, Pair
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.evaluation.sheets import as_pictures, save_sheet
 from ddib_fed.evaluation.translations import find_pictures
 from ddib_fed.files import write_json
+from ddib_fed.testing import NodeProcess, TwoNodes, ddib
 
 FILE = OUT.parent / "parties.json"
 HEAD = SHEET.parent / "unseen-head.png"
@@ -81,17 +81,23 @@ def measured(case: Case, folder: Path, count: int) -> dict[str, Any]:
             (given / f"{number:03}.png").write_bytes(encode_png(numbers))
         else:
             np.save(given / f"{number:03}.npy", numbers)
-    pair = Pair(folder, INSTITUTIONS, case.models)
-    size = "x".join(map(str, case.scene))
-    try:
-        pair.start([("scene", '"512x512"', f'"{size}"')] if case.scene else [])
-        serving = {node.role: peak(node) for node in pair.both}
+    settings = {"scene": "x".join(map(str, case.scene))} if case.scene else {}
+    with TwoNodes.create(folder, *case.models, institutions=INSTITUTIONS, settings=settings) as nodes:
+        serving = {node.role: peak(node) for node in nodes.both}
         began = time.monotonic()
-        pair.translate(given, folder / "out", "--cycle")
+        ddib(
+            "translate",
+            given,
+            "--to",
+            nodes.to,
+            "--out",
+            folder / "out",
+            "--cycle",
+            "--profile",
+            nodes.profile,
+        )
         seconds = time.monotonic() - began
-        used = {node.role: peak(node) for node in pair.both}
-    finally:
-        pair.stop()
+        used = {node.role: peak(node) for node in nodes.both}
     found = find_pictures(folder / "out")
     records = [each.record for each in found]
     if case.file is not None:
@@ -137,9 +143,8 @@ def items(case: Case, count: int) -> list[NDArray[np.uint8]]:
     return [np.pad(each, [*wide, (0, 0)][: each.ndim], mode="symmetric") for each in found] if wide else found
 
 
-def peak(node: Institution) -> int:
+def peak(node: NodeProcess) -> int:
     """MiB of a node's process that were resident at most."""
-    assert node.process is not None
     status = Path(f"/proc/{node.process.pid}/status").read_text(encoding="ascii")
     line = re.search(r"VmHWM:\s+(\d+) kB", status)
     assert line is not None

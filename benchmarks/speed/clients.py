@@ -10,12 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
-from benchmarks.speed.shared.two_nodes import EVALUATIONS, Pair, arrived, png_files, two_nodes
+from benchmarks.speed.shared.two_nodes import EVALUATIONS, arrived, png_files, two_nodes
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError
 from ddib_fed.record import Settings
+from ddib_fed.testing import TwoNodes
 
 CLIENTS = 16
 EACH = 2
@@ -53,7 +54,7 @@ def measure(form: Form) -> Report:
     return report
 
 
-def at_once(pair: Pair, files: list[bytes]) -> tuple[float, int]:
+def at_once(pair: TwoNodes, files: list[bytes]) -> tuple[float, int]:
     """Seconds until all clients have their results, and how many calls were refused at a limit and tried again."""
     waits: list[DdibError] = []
     ready = threading.Barrier(CLIENTS + 1)

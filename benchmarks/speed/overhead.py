@@ -16,12 +16,12 @@ from benchmarks.speed.shared.harness import Form, Report, interleaved, main, rat
 from benchmarks.speed.shared.two_nodes import (
     Array,
     InProcess,
-    Pair,
     arrived,
     of_both,
     png_files,
     two_nodes,
 )
+from ddib_fed.testing import TwoNodes
 
 LEGS = 8, 24, 48
 BATCH = 32
@@ -68,7 +68,7 @@ def measure(form: Form) -> Report:
     return report
 
 
-def through(pair: Pair, files: Sequence[bytes], evaluations: int, spent: list[list[float]]) -> float:
+def through(pair: TwoNodes, files: Sequence[bytes], evaluations: int, spent: list[list[float]]) -> float:
     """Seconds through the nodes; `spent` gets the CPU seconds of both."""
     before = of_both(pair)
     seconds = arrived(pair, files, "relief", evaluations)

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from benchmarks.speed.shared.harness import ROOT, SKIPPED, Form, Report, main
 from benchmarks.speed.shared.pools import DOMAIN, MOST_LOST, TOGETHER, measure_pools, recipe
-from benchmarks.speed.shared.two_nodes import EVALUATIONS, configure, png_files
+from benchmarks.speed.shared.two_nodes import EVALUATIONS, png_files
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.engine.executors import ray_pool
 from ddib_fed.record import Settings
+from ddib_fed.testing import TwoNodes, free_port
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.e2e.harness import Pair, free_port
 
 DONE = {pb.ITEM_STATE_DECODED, pb.ITEM_STATE_DELIVERED}
 ENVIRONMENT = {
@@ -97,17 +97,11 @@ def _killed_head(form: Form, report: Report, folder: Path, head: Head, port: int
     """A job through two nodes, the head killed when the first items are there; the head that is there then."""
     files, _ = png_files(form.pick(48, 128))
     with ExitStack() as after:
-        pair = Pair.create(folder / "nodes", "relief", domain="satellite")
-        after.callback(pair.stop)
-        for node in (pair.north, pair.south):
-            configure(node.config_path, {"threads": 1})
+        pair = TwoNodes.create(folder / "nodes", "satellite", "relief", settings={"threads": 1})
+        for node in pair.both:
             node.environment.update(ENVIRONMENT)
-        configure(
-            pair.north.config_path,
-            {"executor": '"ray"', "ray_address": f'"127.0.0.1:{port}"', "workers": 2},
-        )
-        pair.south.start()
-        pair.north.start()
+        pair.source.configure({"executor": "ray", "ray_address": f"127.0.0.1:{port}", "workers": 2})
+        after.enter_context(pair)
         client = after.enter_context(pair.client())
         started = time.perf_counter()
         job = client.submit(files, "south.example/relief", Request(Settings(evaluations=EVALUATIONS))).job_id
@@ -117,7 +111,7 @@ def _killed_head(form: Form, report: Report, folder: Path, head: Head, port: int
         report.add("pictures done when the head was killed", [_done(client, job)], "")
         away = time.perf_counter()
         time.sleep(form.pick(15, 45))  # longer than it takes a node to notice
-        print(f"the node says: {pair.north.state()}")
+        print(f"the node says: {pair.source.state()}")
         again = Head(folder / "b", port)
         report.add("seconds without a head", [time.perf_counter() - away], "s")
         for _ in client.watch(job):

@@ -14,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.speed.shared.harness import Form, Report, main
-from benchmarks.speed.shared.two_nodes import Held, held, processor_seconds, two_nodes
+from benchmarks.speed.shared.two_nodes import Held, held, two_nodes
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
 from ddib_fed.record import Settings
+from ddib_fed.testing import cpu_seconds
 
 POINTS = 40
 EVALUATIONS = 8
@@ -114,7 +115,7 @@ def measure(form: Form) -> Report:
     )
     limits = {"max_items_per_job": items}
     with two_nodes("moons", "checkerboards", limits) as pair, pair.client() as client:
-        pids = [node.process.pid for node in (pair.north, pair.south) if node.process is not None]
+        pids = [node.process.pid for node in pair.both]
         soak = Soak(client, pids)
         # Small jobs first: what a heap keeps after a large one is given back slowly, which would hide a leak.
         forms: dict[str, Callable[[int], None]] = {"small jobs": soak.small_jobs, "one job": soak.one_job}
@@ -158,10 +159,10 @@ def _counts(report: Report, samples: Sequence[tuple[int, tuple[Held, ...]]]) -> 
 def _quiet(report: Report, pids: Sequence[int]) -> None:
     """What the nodes compute when nothing is left to do."""
     time.sleep(QUIET_S / 2)  # threads that end by themselves
-    before = [processor_seconds(pid) for pid in pids]
+    before = [cpu_seconds(pid) for pid in pids]
     time.sleep(QUIET_S)
     for node, pid, spent in zip(NODES, pids, before, strict=True):
-        busy = 1_000 * (processor_seconds(pid) - spent) / QUIET_S
+        busy = 1_000 * (cpu_seconds(pid) - spent) / QUIET_S
         report.bound(f"processor time of the {node} without work, ms a second", [busy], at_most=10.0)
 
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from benchmarks.speed.shared.harness import ROOT, Form, Report, Times, interleaved, main, ratio
-from tests.e2e.harness import free_port
+from ddib_fed.testing import free_port
 
 STEPS: Final = {"points": 20, "pictures": 3}
 """Steps of a turn: about a second of a core."""

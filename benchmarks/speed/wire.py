@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.speed.shared.harness import Form, Report, interleaved, main, ratio
-from benchmarks.speed.shared.two_nodes import processor_seconds
 from benchmarks.speed.shared.wire_baselines import (
     LATENT_BYTES,
     MEBIBYTE,
@@ -38,6 +37,7 @@ from ddib_fed.latent import Latent, moments
 from ddib_fed.protocol.contract import Contract
 from ddib_fed.protocol.latent import ApprovedLatent, approve
 from ddib_fed.security import tls
+from ddib_fed.testing import cpu_seconds
 from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.v1.decoding_pb2 import ContractSide
 from source_node.remote import PeerAnswer, Remote, Remotes
@@ -106,11 +106,11 @@ class Spent:
         """The same run, whose CPU is kept under a name."""
 
         def measured() -> float:
-            here, there = time.process_time(), processor_seconds(pid)
+            here, there = time.process_time(), cpu_seconds(pid)
             rate = run()
             for end, before, now in (
                 ("sender", here, time.process_time()),
-                ("receiver", there, processor_seconds(pid)),
+                ("receiver", there, cpu_seconds(pid)),
             ):
                 each = 1_000 * (now - before) / self._items
                 self._values.setdefault(f"{name}: CPU of the {end}, a latent", []).append(each)

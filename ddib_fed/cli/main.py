@@ -29,7 +29,7 @@ SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
         ("job", "cli.job", "Watch, fetch, cancel and delete jobs; `ddib translate --detach` submits them."),
         ("doctor", "cli.job",
          "Check the client's profile, its connection to the source node, both clocks, and the profile's DICOM peers."),
-        ("demo", "cli.demo", "Two institutions on this machine translate there and back."),
+        ("demo", "demo", "Two institutions on this machine translate there and back."),
     ),
     "Run a node": (
         ("init", "cli.init", "Write a node's configuration or a client's profile."),

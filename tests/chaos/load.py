@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import sqlite3
 import threading
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Self
 
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError
+from ddib_fed.models.bundle import save_bundle
 from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
+from ddib_fed.testing import START_S, NodeProcess, TwoNodes, cpu_seconds
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.audit_rows import records
-from tests.e2e.harness import Node, Pair, wait_until
-from tests.node.tiny_nodes import npy, save_model
+from tests.e2e.harness import two_nodes, wait_until
+from tests.node.tiny_nodes import manifest, npy, state
 
 STUB_TARGET = "south.example/moons"
 ITEMS = 3
 
 
-def stub_pair(folder: Path) -> Pair:
+def stub_pair(folder: Path) -> TwoNodes:
     """North and south with networks so small that a kill falls into what is around them; not started."""
-    pair = Pair.create(folder, "moons")
-    for node in (pair.north, pair.south):
-        shutil.rmtree(node.config.paths.bundle)
-        save_model(node.config)
-    return pair
+    save_bundle(folder / "tiny", manifest(), state())
+    return two_nodes(folder, folder / "tiny", folder / "tiny")
 
 
 class Feeder:
@@ -40,7 +38,7 @@ class Feeder:
 
     def __init__(
         self,
-        pair: Pair,
+        pair: TwoNodes,
         *,
         target: str = STUB_TARGET,
         files: Callable[[int], list[bytes]] | None = None,
@@ -81,9 +79,14 @@ class Feeder:
         self._unanswered = None
         return True
 
-    def stop(self) -> None:
+    def stop(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    __exit__ = stop
 
     def settle(self) -> None:
         """Ask once more for the request whose answer may have been lost: the node may have accepted it."""
@@ -96,7 +99,7 @@ class Feeder:
                 )
 
 
-def check_books(pair: Pair, feeder: Feeder, *, seconds: float = 300.0, items: int = ITEMS) -> None:
+def check_books(pair: TwoNodes, feeder: Feeder, *, seconds: float = 300.0, items: int = ITEMS) -> None:
     """Every accepted job is finished once, with one result an item, and every file, row and line agrees."""
     with pair.client() as client:
         for job_id in feeder.accepted.values():
@@ -112,23 +115,23 @@ def check_books(pair: Pair, feeder: Feeder, *, seconds: float = 300.0, items: in
     check_disk(pair, set(feeder.accepted))
 
 
-def check_disk(pair: Pair, requests: set[str]) -> None:
+def check_disk(pair: TwoNodes, requests: set[str]) -> None:
     """The database is whole and has each request once; each latent was sent and received as one and the same."""
-    with contextlib.closing(sqlite3.connect(pair.north.config.paths.store)) as database:
+    with contextlib.closing(sqlite3.connect(pair.source.config.paths.store)) as database:
         assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert database.execute("PRAGMA foreign_key_check").fetchall() == []
         found = Counter(row[0] for row in database.execute("SELECT request_id FROM jobs"))
     assert found == Counter(requests)
-    for node in (pair.north, pair.south):
+    for node in pair.both:
         assert verify(lines_of(node.config.paths.store)).ok, f"{node.institution}: the audit chain is broken"
     check_lines(pair)
 
 
-def check_lines(pair: Pair) -> None:
+def check_lines(pair: TwoNodes) -> None:
     """By the audit logs: each act on a job was done at most once, and an item crossed as one latent however often."""
     acts: Counter[tuple[str, object, object]] = Counter()
     latents: dict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for node in (pair.north, pair.south):
+    for node in pair.both:
         for line in records(node.config.paths.store):
             job, act = line.get("job") or line.get("request"), line["act"]
             if act in {"job_accepted", "job_finished", "job_failed", "job_deleted"}:
@@ -142,24 +145,16 @@ def check_lines(pair: Pair) -> None:
     assert not [key for key, digests in latents.items() if len(digests) > 1]
 
 
-def check_told(node: Node, jobs: Iterable[str]) -> None:
+def check_told(node: NodeProcess, jobs: Iterable[str]) -> None:
     """The audit log has a line for the acceptance and one for the end of each job, whatever was killed in between."""
     wanted = Counter((act, job) for job in jobs for act in ("job_accepted", "job_finished"))
     assert not wanted - Counter((line["act"], line.get("job")) for line in records(node.config.paths.store))
 
 
-def restart(node: Node) -> float:
-    node.start(wait=False)
-    node.wait_serving()
-    return cpu_seconds(node)
+def restart(node: NodeProcess) -> float:
+    return cpu_seconds(node.start().process.pid)
 
 
-def cpu_seconds(node: Node) -> float:
-    assert node.process is not None
-    fields = Path(f"/proc/{node.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def gone(node: Node, seconds: float = 60.0) -> int:
+def gone(node: NodeProcess, seconds: float = START_S) -> int:
     assert node.process is not None
     return node.process.wait(timeout=seconds)

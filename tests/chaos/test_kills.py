@@ -17,10 +17,11 @@ from ddib_fed import Request
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import JobNotFound
 from ddib_fed.record import Settings
+from ddib_fed.testing import NodeProcess, TwoNodes
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos import failpoints, load
 from tests.client.scripted_source import npy as npy_of
-from tests.e2e.harness import Node, Pair, moons
+from tests.e2e.harness import moons, two_nodes
 from tests.e2e.processes import PLANT
 from tests.node.tiny_nodes import npy
 from tests.node.volume_examples import npy as volume_npy
@@ -35,34 +36,30 @@ class Planted:
         self.pair = load.stub_pair(folder)
         self.took: list[float] = []
         self.first_s = 0.0
-        self._armed = {
-            node.role: folder / f"{node.role}.point" for node in (self.pair.north, self.pair.south)
-        }
-        for node in (self.pair.north, self.pair.south):
+        self._armed = {node.role: folder / f"{node.role}.point" for node in self.pair.both}
+        for node in self.pair.both:
             node.environment = {PLANT: failpoints.PLANTED, failpoints.FILE: str(self._armed[node.role])}
         self.pair.start()
-        self.first_s = load.cpu_seconds(self.pair.north)
+        self.first_s = load.cpu_seconds(self.pair.source.process.pid)
 
-    def arm(self, node: Node, point: str) -> None:
+    def arm(self, node: NodeProcess, point: str) -> None:
         self._armed[node.role].write_text(point)
 
-    def disarm(self, node: Node) -> None:
+    def disarm(self, node: NodeProcess) -> None:
         self._armed[node.role].unlink()
 
 
 @pytest.fixture(scope="module")
 def planted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Planted]:
     made = Planted(tmp_path_factory.mktemp("planted"))
-    try:
-        yield made
-    finally:
-        made.pair.stop()
+    yield made
+    made.pair.kill()
 
 
 class Visit:
     """One client's whole way with one job, on a thread: submit, fetch, acknowledge, delete."""
 
-    def __init__(self, pair: Pair, number: int) -> None:
+    def __init__(self, pair: TwoNodes, number: int) -> None:
         self.job_id = ""
         self.problem: BaseException | None = None
         self._pair, self._number = pair, number
@@ -111,7 +108,7 @@ POINTS = [*failpoints.SOURCE_POINTS, *failpoints.TARGET_POINTS]
 def test_a_node_killed_at_any_step_loses_nothing(planted: Planted, point: str) -> None:
     """kill -9 at a named step of source or target, restart: the client has each result once and the node no trace."""
     pair = planted.pair
-    node = pair.north if point in failpoints.SOURCE_POINTS else pair.south
+    node = pair.source if point in failpoints.SOURCE_POINTS else pair.target
     planted.arm(node, point)
     visit = Visit(pair, POINTS.index(point))
     assert load.gone(node) == -9
@@ -119,7 +116,7 @@ def test_a_node_killed_at_any_step_loses_nothing(planted: Planted, point: str) -
     planted.took.append(load.restart(node))
     visit.end()
     load.check_disk(pair, set())
-    assert not list(pair.north.config.paths.spool.rglob("*"))
+    assert not list(pair.source.config.paths.spool.rglob("*"))
 
 
 def test_a_killed_node_starts_as_fast_as_a_new_one(planted: Planted, evidence) -> None:
@@ -133,8 +130,8 @@ def test_a_killed_node_starts_as_fast_as_a_new_one(planted: Planted, evidence) -
 
 
 def restart_of(planted: Planted) -> float:
-    planted.pair.north.kill()
-    return load.restart(planted.pair.north)
+    planted.pair.source.kill()
+    return load.restart(planted.pair.source)
 
 
 def test_every_point_is_one_that_the_nodes_pass(planted: Planted) -> None:
@@ -143,12 +140,14 @@ def test_every_point_is_one_that_the_nodes_pass(planted: Planted) -> None:
         assert callable(getattr(failpoints.load(owner), method))
 
 
-def killed_at_random(pair: Pair, feeder: load.Feeder, kills: int, longest_s: float, seed: int) -> list[float]:
+def killed_at_random(
+    pair: TwoNodes, feeder: load.Feeder, kills: int, longest_s: float, seed: int
+) -> list[float]:
     """Kill either node so often, at random moments; the CPU seconds of each restart that was waited for."""
     chance = random.Random(seed)
     took = []
     for _ in range(kills):
-        node = chance.choice((pair.north, pair.north, pair.south))
+        node = chance.choice((pair.source, pair.source, pair.target))
         threading.Event().wait(chance.uniform(0.0, longest_s))
         node.kill()
         # Now and then the node is killed again while it starts.
@@ -157,7 +156,7 @@ def killed_at_random(pair: Pair, feeder: load.Feeder, kills: int, longest_s: flo
             continue
         took.append(load.restart(node))
     feeder.stop()
-    for node in (pair.north, pair.south):
+    for node in pair.both:
         node.wait_serving()
     feeder.settle()
     return took
@@ -172,22 +171,17 @@ def test_random_kills_with_a_stub_engine(tmp_path: Path, amount, evidence) -> No
     """kill -9 of either node at random moments while a client submits: every accepted job is finished once."""
     kills = amount(5, 1_000)
     pair = load.stub_pair(tmp_path)
-    for node in (pair.north, pair.south):  # a backlog of hundreds of short jobs is part of it
-        node.edit("# max_open_jobs = 64", "max_open_jobs = 1000")
-    pair.start()
-    feeder = load.Feeder(pair)
-    try:
+    for node in pair.both:  # a backlog of hundreds of short jobs is part of it
+        node.configure({"max_open_jobs": 1_000})
+    with pair, load.Feeder(pair) as feeder:
         took = killed_at_random(pair, feeder, kills, 0.6, seed=1)
         load.check_books(pair, feeder)
-        load.check_told(pair.north, feeder.accepted.values())
+        load.check_told(pair.source, feeder.accepted.values())
         evidence.cases(kills)
         evidence.figure(
             f"{len(feeder.accepted)} accepted jobs in {feeder.tries} tries, 0 lost, 0 twice; recovery: median "
             f"{median(took):.2f}, longest {max(took):.2f} s of CPU"
         )
-    finally:
-        feeder.stop()
-        pair.stop()
 
 
 class Shipped(NamedTuple):
@@ -222,23 +216,18 @@ REAL = {
 def test_random_kills_with_the_real_engine(kind: str, tmp_path: Path, amount, evidence) -> None:
     """The same with shipped models of points, of latents behind autoencoders and of volumes."""
     kills, models = amount(1, 50), REAL[kind]
-    pair = Pair.create(tmp_path, models.target, domain=models.source).start()
-    feeder = load.Feeder(
-        pair,
-        target=f"south.example/{models.target}",
-        files=lambda number: [models.item(1000 * number + item) for item in range(load.ITEMS)],
-        settings=Settings(evaluations=models.evaluations),
-        pause_s=1.0,
-    )
-    try:
+    work = {
+        "target": f"south.example/{models.target}",
+        "files": lambda number: [models.item(1000 * number + item) for item in range(load.ITEMS)],
+        "settings": Settings(evaluations=models.evaluations),
+        "pause_s": 1.0,
+    }
+    with two_nodes(tmp_path, models.source, models.target) as pair, load.Feeder(pair, **work) as feeder:
         took = killed_at_random(pair, feeder, kills, 3.0, seed=2)
         load.check_books(pair, feeder)
-        load.check_told(pair.north, feeder.accepted.values())
+        load.check_told(pair.source, feeder.accepted.values())
         evidence.cases(kills)
         longest = max(took, default=0.0)
         evidence.figure(
             f"{len(feeder.accepted)} accepted jobs, 0 lost, 0 twice; longest recovery {longest:.2f} s of CPU"
         )
-    finally:
-        feeder.stop()
-        pair.stop()

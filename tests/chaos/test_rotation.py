@@ -17,14 +17,16 @@ from ddib_fed.client.client import Client
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import DdibError
 from ddib_fed.files import write_file
+from ddib_fed.models.bundle import save_bundle
 from ddib_fed.record import Settings
 from ddib_fed.security import pki
 from ddib_fed.security.pki import fingerprint, parse_certificates
+from ddib_fed.testing import NodeProcess, ddib
 from tests.audit_rows import records
 from tests.chaos import short_lives
-from tests.e2e.harness import Node, admit, ddib
+from tests.e2e.harness import lone_node
 from tests.e2e.processes import PLANT
-from tests.node.tiny_nodes import npy, save_model
+from tests.node.tiny_nodes import manifest, npy, state
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation"), pytest.mark.timeout(1_800)]
 
@@ -38,33 +40,29 @@ class Rotating:
     def __init__(self, folder: Path, life_s: float) -> None:
         self.life_s = life_s
         self.folder = folder
+        save_bundle(folder / "tiny", manifest(), state())
         self.north = self._node("north", "source", "north.example")
         self.issuer = self._node("south-issuer", "target", "south.example")
         self.south = self._node("south", "target", "south.example", name="node-2")
         self.west = self._node("west", "target", "west.example")
         self._enrol_south()
         for target in (self.south, self.west):
-            admit(self.north, target)
-            admit(target, self.north)
-        ddib(
-            "init", "client", "--config", self.north.config_path, "--name", "alice", "--out", folder / "alice"
-        )
+            self.north.admit(target)
+            target.admit(self.north)
         for node in self.nodes:
             self._live_shortly(node)
 
     @property
-    def nodes(self) -> tuple[Node, ...]:
+    def nodes(self) -> tuple[NodeProcess, ...]:
         return (self.north, self.issuer, self.south, self.west)
 
     @property
     def profile(self) -> Path:
-        return self.folder / "alice" / "client.toml"
+        return self.north.folder / "client" / "client.toml"
 
-    def _node(self, folder: str, role: str, institution: str, **changes: str) -> Node:
-        node = Node.create(self.folder / folder, role, institution, "moons", pretrained=False)
-        for key, value in changes.items():
-            node.edit(f'{key} = "node-1"', f'{key} = "{value}"')
-        save_model(node.config)
+    def _node(self, folder: str, role: str, institution: str, **changes: str) -> NodeProcess:
+        node = lone_node(self.folder / folder, institution, role, self.folder / "tiny")
+        node.configure(changes)
         return node
 
     def _enrol_south(self) -> None:
@@ -76,14 +74,11 @@ class Rotating:
         ddib("pki", "request", "--config", self.south.config_path, "--out", request)
         ddib("pki", "issue", request, "--yes", "--config", self.issuer.config_path, "--out", answer)
         ddib("pki", "install", answer, "--config", self.south.config_path)
-        self.south.edit(
-            '# issuer = "node-1@issuer.north.example:7443"', f'issuer = "node-1@localhost:{self.issuer.port}"'
-        )
+        self.south.configure({"issuer": f"node-1@localhost:{self.issuer.port}"})
 
-    def _live_shortly(self, node: Node) -> None:
+    def _live_shortly(self, node: NodeProcess) -> None:
         if self.life_s >= LONG_LIFE_S:
-            node.edit("# node_life_s = 86400.0", f"node_life_s = {self.life_s}")
-            node.edit("# client_life_s = 2592000.0", f"client_life_s = {self.life_s}")
+            node.configure({"node_life_s": self.life_s, "client_life_s": self.life_s})
         else:
             node.environment = {PLANT: short_lives.PLANTED, short_lives.LIFE: str(self.life_s)}
 
@@ -96,15 +91,16 @@ class Rotating:
             node.start(wait=False)
         for node in self.nodes:
             node.wait_serving()
-        self._issue(self.north.config.paths.pki, self.folder / "alice" / "pki", "client", "alice")
+        self._issue(
+            self.north.config.paths.pki,
+            self.profile.parent / "pki",
+            "client",
+            Profile.load(self.profile).name,
+        )
 
     def _issue(self, root: Path, folder: Path, kind: Literal["node", "client"], name: str) -> None:
         life = timedelta(seconds=self.life_s)
         pki.issue_to_folder(pki.load_authority(root), folder, kind, name, lifetime=life)
-
-    def stop(self) -> None:
-        for node in self.nodes:
-            node.stop()
 
 
 class Load:
@@ -141,17 +137,17 @@ class Load:
 @pytest.fixture
 def rotating(tmp_path: Path, amount) -> Iterator[Rotating]:
     made = Rotating(tmp_path, float(amount(int(SHORT_LIFE_S), int(LONG_LIFE_S))))
-    try:
+    with contextlib.ExitStack() as stack:
+        for node in made.nodes:
+            stack.callback(node.kill)
         made.start()
         yield made
-    finally:
-        made.stop()
 
 
 def leaves(rotating: Rotating) -> dict[str, str]:
     """The fingerprint of each leaf that there is now."""
     folders = {node.folder.name: node.config.paths.pki for node in rotating.nodes}
-    folders["alice"] = rotating.folder / "alice" / "pki"
+    folders["client"] = rotating.profile.parent / "pki"
     found = {}
     for name, folder in folders.items():
         with contextlib.suppress(OSError, DdibError):  # being exchanged

@@ -10,11 +10,11 @@ import pytest
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.errors import PeerSuspended
-from ddib_fed.node.operator import Node as OperatedNode
 from ddib_fed.record import Settings
+from ddib_fed.testing import NodeProcess, TwoNodes, ddib
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos.load import STUB_TARGET, check_disk, restart, stub_pair
-from tests.e2e.harness import Node, Pair, ddib, wait_until
+from tests.e2e.harness import wait_until
 from tests.e2e.operation.test_durability import first_progress
 from tests.node.tiny_nodes import npy
 
@@ -23,24 +23,23 @@ pytestmark = [pytest.mark.e2e, pytest.mark.promise("rotation")]
 
 @pytest.mark.parametrize(
     ("where", "other"),
-    [("south", "north.example"), pytest.param("north", "south.example", marks=pytest.mark.long)],
+    [("target", "north.example"), pytest.param("source", "south.example", marks=pytest.mark.long)],
 )
 def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
     tmp_path: Path, where: str, other: str, amount, evidence
 ) -> None:
     """At the target or at the source; both say so, also after a restart, and the job is finished once afterwards."""
-    pair = stub_pair(tmp_path).start()
-    node: Node = getattr(pair, where)
-    try:
+    with stub_pair(tmp_path) as pair:
+        node: NodeProcess = getattr(pair, where)
         with pair.client() as client:
             job = client.submit([npy(20_000)], STUB_TARGET, Request(Settings(evaluations=1_000)))
             first_progress(client, job.job_id, "decode")
-            assert OperatedNode(pair.south.config).status().jobs["decoding"] == 1
+            assert pair.target.node.status().jobs["decoding"] == 1
             begun = time.monotonic()
             ddib("peer", "list", "--config", node.config_path)
             usual_s, begun = time.monotonic() - begun, time.monotonic()
             said = ddib("peer", "suspend", other, "--reason", "audit", "--config", node.config_path)
-            wait_until(lambda: OperatedNode(pair.south.config).status().jobs["decoding"] == 0, what="the end")
+            wait_until(lambda: pair.target.node.status().jobs["decoding"] == 0, what="the end")
             took = time.monotonic() - begun
             assert "the running node has applied it" in said
             assert waits(client, job.job_id)
@@ -48,10 +47,12 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
             assert "suspended" in ddib("peer", "list", "--config", node.config_path)
             assert "suspended since" in ddib("status", "--config", node.config_path)
             node.kill()
-            tries = pair.north.log().count("PEER_SUSPENDED (")
+            tries = pair.source.log.read_text().count("PEER_SUSPENDED (")
             restart(node)
-            if where == "south":  # until its job is tried again north knows only that south was away
-                wait_until(lambda: pair.north.log().count("PEER_SUSPENDED (") > tries, what="another try")
+            if where == "target":  # until its job is tried again north knows only that south was away
+                wait_until(
+                    lambda: pair.source.log.read_text().count("PEER_SUSPENDED (") > tries, what="another try"
+                )
             refused(pair, client)
             ddib("peer", "suspend", "--undo", other, "--config", node.config_path)
             for _ in client.watch(job.job_id):
@@ -66,15 +67,13 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
         assert took < amount(100, 20) * max(usual_s, 0.05), (
             "a stream ends at once: in seconds of `ddib peer list`"
         )
-    finally:
-        pair.stop()
 
 
 def waits(client: Client, job_id: str) -> bool:
     return any(event.stage == "wait" and event.reason == "PEER_SUSPENDED" for event in client.watch(job_id))
 
 
-def refused(pair: Pair, client: Client) -> None:
+def refused(pair: TwoNodes, client: Client) -> None:
     """A new job is refused at once, with the reason and whose node suspended whom; the list of domains says so too."""
     wait_until(
         lambda: [each.status for each in client.domains().domains] == ["PEER_SUSPENDED"],

@@ -9,8 +9,9 @@ from typing import Literal
 
 import pytest
 
+from ddib_fed.testing import TwoNodes
 from tests.chaos.load import Feeder, check_books, stub_pair
-from tests.e2e.harness import Pair, wait_until
+from tests.e2e.harness import dial, wait_until
 from tests.node.flipping import BitFlipper, Direction
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs"), pytest.mark.timeout(3_600)]
@@ -71,20 +72,19 @@ class FaultyWire(BitFlipper):
 
 
 @pytest.fixture(scope="module")
-def wired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Pair, dict[str, FaultyWire]]]:
+def wired(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TwoNodes, dict[str, FaultyWire]]]:
     """A pair whose client reaches north, and whose north reaches south, over wires."""
     pair = stub_pair(tmp_path_factory.mktemp("wired"))
-    wires = {"client to source": FaultyWire(pair.north.port), "source to target": FaultyWire(pair.south.port)}
-    pair.dial(wires["source to target"].port)
+    wires = {
+        "client to source": FaultyWire(pair.source.port),
+        "source to target": FaultyWire(pair.target.port),
+    }
+    dial(pair, wires["source to target"].port)
     text = pair.profile.read_text()
-    assert f":{pair.north.port}" in text
-    pair.profile.write_text(text.replace(f":{pair.north.port}", f":{wires['client to source'].port}"))
-    try:
-        yield pair.start(), wires
-    finally:
-        pair.stop()
-        for wire in wires.values():
-            wire.close()
+    assert f":{pair.source.port}" in text
+    pair.profile.write_text(text.replace(f":{pair.source.port}", f":{wires['client to source'].port}"))
+    with pair, wires["client to source"], wires["source to target"]:
+        yield pair, wires
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,8 @@ def test_a_bad_wire_loses_nothing(wired, place: str, amount, evidence) -> None:
     """Data delayed, swallowed, cut, slowed to 1 byte a second or with a bit turned over, each way, under load."""
     pair, wires = wired
     wire = wires[place]
-    feeder = Feeder(pair)
     cases = 0
-    try:
+    with Feeder(pair) as feeder:
         for fault in amount(QUICK, FAULTS):
             for direction in DIRECTIONS:
                 fed, met = len(feeder.accepted), wire.met
@@ -111,8 +110,6 @@ def test_a_bad_wire_loses_nothing(wired, place: str, amount, evidence) -> None:
                     lambda fed=fed: len(feeder.accepted) > fed, what=f"a job after {fault} {direction}"
                 )
                 cases += 1
-    finally:
-        feeder.stop()
     feeder.settle()
     check_books(pair, feeder)
     evidence.cases(cases)

@@ -8,25 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import Pair
+from ddib_fed.testing import TwoNodes
+from tests.e2e.harness import two_nodes
 
 
 @pytest.fixture(scope="session")
-def pair() -> Iterator[Pair]:
+def pair() -> Iterator[TwoNodes]:
     """North and south, serving."""
-    with tempfile.TemporaryDirectory(prefix="ddib-e2e-") as folder:
-        made = Pair.create(Path(folder))
-        try:
-            yield made.start()
-        finally:
-            made.stop()
+    with tempfile.TemporaryDirectory(prefix="ddib-e2e-") as folder, two_nodes(Path(folder)) as made:
+        yield made
 
 
 @pytest.fixture
-def fresh_pair(tmp_path: Path) -> Iterator[Pair]:
+def fresh_pair(tmp_path: Path) -> Iterator[TwoNodes]:
     """North and south, set up and not started."""
-    made = Pair.create(tmp_path)
-    try:
-        yield made
-    finally:
-        made.stop()
+    made = two_nodes(tmp_path)
+    yield made
+    made.kill()

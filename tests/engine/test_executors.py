@@ -42,7 +42,7 @@ from ddib_fed.errors import (
     NotReady,
     SettingsInvalid,
 )
-from tests.e2e.harness import free_port
+from ddib_fed.testing import free_port
 from tests.node.tiny_nodes import tiny_bundle
 from tests.source_node.conftest import wait_until
 

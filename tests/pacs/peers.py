@@ -22,7 +22,7 @@ from pynetdicom.dsutils import encode
 
 from ddib_fed.pacs.network import VERIFICATION, OwnEntity
 from ddib_fed.security import pki
-from tests.e2e.harness import free_port
+from ddib_fed.testing import free_port
 from tests.node.institutions import HOUR, forge
 
 MULTIPART = 'multipart/related; type="application/dicom"; boundary=XYZ'

@@ -32,7 +32,8 @@ from ddib_fed.pacs.network import (
 from ddib_fed.pacs.network import (
     associated as association,
 )
-from tests.e2e.harness import free_port, wait_until
+from ddib_fed.testing import free_port
+from tests.e2e.harness import wait_until
 from tests.formats.echoes import DICOM
 from tests.pacs.peers import (
     MULTIPART,

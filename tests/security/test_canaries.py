@@ -16,9 +16,10 @@ from ddib_fed import Request
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import DdibError
 from ddib_fed.record import Settings
+from ddib_fed.testing import START_S, NodeProcess, TwoNodes, ddib
 from tests.conftest import Evidence
 from tests.data_modules.picture_examples import chunk
-from tests.e2e.harness import Node, Pair, ddib
+from tests.e2e.harness import two_nodes
 from tests.node.picture_examples import noise, save_pictures_model, to_bits
 from tests.security.tap.search import Place, Secrets, look
 
@@ -101,7 +102,7 @@ KEY_FILES = {"ca.key", "leaf.key", "softening.key"}
 class Ward:
     """Two nodes after they have translated, and refused, everything with a canary in it, at one level of the log."""
 
-    pair: Pair
+    pair: TwoNodes
     secrets: Secrets
     outcomes: dict[str, str]
 
@@ -109,10 +110,11 @@ class Ward:
 @pytest.fixture(scope="module", params=LEVELS)
 def ward(request: pytest.FixtureRequest) -> Iterator[Ward]:
     with tempfile.TemporaryDirectory(prefix="ddib-ward-") as name:
-        pair = Pair.create(Path(name), "relief", domain="scans", pretrained=False)
-        for seed, (node, domain) in enumerate(((pair.north, "scans"), (pair.south, "relief"))):
-            save_pictures_model(node.folder / "model", domain, seed=seed)
-            node.edit('# level = "info"', f'level = "{request.param}"')
+        models = Path(name) / "scans", Path(name) / "relief"
+        for seed, model in enumerate(models):
+            save_pictures_model(model, model.name, seed=seed)
+        pair = two_nodes(Path(name), *models, settings={"level": request.param})
+        for node in pair.both:
             node.environment = {"GRPC_TRACE": "all", "GRPC_VERBOSITY": "debug"}
         (folder := Path(name) / "in").mkdir()
         paths = whole(folder)
@@ -122,13 +124,12 @@ def ward(request: pytest.FixtureRequest) -> Iterator[Ward]:
                  "--out", folder / "out", "--profile", pair.profile)  # fmt: skip
             outcomes = {name: outcome(pair, content) for name, content in damaged().items()}
         finally:
-            codes = [node.terminate() for node in (pair.north, pair.south)]
-            pair.stop()
+            codes = [node.stop(START_S) for node in pair.both]
         assert codes == [0, 0]
         yield Ward(pair, secrets_of(pair, paths, folder / "out"), outcomes)
 
 
-def outcome(pair: Pair, content: bytes) -> str:
+def outcome(pair: TwoNodes, content: bytes) -> str:
     """What comes of a file that a client submits."""
     with pair.client(patience_s=0) as client:
         try:
@@ -138,7 +139,7 @@ def outcome(pair: Pair, content: bytes) -> str:
     return "read"
 
 
-def secrets_of(pair: Pair, paths: list[Path], out: Path) -> Secrets:
+def secrets_of(pair: TwoNodes, paths: list[Path], out: Path) -> Secrets:
     """Names, metadata, pixels, files, what came back and its latents, keys."""
     found = Secrets()
     found.word("canary", CANARY)
@@ -150,12 +151,12 @@ def secrets_of(pair: Pair, paths: list[Path], out: Path) -> Secrets:
         found.numbers(f"latent {path.name[-12:]}", np.load(path))
     for path in out.glob("*.png"):
         found.numbers(f"result {path.name[-14:]}", decode_image(path.read_bytes()).pixels)
-    for node in (pair.north, pair.south):
+    for node in pair.both:
         found.node(node)
     return found
 
 
-def places(node: Node) -> Iterator[Place]:
+def places(node: NodeProcess) -> Iterator[Place]:
     for path in sorted(node.folder.rglob("*")):
         if path.is_file() and path.name not in KEY_FILES and node.folder / "model" not in path.parents:
             yield Place(str(path.relative_to(node.folder)), path.read_bytes(), numbers=True)
@@ -168,8 +169,8 @@ def test_no_refusal_quotes_a_file(ward: Ward) -> None:
 
 def test_nothing_of_a_patient_is_in_a_log_or_on_a_disk(ward: Ward, evidence: Evidence) -> None:
     """After delivery, of names, EXIF, XMP, ICC, DICOM, pixels, results, latents and keys: no log, spool or database."""
-    searched = [place for node in (ward.pair.north, ward.pair.south) for place in places(node)]
-    assert {"log.txt", "state/node.sqlite"} <= {place.where for place in searched}
+    searched = [place for node in (ward.pair.source, ward.pair.target) for place in places(node)]
+    assert {"node.log", "state/node.sqlite"} <= {place.where for place in searched}
     windows, cases = ward.secrets.size()
     evidence.cases(cases)
     evidence.figure(f"{windows:,} windows in {sum(len(place.data) for place in searched):,} bytes")
@@ -178,5 +179,5 @@ def test_nothing_of_a_patient_is_in_a_log_or_on_a_disk(ward: Ward, evidence: Evi
 
 def test_a_canary_on_a_disk_would_be_found(ward: Ward) -> None:
     """The same search over the same folders with a line more in a log."""
-    line = Place("log.txt", b"decoding " + CANARY.encode("utf-16-le") + b" for a client", numbers=True)
+    line = Place("node.log", b"decoding " + CANARY.encode("utf-16-le") + b" for a client", numbers=True)
     assert "canary in utf-16-le" in {each.what for each in look([line], ward.secrets)}

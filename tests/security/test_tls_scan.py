@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
+from ddib_fed.testing import NodeProcess, TwoNodes
 from tests.conftest import Evidence
-from tests.e2e.harness import Node, Pair
+from tests.e2e.harness import two_nodes
 
 SSLYZE = os.environ.get("DDIB_SSLYZE") or shutil.which("sslyze")
 
@@ -33,16 +34,12 @@ OLDER = ("ssl_2_0", "ssl_3_0", "tls_1_0", "tls_1_1", "tls_1_2")
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    with tempfile.TemporaryDirectory(prefix="ddib-scan-") as folder:
-        made = Pair.create(Path(folder))
-        try:
-            yield made.start()
-        finally:
-            made.stop()
+def pair() -> Iterator[TwoNodes]:
+    with tempfile.TemporaryDirectory(prefix="ddib-scan-") as folder, two_nodes(Path(folder)) as made:
+        yield made
 
 
-def scanned(node: Node, caller: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
+def scanned(node: NodeProcess, caller: Path | None, folder: Path) -> tuple[dict[str, Any], str]:
     """What sslyze finds at a node's port, and all that it says."""
     out = folder / "scan.json"
     own = () if caller is None else ("--cert", str(caller / "leaf.pem"), "--key", str(caller / "leaf.key"))
@@ -64,11 +61,11 @@ def results(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("role", ["source", "target"])
 def test_a_port_speaks_tls_13_with_strong_suites_alone(
-    pair: Pair, role: str, tmp_path: Path, evidence: Evidence
+    pair: TwoNodes, role: str, tmp_path: Path, evidence: Evidence
 ) -> None:
     """The source as its client sees it, the target as its peer: no older version, no weak suite, no known hole."""
-    node = pair.north if role == "source" else pair.south
-    caller = pair.profile.parent / "pki" if role == "source" else pair.north.config.paths.pki
+    node = pair.source if role == "source" else pair.target
+    caller = pair.profile.parent / "pki" if role == "source" else pair.source.config.paths.pki
     found, said = scanned(node, caller, tmp_path)
     of = results(found)
     for version in OLDER:
@@ -96,7 +93,9 @@ def test_a_port_speaks_tls_13_with_strong_suites_alone(
 
 
 @pytest.mark.parametrize("role", ["source", "target"])
-def test_a_scanner_without_a_certificate_gets_no_connection(pair: Pair, role: str, tmp_path: Path) -> None:
+def test_a_scanner_without_a_certificate_gets_no_connection(
+    pair: TwoNodes, role: str, tmp_path: Path
+) -> None:
     """The handshake ends before anything is said."""
-    found, _ = scanned(pair.north if role == "source" else pair.south, None, tmp_path)
+    found, _ = scanned(pair.source if role == "source" else pair.target, None, tmp_path)
     assert (found["connectivity_status"], found["scan_result"]) == ("ERROR", None)

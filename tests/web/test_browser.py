@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.e2e.harness import Pair
+from ddib_fed.testing import TwoNodes
+from tests.e2e.harness import two_nodes
 from tests.e2e.translation.test_formats import head as heads
 from tests.formats.dicom.files import write_series
 
@@ -63,24 +64,23 @@ def axe() -> str:
 
 
 @contextmanager
-def serving_pair(source: str, target: str) -> Iterator[Pair]:
-    with tempfile.TemporaryDirectory(prefix="ddib-web-test-") as folder:
-        pair = Pair.create(Path(folder), target, domain=source)
-        try:
-            yield pair.start()
-        finally:
-            pair.stop()
+def serving_pair(source: str, target: str) -> Iterator[TwoNodes]:
+    with (
+        tempfile.TemporaryDirectory(prefix="ddib-web-test-") as folder,
+        two_nodes(Path(folder), source, target) as pair,
+    ):
+        yield pair
 
 
 # Both ask for the browser first, so that no node starts where the test is skipped.
 @pytest.fixture(scope="module")
-def nodes(browser: Browser) -> Iterator[Pair]:
+def nodes(browser: Browser) -> Iterator[TwoNodes]:
     with serving_pair("satellite", "relief") as pair:
         yield pair
 
 
 @pytest.fixture(scope="module")
-def brains(browser: Browser) -> Iterator[Pair]:
+def brains(browser: Browser) -> Iterator[TwoNodes]:
     with serving_pair("brain-t1", "brain-t2") as pair:
         yield pair
 
@@ -160,7 +160,7 @@ NARROW = {"viewport": {"width": 320, "height": 256}, "device_scale_factor": 4}
 
 
 @pytest.fixture
-def web(nodes: Pair, tmp_path: Path) -> Iterator[str]:
+def web(nodes: TwoNodes, tmp_path: Path) -> Iterator[str]:
     with serving("web", "--profile", nodes.profile, "--out", tmp_path / "out") as link:
         yield link
 
@@ -280,7 +280,7 @@ def test_axe_finds_nothing_serious(web: str, opened: Opened, axe: str, scheme: s
     assert findings(page, axe) == []
 
 
-def test_a_volume_is_scrolled(brains: Pair, opened: Opened, axe: str, tmp_path: Path) -> None:
+def test_a_volume_is_scrolled(brains: TwoNodes, opened: Opened, axe: str, tmp_path: Path) -> None:
     """By wheel, keyboard and slider, source beside translation; with a warning, a download, and no finding of axe."""
     write_series(tmp_path / "head", heads().astype(int) * 4, BurnedInAnnotation="YES")
     with serving("web", "--profile", brains.profile, "--out", tmp_path / "out") as link:

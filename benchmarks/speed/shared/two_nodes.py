@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from benchmarks.speed.shared.harness import ROOT
 from ddib_fed import Request
 from ddib_fed.record import Settings
-from tests.e2e.harness import Pair
+from ddib_fed.testing import NodeProcess, Process, TwoNodes, cpu_seconds, launch_process
 
 Array = NDArray[np.float32]
 EVALUATIONS = 48
@@ -49,35 +49,21 @@ def pinned(core: int) -> Iterator[None]:
 
 
 @contextmanager
-def two_nodes(source: str, target: str, settings: Mapping[str, object] | None = None) -> Iterator[Pair]:
+def two_nodes(source: str, target: str, settings: Mapping[str, object] | None = None) -> Iterator[TwoNodes]:
     """North with the shipped model of `source`, south with that of `target`: by their commands, pinned, warm."""
     with tempfile.TemporaryDirectory(prefix="ddib-speed-") as folder:
-        pair = Pair.create(Path(folder), target, domain=source)
-        try:
-            for node, core in zip((pair.north, pair.south), two_cores(), strict=True):
-                configure(node.config_path, {"threads": 1, **(settings or {})})
-                node.environment["PYTHONPATH"] = str(ROOT)
-                with pinned(core):
-                    node.start(wait=False)
-            pair.north.wait_serving()
-            pair.south.wait_serving()
-            yield pair
-        finally:
-            pair.stop()
+        keys = {"threads": 1, **(settings or {})}
+        with TwoNodes.create(folder, source, target, settings=keys, launch=_launch_pinned) as nodes:
+            yield nodes
 
 
-def configure(path: Path, settings: Mapping[str, object]) -> None:
-    """Set keys of a node.toml that the template has, commented out."""
-    lines = path.read_text().splitlines()
-    for key, value in settings.items():
-        found = [n for n, line in enumerate(lines) if line.lstrip("# ").startswith(f"{key} = ")]
-        if not found:
-            raise SystemExit(f"the template of node.toml has no {key}")
-        lines[found[0]] = f"{key} = {value}"
-    path.write_text("\n".join(lines) + "\n")
+def _launch_pinned(node: NodeProcess, words: Sequence[str]) -> Process:
+    node.environment["PYTHONPATH"] = str(ROOT)
+    with pinned(two_cores()[node.role == "target"]):
+        return launch_process(node, words)
 
 
-def arrived(pair: Pair, files: Sequence[bytes], target: str, evaluations: int = EVALUATIONS) -> float:
+def arrived(pair: TwoNodes, files: Sequence[bytes], target: str, evaluations: int = EVALUATIONS) -> float:
     """Seconds from submitting a job to its last result at the client, who then acknowledges."""
     with pair.client() as client:
         started = time.perf_counter()
@@ -90,16 +76,9 @@ def arrived(pair: Pair, files: Sequence[bytes], target: str, evaluations: int = 
     return seconds
 
 
-def processor_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def of_both(pair: Pair) -> list[float]:
-    """Processor seconds of the source's and the target's node."""
-    return [
-        processor_seconds(node.process.pid) for node in (pair.north, pair.south) if node.process is not None
-    ]
+def of_both(pair: TwoNodes) -> list[float]:
+    """CPU seconds of the source's and the target's node."""
+    return [cpu_seconds(node.process.pid) for node in pair.both]
 
 
 def png_files(count: int) -> tuple[list[bytes], Array]:
@@ -247,8 +226,8 @@ def _each(parties: Sequence[Any], samples: Array) -> list[tuple[Array, Any]]:
     """Items and what makes their noise."""
     generator = np.random.default_rng(0)
 
-    def noise(x: Array) -> Array:
-        return generator.standard_normal(x.shape, np.float32)
+    def noise(_: Array, shape: tuple[int, ...]) -> Array:
+        return generator.standard_normal(shape, np.float32)
 
     picture = parties[0].model.is_picture
     return [(each, noise) for each in (np.split(samples, len(samples)) if picture else [samples])]

@@ -2,45 +2,32 @@
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-
-from click.testing import CliRunner, Result
 
 from ddib_fed.calibration.record import (
     CalibratedSide,
     CalibrationStore,
     Making,
 )
-from ddib_fed.cli.main import cli
 from ddib_fed.models.units import ChannelMap
+from ddib_fed.testing import ddib
 from tests import audit_rows
 from tests.calibration.examples import calibration
-from tests.e2e.two_nodes import TwoNodes
+from tests.e2e.in_process import InProcessNodes
 from tests.node.picture_examples import pictures_model
 
 TO = "south.example/drawings"
 
 
-def run(*arguments: object, answer: str | None = None) -> str:
-    return _invoked(arguments, answer).output
-
-
-def printed(*arguments: object) -> str:
-    return _invoked(arguments, None).stdout
-
-
-def _invoked(arguments: tuple[object, ...], answer: str | None) -> Result:
-    result = CliRunner().invoke(cli, ["calibrate", *map(str, arguments)], input=answer)
-    if result.exception is not None:
-        raise result.exception
-    return result
+run = partial(ddib, "calibrate")
 
 
 @dataclass
 class Operators:
     """Both operators at their nodes."""
 
-    nodes: TwoNodes
+    nodes: InProcessNodes
     folder: Path
     _before: dict[str, int] = field(default_factory=dict)
 

@@ -17,10 +17,10 @@ from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.security import pki
 from tests.calibration.examples import calibration, figure
-from tests.cli.calibrate.operators import TO, Operators, printed, run
+from tests.cli.calibrate.operators import TO, Operators, run
 from tests.e2e.admission.test_promises import windows
 from tests.e2e.harness import raw_windows, weight_windows
-from tests.e2e.two_nodes import TwoNodes
+from tests.e2e.in_process import InProcessNodes
 from tests.node.picture_examples import pictures_model, save_pictures_model
 from tests.runs.picture_folders import blocks, write
 from tests.security.tap.relay import Tap
@@ -36,7 +36,7 @@ def open_nodes(tmp_path_factory):
     def open_them(**settings) -> Operators:
         folder = tmp_path_factory.mktemp("nodes")
         models = [pictures_model("scans", seed=1), pictures_model("drawings", seed=2)]
-        nodes = TwoNodes(folder, *map(make_bundle, *zip(*models, strict=True)), **settings)
+        nodes = InProcessNodes(folder, *map(make_bundle, *zip(*models, strict=True)), **settings)
         opened.append(nodes)
         for name, domain, seed in (("north", "scans", 1), ("south", "drawings", 2)):
             save_pictures_model(folder / name / "model", domain, seed=seed)
@@ -261,7 +261,7 @@ def test_only_aggregate_calibration_and_signatures_cross(tapped) -> None:
     pictures = {"north": skewed(260, seed=1), "south": skewed(260, seed=2, negative=True)}
     folders = {at: write(both.folder / f"Ada-{at}", drawn) for at, drawn in pictures.items()}
     run("publish", "--pictures", folders["south"], "--yes", "--config", both.south)
-    said = printed(
+    said = run(
         "--peer", TO, "--pictures", folders["north"], "--yes", "--config", both.north, "--format", "json"
     )
     shown = json.loads(said)
@@ -309,7 +309,7 @@ def test_anchors_cross_nothing_but_the_calibration(tapped) -> None:
         write(both.folder / "drawing", -anchors, names=[f"phantom-{i}" for i in range(2)]),
     ]
     words = ("--peer", TO, "--kind", "tone", "--anchors", *folders, "--yes", "--config", both.north)
-    said = printed(*words, "--format", "json")
+    said = run(*words, "--format", "json")
     tap.close()
     both_ways = bytes(tap.to_target) + bytes(tap.to_source)
     assert json.loads(said)["crossed"].keys() == {

@@ -15,8 +15,8 @@ from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.node.operator import Node
 from ddib_fed.security import pairing
 from ddib_fed.security.peers import Peer
+from ddib_fed.testing import free_port
 from tests import audit_rows
-from tests.e2e.harness import free_port
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from ddib_fed import Request
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.messages import limits_of
 from ddib_fed.security import pki, tls
+from ddib_fed.testing import TwoNodes, ddib
 from ddib_fed.v1 import calibration_pb2, decoding_pb2, decoding_pb2_grpc
 from tests.client.scripted_source import TARGET, npy
-from tests.e2e.harness import Node, Pair, admit, ddib, find_any, moons, weight_windows
+from tests.e2e.harness import dial, find_any, lone_node, moons, weight_windows
 from tests.security.tap.relay import Tap
 
 pytestmark = pytest.mark.e2e
@@ -72,18 +73,18 @@ def test_no_message_of_a_calibration_is_large_enough_for_pictures() -> None:
 
 
 @pytest.mark.promise("latents")
-def test_neither_folder_holds_the_other_side(pair: Pair) -> None:
+def test_neither_folder_holds_the_other_side(pair: TwoNodes) -> None:
     """After translations, no file of one institution contains the other's weights or what its manifest says of them."""
     with pair.client() as client:
         assert [*client.translate([npy(moons(20))], TARGET, Request(cycle=True))]
-    for here, there in ((pair.north, pair.south), (pair.south, pair.north)):
+    for here, there in ((pair.source, pair.target), (pair.target, pair.source)):
         bundle = there.config.paths.bundle
         manifest = json.loads((bundle / "manifest.json").read_text())
         foreign = weight_windows(bundle)
         foreign += [manifest["weights_sha256"].encode(), bytes.fromhex(manifest["weights_sha256"])]
         assert not find_any(foreign, here.folder)
-    digest = json.loads((pair.north.config.paths.bundle / "manifest.json").read_text())["digest"]
-    assert not find_any([digest.encode(), bytes.fromhex(digest)], pair.south.folder)
+    digest = json.loads((pair.source.config.paths.bundle / "manifest.json").read_text())["digest"]
+    assert not find_any([digest.encode(), bytes.fromhex(digest)], pair.target.folder)
 
 
 def handshake(port: int, context: ssl.SSLContext) -> str | None:
@@ -99,23 +100,23 @@ def handshake(port: int, context: ssl.SSLContext) -> str | None:
 
 
 @pytest.mark.promise("identity")
-def test_tls_1_2_is_refused_and_1_3_is_spoken(pair: Pair) -> None:
+def test_tls_1_2_is_refused_and_1_3_is_spoken(pair: TwoNodes) -> None:
     """The admitted node's certificate is taken over TLS 1.3, and gets no connection over TLS 1.2."""
     modern, old = (ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) for _ in range(2))
-    mine = pair.north.config.paths.pki
+    mine = pair.source.config.paths.pki
     for context in (modern, old):
         context.load_cert_chain(mine / "leaf.pem", mine / "leaf.key")
     old.maximum_version = ssl.TLSVersion.TLSv1_2
-    assert handshake(pair.south.port, modern) == "TLSv1.3"
+    assert handshake(pair.target.port, modern) == "TLSv1.3"
     # gRPC closes without an alert; whether that is an end or a reset is a matter of timing.
     with pytest.raises((ssl.SSLError, ConnectionResetError)):
-        handshake(pair.south.port, old)
+        handshake(pair.target.port, old)
 
 
 @pytest.mark.promise("identity")
-def test_plaintext_gets_no_answer(pair: Pair) -> None:
+def test_plaintext_gets_no_answer(pair: TwoNodes) -> None:
     """HTTP/2 without TLS is not answered with HTTP/2."""
-    with socket.create_connection(("127.0.0.1", pair.south.port), timeout=60) as plain:
+    with socket.create_connection(("127.0.0.1", pair.target.port), timeout=60) as plain:
         plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes.fromhex("000000040000000000"))
         try:
             answer = plain.recv(1024)
@@ -124,9 +125,9 @@ def test_plaintext_gets_no_answer(pair: Pair) -> None:
     assert answer[3:4] != b"\x04"
 
 
-def described(pair: Pair, folder: Path) -> bool:
+def described(pair: TwoNodes, folder: Path) -> bool:
     """Whether south says what it is to a caller with the certificate in `folder`."""
-    south = pair.south
+    south = pair.target
     with tls.channel(
         f"127.0.0.1:{south.port}",
         server_name="node-1.south.example",
@@ -144,11 +145,11 @@ def described(pair: Pair, folder: Path) -> bool:
 
 
 @pytest.mark.promise("identity")
-def test_an_admitted_peer_cannot_mint_anothers_name(fresh_pair: Pair, tmp_path: Path) -> None:
+def test_an_admitted_peer_cannot_mint_anothers_name(fresh_pair: TwoNodes, tmp_path: Path) -> None:
     """West is admitted at south as well; a leaf that names north but is signed by west's root is refused."""
-    west = Node.create(tmp_path / "west", "source", "west.example", "moons")
-    admit(fresh_pair.south, west)
-    fresh_pair.south.start()
+    west = lone_node(tmp_path / "west", "west.example", "source", "moons")
+    fresh_pair.target.admit(west)
+    fresh_pair.target.start()
     assert described(fresh_pair, west.config.paths.pki)
     authority = pki.load_authority(west.config.paths.pki)
     forger = pki.Authority("north.example", authority.certificate, authority.key)
@@ -157,25 +158,25 @@ def test_an_admitted_peer_cannot_mint_anothers_name(fresh_pair: Pair, tmp_path: 
 
 
 @pytest.mark.promise("identity")
-def test_a_removed_peer_is_refused_on_its_next_call(fresh_pair: Pair) -> None:
+def test_a_removed_peer_is_refused_on_its_next_call(fresh_pair: TwoNodes) -> None:
     """Removing a peer takes effect without a restart, and admitting it again does too."""
-    fresh_pair.south.start()
-    mine = fresh_pair.north.config.paths.pki
+    fresh_pair.target.start()
+    mine = fresh_pair.source.config.paths.pki
     assert described(fresh_pair, mine)
-    ddib("peer", "remove", "north.example", "--config", fresh_pair.south.config_path)
+    ddib("peer", "remove", "north.example", "--config", fresh_pair.target.config_path)
     assert not described(fresh_pair, mine)
-    admit(fresh_pair.south, fresh_pair.north)
+    fresh_pair.target.admit(fresh_pair.source)
     assert described(fresh_pair, mine)
 
 
 @pytest.mark.promise("identity")
-def test_a_target_with_another_name_gets_no_latent(fresh_pair: Pair) -> None:
+def test_a_target_with_another_name_gets_no_latent(fresh_pair: TwoNodes) -> None:
     """South's address answered by somebody with another certificate: the source sends nothing and says why."""
     pair = fresh_pair
-    pair.south.start()
-    impostor = Tap(pair.south.port, pair.north.config.paths.pki, pair.north.config.paths.pki)
-    pair.dial(impostor.port)
-    pair.north.start()
+    pair.target.start()
+    impostor = Tap(pair.target.port, pair.source.config.paths.pki, pair.source.config.paths.pki)
+    dial(pair, impostor.port)
+    pair.source.start()
     with pair.client() as client:
         job = client.submit([npy(moons(20))], TARGET)
         reasons = {event.reason for event in _until(client.watch(job.job_id), "wait")}

@@ -18,13 +18,14 @@ import pytest
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.errors import DdibError, JobNotFound, QueueFull
-from ddib_fed.node.operator import Node as OperatedNode
 from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
+from ddib_fed.testing import NodeProcess, TwoNodes, ddib
 from tests.client.scripted_source import TARGET, npy
 from tests.e2e import clocks
-from tests.e2e.harness import START_S, Node, Pair, ddib, moons, wait_until
+from tests.e2e.harness import START_S, dial, moons, wait_until
 from tests.e2e.processes import PLANT
+from tests.node.flipping import BitFlipper
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs")]
 
@@ -40,7 +41,7 @@ def first_progress(client: Client, job_id: str, stage: str) -> None:
     raise AssertionError(f"the job ended before it reported {stage}")
 
 
-def check_finished_once(pair: Pair, client: Client, job_id: str, items: int) -> None:
+def check_finished_once(pair: TwoNodes, client: Client, job_id: str, items: int) -> None:
     """Every item has one result, the database is intact, and the audit's chain is whole."""
     for _ in client.watch(job_id):
         pass
@@ -49,18 +50,20 @@ def check_finished_once(pair: Pair, client: Client, job_id: str, items: int) -> 
     assert [item.state for item in job.items] == ["DECODED"] * items
     results = list(client.fetch(job_id))
     assert sorted(result.item for result in results) == list(range(items))
-    database = sqlite3.connect(pair.north.config.paths.store)
+    database = sqlite3.connect(pair.source.config.paths.store)
     assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
     assert [j.job_id for j in client.list()].count(job_id) == 1
-    assert verify(lines_of(pair.north.config.paths.store)).ok
+    assert verify(lines_of(pair.source.config.paths.store)).ok
 
 
-@pytest.mark.parametrize(("victim", "stage"), [("north", "encode"), ("south", "decode"), ("north", "decode")])
-def test_a_killed_node_goes_on_after_its_restart(fresh_pair: Pair, victim: str, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("victim", "stage"), [("source", "encode"), ("target", "decode"), ("source", "decode")]
+)
+def test_a_killed_node_goes_on_after_its_restart(fresh_pair: TwoNodes, victim: str, stage: str) -> None:
     """kill -9 in the middle of a job; after a restart it is finished, and each item once."""
     pair = fresh_pair.start()
-    node: Node = getattr(pair, victim)
+    node: NodeProcess = getattr(pair, victim)
     with pair.client() as client:
         job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=96)))
         first_progress(client, job.job_id, stage)
@@ -69,28 +72,29 @@ def test_a_killed_node_goes_on_after_its_restart(fresh_pair: Pair, victim: str, 
         check_finished_once(pair, client, job.job_id, len(ITEMS))
 
 
-def test_a_machine_that_slept_for_8_days_loses_neither_results_nor_jobs(fresh_pair: Pair) -> None:
+def test_a_machine_that_slept_for_8_days_loses_neither_results_nor_jobs(fresh_pair: TwoNodes) -> None:
     """Killed with a result that nobody fetched and a job that waits for its peer; more than `result_days` later."""
     pair = fresh_pair.start()
     with pair.client() as client:
         ended = client.submit([npy(moons(5))], TARGET, Request(Settings(evaluations=8)))
         for _ in client.watch(ended.job_id):
             pass
-        pair.south.kill()
+        pair.target.kill()
         waiting = client.submit([npy(moons(5))], TARGET, Request(Settings(evaluations=8)))
         first_progress(client, waiting.job_id, "wait")
-        pair.north.kill()
-        pair.north.environment = {PLANT: clocks.PLANTED, clocks.AHEAD: str(8 * 86_400)}
-        pair.north.start()
+        pair.source.kill()
+        pair.source.environment = {PLANT: clocks.PLANTED, clocks.AHEAD: str(8 * 86_400)}
+        pair.source.start()
         assert client.get(ended.job_id).expires - time.time() > 14 * 86_400
-        pair.south.start()
+        pair.target.start()
         for job in (ended, waiting):
             check_finished_once(pair, client, job.job_id, 1)
 
 
-def test_a_flipped_bit_between_the_nodes_costs_a_try_and_no_job(fresh_pair: Pair) -> None:
+def test_a_flipped_bit_between_the_nodes_costs_a_try_and_no_job(fresh_pair: TwoNodes) -> None:
     """TLS ends the connection in the middle of the answers (UNKNOWN, "Stream removed"): finished, each item once."""
-    with fresh_pair.flipping() as wire:
+    with BitFlipper(fresh_pair.target.port) as wire:
+        dial(fresh_pair, wire.port)
         pair = fresh_pair.start()
         with pair.client() as client:
             job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=96)))
@@ -98,65 +102,65 @@ def test_a_flipped_bit_between_the_nodes_costs_a_try_and_no_job(fresh_pair: Pair
             wire.arm("to_client")
             check_finished_once(pair, client, job.job_id, len(ITEMS))
         assert wire.flipped == 1
-        assert "waits" in pair.north.log()
+        assert "waits" in pair.source.log.read_text()
 
 
-def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: Pair) -> None:
+def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: TwoNodes) -> None:
     """With the target down, the source encodes and waits; killed and restarted, it sends the same latent."""
     pair = fresh_pair
-    pair.south.start()
-    pair.north.start()
+    pair.target.start()
+    pair.source.start()
     with pair.client() as client:
         job = client.submit([npy(moons(200))], TARGET, Request(Settings(evaluations=1000)))
         first_progress(client, job.job_id, "decode")
-        pair.south.kill()
-        pair.north.kill()
-        spooled = list(pair.north.config.paths.spool.rglob("*encoded*"))
+        pair.target.kill()
+        pair.source.kill()
+        spooled = list(pair.source.config.paths.spool.rglob("*encoded*"))
         before = [path.read_bytes() for path in spooled]
         assert before
-        pair.north.start()
-        pair.south.start()
+        pair.source.start()
+        pair.target.start()
         check_finished_once(pair, client, job.job_id, 1)
         provenance = next(iter(client.fetch(job.job_id))).record
         assert provenance.latent_sha256 == hashlib.sha256(before[0]).hexdigest()
 
 
-def test_sigterm_drains_and_exits_zero(fresh_pair: Pair) -> None:
+def test_sigterm_drains_and_exits_zero(fresh_pair: TwoNodes) -> None:
     """A draining source finishes what runs, refuses what comes, and exits 0."""
     pair = fresh_pair.start()
     with pair.client() as client:
         job = client.submit([npy(moons(1_000))], TARGET, Request(Settings(evaluations=300)))
         first_progress(client, job.job_id, "encode")
-        code: list[int] = []
-        stopper = threading.Thread(target=lambda: code.append(pair.north.terminate()))
+        code: list[int | None] = []
+        stopper = threading.Thread(target=lambda: code.append(pair.source.stop(START_S)))
         stopper.start()
-        wait_until(lambda: pair.north.state() in {"draining", "down"}, what="draining")
+        wait_until(lambda: pair.source.state() in {"draining", "down"}, what="draining")
         with pair.client(patience_s=0) as hasty, pytest.raises(DdibError) as refused:
             hasty.submit([npy(moons(5))], TARGET)
         assert refused.value.reason in {"DRAINING", "PEER_UNREACHABLE"}
         stopper.join()
         assert code == [0]
-        pair.north.start()
+        pair.source.start()
         check_finished_once(pair, client, job.job_id, 1)
 
 
-def test_a_second_sigterm_stops_at_once(fresh_pair: Pair) -> None:
+def test_a_second_sigterm_stops_at_once(fresh_pair: TwoNodes) -> None:
     """Two signals: the node does not wait for its jobs, and they go on at the next start."""
     pair = fresh_pair.start()
     with pair.client() as client:
         job = client.submit([npy(moons(5_000))], TARGET, Request(Settings(evaluations=2_000)))
         first_progress(client, job.job_id, "encode")
-        assert pair.north.process is not None
-        pair.north.process.terminate()
-        wait_until(lambda: pair.north.state() == "draining", what="draining")
-        pair.north.process.terminate()
-        pair.north.process.wait(timeout=START_S)  # its job takes about 80 s of CPU
-        pair.north.start()
+        assert pair.source.process is not None
+        pair.source.process.terminate()
+        wait_until(lambda: pair.source.state() == "draining", what="draining")
+        pair.source.process.terminate()
+        pair.source.process.wait(timeout=START_S)  # its job takes about 80 s of CPU
+        pair.source.start()
         assert client.get(job.job_id).state.ended is False
         client.cancel(job.job_id)
 
 
-def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
+def test_a_cancelled_job_stops_at_the_next_step(pair: TwoNodes) -> None:
     """Cancelling ends a long job at once, and a finished item cannot be had from it."""
     with pair.client() as client:
         job = client.submit([npy(moons(5_000))], TARGET, Request(Settings(evaluations=2_000)))
@@ -167,7 +171,7 @@ def test_a_cancelled_job_stops_at_the_next_step(pair: Pair) -> None:
         client.delete(job.job_id)
 
 
-def test_a_deadline_ends_a_job(pair: Pair) -> None:
+def test_a_deadline_ends_a_job(pair: TwoNodes) -> None:
     """A job past its deadline fails with that reason."""
     with pair.client() as client:
         job = client.submit([npy(moons(5_000))], TARGET, Request(Settings(evaluations=2_000)), deadline_s=1)
@@ -175,10 +179,10 @@ def test_a_deadline_ends_a_job(pair: Pair) -> None:
         assert client.get(job.job_id).error.reason == "DEADLINE_EXCEEDED"
 
 
-def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> None:
+def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: TwoNodes) -> None:
     """Over the limit a job is refused with a time to try again; those accepted are all finished."""
     pair = fresh_pair
-    pair.north.edit("# max_open_jobs = 64", "max_open_jobs = 2")
+    pair.source.configure({"max_open_jobs": 2})
     pair.start()
     with pair.client() as client:
         slow = [
@@ -191,9 +195,9 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: Pair) -> Non
             check_finished_once(pair, client, job.job_id, 1)
 
 
-def test_jobs_of_another_client_do_not_exist(pair: Pair, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_jobs_of_another_client_do_not_exist(pair: TwoNodes, tmp_path) -> None:  # type: ignore[no-untyped-def]
     """Bob cannot see, fetch or cancel what Alice submitted."""
-    ddib("init", "client", "--config", pair.north.config_path, "--name", "bob", "--out", tmp_path / "bob")
+    ddib("init", "client", "--config", pair.source.config_path, "--name", "bob", "--out", tmp_path / "bob")
     with pair.client() as alice, Client.from_profile(tmp_path / "bob" / "client.toml") as bob:
         job = alice.submit([npy(np.zeros((3, 2), np.float32))], TARGET)
         with pytest.raises(JobNotFound):
@@ -204,16 +208,13 @@ def test_jobs_of_another_client_do_not_exist(pair: Pair, tmp_path) -> None:  # t
 
 
 @pytest.fixture
-def with_workers(fresh_pair: Pair) -> Pair:
-    fresh_pair.north.edit('# executor = "inline" ', 'executor = "processes" ')
-    fresh_pair.north.edit("# workers = 0 ", "workers = 1 ")
+def with_workers(fresh_pair: TwoNodes) -> TwoNodes:
+    fresh_pair.source.configure({"executor": "processes", "workers": 1})
     return fresh_pair.start()
 
 
-def workers(node: Node) -> list[int]:
-    return [
-        int(re.search(r"process (\d+)", line)[1]) for line in OperatedNode(node.config).status().workers.ready
-    ]
+def workers(node: NodeProcess) -> list[int]:
+    return [int(re.search(r"process (\d+)", line)[1]) for line in node.node.status().workers.ready]
 
 
 def lives(process: int) -> bool:
@@ -226,9 +227,9 @@ def lives(process: int) -> bool:
         return False
 
 
-def test_a_job_outlives_its_worker_and_its_node(with_workers: Pair) -> None:
+def test_a_job_outlives_its_worker_and_its_node(with_workers: TwoNodes) -> None:
     """A killed worker's work is done by another, and a killed node's by the next, whose worker it is not."""
-    pair, north = with_workers, with_workers.north
+    pair, north = with_workers, with_workers.source
     with pair.client() as client:
         job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=192)))
         first_progress(client, job.job_id, "encode")
@@ -236,12 +237,12 @@ def test_a_job_outlives_its_worker_and_its_node(with_workers: Pair) -> None:
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: workers(north) not in ([], [first]), what="another worker")
         (second,) = workers(north)
-        assert OperatedNode(north.config).status().workers.replaced == 1
+        assert north.node.status().workers.replaced == 1
         north.kill()
         wait_until(lambda: not lives(second), what="the worker's end")
         north.start()
         check_finished_once(pair, client, job.job_id, len(ITEMS))
     (third,) = workers(north)
     os.kill(third, signal.SIGTERM)  # a service manager signals all processes
-    assert north.terminate() == 0
+    assert north.stop(START_S) == 0
     wait_until(lambda: not lives(third), what="the worker's end")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from ddib_fed.data.pictures import encode_png, read_image
+from ddib_fed.testing import NodeProcess
 from tests.e2e.harness import find_any, weight_windows
 from tests.e2e.pages.test_readme import ROOT, Machines, commands
 from tests.models.importers.monai_files import (
@@ -62,10 +62,7 @@ def test_bundles_become_nodes_and_a_translation(tmp_path: Path) -> None:
             if who:
                 machines.type(who, line + (SHORTER if " translate " in line else ""))
             if " init node " in line:
-                config = machines.machine(who) / "node.toml"
-                text, found = re.subn(r"(?m)^# least_depth = .*$", "least_depth = 0.5", config.read_text())
-                assert found == 1
-                config.write_text(text)
+                NodeProcess(machines.machine(who)).configure({"least_depth": 0.5})
     finally:
         machines.stop()
     north, south = (machines.machine(who) for who in ("north", "south"))

@@ -31,7 +31,9 @@ from ddib_fed.data.shipped import load_shipped
 from ddib_fed.evaluation.metrics import psnr
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.node.command import node_command
-from tests.e2e.harness import Node, find_any, free_port, raw_windows, wait_until, weight_windows
+from ddib_fed.testing import NodeProcess, free_port
+from tests.e2e.harness import find_any, raw_windows, wait_until, weight_windows
+from tests.e2e.processes import fork_node
 
 pytestmark = [pytest.mark.e2e]
 
@@ -75,7 +77,7 @@ class Machines:
 
     folder: Path
     ports: dict[str, int] = field(default_factory=dict)
-    nodes: dict[str, Node] = field(default_factory=dict)
+    nodes: dict[str, NodeProcess] = field(default_factory=dict)
     shown: dict[str, str] = field(default_factory=dict)
     codes: list[str] = field(default_factory=list)
 
@@ -119,21 +121,21 @@ class Machines:
     def _serve(self, who: str, words: list[str]) -> None:
         """Start the node; one that waits for the other side shows a code, which goes from one to the other by hand."""
         if who in self.nodes:
-            self.nodes[who].stop()
+            self.nodes[who].kill()
         words = [self.codes[-1] if word == "CODE" else word for word in words]
-        node = Node(Path.cwd(), words[0].split("-")[1], f"{who}.example", 0)
+        node = NodeProcess(Path.cwd(), launch=fork_node)
         node.start(*words[2:], wait=False)
         self.nodes[who] = node
         if "--pair" in words:
             wait_until(lambda: bool(self._codes(node)), what="a code")
             self.codes += self._codes(node)
 
-    def _codes(self, node: Node) -> list[str]:
-        return re.findall(r"^ {4}(\d{3}-\d{3}-\d{3})$", node.log(), re.MULTILINE)
+    def _codes(self, node: NodeProcess) -> list[str]:
+        return re.findall(r"^ {4}(\d{3}-\d{3}-\d{3})$", node.log.read_text(), re.MULTILINE)
 
     def stop(self) -> None:
         for node in self.nodes.values():
-            node.stop()
+            node.kill()
 
 
 def in_process(words: Sequence[str]) -> str:
@@ -171,7 +173,7 @@ def test_both_nodes_show_both_fingerprints(pair: Machines) -> None:
         for label, owner in (("ours", who), ("theirs", other)):
             (printed,) = re.findall(r"SHA256:\S+", pair.shown[f"{owner} init"])
             assert f"{label}         {printed}".split() in [
-                line.split() for line in pair.nodes[who].log().splitlines()
+                line.split() for line in pair.nodes[who].log.read_text().splitlines()
             ]
 
 
@@ -279,12 +281,7 @@ def test_a_calibration_is_agreed_on_and_used(pair: Machines, monkeypatch: pytest
     monkeypatch.setattr(aggregate, "secure_normal", np.random.default_rng(0).standard_normal)
     page = section("Calibrate")
     for who in ("east", "west"):
-        config = pair.machine(who) / "node.toml"
-        text = config.read_text()
-        for line in blocks(page, "toml")[0].splitlines()[1:]:
-            text, found = re.subn(rf"(?m)^# {line.split(' =')[0]} = .*$", line, text)
-            assert found == 1
-        config.write_text(text)
+        NodeProcess(pair.machine(who)).configure(tomllib.loads(blocks(page, "toml")[0])["policy"])
     for who, command in commands(page):
         digest = re.findall(r"^sha256 +([0-9a-f]{64})$", pair.shown.get("east calibrate", ""), re.MULTILINE)
         pair.type(who, command.replace("DIGEST", digest[-1] if digest else "DIGEST"))

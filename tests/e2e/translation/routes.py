@@ -17,7 +17,8 @@ from ddib_fed.pacs import routing
 from ddib_fed.pacs.exchange import DicomSettings
 from ddib_fed.pacs.network import DicomPeer, OwnEntity, Receiver
 from ddib_fed.pacs.routing import Router
-from tests.e2e.harness import START_S, free_port, wait_until
+from ddib_fed.testing import START_S, free_port
+from tests.e2e.harness import wait_until
 from tests.formats.dicom.files import write_series
 
 MR = pydicom.uid.MRImageStorage

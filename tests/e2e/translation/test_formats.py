@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import rasterio
 
 from ddib_fed.models.bundle import amend_bundle
 from ddib_fed.models.manifest import PictureFormat
-from tests.e2e.harness import Pair, ddib
+from ddib_fed.testing import ddib
+from tests.e2e.harness import two_nodes
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.maps import WHERE, write_map
 from tests.security.tap.relay import Tap
@@ -86,7 +88,7 @@ def header_secrets(given: Path) -> Secrets:
 def hospital() -> Iterator[Hospital]:
     with tempfile.TemporaryDirectory(prefix="ddib-formats-") as name:
         folder, slices = Path(name), head()
-        pair = Pair.create(folder, "brain-t2", domain="brain-t1")
+        pair = two_nodes(folder, "brain-t1", "brain-t2")
         own = PictureFormat(intensity=RULE, slices="coronal")  # as if it was trained on volumes
         amend_bundle(folder / "north" / "model", picture=own)
         (given := folder / "given").mkdir()
@@ -95,18 +97,14 @@ def hospital() -> Iterator[Hospital]:
         write_volume(given / "Ada-volume.nii", slices)
         (given / "maps" / "ward").mkdir(parents=True)
         write_map(given / "maps" / "ward" / "Ada-map.tif", slices[:1], owner=SECRET)
-        pair.start()
         profile = pair.profile
-        tap = Tap(pair.north.port, pair.north.config.paths.pki, profile.parent / "pki")
-        profile.write_text(profile.read_text().replace(str(pair.north.port), str(tap.port)))
-        try:
+        tap = Tap(pair.source.port, pair.source.config.paths.pki, profile.parent / "pki")
+        profile.write_text(profile.read_text().replace(str(pair.source.port), str(tap.port)))
+        with contextlib.closing(tap), pair:
             words = ("translate", given / "Ada-series", given / "Ada-volume.nii", given / "maps",
                      "--to", "south.example/brain-t2", "--out", folder / "out", "--evaluations", 12, "--profile",
                      profile)  # fmt: skip
             ddib(*words)
-        finally:
-            pair.stop()
-            tap.close()
         yield Hospital(given, folder / "out", slices, header_secrets(given), Traffic(tap.calls))
 
 

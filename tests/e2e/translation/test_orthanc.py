@@ -49,8 +49,7 @@ def test_the_route_of_the_page_sends_series_of_a_scanner_alone(tmp_path: Path) -
     own = {name: settings[name] for name in ("DicomCheckCalledAet", "OverwriteInstances")}
     site = Site.create(tmp_path, LuaScripts=[str(CONTAINER / "route.lua")], LuaHeartBeatPeriod=2, **own)
     brain_series(tmp_path / "in", pydicom.uid.generate_uid(), 1)
-    try:
-        site.start()
+    with site:
         site.receiver.kill()
         assert storescu(site.pacs.port, "PACS", tmp_path / "in").returncode == 0
         time.sleep(6.0)  # stable, and in vain sent
@@ -59,8 +58,6 @@ def test_the_route_of_the_page_sends_series_of_a_scanner_alone(tmp_path: Path) -
         time.sleep(6.0)  # the derived series is stable by now
         assert len(site.pacs.series()) == 2
         assert "is synthetic itself" not in site.receiver.text()
-    finally:
-        site.stop()
 
 
 def test_series_that_are_more_than_they_seem_come_back_as_what_they_are(tmp_path: Path) -> None:
@@ -85,16 +82,13 @@ def test_series_that_are_more_than_they_seem_come_back_as_what_they_are(tmp_path
             pixels = flat.repeat(larger.get(number, 1), 1).repeat(larger.get(number, 1), 2)
             about = {"StudyInstanceUID": study, "SeriesInstanceUID": uid, "SeriesNumber": number}
             write_series(tmp_path / "in" / f"{number}-{at}", pixels, **about, **changes)
-    try:
-        site.start()
+    with site:
         assert storescu(site.pacs.port, "PACS", tmp_path / "in").returncode == 0
         site.pacs.post("modalities/ddib/store", {"Resources": site.pacs.get("studies"), "Permissive": True})
         until(lambda: site.receiver.text().count("handed on") == 5, 120, "four series and a report")
         files = [
             pydicom.dcmread(BytesIO(each)) for part in site.pacs.derived() for each in site.pacs.files(part)
         ]
-    finally:
-        site.stop()
     assert {each.StudyInstanceUID for each in files} == {study}
     (report,) = (each for each in files if each.Modality == "SR")
     assert "most_shrink 2" in " ".join(each.get("TextValue", "") for each in report.ContentSequence)

@@ -29,12 +29,9 @@ from ddib_fed.models.bundle import Bundle, make_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 from ddib_fed.models.sidecars import Tuned
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.protocol.contract import guidance_to_pb
-from ddib_fed.protocol.messages import settings_to_pb
 from ddib_fed.record import UNGUIDED, Guidance, Part, Record, Settings, file_name
-from ddib_fed.v1 import common_pb2
 from tests.calibration.examples import calibration, signed
-from tests.e2e.two_nodes import TwoNodes, same_noise
+from tests.e2e.in_process import InProcessNodes, same_noise
 from tests.engine import stages
 from tests.engine.latent_models import CHANNELS, FACTOR, SIZE, autoencoder, latent_model
 from tests.engine.stages import translate_array
@@ -79,10 +76,10 @@ def shared_noise(monkeypatch):
 
 @pytest.fixture
 def open_nodes(tmp_path):
-    made: list[TwoNodes] = []
+    made: list[InProcessNodes] = []
 
-    def open_two(north: Bundle, south: Bundle, **settings: object) -> TwoNodes:
-        made.append(TwoNodes(tmp_path / f"nodes{len(made)}", north, south, **settings))
+    def open_two(north: Bundle, south: Bundle, **settings: object) -> InProcessNodes:
+        made.append(InProcessNodes(tmp_path / f"nodes{len(made)}", north, south, **settings))
         return made[-1]
 
     yield open_two
@@ -146,11 +143,11 @@ def said(record: Record) -> dict[str, Any]:
 
 def compare(
     folder: Path,
-    nodes: TwoNodes,
+    nodes: InProcessNodes,
     *,
     classes: tuple[int | None, int | None] = (None, None),
     cycle: bool = False,
-    header: dict[str, Any] | None = None,
+    without_calibration: bool = False,
     calibration: Calibration | None = None,
     guidance: Guidance = UNGUIDED,
     settings: Settings = PLAIN,
@@ -166,22 +163,18 @@ def compare(
         if label is not None
     }
     asked = Request(
-        settings, guidance, cycle=cycle, keep_latents=True, left=(), calibration=calibration, **labels
-    )
-    local = [*client.translate(files.paths, client.target, asked)]
-    job_id = nodes.submit(
-        *files.paths,
-        solver=settings_to_pb(settings),
+        settings,
+        guidance,
         cycle=cycle,
-        keep_latent=True,
-        guidance=guidance_to_pb(guidance),
+        keep_latents=True,
+        left=(),
+        without_calibration=without_calibration,
         **labels,
-        **(header or {}),
     )
-    parts = [Part.LATENT, *([Part.RETURNED] if cycle else [])]
-    federated = nodes.results(job_id, *parts)
-    assert sorted(federated) == list(range(len(files.paths)))
-    for name, results in (("local", dict(enumerate(local))), ("federated", federated)):
+    here = replace(asked, calibration=calibration, without_calibration=False)
+    local = [*client.translate(files.paths, client.target, here)]
+    federated = nodes.translate(files.paths, asked)
+    for name, results in (("local", local), ("federated", federated)):
         (folder / name).mkdir()
         for number, path in enumerate(files.paths):
             given = FileItem(path.stem, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -203,7 +196,7 @@ def test_calibrated_pictures_go_there_and_back_alike(tmp_path, open_nodes) -> No
     assert mine.calibration_sha256 == theirs.calibration_sha256 == signed.sha256.hex()
     assert mine.calibration_kind == theirs.calibration_kind == "rotation"
     (tmp_path / "plain").mkdir()
-    plain = compare(tmp_path / "plain", nodes, cycle=True, header={"no_calibration": True})
+    plain = compare(tmp_path / "plain", nodes, cycle=True, without_calibration=True)
     plain.check(Part.RETURNED, Part.LATENT)
     assert plain.records("Ada-png")[1].calibration_sha256 == ""
     assert plain.records("Ada-png")[1].contract_sha256 != theirs.contract_sha256
@@ -252,9 +245,9 @@ def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses
         assert theirs.picture.autoencoder_psnr < 60
         assert model.sample_shape == (1, SIZE, SIZE)
     other = open_nodes(north, latent_model(2, name="south", encoder=autoencoder(2, size=48), size=48))
-    job = other.ended(other.submit(*write_files(tmp_path).paths))
-    assert job.error.reason == "CONTRACT_MISMATCH"
-    assert {each.field for each in job.error.differences} >= {"sample_shape", "latent_shape"}
+    error = other.refusal(write_files(tmp_path).paths)
+    assert error.reason == "CONTRACT_MISMATCH"
+    assert {each.field for each in error.differences} >= {"sample_shape", "latent_shape"}
 
 
 @pytest.mark.usefixtures("shared_noise")
@@ -281,7 +274,7 @@ def test_latents_of_one_autoencoder_are_rotated_by_a_calibration(tmp_path, open_
     compared = compare(tmp_path, nodes, calibration=made.calibration)
     compared.check(Part.LATENT)
     (tmp_path / "plain").mkdir()
-    plain = compare(tmp_path / "plain", nodes, header={"no_calibration": True})
+    plain = compare(tmp_path / "plain", nodes, without_calibration=True)
     turned, latent = (np.load(each.federated / "Ada-png.latent.npy") for each in (compared, plain))
     np.testing.assert_allclose(turned, rotation.apply(latent), atol=1e-4)
     foreign = latent_model(2, autoencoder(2), "south")
@@ -310,9 +303,8 @@ def test_points_go_there_and_back_alike(tmp_path, open_nodes) -> None:
     path.write_bytes(to_npy(x))
     parties = [open_party(bundle) for bundle in bundles]
     found = translate_array(x, *parties, ArraySettings(settings, cycle=True))
-    solver = common_pb2.SolverSettings(evaluations=LEARNED, grid=grid)
-    job = nodes.submit(path, solver=solver, cycle=True, keep_latent=True)
-    result = nodes.results(job, Part.LATENT, Part.RETURNED)[0]
+    wanted = Request(Settings(evaluations=LEARNED, grid=grid), cycle=True, keep_latents=True)
+    (result,) = nodes.translate([path], wanted)
     stages = {Part.LATENT: found.latent, Part.TRANSLATION: found.translated, Part.RETURNED: found.back}
     for part, mine in stages.items():
         (tmp_path / "part.npy").write_bytes(result.files[part].data)
@@ -320,5 +312,5 @@ def test_points_go_there_and_back_alike(tmp_path, open_nodes) -> None:
     assert (result.record.samples, result.record.solver.grid) == (len(x), grid)
     other = translate_array(x, *parties, ArraySettings(replace(settings, grid="default"), cycle=True))
     assert np.abs(other.translated - found.translated).max() > 1e-3
-    refused = nodes.ended(nodes.submit(path, solver=common_pb2.SolverSettings(evaluations=24, grid=grid)))
-    assert (refused.error.reason, dict(refused.error.facts)["learned"]) == ("SETTINGS_INVALID", "20")
+    error = nodes.refusal([path], Request(Settings(evaluations=24, grid=grid)))
+    assert (error.reason, dict(error.facts)["learned"]) == ("SETTINGS_INVALID", "20")

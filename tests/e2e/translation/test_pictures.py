@@ -14,9 +14,10 @@ from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, PictureMisfit
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Settings
+from ddib_fed.testing import TwoNodes, ddib
 from tests.client.scripted_source import npy
 from tests.data_modules.picture_examples import chunks
-from tests.e2e.harness import Pair, ddib
+from tests.e2e.harness import two_nodes
 from tests.node.picture_examples import SIZE, noise, png_bytes, save_pictures_model, write_files
 
 pytestmark = pytest.mark.e2e
@@ -26,20 +27,19 @@ CT = PictureFormat(low=-1000.0, high=2000.0, bits=16)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     """North's 8-bit scans become south's 16-bit relief, of one of two classes."""
-    made = Pair.create(tmp_path_factory.mktemp("pictures"), "relief", domain="scans", pretrained=False)
-    save_pictures_model(made.north.folder / "model", "scans", seed=1)
-    save_pictures_model(made.south.folder / "model", "relief", seed=2, classes=("coast", "ridge"), form=CT)
-    made.north.edit("# max_pixels = 89000000 ", "max_pixels = 5000 ")
-    try:
-        yield made.start()
-    finally:
-        made.stop()
+    folder = tmp_path_factory.mktemp("pictures")
+    save_pictures_model(folder / "scans", "scans", seed=1)
+    save_pictures_model(folder / "relief", "relief", seed=2, classes=("coast", "ridge"), form=CT)
+    made = two_nodes(folder, folder / "scans", folder / "relief")
+    made.source.configure({"max_pixels": 5_000})
+    with made:
+        yield made
 
 
 def test_pictures_come_there_and_back_at_their_own_size_and_as_deep_as_each_side(
-    pair: Pair, tmp_path: Path
+    pair: TwoNodes, tmp_path: Path
 ) -> None:
     """PNG, JPEG, 16-bit TIFF and .npy become PNGs of 16 bits; back, what was lost is recorded, but for rounding."""
     files, out = write_files(tmp_path), tmp_path / "out"
@@ -69,7 +69,7 @@ def test_pictures_come_there_and_back_at_their_own_size_and_as_deep_as_each_side
     ],
     ids=["torn", "large", "floats of 0 to 1"],
 )
-def test_a_bad_picture_is_named_and_the_node_lives_on(pair: Pair, content: bytes, error: type) -> None:
+def test_a_bad_picture_is_named_and_the_node_lives_on(pair: TwoNodes, content: bytes, error: type) -> None:
     """Refused with its own error and the item's number before the job is accepted."""
     good = png_bytes(noise(seed=6))
     with pair.client() as client:

@@ -29,9 +29,10 @@ from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.pacs import network as dicom_network
 from ddib_fed.pacs import routing
 from ddib_fed.pacs.exchange import delivery, into_folder
-from tests.e2e.harness import free_port, wait_until
+from ddib_fed.testing import free_port
+from tests.e2e.harness import wait_until
+from tests.e2e.in_process import InProcessNodes
 from tests.e2e.translation.routes import MR, PLANES, Pacs, routing_to, send, series
-from tests.e2e.two_nodes import TwoNodes
 from tests.formats.dicom.files import words_of, write_series
 from tests.formats.echoes import DICOM
 from tests.node.volume_examples import volume_model
@@ -60,11 +61,8 @@ def folder_of_nodes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def profile(folder_of_nodes: Path) -> Iterator[Profile]:
-    nodes = TwoNodes(folder_of_nodes, open_bundle("brain-t1"), open_bundle("brain-t2"))
-    try:
+    with InProcessNodes(folder_of_nodes, open_bundle("brain-t1"), open_bundle("brain-t2")) as nodes:
         yield Profile.load(nodes.profile())
-    finally:
-        nodes.close()
 
 
 def command_of(profile: Profile, *words: object) -> list[str]:
@@ -365,8 +363,8 @@ def test_what_expires_is_removed_at_once_or_reported(profile, tmp_path, log, rep
 def test_a_volume_much_larger_than_the_model_is_refused_before_it_is_computed(tmp_path, log):
     """With the size at which it would be, which is not that of the model's whole field of view."""
     form = PictureFormat(spacing=(2.0, 1.0, 1.0))
-    nodes = TwoNodes(tmp_path, volume_model("north", form=form), volume_model("south", seed=2, form=form))
-    try:
+    models = volume_model("north", form=form), volume_model("south", seed=2, form=form)
+    with InProcessNodes(tmp_path, *models) as nodes:
         of_volumes = Profile.load(nodes.profile())
         with routing_to(
             of_volumes, tmp_path, into_folder(tmp_path / "out"), target="south.example/south"
@@ -374,8 +372,6 @@ def test_a_volume_much_larger_than_the_model_is_refused_before_it_is_computed(tm
             send(route.port, *series(tmp_path / "in", 4, PixelSpacing=[0.125, 0.125]))
             route.work(lambda: route.steps() == ["failed"])
             assert not [*route.folder.glob("spool/*/out/**/*")]
-    finally:
-        nodes.close()
     assert "most_shrink allows; computed_at 6 x 6 x 6; shrink 8; most_shrink 2" in log.text
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ddib_fed.cli.main import run
 from ddib_fed.errors import ExitCode
 from tests.data_modules.scenes import cut_scene
-from tests.e2e.harness import Pair
+from tests.e2e.harness import two_nodes
 
 pytestmark = pytest.mark.e2e
 
@@ -38,26 +38,12 @@ def record(path: Path) -> dict:
 @pytest.fixture(scope="module")
 def translate() -> Iterator[Translate]:
     """Runs `ddib translate FILES --to south.example/relief --cycle --evaluations 24` with what else is given."""
-    with tempfile.TemporaryDirectory(prefix="ddib-scenes-") as name:
-        pair = Pair.create(Path(name), "relief", domain="satellite")
-
-        def call(*words: object) -> int:
-            given = (
-                "--to",
-                "south.example/relief",
-                "--cycle",
-                "--evaluations",
-                24,
-                "--profile",
-                pair.profile,
-            )
-            return run(["translate", *map(str, (*words, *given))])
-
-        try:
-            pair.start()
-            yield call
-        finally:
-            pair.stop()
+    with (
+        tempfile.TemporaryDirectory(prefix="ddib-scenes-") as name,
+        two_nodes(Path(name), "satellite", "relief") as pair,
+    ):
+        given = ("--to", pair.to, "--cycle", "--evaluations", 24, "--profile", pair.profile)
+        yield lambda *words: run(["translate", *map(str, (*words, *given))])
 
 
 def test_a_larger_picture_is_translated_in_tiles_at_its_own_size(

@@ -9,7 +9,7 @@ import pytest
 from ddib_fed.files import copy_folder
 from ddib_fed.models.bundle import pretrained
 from tests.cli.calibrate.operators import Operators, run
-from tests.e2e.two_nodes import TwoNodes
+from tests.e2e.in_process import InProcessNodes
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
@@ -18,11 +18,11 @@ MODELS = {"north": "satellite-as-relief", "south": "relief"}
 
 @pytest.fixture
 def both(tmp_path: Path):
-    nodes = TwoNodes(tmp_path, *map(pretrained, MODELS.values()), calibration='["colour-map"]')
-    for at, name in MODELS.items():
-        copy_folder(ROOT / "ddib_fed/models/pretrained" / name, tmp_path / at / "model")
-    yield Operators(nodes, tmp_path)
-    nodes.close()
+    models = map(pretrained, MODELS.values())
+    with InProcessNodes(tmp_path, *models, calibration='["colour-map"]') as nodes:
+        for at, name in MODELS.items():
+            copy_folder(ROOT / "ddib_fed/models/pretrained" / name, tmp_path / at / "model")
+        yield Operators(nodes, tmp_path)
 
 
 def test_a_calibration_in_a_file_is_signed_by_both_and_used(both: Operators) -> None:
@@ -39,5 +39,5 @@ def test_a_calibration_in_a_file_is_signed_by_both_and_used(both: Operators) -> 
         assert stored.complete
         assert (made.aggregate_sha256, made.crossed_bytes, made.epsilon, made.delta) == ("", 0, None, None)
     picture = min((ROOT / "docs/images/satellite").glob("*.png"))
-    results = both.nodes.results(both.nodes.submit(picture))
-    assert results[0].record.calibration_sha256 == sha256
+    (result,) = both.nodes.translate([picture])
+    assert result.record.calibration_sha256 == sha256

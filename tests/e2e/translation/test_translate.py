@@ -14,20 +14,21 @@ import pytest
 
 from ddib_fed import Request
 from ddib_fed.errors import NotFinite
+from ddib_fed.testing import TwoNodes
 from tests.client.scripted_source import TARGET, npy
-from tests.e2e.harness import Pair, moons
+from tests.e2e.harness import moons
 
 pytestmark = pytest.mark.e2e
 
 
-def test_the_logs_hold_no_traceback_and_no_warning(pair: Pair) -> None:
+def test_the_logs_hold_no_traceback_and_no_warning(pair: TwoNodes) -> None:
     """Nodes for which every Python warning is an error translate, and refuse a bad file, without a trace of one."""
     with pair.client() as client:
         [*client.translate([npy(moons(50))], TARGET, Request(cycle=True))]
         with pytest.raises(NotFinite):
             client.submit([npy(np.full((3, 2), np.nan, np.float32))], TARGET)
-    for node in (pair.north, pair.south):
-        log = (node.folder / "log.txt").read_text()
+    for node in pair.both:
+        log = (node.log).read_text()
         assert "serving" in log
         assert not [line for line in log.splitlines() if "Traceback" in line or "Warning:" in line]
 

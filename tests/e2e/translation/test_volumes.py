@@ -17,12 +17,12 @@ from ddib_fed.data.pictures import decode_volume
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import KindMismatch, ShapeMismatch
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.protocol.messages import settings_to_pb
 from ddib_fed.record import Part, Settings
+from ddib_fed.testing import ddib
 from ddib_fed.v1 import translation_pb2 as pb
-from tests.e2e.harness import Pair, ddib
+from tests.e2e.harness import two_nodes
+from tests.e2e.in_process import InProcessNodes
 from tests.e2e.operation.test_durability import check_finished_once, first_progress
-from tests.e2e.two_nodes import TwoNodes
 from tests.node.picture_examples import noise, png_bytes
 from tests.node.volume_examples import SIDES, npy, save_volume_model, volume_model, voxels
 
@@ -46,14 +46,11 @@ def test_volumes_go_there_and_back_as_in_one_process(tmp_path: Path) -> None:
     for number, path in enumerate(given):
         path.write_bytes(npy(voxels(seed=number)))
     client = InProcess(*map(open_party, bundles))
-    local = [*client.translate(given, client.target, Request(SETTINGS, cycle=True, keep_latents=True))]
-    nodes = TwoNodes(tmp_path / "nodes", *bundles)
-    try:
-        job = nodes.submit(*given, solver=settings_to_pb(SETTINGS), cycle=True, keep_latent=True)
-        federated = nodes.results(job, Part.LATENT, Part.RETURNED)
+    asked = Request(SETTINGS, cycle=True, keep_latents=True)
+    local = [*client.translate(given, client.target, asked)]
+    with InProcessNodes(tmp_path / "nodes", *bundles) as nodes:
+        federated = nodes.translate(given, asked)
         own = nodes.source.ask("ListDomains", pb.ListDomainsRequest())
-    finally:
-        nodes.close()
     assert (own.sample_kind, [*own.sample_shape], [*own.spacing_mm]) == ("volume", [1, *SIDES], [2, 1, 1])
     assert (own.domains[0].status, own.domains[0].size_rule) == ("ready", "refuse")
     for number, mine in enumerate(local):
@@ -79,16 +76,13 @@ def test_a_killed_node_goes_on_with_volumes_and_others_are_refused(tmp_path: Pat
     """kill -9 in the middle of a job; pictures and volumes of another size are refused before anything is computed; a
     NIfTI comes back with its affine.
     """
-    pair = Pair.create(tmp_path, "south", domain="north", pretrained=False)
-    save_volume_model(pair.north.folder / "model", "north", seed=1, form=NORTH)
-    save_volume_model(pair.south.folder / "model", "south", seed=2, form=SOUTH)
-    for node in (pair.north, pair.south):
-        node.edit('# scene = "512x512" ', 'scene = "12x16x16" ')
-    try:
-        pair.start()
+    models = tmp_path / "of-north", tmp_path / "of-south"
+    save_volume_model(models[0], "north", seed=1, form=NORTH)
+    save_volume_model(models[1], "south", seed=2, form=SOUTH)
+    with two_nodes(tmp_path, *models, settings={"scene": "12x16x16"}) as pair:
         assert "volume 1x12x16x16" in ddib("domains", "--profile", pair.profile)
         ddib("doctor", "--profile", pair.profile)
-        assert "volume" in ddib("status", "--config", pair.north.config_path)
+        assert "volume" in ddib("status", "--config", pair.source.config_path)
         with pair.client() as client:
             for content, error in (
                 (png_bytes(noise()), KindMismatch),
@@ -102,8 +96,8 @@ def test_a_killed_node_goes_on_with_volumes_and_others_are_refused(tmp_path: Pat
                 Request(Settings(evaluations=96)),
             )
             first_progress(client, job.job_id, "decode")
-            pair.north.kill()
-            pair.north.start(wait=False)
+            pair.source.kill()
+            pair.source.start(wait=False)
             check_finished_once(pair, client, job.job_id, 6)
         affine = np.array([[0, 0.6, 0.8, -9], [-1, 0, 0, 7], [0, -0.8, 0.6, 3], [0, 0, 0, 1]]) @ np.diag(
             [1, 2, 1, 1]
@@ -118,5 +112,3 @@ def test_a_killed_node_goes_on_with_volumes_and_others_are_refused(tmp_path: Pat
         record = json.loads((tmp_path / "out" / "head.json").read_text())
         assert record["study"]["volumes"]["resampled"] == [False] * 3
         assert record["picture"]["cycle_psnr"] > 35
-    finally:
-        pair.stop()

@@ -20,7 +20,7 @@ from ddib_fed.node.daemon import Daemon
 from ddib_fed.security import pki
 from ddib_fed.security.peers import begin_node
 from ddib_fed.security.pki import issue_leaf, new_key
-from tests.e2e.harness import free_port
+from ddib_fed.testing import free_port
 from tests.node.running.test_daemon import Running, ready
 
 

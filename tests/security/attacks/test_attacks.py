@@ -33,11 +33,13 @@ from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.streams import file_header, stream
 from ddib_fed.record import Settings
 from ddib_fed.security import tls
+from ddib_fed.testing import NodeProcess, TwoNodes, ddib
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc, translation_pb2_grpc
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.conftest import Evidence
 from tests.data_modules.picture_examples import deep_png
-from tests.e2e.harness import Node, Pair, ddib
+from tests.e2e.harness import lone_node, two_nodes
+from tests.e2e.processes import fork_node
 from tests.node.institutions import issue_client
 from tests.node.picture_examples import noise, png_bytes, save_pictures_model
 from tests.security.attacks import raw_http2 as http2
@@ -51,7 +53,7 @@ USUALLY = 5
 """Answers of Health before an attack, whose mean is the unit of time."""
 
 
-def _channel(node: Node) -> grpc.Channel:
+def _channel(node: NodeProcess) -> grpc.Channel:
     address, name = f"127.0.0.1:{node.port}", f"node-1.{node.institution}"
     return tls.channel(address, server_name=name, pki_folder=node.config.paths.pki)
 
@@ -64,7 +66,7 @@ def _serves(channel: grpc.Channel) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def healthy(node: Node) -> bool:
+def healthy(node: NodeProcess) -> bool:
     """Whether it answers Health within the bound of any call; a busy machine may need several tries."""
     deadline = time.monotonic() + LONGEST_S
     while time.monotonic() < deadline:
@@ -77,7 +79,7 @@ def healthy(node: Node) -> bool:
 class Watch:
     """While it is entered, asks Health over new connections and over one that stays, and looks at the process."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: NodeProcess) -> None:
         assert node.process is not None
         self._node, self._pid = node, node.process.pid
         self.grown_mb, self.files, self.threads_more, self.worst_s = 0.0, 0, 0, 0.0
@@ -157,7 +159,7 @@ Amount = Callable[[int, int], int]
 class Scene:
     """South, which admitted north, and certificates to come with."""
 
-    south: Node
+    south: NodeProcess
     peer: Path
     holders: list[Path]
 
@@ -168,15 +170,12 @@ class Scene:
 @pytest.fixture(scope="module")
 def scene(amount: Amount) -> Iterator[Scene]:
     with tempfile.TemporaryDirectory(prefix="ddib-attacks-") as name:
-        pair = Pair.create(Path(name))
+        pair = two_nodes(Path(name))
         holders = [Path(name) / f"holder-{number}" for number in range(amount(6, 64))]
         for holder in holders:
-            issue_client(pair.north.config.paths.pki, holder, f"mallory-{holder.name}")
-        pair.south.start()
-        try:
-            yield Scene(pair.south, pair.north.config.paths.pki, holders)
-        finally:
-            pair.stop()
+            issue_client(pair.source.config.paths.pki, holder, f"mallory-{holder.name}")
+        yield Scene(pair.target.start(), pair.source.config.paths.pki, holders)
+        pair.kill()
 
 
 def large_message(raw: http2.Raw, path: str, size: int) -> None:
@@ -356,12 +355,12 @@ SAID = {
 
 
 @pytest.fixture
-def node(tmp_path: Path, amount: Amount) -> Iterator[Node]:
+def node(tmp_path: Path, amount: Amount) -> Iterator[NodeProcess]:
     """A target with few open files."""
-    made = Node.create(tmp_path / "south", "target", "south.example", "checkerboards")
-    made.open_files = amount(256, 1_024)
+    made = lone_node(tmp_path / "south")
+    made.launch = partial(fork_node, open_files=amount(256, 1_024))
     yield made.start()
-    made.stop()
+    made.kill()
 
 
 @pytest.fixture
@@ -376,7 +375,7 @@ def sockets() -> Iterator[None]:
 @pytest.mark.usefixtures("sockets")
 @pytest.mark.parametrize("said", SAID)
 def test_connections_without_a_certificate_stop_neither_health_nor_status(
-    node: Node, said: str, amount: Amount, evidence: Evidence
+    node: NodeProcess, said: str, amount: Amount, evidence: Evidence
 ) -> None:
     """More of them than the node may have files, from the same address as the caller, held open."""
     count = amount(306, 2_000)
@@ -392,8 +391,8 @@ def test_connections_without_a_certificate_stop_neither_health_nor_status(
     assert not watch.is_late(amount(*LATE)), watch.seen()
     assert watch.grown_mb < MOST_MB
     assert healthy(node)
-    assert "LimitNOFILE" in node.log()
-    assert "Too many open files" not in node.log()
+    assert "LimitNOFILE" in node.log.read_text()
+    assert "Too many open files" not in node.log.read_text()
 
 
 FLOOD = """
@@ -431,7 +430,7 @@ def test_a_flood_of_connections_delays_no_caller(
 ) -> None:
     """From the caller's own address or another, on busy cores; whoever is not let in tries again."""
     seconds = amount(4, 14)
-    node = Node.create(tmp_path / "south", "target", "south.example", "checkerboards").start()
+    node = lone_node(tmp_path / "south").start()
     try:
         with Watch(node) as watch:
             programs = [[BUSY, seconds]] * 2 + [
@@ -451,7 +450,7 @@ def test_a_flood_of_connections_delays_no_caller(
         assert watch.threads_more < 32
         assert healthy(node)
     finally:
-        node.stop()
+        node.kill()
 
 
 JOBS, ITEMS, AGAIN_S, RGBA = 8, 4, 1.0, 6
@@ -462,7 +461,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 class Pictures:
     """A pair of nodes of pictures, a client of the source, and the certificate of another one, who attacks it."""
 
-    pair: Pair
+    pair: TwoNodes
     mallory: Path
     client: Client
 
@@ -470,7 +469,9 @@ class Pictures:
     def attacked(self, file: bytes) -> Iterator[set[str]]:
         """Eight jobs of four such files at a time, again when they end; at last their calls are taken back."""
         reasons, told, over = set[str](), CONTEXT.Queue(), CONTEXT.Event()
-        process = CONTEXT.Process(target=_submit, args=(self.pair.north.port, self.mallory, file, over, told))
+        process = CONTEXT.Process(
+            target=_submit, args=(self.pair.source.port, self.mallory, file, over, told)
+        )
         process.start()
         try:
             yield reasons
@@ -515,12 +516,12 @@ def _job(file: bytes) -> Iterator[pb.SubmitJobRequest]:
 def pictures() -> Iterator[Pictures]:
     with tempfile.TemporaryDirectory(prefix="ddib-decoding-") as name, ExitStack() as stack:
         folder = Path(name)
-        pair = Pair.create(folder, "relief", domain="scans", pretrained=False)
-        save_pictures_model(pair.north.folder / "model", "scans", seed=1)
-        save_pictures_model(pair.south.folder / "model", "relief", seed=2)
-        ddib("init", "client", "--config", pair.north.config_path, "--name", "mallory", "--out", folder / "m")
-        stack.callback(pair.stop)
-        pair.start()
+        save_pictures_model(folder / "scans", "scans", seed=1)
+        save_pictures_model(folder / "relief", "relief", seed=2)
+        pair = stack.enter_context(two_nodes(folder, folder / "scans", folder / "relief"))
+        ddib(
+            "init", "client", "--config", pair.source.config_path, "--name", "mallory", "--out", folder / "m"
+        )
         yield Pictures(pair, folder / "m" / "pki", stack.enter_context(pair.client()))
 
 
@@ -530,7 +531,7 @@ def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
 ) -> None:
     """Nothing of them is kept, Health answers, and another client's pictures are in between."""
     file = deep_png(side, RGBA, 4)
-    with Watch(pictures.pair.north) as watch, pictures.attacked(file) as reasons:
+    with Watch(pictures.pair.source) as watch, pictures.attacked(file) as reasons:
         time.sleep(amount(2, 20))
         for seed in range(amount(2, 12)):
             picture = png_bytes(noise(seed=seed))

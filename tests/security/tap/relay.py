@@ -16,7 +16,7 @@ from ddib_fed.security import pki
 from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, PeerStore, begin_node
 from ddib_fed.security.tls import CHANNEL_OPTIONS
-from tests.e2e.harness import Pair
+from ddib_fed.testing import TwoNodes
 
 UNBOUNDED = (
     ("grpc.max_receive_message_length", -1),
@@ -124,19 +124,22 @@ class Tap(grpc.GenericRpcHandler):
         self._channel.close()
 
 
-def tap_between(pair: Pair, folder: Path) -> Tap:
+def tap_between(pair: TwoNodes, folder: Path) -> Tap:
     """From now on north reaches south through a tap; neither must run yet."""
     roots = {
         node.institution: begin_node(folder / node.institution, node.institution, "node-1").certificate
-        for node in (pair.north, pair.south)
+        for node in (pair.source, pair.target)
     }
     tap = Tap(
-        pair.south.port,
-        folder / pair.south.institution / "pki",
-        folder / pair.north.institution / "pki",
-        (pair.south.config.paths.pki, pair.north.config.paths.pki),
+        pair.target.port,
+        folder / pair.target.institution / "pki",
+        folder / pair.source.institution / "pki",
+        (pair.target.config.paths.pki, pair.source.config.paths.pki),
     )
-    for node, other, port in ((pair.north, pair.south, tap.port), (pair.south, pair.north, pair.north.port)):
+    for node, other, port in (
+        (pair.source, pair.target, tap.port),
+        (pair.target, pair.source, pair.source.port),
+    ):
         true = pki.parse_certificates((other.config.paths.pki / "ca.pem").read_bytes(), "ca.pem")[0]
         both = (true, roots[other.institution])
         name = Identity(other.institution, "node", "node-1")

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from ddib_fed.engine.gate import load_key
 from ddib_fed.security import pki
 from ddib_fed.telemetry import TAKES_KEY, TRACE_KEY
+from ddib_fed.testing import NodeProcess
 from ddib_fed.v1 import calibration_pb2, decoding_pb2
-from tests.e2e.harness import Node
 from tests.protocol.surface import METADATA
 from tests.security.tap.relay import Call
 
@@ -103,7 +103,7 @@ class Secrets:
         """Random bytes: a key, a seed."""
         self.short.add(name, secret)
 
-    def node(self, node: Node) -> None:
+    def node(self, node: NodeProcess) -> None:
         """The weights of a node's model, its private keys as they lie on the disk and as numbers, its softening key."""
         owner, paths = node.institution, node.config.paths
         self.weights(owner, paths.bundle / "model.safetensors")

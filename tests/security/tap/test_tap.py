@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed import Request
+from ddib_fed import Profile, Request
 from ddib_fed.data.fitting import fit_picture
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.diffusion.plans import SolverSettings
@@ -22,8 +22,9 @@ from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Settings
+from ddib_fed.testing import ddib
 from tests.conftest import Evidence
-from tests.e2e.harness import Pair, ddib, moons
+from tests.e2e.harness import moons, two_nodes
 from tests.e2e.processes import PLANT
 from tests.node.picture_examples import SECRET, save_pictures_model, write_files
 from tests.security.tap import leaks
@@ -59,29 +60,25 @@ def searched(traffic: Traffic, secrets: Secrets, evidence: Evidence) -> list[Fou
 
 def test_points_leave_as_latents_alone(tmp_path: Path, evidence: Evidence) -> None:
     """There and back by the client's command: no point, weight, name or key in any form; each latent is the ODE's."""
-    pair = Pair.create(tmp_path)
+    pair = two_nodes(tmp_path)
     tap = tap_between(pair, tmp_path / "tap")
     cloud, folder = moons(400), pair.profile.parent
-    try:
-        pair.start()
+    with contextlib.closing(tap), pair:
         np.save(folder / f"{NAME}.npy", cloud)
         ddib("translate", folder / f"{NAME}.npy", "--to", "south.example/checkerboards", "--out", folder / "out",
              "--cycle", "--evaluations", 16, "--profile", pair.profile)  # fmt: skip
-    finally:
-        pair.stop()
-        tap.close()
     traffic, secrets = Traffic(tap.calls), Secrets()
     with contextlib.closing(
-        ServingParty(load_bundle(pair.north.config.paths.bundle), device="cpu", threads=1)
+        ServingParty(load_bundle(pair.source.config.paths.bundle), device="cpu", threads=1)
     ) as party:
         returned = np.load(folder / "out" / f"{NAME}.returned.npy")
         for name, points in (("cloud", cloud), ("returned cloud", returned)):
             secrets.sample(name, points, party.model.normalise(points))
         leg = Leg(SolverSettings(evaluations=16))
         expected = {"cloud": party.encode(ToEncode(0, cloud), leg).latent.data}
-    for node in (pair.north, pair.south):
+    for node in pair.both:
         secrets.node(node)
-    for word in (NAME, "client/alice", str(tmp_path)):
+    for word in (NAME, f"client/{Profile.load(pair.profile).name}", str(tmp_path)):
         secrets.word(word, word)
     assert len(traffic.tensors) == 2
     record = json.loads((folder / "out" / f"{NAME}.json").read_text())
@@ -94,10 +91,10 @@ class Bench:
     """North's scans become south's relief; everything between the two nodes goes through the tap."""
 
     def __init__(self, folder: Path) -> None:
-        self.pair = Pair.create(folder, "relief", domain="scans", pretrained=False)
-        save_pictures_model(self.pair.north.folder / "model", "scans", seed=1)
+        save_pictures_model(folder / "scans", "scans", seed=1)
         form = PictureFormat(low=-1000.0, high=2000.0, bits=16)
-        save_pictures_model(self.pair.south.folder / "model", "relief", seed=2, form=form)
+        save_pictures_model(folder / "relief", "relief", seed=2, form=form)
+        self.pair = two_nodes(folder, folder / "scans", folder / "relief")
         self.tap = tap_between(self.pair, folder / "tap")
         (folder / "in").mkdir()
         self.files = write_files(folder / "in")
@@ -109,11 +106,10 @@ class Bench:
             "target" if leak is leaks.weights_behind_translations else "source",
         )
         planted = {PLANT: f"tests.security.tap.leaks:{leak.__name__}"} if leak else {}
-        self.pair.north.environment = planted if leaking == "source" else {}
-        self.pair.south.environment = planted if leaking == "target" else {}
+        self.pair.source.environment = planted if leaking == "source" else {}
+        self.pair.target.environment = planted if leaking == "target" else {}
         try:
-            self.pair.start()
-            with self.pair.client(patience_s=0 if leak else 60) as client:
+            with self.pair, self.pair.client(patience_s=0 if leak else 60) as client:
                 settings = Settings(evaluations=12)
                 asked = Request(settings, cycle=True)
                 deadline_s = 30 if leak else 600
@@ -122,8 +118,6 @@ class Bench:
                 client.get(job.job_id).require_finished("source north.example")
         except DdibError:
             assert leak is not None
-        finally:
-            self.pair.stop()
         return Traffic(self.tap.calls[before:])
 
     @cached_property
@@ -132,7 +126,7 @@ class Bench:
 
         The latents are computed again, from the bundle, the files and the node's noise.
         """
-        config = self.pair.north.config
+        config = self.pair.source.config
         bundle, found, latents = load_bundle(config.paths.bundle), Secrets(), {}
         softener = Softener(load_key(config.paths.softening_key), bundle.digest)
         rule, leg = picture_rule(bundle.manifest), Leg(SolverSettings(evaluations=12))
@@ -154,11 +148,11 @@ class Bench:
 
                 asked = ToEncode(0, samples, None, noise)
                 latents[name] = party.encode(asked, leg).latent.data
-        for node in (self.pair.north, self.pair.south):
+        for node in self.pair.both:
             found.node(node)
         for name, text in {
             "metadata": SECRET,
-            "client": "client/alice",
+            "client": f"client/{Profile.load(self.pair.profile).name}",
             "folder": str(self.files.folder),
         }.items():
             found.word(name, text)

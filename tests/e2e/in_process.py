@@ -1,34 +1,29 @@
-"""A source node's and a target node's real services in this process, over mTLS, and what a client gets of them."""
+"""A source node's and a target node's real services in this process, over mTLS, and what a client gets of them.
+
+Beside `ddib_fed.testing` for tests that look into a node: its parties, spans and stored calibrations, the modules that
+run, and bundles that lie on no disk.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from ddib_fed.calibration.record import SignedCalibration
-from ddib_fed.client.client import collect
+from ddib_fed.client.client import Client
+from ddib_fed.client.jobs import Failure, Request
 from ddib_fed.client.results import Translated
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.models.bundle import Bundle
-from ddib_fed.protocol.streams import file_header, stream
-from ddib_fed.record import Part
-from ddib_fed.v1 import common_pb2
-from ddib_fed.v1 import translation_pb2 as pb
 from tests.node.tiny_nodes import make_institution
-from tests.source_node.conftest import wait_until
-from tests.source_node.served import Served, job_header
+from tests.source_node.served import Served
 from tests.target_node.conftest import Target
 
-SUFFIXES = {
-    ".npy": common_pb2.MEDIA_TYPE_NPY,
-    ".png": common_pb2.MEDIA_TYPE_PNG,
-    ".jpg": common_pb2.MEDIA_TYPE_JPEG,
-    ".tif": common_pb2.MEDIA_TYPE_TIFF,
-}
 
-
-class TwoNodes:
+class InProcessNodes:
     """North serves one model as the source, south another as the target."""
 
     def __init__(self, folder: Path, north: Bundle, south: Bundle, **settings: object) -> None:
@@ -58,35 +53,23 @@ class TwoNodes:
         for node in (self.source.node, self.target.node):
             node.calibrations.add(signed)
 
-    def submit(self, *files: Path, **header: object) -> str:
-        """Give a job to north; `header` are fields of its header."""
-        fields = {"target_domain": self.domain, **header}
+    def translate(self, files: Iterable[Path], request: Request | None = None) -> list[Translated]:
+        """What a client gets for its files."""
+        with Client(self.source.profile) as client:
+            return [*client.translate(files, f"south.example/{self.domain}", request)]
 
-        def messages():
-            yield job_header(len(files), **fields)
-            for path in files:
-                data = path.read_bytes()
-                yield from stream(pb.SubmitJobRequest, "item", file_header(SUFFIXES[path.suffix], data), data)
+    def refusal(self, files: Iterable[Path], request: Request | None = None) -> Failure | None:
+        """Why a client's job failed."""
+        with Client(self.source.profile) as client:
+            job_id = client.submit(files, f"south.example/{self.domain}", request).job_id
+            assert [*client.watch(job_id)]
+            return client.get(job_id).error
 
-        return self.source.ask("SubmitJob", messages()).job_id
+    def __enter__(self) -> Self:
+        return self
 
-    def ended(self, job_id: str) -> pb.Job:
-        """The job, once it has ended."""
-
-        def job() -> pb.Job:
-            return self.source.ask("GetJob", pb.GetJobRequest(job_id=job_id)).job
-
-        wait_until(lambda: job().finished > 0, 300.0)
-        return job()
-
-    def results(self, job_id: str, *parts: Part) -> dict[int, Translated]:
-        """What a client fetches of an ended job, by item."""
-        job = self.ended(job_id)
-        assert job.items, job.error
-        done = [item.index for item in job.items if item.state == pb.ITEM_STATE_DECODED]
-        fetched = self.source.ask("FetchResults", pb.FetchResultsRequest(job_id=job_id))
-        results = collect(iter(fetched), job_id, done, frozenset({Part.TRANSLATION, *parts}))
-        return {result.item: result for result in results}
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self.source.close()

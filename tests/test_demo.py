@@ -1,21 +1,18 @@
-"""`ddib demo`: its folder, what it measures of the files, its bounds, and real nodes that are always stopped."""
+"""`ddib demo`: its folder, what it measures of the files, and its bounds."""
 
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ddib_fed.cli import demo as program
-from ddib_fed.cli.demo import MARKER, NODES, demonstrate, finish, node_state, prepare
-from ddib_fed.cli.demo_figures import Bound, measure_points
 from ddib_fed.data.synthetic import sample
-from ddib_fed.errors import AlreadyExists, ExitCode, NotReady, OutOfBounds
+from ddib_fed.demo import MARKER, finish, prepare
+from ddib_fed.demo_figures import Bound, measure_points
+from ddib_fed.errors import AlreadyExists, ExitCode, OutOfBounds
 from ddib_fed.record import CycleError, Record
-from tests.e2e.harness import free_port
 
 
 def test_a_folder_of_an_earlier_demo_is_made_anew_and_another_is_refused(tmp_path):
@@ -71,14 +68,3 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
     assert list(report) == ["seconds", "points", "bounds"]
     assert list(report["points"]["cycle"]) == ["median", "mean", "p99", "max"]
     assert set(report["bounds"][0]) == {"name", "value", "bound", "ok", "sense"}
-
-
-@pytest.mark.e2e
-def test_a_node_that_cannot_start_is_shown_by_its_log_and_all_others_are_stopped(tmp_path, monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        free, busy = free_port(), taken.getsockname()[1]
-        monkeypatch.setattr(program, "free_ports", lambda _: (free, busy))
-        with pytest.raises(NotReady, match=str(busy)) as caught:
-            demonstrate(tmp_path / "demo", points=1_000)
-    assert caught.value.hop == "target south.example"
-    assert not any(node_state(tmp_path / "demo" / name / "node.toml") for name in NODES)
