@@ -387,12 +387,17 @@ def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, 
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    classifier, weight = options.take_classifier(given)
+    weight = given["classifier_scale"]
+    if given["classifier"] is None:
+        why = "weighs --classifier, which is not given"
+        options.refuse_idle(("classifier_scale",), why, hint="add --classifier MODEL")
+    elif weight is None:
+        weight = 1.0
     model = Model.open(
         which,
         device=given["device"],
         dtype=given["dtype"],
-        classifier=classifier,
+        classifier=given["classifier"],
         threads=usual_threads(),
         batch=given["batch"],
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -18,11 +18,6 @@ import ddib_fed
 from ddib_fed.errors import AlreadyExists, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, nearest, size_from
 from ddib_fed.terminal import escape, print_table, say, sentences_aside
-
-if TYPE_CHECKING:
-    from ddib_fed.calibration.record import Calibration
-    from ddib_fed.models.bundle import Bundle
-
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 _KINDS: Mapping[str, Any] = {
@@ -157,28 +152,6 @@ def usual_threads() -> int:
     """Threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdecimal() and int(said) else 1
-
-
-def open_model(which: str) -> Bundle:
-    from ddib_fed.models.bundle import open_bundle
-
-    return open_bundle(which)
-
-
-def take_classifier(given: Mapping[str, Any]) -> tuple[Bundle | None, float | None]:
-    """The model of --classifier, and its weight, 1 where none is given."""
-    if given["classifier"] is None:
-        why = "weighs --classifier, which is not given"
-        refuse_idle(("classifier_scale",), why, hint="add --classifier MODEL")
-        return None, None
-    weight = given["classifier_scale"]
-    return open_model(given["classifier"]), 1.0 if weight is None else weight
-
-
-def read_given(path: Path | None) -> Calibration | None:
-    from ddib_fed.calibration.record import Calibration
-
-    return None if path is None else Calibration.open(path)
 
 
 SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)

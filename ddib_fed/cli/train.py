@@ -18,7 +18,7 @@ import click
 import ddib_fed
 from ddib_fed import Model, TrainConfig
 from ddib_fed.cli import options
-from ddib_fed.cli.options import CALIBRATION, Decorator, read_given, with_options
+from ddib_fed.cli.options import CALIBRATION, Decorator, with_options
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import bars, emit, leads, lines, listed, outcome, plain, say
 
@@ -197,7 +197,7 @@ def try_(
     config = config.model_copy(
         update={"command": f"ddib model train --images FOLDER --preset {config.preset}"}
     )
-    agreed = read_given(calibration)
+    agreed = None if calibration is None else ddib_fed.Calibration.open(calibration)
     rehearsal = ddib_fed.Rehearsal(a, b, out, config, time_s, pictures, evaluations, agreed)
     with bars() as on_progress:
         tell = partial(say, err=True)
