@@ -27,9 +27,8 @@ from ddib_fed.client.client import Client
 from ddib_fed.engine.executors import ray_pool
 from ddib_fed.record import Settings
 from ddib_fed.testing import TwoNodes, free_port
-from ddib_fed.v1 import translation_pb2 as pb
 
-DONE = {pb.ITEM_STATE_DECODED, pb.ITEM_STATE_DELIVERED}
+DONE = {"DECODED", "DELIVERED"}
 ENVIRONMENT = {
     **os.environ,
     "RAY_USAGE_STATS_ENABLED": "0",

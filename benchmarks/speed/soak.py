@@ -19,7 +19,7 @@ from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.data.points import to_npy
 from ddib_fed.data.synthetic import sample
-from ddib_fed.record import Settings
+from ddib_fed.record import Part, Settings
 from ddib_fed.testing import cpu_seconds
 
 POINTS = 40
@@ -86,7 +86,7 @@ class Soak:
         fetched: list[tuple[int, bytes]] = []
         total = 0
         for result in client.results(job_id):
-            fetched.append((result.item, result.translation.sha256))
+            fetched.append((result.item, result.files[Part.TRANSLATION].sha256))
             total += 1
             if len(fetched) == TOGETHER or total == items:
                 client.acknowledge(job_id, fetched)

@@ -16,9 +16,8 @@ import pytest
 from ddib_fed import Request
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import JobNotFound
-from ddib_fed.record import Settings
+from ddib_fed.record import Part, Settings
 from ddib_fed.testing import NodeProcess, TwoNodes
-from ddib_fed.v1 import translation_pb2 as pb
 from tests.chaos import failpoints, load
 from tests.client.scripted_source import npy as npy_of
 from tests.e2e.harness import moons, two_nodes
@@ -79,11 +78,13 @@ class Visit:
             self.job_id = client.submit(files, load.STUB_TARGET, Request(Settings(evaluations=8))).job_id
             results = list(client.results(self.job_id))
             assert sorted(result.item for result in results) == list(range(load.ITEMS))
-            assert client.get(self.job_id).state == pb.JOB_STATE_FINISHED
+            assert client.get(self.job_id).state == "FINISHED"
             # The tiny network's translation of a point is the point: a result is known beforehand.
             sent = {n: hashlib.sha256(file).digest() for n, file in enumerate(files)}
-            assert {r.item: r.translation.sha256 for r in results} == sent
-            left = client.acknowledge(self.job_id, [(r.item, r.translation.sha256) for r in results])
+            assert {r.item: r.files[Part.TRANSLATION].sha256 for r in results} == sent
+            left = client.acknowledge(
+                self.job_id, [(r.item, r.files[Part.TRANSLATION].sha256) for r in results]
+            )
             assert left == 0
             client.delete(self.job_id)
             with pytest.raises(JobNotFound):

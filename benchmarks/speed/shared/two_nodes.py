@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from benchmarks.speed.shared.harness import ROOT
 from ddib_fed import Request
-from ddib_fed.record import Settings
+from ddib_fed.record import Part, Settings
 from ddib_fed.testing import NodeProcess, Process, TwoNodes, cpu_seconds, launch_process
 
 Array = NDArray[np.float32]
@@ -72,7 +72,7 @@ def arrived(pair: TwoNodes, files: Sequence[bytes], target: str, evaluations: in
         seconds = time.perf_counter() - started
         if sorted(result.item for result in results) != list(range(len(files))):
             raise SystemExit(f"{len(results)} of {len(files)} items arrived")
-        client.acknowledge(job.job_id, [(each.item, each.translation.sha256) for each in results])
+        client.acknowledge(job.job_id, [(each.item, each.files[Part.TRANSLATION].sha256) for each in results])
     return seconds
 
 

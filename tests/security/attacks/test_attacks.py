@@ -31,7 +31,7 @@ from ddib_fed.node.connections import MOST_CONNECTIONS
 from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.protocol.contract import PROTOCOL
 from ddib_fed.protocol.streams import file_header, stream
-from ddib_fed.record import Settings
+from ddib_fed.record import Part, Settings
 from ddib_fed.security import tls
 from ddib_fed.testing import NodeProcess, TwoNodes, ddib
 from ddib_fed.v1 import common_pb2, decoding_pb2, decoding_pb2_grpc, translation_pb2_grpc
@@ -538,7 +538,7 @@ def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
             (result,) = pictures.client.translate(
                 [picture], "south.example/relief", Request(Settings(evaluations=12))
             )
-            assert result.translation.data
+            assert result.files[Part.TRANSLATION].data
     evidence.figure(
         f"{side} x {side}, {len(file) / 1e3:.0f} kB ({', '.join(sorted(reasons))}): +{watch.grown_mb:.0f} MB at most, "
         f"Health at most {watch.worst_s:.2f} s of {watch.asked}"
