@@ -137,12 +137,14 @@ def demonstrate(out: Path, *, keep: bool = False) -> None:
             )
             running.enter_context(with_pictures)
             folder = out / "pictures"
-            source, target = (node.config.model.domain for node in with_pictures.both)
-            pictures = demo_figures.draw_pictures(folder / "in", source, target, PICTURES)
+            originals, truths = (
+                demo_figures.draw_pictures(folder / name, node.config.model.domain, PICTURES)
+                for name, node in zip(("in", "truth"), with_pictures.both, strict=True)
+            )
             calibration = agree(with_pictures, "--from", LATENT[0])
-            translate(with_pictures, folder / "in", folder / "translated", *cycle)
+            translate(with_pictures, originals, folder / "translated", *cycle)
             measured = demo_figures.measure_pictures(
-                *pictures, folder / "translated", calibration, out / "pictures.png"
+                originals, truths, folder / "translated", calibration, out / "pictures.png"
             )
             parts.append(measured)
             parts[1].show()
@@ -150,7 +152,7 @@ def demonstrate(out: Path, *, keep: bool = False) -> None:
             if keep:
                 running.pop_all()
                 say_what_to_try(with_points, sent)
-                say_what_to_try(with_pictures, folder / "in")
+                say_what_to_try(with_pictures, originals)
             else:
                 with_pictures.stop()
     except Cancelled as error:

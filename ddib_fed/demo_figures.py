@@ -13,19 +13,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 
-from ddib_fed.calibration.record import Calibration
-from ddib_fed.data.folder import expand
-from ddib_fed.data.pictures import encode_png
+from ddib_fed import Calibration, Record, evaluate
 from ddib_fed.data.shipped import shipped_bytes, shipped_domain
 from ddib_fed.data.synthetic import sample
 from ddib_fed.errors import InternalError
 from ddib_fed.evaluation import metrics, sheets
-from ddib_fed.evaluation.judgement import judge
-from ddib_fed.evaluation.metrics import Pictures
-from ddib_fed.evaluation.sheets import save_sheet, to_pixels
-from ddib_fed.evaluation.translations import read_translations
-from ddib_fed.record import Record
 from ddib_fed.terminal import number, print_table, say, size
 
 SEED = 1
@@ -124,32 +118,27 @@ def tell_what_crossed(records: Sequence[Record], latent_bytes: int) -> None:
     )
 
 
-def draw_pictures(folder: Path, source: str, target: str, count: int) -> tuple[Pictures, Pictures]:
-    """Write test pictures of a domain as PNGs; return them, and those of the target that show the same places."""
-    (given,), (truth,) = (shipped_bytes(name, ["test"]) for name in (source, target))
-    rows = np.linspace(0, len(given) - 1, count).round().astype(int)
-    pictures = expand(given[rows])
+def draw_pictures(folder: Path, domain: str, count: int) -> Path:
+    """Write test pictures of a domain as PNGs; those of another domain show the same places under the same names."""
+    (pictures,) = shipped_bytes(domain, ["test"])
     folder.mkdir(parents=True)
-    for row, pixels in zip(rows, to_pixels(pictures), strict=True):
-        (folder / f"{row:03}.png").write_bytes(encode_png(pixels))
-    return pictures, expand(truth[rows])
+    for row in np.linspace(0, len(pictures) - 1, count).round().astype(int):
+        Image.fromarray(pictures[row].transpose(1, 2, 0)).save(folder / f"{row:03}.png")
+    return folder
 
 
 def measure_pictures(
-    sent: Pictures, truth: Pictures, folder: Path, calibration: Calibration, sheet: Path
+    sent: Path, truth: Path, folder: Path, calibration: Calibration, sheet: Path
 ) -> DemoPart:
     """Compare what the client wrote to `folder` with what it sent, with the truth, and with the map alone."""
-    found = read_translations(folder)
-    records, translated, returned = found.records, found.translated, found.back
-    assert returned is not None  # a cycle was asked for
+    measured = evaluate(folder, source=sent, truth=truth)
+    found, ways = measured.translations, measured.report["ways"]
+    records = found.records
     latents = [np.load(folder / f"{name}.latent.npy") for name in found.names]
     latent = np.concatenate(latents).astype(np.float32)
-    assert calibration.alone is not None  # it maps pictures
-    mapped = calibration.alone(sent)
-    back = metrics.to_psnr(metrics.mse(returned, sent))
+    back = np.array([row["cycle_psnr"] for row in measured.report["pictures"]])
     kept = np.array([record.picture and record.picture.autoencoder_psnr for record in records], float)
     lost = metrics.spread(kept - back)
-    ways = judge(translated, source=sent, truth=truth, mapping=calibration.alone)["ways"]
     keys = ("mse", "psnr", "ssim", "sharpness")
     source, alone, bridge = (
         {key: ways[name][key]["value"] for key in keys} for name in ("source", "map", "translated")
@@ -177,10 +166,10 @@ def measure_pictures(
         Bound("pictures.latent.patch_correlation", correlation, MIXED_RATIO * noise),
     )
     stages = {
-        f"source: {first.source_domain}": sent,
-        "the map alone": mapped,
-        f"{first.target_domain}, by the bridge": translated,
-        "ground truth": truth,
+        f"source: {first.source_domain}": found.source,
+        "the map alone": found.mapped,
+        f"{first.target_domain}, by the bridge": found.translated,
+        "ground truth": found.truth,
     }
     domains = (shipped_domain(name) for name in (first.source_domain, first.target_domain))
     # A note common to both domains is written once.
@@ -193,7 +182,13 @@ def measure_pictures(
         f"A {calibration.kind} of {calibration.map.matrix.size} numbers, which ships; {calibration.dial}. {said}. "
         f"Red frame: doubtful. {'; '.join(notes)}"
     )
-    save_sheet(sheet, stages, names=found.names, doubtful=doubtful, caption=caption)
+    sheets.save_sheet(
+        sheet,
+        {name: stack for name, stack in stages.items() if stack is not None},
+        names=found.names,
+        doubtful=doubtful,
+        caption=caption,
+    )
     tell_what_crossed(records, latent.nbytes)
     say(
         f"{said}.",
