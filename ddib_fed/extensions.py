@@ -53,3 +53,23 @@ def extension(group: str, name: str) -> Any:
             f"{_distribution(point)}: its {name!r} of {group} cannot be loaded: {error}",
             hint=f"install another version of {_distribution(point)}, or remove it",
         ) from error
+
+
+@cache
+def loaded(group: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Load all extensions of a group once; return them by name, and a sentence for each that cannot be loaded.
+
+    Raises
+    ------
+    ConfigError
+        One of this package's own cannot be loaded.
+    """
+    found, broken = dict[str, Any](), list[str]()
+    for name, point in extensions(group).items():
+        try:
+            found[name] = extension(group, name)
+        except ConfigError as error:
+            if _distribution(point) == OWN:
+                raise
+            broken.append(error.detail)
+    return found, tuple(broken)

@@ -24,8 +24,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import Pixels
-from ddib_fed.errors import InputError
+from ddib_fed import __version__
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
     ENHANCED,
     Members,
@@ -40,27 +40,33 @@ from ddib_fed.formats.dicom import (
     readable,
     sort_files,
 )
-from ddib_fed.formats.study import (
+from ddib_fed.studies import (
     PERCENTILES,
     Assembled,
-    Bad,
+    Found,
     Options,
     Origin,
+    Pixels,
     Planes,
+    Slices,
     Study,
     StudyResults,
     Unread,
+    Volumes,
     chosen_rule,
+    orientation_of,
     safe_name,
+    sliced,
+    spacing_of,
+    unsliced,
 )
-from ddib_fed.formats.volumes import Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
-from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
 SOFT_TISSUE: Final = (-160.0, 240.0)
 """The usual window of CT, of centre 40 and width 400, in Hounsfield units."""
 SERIES_OFFSET: Final = 1000
 """Added to the number of the source's series."""
+MAX_DICOM_FILES: Final = 100_000
 _SPACE: Final = uuid.UUID("6b1f2c2e-6d3d-5b0b-9d5e-0f1d0c9a7a11")
 # What a result says as its source does: whom it shows, for which study, where and when. All else describes how the
 # source was acquired, stored, shown or signed, and would be wrong of a picture in another contrast that a model made.
@@ -382,6 +388,12 @@ class DicomStudy(Study):
         return f"DICOM series ({self.series.modality or 'no modality'}{units})"
 
     @property
+    def subject(self) -> tuple[str, str]:
+        header = self.series.headers[0]
+        examination = str(header.get("StudyInstanceUID") or "")
+        return str(header.get("PatientID") or examination), examination
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Burnt-in text, missing slices, a CT whose numbers are in no units."""
         odd = self.series.without_units
@@ -407,23 +419,28 @@ class DicomStudy(Study):
         return Assembled(files, report, said)
 
 
-def find_dicom(
-    given: Path, files: Iterable[Path], root: Path | None, options: Options
-) -> tuple[list[Unread], Bad, Counter[str]]:
+def find_dicom(given: Path, files: Iterable[Path], root: Path | None, options: Options) -> Found:
     """Return the contrasts of all series among files, the errors of unreadable ones, and counts of others."""
-    found = sort_files(files)
-    found.require_pictures(given)
-    unread, bad, settings = list[Unread](), [*found.unreadable], options.settings("intensity")
-    for uid, of_series in _names_of(found.series, root).items():
-        good, unreadable = readable(found.series[uid])
+    if root is not None:
+        files = [path for path in files if not path.name.startswith("DICOMDIR")]
+        if not files:
+            return Found([], [], Counter())
+        if len(files) > MAX_DICOM_FILES:
+            raise ImageUnreadable(f"{given} has more than {MAX_DICOM_FILES} DICOM files", hop="client")
+    sorted_files = sort_files(files)
+    sorted_files.require_pictures(given)
+    unread, bad, series = list[Unread](), [*sorted_files.unreadable], sorted_files.series
+    settings = options.settings("intensity")
+    for uid, of_series in _names_of(series, root).items():
+        good, unreadable = readable(series[uid])
         bad += unreadable
         for contrast, slices in _contrasts_of(good).items():
             name = f"{of_series}-{contrast}" if contrast else of_series
             inputs = tuple(dict.fromkeys(path for path, _ in slices))
-            label = f"{given}: {name}" if len(found.series) > 1 or contrast else ""
+            label = f"{given}: {name}" if len(series) > 1 or contrast else ""
             origin = Origin(given, name, (name,), inputs, settings, label, series_sha256=_sha256(uid))
             unread.append(Unread(origin, partial(read_dicom, slices, contrast, options)))
-    return unread, bad, found.others
+    return Found(unread, bad, sorted_files.others)
 
 
 def _names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:

@@ -18,21 +18,29 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import ImageLimits, Pixels, faults
+from ddib_fed import __version__
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.study import (
+from ddib_fed.studies import (
+    PLANES,
     Assembled,
+    ImageLimits,
     Options,
     Origin,
+    Pixels,
+    Slices,
     Study,
     StudyResults,
+    Volumes,
+    beginning_of,
     chosen_rule,
+    faults,
     memory_of_values,
+    orientation_of,
     parts_of,
+    sliced,
+    spacing_of,
+    unsliced,
 )
-from ddib_fed.formats.volumes import PLANES, Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
-from ddib_fed.names import __version__
-from ddib_fed.recognition import beginning_of
 
 _LONGEST_HEADER: Final = 540
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
@@ -104,12 +112,6 @@ class NiftiStudy(Study):
         return gzip.compress(content, mtime=0) if self.origin.outputs[0].endswith(".gz") else content
 
 
-def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
-    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    settings = options.settings("intensity", "slices")
-    return Origin.of_file(path, settings, suffix=suffix, within=within, beside=[f".mask{suffix}"])
-
-
 def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
     path = origin.given
     image = _opened(path)
@@ -155,17 +157,6 @@ def _values(path: Path, image: Any) -> NDArray[Any]:
     for part in parts_of(raw.T):
         values.T[part] = raw.T[part] * proxy.slope + proxy.inter
     return values
-
-
-def read_volume(path: Path) -> NDArray[Any]:
-    """(D, H, W) float32 of the one volume in a NIfTI file, or in a .npy as it is."""
-    with _faults(path):
-        image = None if path.suffix == ".npy" else _opened(path)
-        found: NDArray[Any] = np.squeeze(np.load(path) if image is None else _values(path, image))
-    if found.ndim != 3 or not np.isfinite(found).all():
-        raise ImageUnreadable(f"{path} is no volume of three axes, or not finite", hint="one volume a file")
-    found = found.astype(np.float32)
-    return found if image is None else sliced(found, orientation_of(image.affine, _NO_PLACE))
 
 
 def _faults(path: Path) -> AbstractContextManager[None]:
