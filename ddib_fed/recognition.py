@@ -11,7 +11,6 @@ import io
 import os
 import shlex
 import warnings
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -55,55 +54,53 @@ class Found(NamedTuple):
     others: Counter[str]
 
 
-class Reader(ABC):
+class Reader:
     """A format of which pixels alone leave: how its files are recognised, and read to studies.
 
     An instance is named by an entry point of the group `ddib_fed.formats`. It is made in every process that looks at
-    files, so the module that the entry point names should import what decodes the format only when it reads.
+    files, so its module imports what decodes the format only when it reads.
 
     Attributes
     ----------
     kind : str
         The format in messages, such as "NIfTI volume".
+    suffixes : tuple of str
+        Of its files, in small letters.
     uses : tuple of str
         Names of the `ddib_fed.studies.Options` that decide its items and output: "intensity", "slices" (of a volume),
         "tile" (of a map), "volume" (whole, on a model's grid). With other values everything is translated again.
     results, beside : tuple of str
-        Suffixes of the output's file, by default the input's, and of files that may lie beside it.
-    gathers : tuple of str
-        Set where several files make a study: all files below a folder are then given to `find` at once, with those
-        of these suffixes that are not recognised.
+        Ends of the output's file names, and of files that may lie beside it, with "{}" for the input's suffix.
+    gathers : bool
+        Whether several files make a study: all files below a folder are then given to `find` at once, with those
+        of its suffixes that it does not recognise, because they are damaged.
 
     Examples
     --------
-    A module `mine/pgm.py`, and in pyproject.toml ``[project.entry-points."ddib_fed.formats"]`` with
-    ``pgm = "mine.pgm:PGM"``; `tests/extension` has it with a header and an output:
+    In pyproject.toml ``[project.entry-points."ddib_fed.formats"]`` with ``mine = "mine.format:READER"``, and in
+    `mine/format.py` (`tests/extension` has a whole one):
 
     >>> from ddib_fed import Reader
-    >>> class Pgm(Reader):
-    ...     kind = "PGM picture"
-    ...     uses = ("intensity", "tile")
-    ...
-    ...     def recognises(self, name, file):
-    ...         return file.read(2) == b"P5"
+    >>> class Mine(Reader):
+    ...     kind, suffixes, uses = "picture of mine", (".mine",), ("intensity", "tile")
     ...
     ...     def read(self, origin, options):
     ...         from ddib_fed.studies import TiledStudy, Tiles, chosen_rule
     ...
-    ...         values = read_pgm(origin.given)  # (H, W, 1)
-    ...         return PgmStudy(origin, Tiles.of(values, chosen_rule(options, values), options.tile))
-    >>> PGM = Pgm()
+    ...         values = decoded(origin.given)  # (H, W, 1); `decoded` and `MyStudy`, which writes results, are yours
+    ...         return MyStudy(origin, Tiles.of(values, chosen_rule(options, values), options.tile))
+    >>> READER = Mine()
     """
 
     kind: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ("intensity",)
-    results: ClassVar[tuple[str, ...]] = ()
+    results: ClassVar[tuple[str, ...]] = ("{}",)
     beside: ClassVar[tuple[str, ...]] = ()
-    gathers: ClassVar[tuple[str, ...]] = ()
+    gathers: ClassVar[bool] = False
 
-    @abstractmethod
     def recognises(self, name: str, file: BinaryIO) -> bool:
-        """Return whether a file is of the format, by its name and first bytes; raise nothing but OSError.
+        """Return whether a file is of the format, here by its suffix; raise nothing but OSError.
 
         Parameters
         ----------
@@ -112,6 +109,8 @@ class Reader(ABC):
         file
             At its beginning; empty if it cannot be opened.
         """
+        del file
+        return name.endswith(self.suffixes)
 
     def read(self, origin: Origin, options: Options) -> Study:
         """Read a file to a study. Only a reader that has its own `find` does without.
@@ -126,13 +125,16 @@ class Reader(ABC):
         raise NotImplementedError
 
     def origin(self, path: Path, options: Options, within: str = "") -> Origin:
-        """Describe a study before it is read: its result is called as the file, below the folder `within`."""
-        from ddib_fed.data.study import Origin
+        """Describe a study before it is read: its results are called as the file, below the folder `within`."""
+        from ddib_fed.data.study import Origin, safe_name
 
-        settings, results = options.settings(*self.uses), self.results
-        return Origin.of_file(
-            path, settings, suffix=path.suffix, within=within, results=results, beside=self.beside
+        suffix = next((each for each in self.suffixes if path.name.lower().endswith(each)), "") or path.suffix
+        name = within + safe_name(path.name[: len(path.name) - len(suffix)])
+        outputs, beside = (
+            tuple(name + each.format(suffix) for each in ends) for ends in (self.results, self.beside)
         )
+        settings = options.settings(*self.uses)
+        return Origin(path, name, outputs, (path,), settings, beside=beside, suffix=suffix)
 
     def find(self, given: Path, files: Sequence[Path], root: Path | None, options: Options) -> Found:
         """Return the studies in files that were recognised; here one for each file.
@@ -287,7 +289,7 @@ def _below(folder: Path, out: Path | None, larger: Reader | None) -> Recognised:
     others = [path for path, reader in of_files.items() if reader is None]
     for reader in dict.fromkeys(reader for _, reader in known if reader.gathers):
         # Among such, one that does not begin as they do was cut or never written.
-        torn = [path for path in others if path.suffix.lower() in reader.gathers]
+        torn = [path for path in others if path.suffix.lower() in reader.suffixes]
         files = sorted([*torn, *(path for path, each in known if each is reader)])
         others = [path for path in others if path not in torn]
         studies.append(Sighting(reader, folder, folder, tuple(files)))

@@ -110,7 +110,7 @@ def payload(origin: Origin) -> Payload:
     if suffix not in TAKEN:
         what, how = beginning_of(path)
         why = f"is no picture and no points by its name ({', '.join(sorted(TAKEN))})"
-        if torn := next((each for each in readers() if suffix in each.gathers), None):
+        if torn := next((each for each in readers() if each.gathers and suffix in each.suffixes), None):
             why = f"does not begin as a {torn.kind} does"
         elif how == COPY:
             how = "leave it out, or save what it shows as PNG"

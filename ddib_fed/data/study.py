@@ -245,23 +245,6 @@ class Origin:
     suffix: str = ""
     series_sha256: str = ""
 
-    @classmethod
-    def of_file(
-        cls,
-        path: Path,
-        settings: Mapping[str, Any],
-        *,
-        suffix: str,
-        within: str = "",
-        results: Sequence[str] = (),
-        beside: Sequence[str] = (),
-    ) -> Origin:
-        """Describe a file whose results lie below the folder `within`, by default one of the same kind."""
-        called = within + safe_name(path.name[: len(path.name) - len(suffix)])
-        outputs = tuple(called + each for each in results or (suffix,))
-        others = tuple(called + each for each in beside)
-        return cls(path, called, outputs, (path,), settings, beside=others, suffix=suffix)
-
     def renamed(self, name: str) -> Origin:
         """Return the same origin with another name for its results."""
         outputs = tuple(name + each.removeprefix(self.name) for each in self.outputs)

@@ -30,7 +30,8 @@ class Dicom(Reader):
 
     kind = "DICOM file"
     uses = ("intensity", "volume")
-    gathers = (".dcm",)
+    suffixes = (".dcm",)
+    gathers = True
 
     def recognises(self, name: str, file: BinaryIO) -> bool:
         del name
@@ -57,10 +58,11 @@ class GeoTiff(Reader):
     """A map in tiles."""
 
     kind = "TIFF with a georeference"
+    suffixes = (".tif", ".tiff")
     uses = ("intensity", "tile")
 
     def recognises(self, name: str, file: BinaryIO) -> bool:
-        return (not name or name.endswith((".tif", ".tiff"))) and bool(GEOTAGS & _tags(file))
+        return (not name or name.endswith(self.suffixes)) and bool(GEOTAGS & _tags(file))
 
     def read(self, origin: Origin, options: Options) -> Study:
         from ddib_fed.formats.geotiff import read_geotiff
@@ -72,18 +74,9 @@ class Nifti(Reader):
     """A volume in slices, or whole."""
 
     kind = "NIfTI volume"
+    suffixes = (".nii.gz", ".nii")
     uses = ("intensity", "slices", "volume")
-
-    def recognises(self, name: str, file: BinaryIO) -> bool:
-        del file
-        return name.endswith((".nii", ".nii.gz"))
-
-    def origin(self, path: Path, options: Options, within: str = "") -> Origin:
-        from ddib_fed.studies import Origin
-
-        suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-        settings, beside = options.settings(*self.uses), [f".mask{suffix}"]
-        return Origin.of_file(path, settings, suffix=suffix, within=within, beside=beside)
+    beside = (".mask{}",)
 
     def read(self, origin: Origin, options: Options) -> Study:
         from ddib_fed.formats.nifti import read_nifti
@@ -95,13 +88,10 @@ class Pictures(Reader):
     """JPEG 2000, WebP and BMP, each a PNG out."""
 
     kind = "picture of a format that nodes do not take"
+    suffixes = (".jp2", ".j2k", ".webp", ".bmp")
     uses = ("intensity", "picture_tile", "most_tiles")
     results = (".png",)
     beside = (".mask.png", ".returned.png", ".latent.npy")
-
-    def recognises(self, name: str, file: BinaryIO) -> bool:
-        del file
-        return name.endswith((".jp2", ".j2k", ".webp", ".bmp"))
 
     def read(self, origin: Origin, options: Options) -> Study:
         from ddib_fed.formats.pictures import read_picture
