@@ -56,8 +56,8 @@ def extension(group: str, name: str) -> Any:
 
 
 @cache
-def loaded(group: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Load all extensions of a group once; return them by name, and a sentence for each that cannot be loaded.
+def loaded(group: str, kind: type = object) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Load all extensions of a group once, objects of a class; return them by name, and what is wrong with others.
 
     Raises
     ------
@@ -67,9 +67,14 @@ def loaded(group: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     found, broken = dict[str, Any](), list[str]()
     for name, point in extensions(group).items():
         try:
-            found[name] = extension(group, name)
+            value = extension(group, name)
         except ConfigError as error:
             if _distribution(point) == OWN:
                 raise
             broken.append(error.detail)
+            continue
+        if isinstance(value, kind):
+            found[name] = value
+        else:
+            broken.append(f"{_distribution(point)}: its {name!r} of {group} is no {kind.__name__}")
     return found, tuple(broken)

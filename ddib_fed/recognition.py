@@ -219,7 +219,7 @@ def readers() -> Collection[Reader]:
     ConfigError
         This package's own are missing or broken: a header might leave.
     """
-    found, _ = loaded("ddib_fed.formats")
+    found, _ = loaded("ddib_fed.formats", Reader)
     if not found:
         raise ConfigError("no installed package reads formats", hint="install ddib-fed again")
     return found.values()
@@ -227,7 +227,7 @@ def readers() -> Collection[Reader]:
 
 def broken_readers() -> Sequence[str]:
     """Return a sentence for each reader of another distribution that cannot be loaded."""
-    return loaded("ddib_fed.formats")[1]
+    return loaded("ddib_fed.formats", Reader)[1]
 
 
 @dataclass(frozen=True, slots=True)

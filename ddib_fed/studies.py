@@ -14,16 +14,12 @@ which hold a `ddib_fed.Record` of each item. Before it decodes a file it asks `I
 """
 
 from ddib_fed.data.pictures import (
-    ORIENTATION,
     ImageLimits,
     Pixels,
+    decode_pillow,
     faults,
     faults_as_unreadable,
-    open_pillow,
-    pillow_pixels,
     read_content,
-    too_many_frames,
-    upright,
 )
 from ddib_fed.data.study import (
     PERCENTILES,
@@ -40,21 +36,12 @@ from ddib_fed.data.study import (
     safe_name,
 )
 from ddib_fed.data.tiles import Mask, PictureStudy, TiledStudy, Tiles
-from ddib_fed.data.volumes import (
-    PLANES,
-    Slices,
-    Volumes,
-    orientation_of,
-    sliced,
-    spacing_of,
-    unsliced,
-)
+from ddib_fed.data.volumes import PLANES, Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
 from ddib_fed.recognition import COPY, Found, beginning_of
 
 __all__ = [
-    "COPY", "ORIENTATION", "PERCENTILES", "PLANES", "Assembled", "Found", "ImageLimits", "Mask", "Options", "Origin",
-    "PictureStudy", "Pixels", "Planes", "Slices", "Study", "StudyResults", "TiledStudy", "Tiles", "Unread", "Volumes",
-    "beginning_of", "chosen_rule", "faults", "faults_as_unreadable", "memory_of_values", "open_pillow",
-    "orientation_of", "parts_of", "pillow_pixels", "read_content", "safe_name", "sliced", "spacing_of",
-    "too_many_frames", "unsliced", "upright",
+    "COPY", "PERCENTILES", "PLANES", "Assembled", "Found", "ImageLimits", "Mask", "Options", "Origin",
+    "PictureStudy", "Pixels", "Planes", "Slices", "Study", "StudyResults", "TiledStudy", "Tiles", "Unread",
+    "Volumes", "beginning_of", "chosen_rule", "decode_pillow", "faults", "faults_as_unreadable", "memory_of_values",
+    "orientation_of", "parts_of", "read_content", "safe_name", "sliced", "spacing_of", "unsliced",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from ddib_fed import Reader
+from ddib_fed.errors import ImageUnreadable
 
 if TYPE_CHECKING:
     from ddib_fed.studies import Found, Options, Origin, Study
@@ -94,9 +95,21 @@ class Pictures(Reader):
     beside = (".mask.png", ".returned.png", ".latent.npy")
 
     def read(self, origin: Origin, options: Options) -> Study:
-        from ddib_fed.formats.pictures import read_picture
+        from ddib_fed import studies
 
-        return read_picture(origin, options)
+        content = studies.read_content(origin.given, studies.ImageLimits())
+        kind, called = {".webp": ("WEBP", "WebP"), ".bmp": ("BMP", "BMP")}.get(
+            origin.suffix, ("JPEG2000", "JPEG 2000")
+        )
+        at = content.find(b"\xff\x4f\xff\x51")  # the header of a JPEG 2000 codestream (ITU-T T.800 A.5.1)
+        if kind == "JPEG2000" and at >= 0 and len(content) > at + 42:
+            channels, bits = int.from_bytes(content[at + 40 : at + 42]), (content[at + 42] & 0x7F) + 1
+            if bits > (16 if channels == 1 else 8):
+                raise ImageUnreadable(
+                    f"it has {bits} bits in {channels} channels, which cannot be read exactly here",
+                    hint="convert it to a 16-bit PNG or TIFF first",
+                )
+        return studies.PictureStudy.of(origin, studies.decode_pillow(content, kind), options, called)
 
 
 DICOM, GEOTIFF, NIFTI, PICTURES = Dicom(), GeoTiff(), Nifti(), Pictures()

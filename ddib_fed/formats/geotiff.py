@@ -15,22 +15,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed import __version__
+from ddib_fed import __version__, studies
 from ddib_fed.errors import ImageUnreadable, extra
-from ddib_fed.studies import (
-    Assembled,
-    ImageLimits,
-    Mask,
-    Options,
-    Origin,
-    Pixels,
-    StudyResults,
-    TiledStudy,
-    Tiles,
-    chosen_rule,
-    faults_as_unreadable,
-    memory_of_values,
-)
 
 _GDAL_CACHE: Final = 64 << 20
 """Of decoded tiles, in bytes: GDAL would take a twentieth of the machine's memory."""
@@ -49,16 +35,16 @@ class Georeference(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class GeoTiffStudy(TiledStudy):
+class GeoTiffStudy(studies.TiledStudy):
     georeference: Georeference
-    valid: Mask
+    valid: studies.Mask
 
     kind = "GeoTIFF"
 
-    def values_of(self, made: Path) -> Pixels:
+    def values_of(self, made: Path) -> studies.Pixels:
         return _read(made)[0]
 
-    def assemble(self, translated: StudyResults) -> Assembled:
+    def assemble(self, translated: studies.StudyResults) -> studies.Assembled:
         made, covered, report = self.pixels.result(translated)
         where, (height, width) = self.georeference, self.valid.shape
         report["geometry"] = {
@@ -69,9 +55,11 @@ class GeoTiffStudy(TiledStudy):
             "rational_polynomials": where.rpcs is not None,
         }  # fmt: skip
         content = self._file(made, self.valid & covered, translated)
-        return Assembled({self.origin.outputs[0]: content}, report, (), self.pixels.figures(translated)[0])
+        return studies.Assembled(
+            {self.origin.outputs[0]: content}, report, (), self.pixels.figures(translated)[0]
+        )
 
-    def _file(self, made: Pixels, valid: Mask, translated: StudyResults) -> bytes:
+    def _file(self, made: studies.Pixels, valid: studies.Mask, translated: studies.StudyResults) -> bytes:
         """The map with a header of its own, tiled and deflated."""
         rasterio, where = _rasterio(), self.georeference
         height, width, bands = made.shape
@@ -87,7 +75,7 @@ class GeoTiffStudy(TiledStudy):
             "TIFFTAG_IMAGEDESCRIPTION": f"Synthetic: translated from {translated.source} to {translated.target}",
         }
         with (
-            faults_as_unreadable("GeoTIFF"),
+            studies.faults_as_unreadable("GeoTIFF"),
             warnings.catch_warnings(action="ignore"),
             rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
             rasterio.io.MemoryFile() as memory,
@@ -106,9 +94,9 @@ class GeoTiffStudy(TiledStudy):
             return bytes(memory.read())
 
 
-def read_geotiff(origin: Origin, options: Options) -> GeoTiffStudy:
+def read_geotiff(origin: studies.Origin, options: studies.Options) -> GeoTiffStudy:
     values, valid, where, units = _read(origin.given)
-    tiles = Tiles.of(values, chosen_rule(options, values), options.tile, valid, units)
+    tiles = studies.Tiles.of(values, studies.chosen_rule(options, values), options.tile, valid, units)
     return GeoTiffStudy(origin, tiles, where, valid)
 
 
@@ -125,12 +113,12 @@ def _rasterio() -> Any:
     return rasterio
 
 
-def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[float]]]:
+def _read(path: Path) -> tuple[NDArray[Any], studies.Mask, Georeference, dict[str, list[float]]]:
     """Values (H, W, C) with holes filled, where there are data (H, W), the georeference, and how values were stored."""
     rasterio, given = _rasterio(), shlex.quote(str(path))
     interp = rasterio.enums.ColorInterp
     with (
-        faults_as_unreadable("GeoTIFF"),
+        studies.faults_as_unreadable("GeoTIFF"),
         warnings.catch_warnings(action="ignore"),
         rasterio.Env(GDAL_CACHEMAX=_GDAL_CACHE),
         rasterio.open(path, driver="GTiff") as file,
@@ -150,7 +138,7 @@ def _read(path: Path) -> tuple[NDArray[Any], Mask, Georeference, dict[str, list[
             what, how = "its colours are a palette", f"gdal_translate -expand rgb {given} rgb.tif"
         if what:
             raise ImageUnreadable(what, hint=how)
-        ImageLimits().check_memory(
+        studies.ImageLimits().check_memory(
             _memory_of(file, len(bands), kind.itemsize if stored else 8),
             f"gdal_retile.py -ps 8192 8192 -targetDir {shlex.quote(path.stem)} {given}",
         )
@@ -175,11 +163,11 @@ def _memory_of(file: Any, bands: int, itemsize: int) -> int:
     pixels, tile = int(file.height * file.width), int(math.prod(file.block_shapes[0]))
     full = all(flags == [_rasterio().enums.MaskFlags.all_valid] for flags in file.mask_flag_enums)
     holes = 0 if full and np.dtype(file.dtypes[0]).kind != "f" else _FILLING + bands * itemsize
-    of_values = memory_of_values(pixels * bands, itemsize)
+    of_values = studies.memory_of_values(pixels * bands, itemsize)
     return of_values + pixels * (2 + holes) + 2 * tile * bands * itemsize + _GDAL_CACHE
 
 
-def _filled(rasterio: Any, band: NDArray[Any], valid: Mask) -> NDArray[Any]:
+def _filled(rasterio: Any, band: NDArray[Any], valid: studies.Mask) -> NDArray[Any]:
     # GDAL fills in 32-bit floats, which have small steps around zero alone.
     mean = band[valid].mean(dtype=np.float64)
     clean = np.where(valid, band - mean, 0).astype(np.float32)

@@ -24,7 +24,7 @@ from tests.runs.tiny_models import tiny
 
 THEIRS = Path(__file__).parents[1] / "extension"
 BROKEN = {
-    "formats": {"broken": "no_such_module", "nifti": "mine.pgm:PGM"},
+    "formats": {"broken": "no_such_module", "odd": "mine.pgm", "nifti": "mine.pgm:PGM"},
     "importers": {"broken": "no_such_module", "guided": "mine.importer"},
     "commands": {"broken": "no_such_module"},
     "solvers": {"broken": "mine.solvers:no_such_function"},
@@ -86,7 +86,9 @@ def test_a_format_of_another_distribution_is_translated_by_the_command(pictures,
     """Its pixels alone are sent, and results are files of its own; a broken reader is named, and the rest goes on."""
     rule = "--intensity=percentile:0,100"
     assert run(["translate", "in", *MODELS, rule, "--out", "out"]) == 0
-    assert "warning: mine: its 'broken' of ddib_fed.formats cannot be loaded" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning: mine: its 'broken' of ddib_fed.formats cannot be loaded" in said
+    assert "warning: mine: its 'odd' of ddib_fed.formats is no Reader" in said
     assert {path.relative_to("out").as_posix() for path in Path("out").rglob("*.pgm")} == {
         "ward/bytes.pgm", "ward/words.pgm",
     }  # fmt: skip
@@ -160,3 +162,12 @@ def test_an_extension_that_cannot_be_loaded_is_named(mine) -> None:
 @pytest.mark.parametrize(("group", "name"), [("formats", "nifti"), ("importers", "guided")])
 def test_names_of_this_package_are_its_own(mine, group, name) -> None:
     assert extensions(f"ddib_fed.{group}")[name].dist.name == "ddib-fed"
+
+
+def test_without_this_package_s_readers_nothing_is_sent(mine, monkeypatch) -> None:
+    """A picture could be a DICOM file in its guise."""
+    monkeypatch.setattr("ddib_fed.extensions.entry_points", lambda **_: [])
+    path = mine / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n".ljust(128, b"\0") + b"DICM")
+    with pytest.raises(ConfigError, match="no installed package reads formats"):
+        payload(path)
