@@ -46,7 +46,7 @@ _BARE_DICOM: Final = (b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x1
 _PREAMBLE: Final = 128
 
 
-class Found(NamedTuple):
+class FoundStudies(NamedTuple):
     """Studies in some files, none of which is read yet; files that cannot be read; and counts of others by kind."""
 
     studies: Sequence[Unread]
@@ -136,7 +136,7 @@ class Reader:
         settings = options.settings(*self.uses)
         return Origin(path, name, outputs, (path,), settings, beside=beside, suffix=suffix)
 
-    def find(self, given: Path, files: Sequence[Path], root: Path | None, options: Options) -> Found:
+    def find(self, given: Path, files: Sequence[Path], root: Path | None, options: Options) -> FoundStudies:
         """Return the studies in files that were recognised; here one for each file.
 
         Parameters
@@ -158,7 +158,7 @@ class Reader:
             below = "." if root is None else path.parent.relative_to(root).as_posix()
             origin = self.origin(path, options, "" if below == "." else f"{below}/")
             unread.append(Unread(origin, partial(self.read, options=options)))
-        return Found(unread, [], Counter())
+        return FoundStudies(unread, [], Counter())
 
     def look(self, path: Path, label: str) -> tuple[str, ...]:
         """Return what a person has to know of a file before it is translated; raise as `read`."""

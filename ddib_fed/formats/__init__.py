@@ -11,7 +11,7 @@ from ddib_fed import Reader
 from ddib_fed.errors import ImageUnreadable
 
 if TYPE_CHECKING:
-    from ddib_fed.studies import Found, Options, Origin, Study
+    from ddib_fed.studies import FoundStudies, Options, Origin, Study
 
 # Tags of the GeoTIFF standard (OGC 19-008): pixel scale, tie points, transformation, key directory and its values; of
 # rational polynomials (RPC) and of Intergraph's matrix, which GDAL reads as places on the earth too.
@@ -38,7 +38,7 @@ class Dicom(Reader):
         del name
         return is_dicom(file)
 
-    def find(self, given: Path, files: Sequence[Path], root: Path | None, options: Options) -> Found:
+    def find(self, given: Path, files: Sequence[Path], root: Path | None, options: Options) -> FoundStudies:
         from ddib_fed.formats.dicom_writing import find_dicom
 
         return find_dicom(given, files, root, options)

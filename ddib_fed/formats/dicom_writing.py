@@ -405,12 +405,12 @@ class DicomStudy(studies.Study):
 
 def find_dicom(
     given: Path, files: Iterable[Path], root: Path | None, options: studies.Options
-) -> studies.Found:
+) -> studies.FoundStudies:
     """Return the contrasts of all series among files, the errors of unreadable ones, and counts of others."""
     if root is not None:
         files = [path for path in files if not path.name.startswith("DICOMDIR")]
         if not files:
-            return studies.Found([], [], Counter())
+            return studies.FoundStudies([], [], Counter())
         if len(files) > MAX_DICOM_FILES:
             raise ImageUnreadable(f"{given} has more than {MAX_DICOM_FILES} DICOM files", hop="client")
     sorted_files = sort_files(files)
@@ -426,7 +426,7 @@ def find_dicom(
             label = f"{given}: {name}" if len(series) > 1 or contrast else ""
             origin = studies.Origin(given, name, (name,), inputs, settings, label, series_sha256=_sha256(uid))
             unread.append(studies.Unread(origin, partial(read_dicom, slices, contrast, options)))
-    return studies.Found(unread, bad, sorted_files.others)
+    return studies.FoundStudies(unread, bad, sorted_files.others)
 
 
 def _names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
