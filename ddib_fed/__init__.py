@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from ddib_fed.client.jobs import Job as Job
     from ddib_fed.client.jobs import Progress as Progress
     from ddib_fed.client.jobs import Request as Request
+    from ddib_fed.client.parts import WrittenStudy as WrittenStudy
     from ddib_fed.client.profile import Profile as Profile
     from ddib_fed.client.results import Delivered as Delivered
     from ddib_fed.client.results import Translated as Translated
+    from ddib_fed.data.study import Study as Study
     from ddib_fed.engine.party import Party as Party
     from ddib_fed.errors import DdibError as DdibError
     from ddib_fed.figures import Figures as Figures
     from ddib_fed.figures import evaluate as evaluate
-    from ddib_fed.formats.parts import WrittenStudy as WrittenStudy
-    from ddib_fed.formats.study import Study as Study
     from ddib_fed.importing import Imported as Imported
     from ddib_fed.importing import Importer as Importer
     from ddib_fed.importing import ImportOptions as ImportOptions
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ddib_fed.model import train as train
     from ddib_fed.node.operator import Node as Node
     from ddib_fed.protocol.messages import Domains as Domains
+    from ddib_fed.recognition import Reader as Reader
     from ddib_fed.record import Guidance as Guidance
     from ddib_fed.record import Record as Record
     from ddib_fed.record import Settings as Settings
@@ -65,15 +66,16 @@ _HOMES = {
     "Party": "ddib_fed.engine.party",
     "Profile": "ddib_fed.client.profile",
     "Progress": "ddib_fed.client.jobs",
+    "Reader": "ddib_fed.recognition",
     "Record": "ddib_fed.record",
     "Rehearsal": "ddib_fed.rehearsal",
     "Request": "ddib_fed.client.jobs",
     "Run": "ddib_fed.client.folder_run",
     "Settings": "ddib_fed.record",
-    "Study": "ddib_fed.formats.study",
+    "Study": "ddib_fed.data.study",
     "TrainConfig": "ddib_fed.training.config",
     "Translated": "ddib_fed.client.results",
-    "WrittenStudy": "ddib_fed.formats.parts",
+    "WrittenStudy": "ddib_fed.client.parts",
     "calibrate": "ddib_fed.training.calibrating",
     "evaluate": "ddib_fed.figures",
     "measure_dial": "ddib_fed.client.dial",

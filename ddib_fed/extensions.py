@@ -53,3 +53,28 @@ def extension(group: str, name: str) -> Any:
             f"{_distribution(point)}: its {name!r} of {group} cannot be loaded: {error}",
             hint=f"install another version of {_distribution(point)}, or remove it",
         ) from error
+
+
+@cache
+def loaded(group: str, kind: type = object) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Load all extensions of a group once, objects of a class; return them by name, and what is wrong with others.
+
+    Raises
+    ------
+    ConfigError
+        One of this package's own cannot be loaded.
+    """
+    found, broken = dict[str, Any](), list[str]()
+    for name, point in extensions(group).items():
+        try:
+            value = extension(group, name)
+        except ConfigError as error:
+            if _distribution(point) == OWN:
+                raise
+            broken.append(error.detail)
+            continue
+        if isinstance(value, kind):
+            found[name] = value
+        else:
+            broken.append(f"{_distribution(point)}: its {name!r} of {group} is no {kind.__name__}")
+    return found, tuple(broken)

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ddib_fed.data.study import IntensityRule
 from ddib_fed.diffusion.denoiser import Parameterisation
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
-from ddib_fed.errors import BundleInvalid, ConfigError, FileMissing, UsageError
-from ddib_fed.extensions import extension, extensions
-from ddib_fed.formats.study import IntensityRule
+from ddib_fed.errors import BundleInvalid, FileMissing, UsageError
+from ddib_fed.extensions import loaded
 from ddib_fed.model import Model
 from ddib_fed.models.bundle import Bundle, make_bundle, misfits, save_bundle
 from ddib_fed.models.manifest import (
@@ -191,19 +191,16 @@ class Imported:
             An option says nothing of such a checkpoint, or no importer recognises it. An importer that cannot be
             loaded is left out, with a warning.
         """
-        path, options, broken = Path(path), options or ImportOptions(), list[str]()
-        for name in extensions("ddib_fed.importers"):
-            try:
-                importer: Importer = extension("ddib_fed.importers", name)
-            except ConfigError as error:
-                broken.append(error.detail)
-                continue
+        path, options = Path(path), options or ImportOptions()
+        importers, broken = loaded("ddib_fed.importers")
+        importer: Importer
+        for name, importer in importers.items():
             if importer.recognises(path):
                 idle = {option.name for option in fields(options)} - {"domain", "name", *importer.uses}
                 options.refuse(idle, f"says nothing of {path}, which is read as of {name}")
                 imported = importer.read(path, options)
                 return replace(imported, warnings=(*imported.warnings, *broken))
-        known = ", ".join(extensions("ddib_fed.importers")) or "none: install the package again"
+        known = ", ".join(importers) or "none: install the package again"
         raise UsageError("; ".join((f"no importer recognises {path}", *broken)), hint=f"there are {known}")
 
     def bundle(self, source: str = "the new model") -> Bundle:

@@ -1,7 +1,8 @@
-"""Tells by names and first bytes what files and folders are; loads neither numpy nor a package for any format.
+"""Tells by names and first bytes what files and folders are, and opens those of the installed formats.
 
-The rule: a file that `format_of` knows never leaves as it is. `recognise` finds such files among paths, to be
-translated as studies; where that is not done, `ddib_fed.client.files` refuses them, by `format_of_content` too.
+The rule: a file that a reader recognises never leaves as it is. `recognise` finds such files among paths, to be
+translated as studies; where that is not done, `ddib_fed.client.files` refuses them. Neither numpy nor a package for any
+format is loaded until a file is read.
 """
 
 from __future__ import annotations
@@ -9,19 +10,24 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import struct
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Final, NamedTuple
 
-from ddib_fed.errors import DdibError, ImageUnreadable
-from ddib_fed.record import tiles_in
+from ddib_fed.errors import ConfigError, DdibError, UsageError
+from ddib_fed.extensions import loaded
+from ddib_fed.terminal import explained
 
+if TYPE_CHECKING:
+    from ddib_fed.data.study import Options, Origin, Studies, Study, Unread
+
+Bad = list[tuple[Path, DdibError]]
+"""Files that cannot be read, with their errors."""
 HIDDEN: Final = "hidden"
 TAKEN: Final = {
     ".npy": ".npy", ".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg", ".tif": ".tif", ".tiff": ".tif",
@@ -29,13 +35,6 @@ TAKEN: Final = {
 """Suffixes of files that a node takes as they are, and the usual suffix of their kind."""
 DICOM_SUFFIX: Final = ".dcm"
 NIFTI_SUFFIXES: Final = (".nii", ".nii.gz")
-TIFF_SUFFIXES: Final = (".tif", ".tiff")
-PICTURES: Final = {".jp2": "JPEG2000", ".j2k": "JPEG2000", ".webp": "WEBP", ".bmp": "BMP"}
-"""Picture formats that nodes do not take, by suffix, as Pillow calls them."""
-MAX_DICOM_FILES: Final = 100_000
-# Tags of the GeoTIFF standard (OGC 19-008): pixel scale, tie points, transformation, key directory and its values; of
-# rational polynomials (RPC) and of Intergraph's matrix, which GDAL reads as places on the earth too.
-GEOTAGS: Final = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844, 33920})
 COPY: Final = "copy it again from where it came; its size there and here (ls -l) should be the same"
 OPENINGS: Final = {
     ".png": (b"\x89PNG\r\n\x1a\n",), ".jpg": (b"\xff\xd8\xff",), ".npy": (b"\x93NUMPY",),
@@ -45,96 +44,325 @@ OPENINGS: Final = {
 _BARE_DICOM: Final = (b"\x08\0\0\0", b"\x08\0\5\0", b"\x08\0\x08\0", b"\x08\0\x16\0", b"\2\0\0\0")
 """First tags of a DICOM data set that has no preamble."""
 _PREAMBLE: Final = 128
-_MOST_TAGS: Final = 1 << 16
-_MOST_PAGES: Final = 10_000
 
 
-class Format(StrEnum):
-    """A format of which pixels alone leave; the value is its name in messages."""
+class FoundStudies(NamedTuple):
+    """Studies in some files, none of which is read yet; files that cannot be read; and counts of others by kind."""
 
-    NIFTI = "NIfTI volume"
-    PICTURE = "picture of a format that nodes do not take"
-    MAP = "TIFF with a georeference"
-    LARGER = "picture in tiles"
-    DICOM = "DICOM file"
+    studies: Sequence[Unread]
+    bad: Bad
+    others: Counter[str]
+
+
+class Reader:
+    """A format of which pixels alone leave: how its files are recognised, and read to studies.
+
+    An instance is named by an entry point of the group `ddib_fed.formats`. It is made in every process that looks at
+    files, so its module imports what decodes the format only when it reads.
+
+    Attributes
+    ----------
+    kind : str
+        The format in messages, such as "NIfTI volume".
+    suffixes : tuple of str
+        Of its files, in small letters.
+    uses : tuple of str
+        Names of the `ddib_fed.studies.Options` that decide its items and output: "intensity", "slices" (of a volume),
+        "tile" (of a map), "volume" (whole, on a model's grid). With other values everything is translated again.
+    results, beside : tuple of str
+        Ends of the output's file names, and of files that may lie beside it, with "{}" for the input's suffix.
+    gathers : bool
+        Whether several files make a study: all files below a folder are then given to `find` at once, with those
+        of its suffixes that it does not recognise, because they are damaged.
+
+    Examples
+    --------
+    In pyproject.toml ``[project.entry-points."ddib_fed.formats"]`` with ``mine = "mine.format:READER"``, and in
+    `mine/format.py` (`tests/extension` has a whole one):
+
+    >>> from ddib_fed import Reader
+    >>> class Mine(Reader):
+    ...     kind, suffixes, uses = "picture of mine", (".mine",), ("intensity", "tile")
+    ...
+    ...     def read(self, origin, options):
+    ...         from ddib_fed.studies import TiledStudy, Tiles, chosen_rule
+    ...
+    ...         values = decoded(origin.given)  # (H, W, 1); `decoded` and `MyStudy`, which writes results, are yours
+    ...         return MyStudy(origin, Tiles.of(values, chosen_rule(options, values), options.tile))
+    >>> READER = Mine()
+    """
+
+    kind: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("intensity",)
+    results: ClassVar[tuple[str, ...]] = ("{}",)
+    beside: ClassVar[tuple[str, ...]] = ()
+    gathers: ClassVar[bool] = False
+
+    def recognises(self, name: str, file: BinaryIO) -> bool:
+        """Return whether a file is of the format, here by its suffix; raise nothing but OSError.
+
+        Parameters
+        ----------
+        name
+            In small letters; empty of bytes in memory.
+        file
+            At its beginning; empty if it cannot be opened.
+        """
+        del file
+        return name.endswith(self.suffixes)
+
+    def read(self, origin: Origin, options: Options) -> Study:
+        """Read a file to a study. Only a reader that has its own `find` does without.
+
+        Raises
+        ------
+        ImageUnreadable
+            It cannot be translated. `faults` of `ddib_fed.studies` makes one of whatever a decoder raises.
+        ImageTooLarge
+            Decoding takes more memory than `ImageLimits` allows, by the header.
+        """
+        raise NotImplementedError
+
+    def origin(self, path: Path, options: Options, within: str = "") -> Origin:
+        """Describe a study before it is read: its results are called as the file, below the folder `within`."""
+        from ddib_fed.data.study import Origin, safe_name
+
+        suffix = next((each for each in self.suffixes if path.name.lower().endswith(each)), "") or path.suffix
+        name = within + safe_name(path.name[: len(path.name) - len(suffix)])
+        outputs, beside = (
+            tuple(name + each.format(suffix) for each in ends) for ends in (self.results, self.beside)
+        )
+        settings = options.settings(*self.uses)
+        return Origin(path, name, outputs, (path,), settings, beside=beside, suffix=suffix)
+
+    def find(self, given: Path, files: Sequence[Path], root: Path | None, options: Options) -> FoundStudies:
+        """Return the studies in files that were recognised; here one for each file.
+
+        Parameters
+        ----------
+        given
+            What the user named: a folder, or one of the files.
+        files
+            One file; with `gathers` all of them.
+        root
+            The folder below which results are called by their paths; None for a file that was named itself.
+        options
+            How it is read.
+        """
+        from ddib_fed.data.study import Unread
+
+        del given
+        unread = []
+        for path in files:
+            below = "." if root is None else path.parent.relative_to(root).as_posix()
+            origin = self.origin(path, options, "" if below == "." else f"{below}/")
+            unread.append(Unread(origin, partial(self.read, options=options)))
+        return FoundStudies(unread, [], Counter())
+
+    def look(self, path: Path, label: str) -> tuple[str, ...]:
+        """Return what a person has to know of a file before it is translated; raise as `read`."""
+        from ddib_fed.data.study import Options
+
+        del label
+        return open_paths([path], Options()).studies[0].warnings
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it reads plain pictures, which are in the model's own numbers and as large as it likes."""
+        return "picture_tile" in self.uses
+
+
+@dataclass(frozen=True)
+class LargerPictures(Reader):
+    """Pictures that a node takes, and which are sent in tiles; `most` as `Options.most_tiles`."""
+
+    tile: tuple[int, int]
+    most: int | None = None
+    kind = "picture in tiles"
+    uses = ("intensity", "picture_tile", "most_tiles")
+    results = (".png",)
+    beside = (".mask.png", ".returned.png", ".latent.npy")
+
+    def recognises(self, name: str, file: BinaryIO) -> bool:
+        from ddib_fed.data.pictures import ImageLimits, cost_of, image_format
+        from ddib_fed.data.tiles import tile_of
+
+        limits = ImageLimits()
+        if Path(name).suffix not in TAKEN:
+            return False
+        try:
+            content = file.read(limits.max_bytes + 1)
+            limits.check_bytes(len(content))
+            if image_format(content) is None:
+                return False
+            with warnings.catch_warnings(action="ignore"):  # of what is over the limits the node says more
+                size = cost_of(content, limits).geometry
+        except DdibError:  # whoever reads it says what is wrong
+            return False
+        return tile_of(size.height, size.width, self.tile, self.most) is not None
+
+    def read(self, origin: Origin, options: Options) -> Study:
+        from ddib_fed.data.pictures import ImageLimits, decode_image, read_content
+        from ddib_fed.data.tiles import PictureStudy
+
+        with warnings.catch_warnings(action="ignore", category=UserWarning):
+            pixels = decode_image(read_content(origin.given, ImageLimits())).pixels
+        return PictureStudy.of(origin, pixels, options, "picture")
+
+
+def readers() -> Collection[Reader]:
+    """Return the readers of all formats that can be loaded, third parties' first.
+
+    Raises
+    ------
+    ConfigError
+        This package's own are missing or broken: a header might leave.
+    """
+    found, _ = loaded("ddib_fed.formats", Reader)
+    if not found:
+        raise ConfigError("no installed package reads formats", hint="install ddib-fed again")
+    return found.values()
+
+
+def broken_readers() -> Sequence[str]:
+    """Return a sentence for each reader of another distribution that cannot be loaded."""
+    return loaded("ddib_fed.formats", Reader)[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Sighting:
-    """A file, or all DICOM files below a folder."""
+    """A file, or all files of a format below a folder."""
 
-    format: Format
+    reader: Reader
     path: Path
-    folder: Path | None = None
+    root: Path | None = None
     files: tuple[Path, ...] = ()
-
-    @property
-    def is_picture(self) -> bool:
-        return self.format in {Format.PICTURE, Format.LARGER}
-
-    @property
-    def within(self) -> str:
-        below = "." if self.folder is None else self.path.parent.relative_to(self.folder).as_posix()
-        return "" if below == "." else f"{below}/"
 
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """What some paths hold; see `formats.study.Choice` for the fields that both have."""
+    """What some paths hold; see `Choice` for the fields that both have."""
 
     studies: tuple[Sighting, ...] = ()
     plain: tuple[Path, ...] = ()
     ignored: Counter[str] = field(default_factory=Counter)
 
 
-def recognise(
-    paths: Sequence[Path], out: Path | None = None, larger: Callable[[Path], bool] = lambda _: False
-) -> Recognised:
+class Choice(NamedTuple):
+    """What was made of the paths of a command."""
+
+    studies: Studies
+    plain: tuple[Path, ...]
+    ignored: Counter[str]
+
+
+def recognise(paths: Sequence[Path], out: Path | None = None, larger: Reader | None = None) -> Recognised:
     """The studies among files and below folders, each file once, and the rest."""
-
-    def kind_of(path: Path) -> Format | None:
-        kind = format_of(path)
-        return Format.LARGER if kind is None and path.suffix.lower() in TAKEN and larger(path) else kind
-
     studies: dict[Path, Sighting] = {}
+    gathered: dict[Reader, list[Path]] = {}
     plain: list[Path] = []
     ignored: Counter[str] = Counter()
     for path in paths:
         if path.is_dir():
-            found = _below(path, out, kind_of)
+            found = _below(path, out, larger)
             plain += found.plain
             ignored += found.ignored
             for each in found.studies:
                 studies.setdefault(each.path.absolute(), each)
-        elif kind := kind_of(path):
-            studies.setdefault(path.absolute(), Sighting(kind, path))
-        else:
+        elif (reader := reader_of(path, larger)) is None:
             plain.append(path)
-    return Recognised(tuple(studies.values()), tuple(plain), ignored)
+        elif reader.gathers:
+            gathered.setdefault(reader, []).append(path)
+        else:
+            studies.setdefault(path.absolute(), Sighting(reader, path, None, (path,)))
+    alone = [Sighting(reader, files[0], None, tuple(files)) for reader, files in gathered.items()]
+    return Recognised((*studies.values(), *alone), tuple(plain), ignored)
 
 
-def _below(folder: Path, out: Path | None, kind_of: Callable[[Path], Format | None]) -> Recognised:
+def _below(folder: Path, out: Path | None, larger: Reader | None) -> Recognised:
     """What lies below a folder; a folder without a study is left as it is."""
     below = files_below(folder, out)
-    kinds = {path: kind_of(path) for path in below.files}
-    dicom = tuple(
-        path for path, kind in kinds.items() if kind is Format.DICOM and path.name[:8] != "DICOMDIR"
-    )
-    if len(dicom) > MAX_DICOM_FILES:
-        raise ImageUnreadable(f"{folder} has more than {MAX_DICOM_FILES} DICOM files", hop="client")
-    studies = [
-        Sighting(kind, path, folder) for path, kind in kinds.items() if kind not in {None, Format.DICOM}
-    ]
-    if dicom:  # among such, one that does not begin as they do was cut or never written
-        torn = {path for path, kind in kinds.items() if kind is None and path.suffix.lower() == DICOM_SUFFIX}
-        kinds = {path: kind for path, kind in kinds.items() if path not in torn}
-        studies.append(Sighting(Format.DICOM, folder, None, tuple(sorted({*dicom, *torn}))))
+    of_files = {path: reader_of(path, larger) for path in below.files}
+    known = [(path, reader) for path, reader in of_files.items() if reader is not None]
+    studies = [Sighting(reader, path, folder, (path,)) for path, reader in known if not reader.gathers]
+    others = [path for path, reader in of_files.items() if reader is None]
+    for reader in dict.fromkeys(reader for _, reader in known if reader.gathers):
+        # Among such, one that does not begin as they do was cut or never written.
+        torn = [path for path in others if path.suffix.lower() in reader.suffixes]
+        files = sorted([*torn, *(path for path, each in known if each is reader)])
+        others = [path for path in others if path not in torn]
+        studies.append(Sighting(reader, folder, folder, tuple(files)))
     if not studies:
         return Recognised(plain=(folder,))
-    others = Counter(_suffix(path) for path, kind in kinds.items() if kind is None)
-    if others.keys() & TAKEN.keys():  # those who list the folder's files count the ignored ones
+    counts = Counter(map(_suffix, others))
+    if counts.keys() & TAKEN.keys():  # those who list the folder's files count the ignored ones
         return Recognised(tuple(studies), (folder,))
-    return Recognised(tuple(studies), below.unreadable, others + below.ignored)
+    return Recognised(tuple(studies), below.unreadable, counts + below.ignored)
+
+
+def open_paths(
+    paths: Sequence[Path], options: Options, *, out: Path | None = None, bad: Bad | None = None
+) -> Choice:
+    return open_recognised(recognise(paths, out), options, bad=bad)
+
+
+def open_recognised(recognised: Recognised, options: Options, *, bad: Bad | None = None) -> Choice:
+    """Open what was recognised, without reading it.
+
+    Errors about a file go to `bad`, or are raised.
+    """
+    from ddib_fed.data.study import Studies
+
+    unread: list[Unread] = []
+    plain, ignored = [*recognised.plain], Counter(recognised.ignored)
+    trained = options.as_trained()  # pictures of any format are in the model's own numbers
+    for sighting in recognised.studies:
+        reader, path = sighting.reader, sighting.path
+        with _collected(path, bad):
+            chosen = options if reader.is_picture else trained
+            found = reader.find(path, sighting.files, sighting.root, chosen)
+            unread.extend(found.studies)
+            ignored.update(found.others)
+            if not (found.studies or found.bad):  # whoever lists the files says what is wrong
+                plain.append(path)
+            for file, error in found.bad:
+                with _collected(file, bad):
+                    raise error
+    return Choice(Studies(_named_apart(unread)), tuple(plain), ignored)
+
+
+@contextmanager
+def _collected(path: Path, bad: Bad | None) -> Iterator[None]:
+    """Inside, an error about a path goes to `bad`; a wrong option is about no path."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        if bad is None:
+            raise
+        bad.append((path, explained(error, path).kept()))
+
+
+def _named_apart(unread: Sequence[Unread]) -> list[Unread]:
+    """Add the suffix to names of results that would be alike; raise UsageError if some still are."""
+    times = Counter(each.origin.name.casefold() for each in unread)
+    named: list[Unread] = []
+    taken: dict[str, Path] = {}
+    for each in unread:
+        origin = each.origin
+        if times[origin.name.casefold()] > 1:
+            origin = origin.renamed(origin.name + origin.suffix.replace(".", "-"))
+        named.append(replace(each, origin=origin))
+        first = taken.setdefault(origin.name, origin.given)
+        if first is not origin.given:
+            raise UsageError(
+                f"the results of {first} and {origin.given} would both be called {origin.name}",
+                hop="client",
+                hint="give their common parent folder, or rename one of them",
+            )
+    return named
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,25 +394,27 @@ def _suffix(path: Path) -> str:
     return path.suffix.lower() or "without suffix"
 
 
-def format_of(path: Path) -> Format | None:
-    """The format of a file of which pixels alone leave; None for any other file, and for what cannot be opened."""
-    suffix = path.suffix.lower()
-    if is_nifti(path):
-        return Format.NIFTI
-    if suffix in PICTURES:
-        return Format.PICTURE
-    if suffix in TIFF_SUFFIXES and path.is_file():
-        with suppress(OSError), path.open("rb") as file:
-            if GEOTAGS & _tags(file):
-                return Format.MAP
-    return Format.DICOM if is_dicom(path) else None
+def reader_of(path: Path, larger: Reader | None = None) -> Reader | None:
+    """Return the reader of a file; None for a file that a node may take as it is, or that nobody reads."""
+    try:
+        with path.open("rb") as file:
+            return _reader(path.name.lower(), file, larger)
+    except OSError:
+        return _reader(path.name.lower(), io.BytesIO(), larger)
 
 
-def format_of_content(content: bytes) -> Format | None:
-    """Return the format of a file's content that begins like a file that a node takes; None for any other."""
-    if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
-        return Format.DICOM
-    return Format.MAP if GEOTAGS & _tags(io.BytesIO(content)) else None
+def reader_of_content(content: bytes) -> Reader | None:
+    """Return the reader of a file's content that begins like a file that a node takes; None for any other."""
+    return _reader("", io.BytesIO(content), None)
+
+
+def _reader(name: str, file: BinaryIO, larger: Reader | None) -> Reader | None:
+    candidates: list[Reader] = [*readers(), *((larger,) if larger else ())]
+    for reader in candidates:
+        file.seek(0)
+        if reader.recognises(name, file):
+            return reader
+    return None
 
 
 def beginning(content: bytes, path: Path) -> tuple[str, str]:
@@ -195,7 +425,7 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
     elif content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0":
         found = ".nii"
     given, bare = shlex.quote(str(path)), path.with_suffix("") if path.suffix == ".gz" else path
-    if found in {".gz", ".zip"} and not is_nifti(path):
+    if found in {".gz", ".zip"} and not path.name.lower().endswith(NIFTI_SUFFIXES):
         folder = shlex.quote(str(path.with_suffix("")))
         return f"is a {found} file", f"gzip -dk {given}" if found == ".gz" else f"unzip {given} -d {folder}"
     if found:
@@ -214,66 +444,3 @@ def beginning(content: bytes, path: Path) -> tuple[str, str]:
 def beginning_of(path: Path) -> tuple[str, str]:
     with path.open("rb") as file:
         return beginning(file.read(352), path)
-
-
-def is_nifti(path: Path) -> bool:
-    return path.name.lower().endswith(NIFTI_SUFFIXES)
-
-
-def is_dicom(path: Path) -> bool:
-    """Whether a file begins as DICOM files do (PS3.10 7.1)."""
-    with suppress(OSError), path.open("rb") as file:
-        return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
-    return False
-
-
-def is_larger(path: Path, tile: tuple[int, int], most: int | None) -> bool:
-    """Whether a picture that a node takes is sent in tiles instead, by its header; `most` as `Options.most_tiles`."""
-    from ddib_fed.data.pictures import ImageLimits, cost_of, image_format, read_content
-
-    try:
-        content = read_content(path, ImageLimits())
-        if image_format(content) is None:
-            return False
-        with warnings.catch_warnings(action="ignore"):  # of what is over the limits the node says more
-            size = cost_of(content, ImageLimits()).geometry
-    except DdibError:  # whoever reads it says what is wrong
-        return False
-    return tile_of(size.height, size.width, tile, most) is not None
-
-
-def tile_of(
-    height: int, width: int, tile: tuple[int, int] | None, most: int | None
-) -> tuple[int, int] | None:
-    """Return the size of the tiles of a picture; None if it is sent whole."""
-    count = 0 if tile is None else tiles_in(height, width, tile)
-    return tile if 0 < count <= (most or count) else None
-
-
-def _tags(file: BinaryIO) -> set[int]:
-    """Return the tags of a TIFF's pages, as far as they can be read; empty for any other file."""
-    opening = file.read(16)
-    order = {b"II": "<", b"MM": ">"}.get(opening[:2])
-    version = struct.unpack_from(f"{order}H", opening, 2)[0] if order and len(opening) == 16 else 0
-    if version not in {42, 43}:
-        return set()
-    # A page is the number of its tags, the tags, and where the next page is; 43 is BigTIFF.
-    of_version = {42: ("H", 12, "I", 4), 43: ("Q", 20, "Q", 8)}
-    head, entry, place, first = of_version[version]
-    head, place = f"{order}{head}", f"{order}{place}"
-    (at,) = struct.unpack_from(place, opening, first)
-    found: set[int] = set()
-    seen: set[int] = set()
-    try:
-        while at and at not in seen and len(seen) < _MOST_PAGES:
-            seen.add(at)
-            file.seek(min(at, 2**62))
-            (count,) = struct.unpack(head, file.read(struct.calcsize(head)))
-            table = file.read(min(count, _MOST_TAGS) * entry)
-            found |= {
-                struct.unpack_from(f"{order}H", table, tag)[0] for tag in range(0, len(table) - 1, entry)
-            }
-            (at,) = struct.unpack(place, file.read(struct.calcsize(place)))
-    except struct.error:  # it ends in the middle of a page
-        pass
-    return found

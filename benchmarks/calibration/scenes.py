@@ -2,7 +2,7 @@
 
     python -m benchmarks.calibration.scenes      writes docs/benchmarks/calibration/scenes.json; one thread, ten minutes
 
-Tiles are cut and averaged by `ddib_fed.formats.tiles`, as `ddib translate` does it between nodes; under the rotation
+Tiles are cut and averaged by `ddib_fed.data.tiles`, as `ddib translate` does it between nodes; under the rotation
 from one aggregate. Wrong is a pixel on the other side of sea and land (benchmarks.pictures.marks); a scene is marked by
 the share of its pixels that differ from the map, as the source's thresholds say.
 """

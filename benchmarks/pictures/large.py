@@ -4,7 +4,7 @@
 
 Writes docs/benchmarks/pictures/large.json and docs/images/pictures/large.png; what each way made lies in build/large,
 and a way named is made again. One thread. The pictures are test crops, evenly spaced; tiles are cut and averaged by
-`ddib_fed.formats.tiles`, as `ddib translate` does it. Calibrated ways take the setting that their calibration carries.
+`ddib_fed.data.tiles`, as `ddib translate` does it. Calibrated ways take the setting that their calibration carries.
 Wrong is a pixel on the other side of sea and land. CPU seconds are of one picture, there. Of models of latents stand
 beside them, at the 48 evaluations that are usual, not timed: the median round trip, and that of the source's
 autoencoder alone, in dB; and the share of latents that the gate lets pass.
@@ -27,6 +27,7 @@ from benchmarks.pictures.marks import water
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.data.folder import expand
 from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.data.tiles import TileGrid, blend
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty, open_party
@@ -34,7 +35,6 @@ from ddib_fed.evaluation import features, judgement, metrics
 from ddib_fed.evaluation.metrics import Pictures, compare, psnr
 from ddib_fed.evaluation.sheets import save_sheet, to_pixels
 from ddib_fed.files import write_json
-from ddib_fed.formats.tiles import TileGrid, blend
 from ddib_fed.models.bundle import CALIBRATION_FILE, load_bundle, shipped_folder
 from ddib_fed.record import Settings
 from tests.engine.stages import translate_array

@@ -29,17 +29,20 @@ from ddib_fed.errors import (
 from ddib_fed.names import names_apart
 from ddib_fed.recognition import (
     COPY,
-    DICOM_SUFFIX,
     OPENINGS,
     TAKEN,
-    Format,
+    Bad,
+    LargerPictures,
+    Reader,
     Recognised,
     beginning,
     beginning_of,
+    broken_readers,
     files_below,
-    format_of,
-    format_of_content,
-    is_larger,
+    open_recognised,
+    reader_of,
+    reader_of_content,
+    readers,
     recognise,
 )
 from ddib_fed.record import MOST_TILES, Part, file_name
@@ -47,7 +50,7 @@ from ddib_fed.terminal import explained
 from ddib_fed.v1 import common_pb2
 
 if TYPE_CHECKING:
-    from ddib_fed.formats.study import Studies
+    from ddib_fed.data.study import Studies
     from ddib_fed.protocol.messages import Domains
 
 MAX_ITEM_BYTES = 1 << 30
@@ -101,17 +104,17 @@ def payload(origin: Origin) -> Payload:
         return _checked(suffix, origin, origin)
     path = Path(origin)
     _require_file(path)
-    if kind := format_of(path):
-        raise _kept_here(str(path), kind)
+    if reader := reader_of(path):
+        raise _kept_here(str(path), reader)
     suffix = path.suffix.lower()
     if suffix not in TAKEN:
         what, how = beginning_of(path)
         why = f"is no picture and no points by its name ({', '.join(sorted(TAKEN))})"
-        if suffix == DICOM_SUFFIX:
-            why = "does not begin as a DICOM file does"
+        if torn := next((each for each in readers() if each.gathers and suffix in each.suffixes), None):
+            why = f"does not begin as a {torn.kind} does"
         elif how == COPY:
             how = "leave it out, or save what it shows as PNG"
-        raise InputError(f"{path} {why}: it {what}", hop="client", hint=how)
+        raise InputError("; ".join((f"{path} {why}: it {what}", *broken_readers())), hop="client", hint=how)
     return _checked(TAKEN[suffix], path, path.read_bytes())
 
 
@@ -151,19 +154,19 @@ def _checked(suffix: str, origin: Path | bytes, data: bytes) -> Payload:
             hop="client",
             hint=_NPY if suffix == ".npy" else how,
         )
-    if kind := format_of_content(data):
-        raise _kept_here(name, kind)
+    if reader := reader_of_content(data):
+        raise _kept_here(name, reader)
     return Payload(suffix, len(data), hashlib.sha256(data).digest(), origin)
 
 
-def _kept_here(name: str, kind: Format) -> InputError:
+def _kept_here(name: str, reader: Reader) -> InputError:
     """The error about a file of which pixels alone may leave."""
     file = "FILE" if name == "an item" else shlex.quote(name)
     return InputError(
-        f"{name} is a {kind}: its header stays on this machine, and it is not sent as it is",
+        f"{name} is a {reader.kind}: its header stays on this machine, and it is not sent as it is",
         hop="client",
         hint=f"ddib translate {file} --to INSTITUTION/DOMAIN --out DIR   (sends pixels alone)",
-        facts={"format": kind.name},
+        facts={"format": reader.kind},
     )
 
 
@@ -252,7 +255,7 @@ def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
     found = list(below.unreadable)
     for path in below.files:
         suffix = path.suffix.lower()
-        if format_of(path) is not None:
+        if reader_of(path) is not None:
             continue
         if suffix in TAKEN:
             found.append(path)
@@ -293,20 +296,20 @@ def open_inputs(
     check_intensity(reading["intensity"])  # before the node is asked
     found, auto, source = recognise(files, out), reading["tile"] == "auto", None
     of_maps = of_pictures = _tile(reading["tile"])
-    if any(not each.is_picture for each in found.studies) or (auto and _any_picture(found)):
+    for line in broken_readers():
+        say(f"warning: {line}")
+    if any(not each.reader.is_picture for each in found.studies) or (auto and _any_picture(found)):
         source = own_domain()
     if auto and source is not None and len(source.sample_shape) == 3:
         of_maps = (source.sample_shape[1], source.sample_shape[2])
         of_pictures = of_maps if source.tiles else None
     most = MOST_TILES if auto else None
     if of_pictures is not None and found.plain:
-        tile = of_pictures
-        found = recognise(files, out, lambda path: is_larger(path, tile, most))
+        found = recognise(files, out, LargerPictures(of_pictures, most))
     left_out: list[LeftOut] = []
     studies, taken, without = None, list[str](), list[Path]()
     if found.studies:
-        from ddib_fed.formats.opening import open_recognised
-        from ddib_fed.formats.study import Grid, Options
+        from ddib_fed.data.study import Grid, Options
 
         intensity, slices, own_rule, volume = reading["intensity"], "axial", "", None
         if source is not None:
@@ -314,7 +317,7 @@ def open_inputs(
             slices = _slices(reading["slices"], source, say)
             if source.sample_kind == "volume":
                 volume = Grid(tuple(source.sample_shape[1:]), tuple(source.spacing_mm))
-        bad: list[tuple[Path, DdibError]] = []
+        bad: Bad = []
         options = Options(intensity, slices, of_maps, of_pictures, most, own_rule, volume)
         choice = open_recognised(found, options, bad=bad)
         if line := _ignored_line(choice.ignored):
@@ -336,7 +339,7 @@ def open_inputs(
 def check_intensity(rule: str) -> None:
     """Raise UsageError unless it is "auto", or a rule of intensity."""
     if rule != "auto":
-        from ddib_fed.formats.study import IntensityRule
+        from ddib_fed.data.study import IntensityRule
 
         IntensityRule.parse(rule)
 
@@ -351,19 +354,20 @@ def _tile(text: str) -> tuple[int, int] | None:
 
 def _any_picture(found: Recognised) -> bool:
     """Whether a file might be larger than a model, which is then asked for its size."""
-    if any(each.is_picture for each in found.studies):
+    if any(each.reader.is_picture for each in found.studies):
         return True
     given = (files_below(path, None).files if path.is_dir() else (path,) for path in found.plain)
     paths = [path for below in given for path in below if path.suffix.lower() in TAKEN]
     arrays = [path for path in paths if path.suffix.lower() == ".npy"]
     if len(arrays) < len(paths):
         return True
-    return any(is_larger(path, (LEAST_TILE, LEAST_TILE), None) for path in arrays)
+    larger = LargerPictures((LEAST_TILE, LEAST_TILE))
+    return any(reader_of(path, larger) is larger for path in arrays)
 
 
 def _intensity(asked: str, source: Domains, say: Callable[[str], object]) -> str:
     """The rule that was asked for; as the source's model says it, where it was trained with the same."""
-    from ddib_fed.formats.study import AUTO, IntensityRule
+    from ddib_fed.data.study import AUTO, IntensityRule
 
     if not source.intensity or asked == AUTO:
         return asked
@@ -455,25 +459,12 @@ def look(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
     DdibError
         It cannot be translated.
     """
-    kind = format_of(path)
-    if kind is None:
-        for bad in read_items([FileItem(path.stem, label, path=path)], lambda _: "", decode=True)[1]:
-            bad.error.detail = f"{path}: {bad.why}"
-            raise bad.error
-        return True, ()
-    if kind is Format.DICOM:
-        from ddib_fed.formats.dicom import read_series, sort_files
-
-        found = sort_files([path])
-        for _, error in found.unreadable:
-            raise error
-        found.require_pictures(path)
-        (headers,) = found.series.values()
-        return False, read_series(label.partition("/")[0], headers)[0].warnings
-    from ddib_fed.formats.opening import open_paths
-    from ddib_fed.formats.study import Options
-
-    return False, open_paths([path], Options()).studies[0].warnings
+    if reader := reader_of(path):
+        return False, reader.look(path, label)
+    for bad in read_items([FileItem(path.stem, label, path=path)], lambda _: "", decode=True)[1]:
+        bad.error.detail = f"{path}: {bad.why}"
+        raise bad.error
+    return True, ()
 
 
 def _check_name(item: FileItem) -> None:

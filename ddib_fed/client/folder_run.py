@@ -78,9 +78,9 @@ from ddib_fed.protocol.messages import Domains, ItemState, JobState
 from ddib_fed.record import CALIBRATION_FILE, Classes, Part, Record
 
 if TYPE_CHECKING:
-    from ddib_fed.formats.credentials import Credentials
-    from ddib_fed.formats.parts import WrittenStudy
-    from ddib_fed.formats.study import Studies
+    from ddib_fed.client.credentials import Credentials
+    from ddib_fed.client.parts import WrittenStudy
+    from ddib_fed.data.study import Studies
 
 JOB_FILES = 250
 """Files of a job: its result is sooner complete, and less is sent again if the node refuses one of them."""
@@ -185,7 +185,7 @@ class Run:
         if self.target:  # of results that are only fetched, their job says it
             split_target(self.target)
         if isinstance(self.credentials, tuple):
-            from ddib_fed.formats.credentials import Credentials
+            from ddib_fed.client.credentials import Credentials
 
             self.credentials = Credentials.load(*self.credentials)
 
@@ -317,7 +317,7 @@ class Run:
             raise refused(self.left_out, self.total, "nothing was submitted")
 
     def _read_studies(self, studies: Studies) -> None:
-        from ddib_fed.formats.parts import check_outputs, finished_study
+        from ddib_fed.client.parts import check_outputs, finished_study
 
         for at, origin in enumerate(studies.origins):
             try:
@@ -345,8 +345,8 @@ class Run:
 
     def _translate_study(self, client: Client, number: int, at: int, earlier: WrittenStudy | None) -> None:
         """Translate a study. One that fails does not stop the others, except for a bad one if none is left out."""
-        from ddib_fed.formats.parts import translate_study
-        from ddib_fed.formats.study import LATENT
+        from ddib_fed.client.parts import translate_study
+        from ddib_fed.data.study import LATENT
 
         assert self.studies is not None
         study, written = None, earlier

@@ -29,9 +29,9 @@ from ddib_fed.terminal import bar, say
 
 if TYPE_CHECKING:
     from ddib_fed.calibration.record import Calibration
+    from ddib_fed.client.parts import WrittenStudy
     from ddib_fed.client.results import Delivered
-    from ddib_fed.formats.parts import WrittenStudy
-    from ddib_fed.formats.study import Study
+    from ddib_fed.data.study import Study
 
 STAGES: Final[Mapping[str, str]] = {
     "encode": "encoding by the source",

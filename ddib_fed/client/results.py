@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
+    from ddib_fed.client.credentials import Credentials
     from ddib_fed.data.previews import Window
-    from ddib_fed.formats.credentials import Credentials
 
 STATE_PREFIX = ".ddib-job-"
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}")
@@ -309,7 +309,7 @@ def write_result(
     for part, path in files.items():
         data = result.files[part].data
         if part is Part.TRANSLATION and credentials is not None:
-            from ddib_fed.formats.credentials import mark
+            from ddib_fed.client.credentials import mark
 
             if path.suffix.lower() == ".png":
                 data = mark(data, result.record, credentials)

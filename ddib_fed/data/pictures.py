@@ -15,6 +15,7 @@ import math
 import re
 import struct
 import sys
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -302,6 +303,17 @@ def open_pillow(content: bytes, format_name: str) -> Any:
         raise ImageTooLarge(
             f"{pixels} pixels, {limit} are the limit", facts={"pixels": pixels, "limit_pixels": limit}
         ) from error
+
+
+def decode_pillow(content: bytes, format_name: str) -> Pixels:
+    """Return the one picture (H, W, C) in a file of a format that Pillow reads, upright; raise as `decode_image`."""
+    with faults_as_unreadable(format_name), warnings.catch_warnings(action="ignore", category=UserWarning):
+        image = open_pillow(content, format_name)
+        ImageLimits().check_size(image.height, image.width)
+        if (frames := getattr(image, "n_frames", 1)) > 1:
+            raise too_many_frames(f"the {format_name}", frames)
+        orientation = image.getexif().get(ORIENTATION, 1)
+        return upright(pillow_pixels(image), orientation)
 
 
 def pillow_pixels(image: Any) -> Pixels:

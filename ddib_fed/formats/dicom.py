@@ -23,10 +23,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import ImageLimits, faults
 from ddib_fed.errors import DdibError, ImageUnreadable, InputError
-from ddib_fed.formats.study import memory_of_values, parts_of
-from ddib_fed.recognition import COPY, beginning_of, is_dicom
+from ddib_fed.formats import is_dicom
+from ddib_fed.studies import COPY, ImageLimits, beginning_of, faults, memory_of_values, parts_of
 
 DECODING: Final = 12
 """Bytes of a value of one slice that decoding it takes at most, beside the values of all slices."""
@@ -546,7 +545,9 @@ def checked_header(path: Path) -> Any:
 
 def _sorted_header(path: Path) -> Any:
     """Return a file's attributes of SORTED_BY; raise ImageUnreadable if it is a picture without its UIDs."""
-    if not is_dicom(path):
+    with path.open("rb") as file:
+        begins = is_dicom(file)
+    if not begins:
         what, how = beginning_of(path)
         raise _bad(f"{path} does not begin as DICOM files do: it {what}", how)
     header = read_header(path, SORTED_BY)

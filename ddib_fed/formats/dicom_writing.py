@@ -24,8 +24,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import Pixels
-from ddib_fed.errors import InputError
+from ddib_fed import __version__, studies
+from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.formats.dicom import (
     ENHANCED,
     Members,
@@ -40,27 +40,13 @@ from ddib_fed.formats.dicom import (
     readable,
     sort_files,
 )
-from ddib_fed.formats.study import (
-    PERCENTILES,
-    Assembled,
-    Bad,
-    Options,
-    Origin,
-    Planes,
-    Study,
-    StudyResults,
-    Unread,
-    chosen_rule,
-    safe_name,
-)
-from ddib_fed.formats.volumes import Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
-from ddib_fed.names import __version__
 
 MAKER: Final = "ddib-fed"
 SOFT_TISSUE: Final = (-160.0, 240.0)
 """The usual window of CT, of centre 40 and width 400, in Hounsfield units."""
 SERIES_OFFSET: Final = 1000
 """Added to the number of the source's series."""
+MAX_DICOM_FILES: Final = 100_000
 _SPACE: Final = uuid.UUID("6b1f2c2e-6d3d-5b0b-9d5e-0f1d0c9a7a11")
 # What a result says as its source does: whom it shows, for which study, where and when. All else describes how the
 # source was acquired, stored, shown or signed, and would be wrong of a picture in another contrast that a model made.
@@ -123,7 +109,9 @@ _EQUIPMENT: Final = (
 )  # fmt: skip
 
 
-def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixels: Planes) -> list[bytes]:
+def derived_series(
+    series: Series, stack: studies.Pixels, translated: studies.StudyResults, pixels: studies.Planes
+) -> list[bytes]:
     """Return the files of the result: enhanced where the source's are and the result is grey, else one a slice.
 
     UIDs follow from those of the source, the request, the rule of intensity, both models and the values of the
@@ -140,10 +128,10 @@ def derived_series(series: Series, stack: Pixels, translated: StudyResults, pixe
     recipe = hashlib.sha256(" ".join(parts).encode()).hexdigest()
     hounsfield = series.modality == "CT" and not series.without_units
     hounsfield = hounsfield and translated.low is not None and translated.low <= -500
-    made, enhanced = [], dict[Path, list[tuple[int, Pixels]]]()
+    made, enhanced = [], dict[Path, list[tuple[int, studies.Pixels]]]()
     computed, spacing = pixels.computed(translated), floats(series.headers[0], "PixelSpacing", 2)
 
-    def begun(source: Any, frames: Pixels) -> Any:
+    def begun(source: Any, frames: studies.Pixels) -> Any:
         dataset = _kept(source, colours=frames.shape[3] == 3, echoes="echo" in series.contrast)
         _identify(dataset, source, recipe, now)
         said = (text for _, text in comparable(source, "SeriesDescription"))  # several with a backslash
@@ -247,7 +235,7 @@ def _identify(dataset: Any, source: Any, recipe: str, now: datetime) -> None:
     dataset.InstanceCreationTime = dataset.ContentTime = dataset.SeriesTime = now.strftime("%H%M%S")
 
 
-def _attribute(dataset: Any, source: Any, translated: StudyResults, now: datetime, lost: str) -> None:
+def _attribute(dataset: Any, source: Any, translated: studies.StudyResults, now: datetime, lost: str) -> None:
     """State the source image, the equipment and the method of a derived picture."""
     first = translated.first
     doubts = sorted({doubt for record in translated.records if record for doubt in record.doubts or ()})
@@ -349,7 +337,9 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
     return dataset
 
 
-def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, hounsfield: bool) -> None:
+def _set_pixels(
+    dataset: Any, pixels: studies.Pixels, translated: studies.StudyResults, *, hounsfield: bool
+) -> None:
     """Set the pixels (N, H, W, C) of all frames and their attributes: 16 bits for grey, 8 for colours."""
     number = partial(pydicom().valuerep.DSfloat, auto_format=True)
     frames = pixels if "NumberOfFrames" in dataset else pixels[0]
@@ -370,8 +360,8 @@ def _set_pixels(dataset: Any, pixels: Pixels, translated: StudyResults, *, houns
 
 
 @dataclass(frozen=True, slots=True)
-class DicomStudy(Study):
-    pixels: Slices
+class DicomStudy(studies.Study):
+    pixels: studies.Slices
     series: Series
     orientation: NDArray[Any] | None = None
     """Of a volume, as nibabel has it."""
@@ -382,6 +372,12 @@ class DicomStudy(Study):
         return f"DICOM series ({self.series.modality or 'no modality'}{units})"
 
     @property
+    def subject(self) -> tuple[str, str]:
+        header = self.series.headers[0]
+        examination = str(header.get("StudyInstanceUID") or "")
+        return str(header.get("PatientID") or examination), examination
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """Burnt-in text, missing slices, a CT whose numbers are in no units."""
         odd = self.series.without_units
@@ -389,10 +385,10 @@ class DicomStudy(Study):
         said += self.pixels.warnings
         return (*self.series.warnings, *(f"{self.origin.called}: {line}" for line in said))
 
-    def assemble(self, translated: StudyResults) -> Assembled:
+    def assemble(self, translated: studies.StudyResults) -> studies.Assembled:
         stack = self.pixels.stack(translated)
         if self.orientation is not None:
-            stack = unsliced(stack, self.orientation)
+            stack = studies.unsliced(stack, self.orientation)
         report, said = self.pixels.summary(translated)
         contents = derived_series(self.series, stack, translated, self.pixels)
         files = {f"{self.name}/{at + 1:04}.dcm": content for at, content in enumerate(contents)}
@@ -404,26 +400,33 @@ class DicomStudy(Study):
             "columns": int(header.Columns),
             "pixel_spacing_mm": None if spacing is None else spacing.tolist(),
         }
-        return Assembled(files, report, said)
+        return studies.Assembled(files, report, said)
 
 
 def find_dicom(
-    given: Path, files: Iterable[Path], root: Path | None, options: Options
-) -> tuple[list[Unread], Bad, Counter[str]]:
+    given: Path, files: Iterable[Path], root: Path | None, options: studies.Options
+) -> studies.FoundStudies:
     """Return the contrasts of all series among files, the errors of unreadable ones, and counts of others."""
-    found = sort_files(files)
-    found.require_pictures(given)
-    unread, bad, settings = list[Unread](), [*found.unreadable], options.settings("intensity")
-    for uid, of_series in _names_of(found.series, root).items():
-        good, unreadable = readable(found.series[uid])
+    if root is not None:
+        files = [path for path in files if not path.name.startswith("DICOMDIR")]
+        if not files:
+            return studies.FoundStudies([], [], Counter())
+        if len(files) > MAX_DICOM_FILES:
+            raise ImageUnreadable(f"{given} has more than {MAX_DICOM_FILES} DICOM files", hop="client")
+    sorted_files = sort_files(files)
+    sorted_files.require_pictures(given)
+    unread, bad, series = list[studies.Unread](), [*sorted_files.unreadable], sorted_files.series
+    settings = options.settings("intensity")
+    for uid, of_series in _names_of(series, root).items():
+        good, unreadable = readable(series[uid])
         bad += unreadable
         for contrast, slices in _contrasts_of(good).items():
             name = f"{of_series}-{contrast}" if contrast else of_series
             inputs = tuple(dict.fromkeys(path for path, _ in slices))
-            label = f"{given}: {name}" if len(found.series) > 1 or contrast else ""
-            origin = Origin(given, name, (name,), inputs, settings, label, series_sha256=_sha256(uid))
-            unread.append(Unread(origin, partial(read_dicom, slices, contrast, options)))
-    return unread, bad, found.others
+            label = f"{given}: {name}" if len(series) > 1 or contrast else ""
+            origin = studies.Origin(given, name, (name,), inputs, settings, label, series_sha256=_sha256(uid))
+            unread.append(studies.Unread(origin, partial(read_dicom, slices, contrast, options)))
+    return studies.FoundStudies(unread, bad, sorted_files.others)
 
 
 def _names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str]:
@@ -436,8 +439,8 @@ def _names_of(series: Mapping[str, Members], root: Path | None) -> dict[str, str
         number = _sha256(uid)[:8]
         with suppress(TypeError, ValueError, OverflowError):
             number = str(int(members[0][1].get("SeriesNumber", None)))
-        place = safe_name((root or common).resolve().name), *below, f"series-{number}"
-        names[uid] = safe_name(members[0][0].stem) if alone else "/".join(place)
+        place = studies.safe_name((root or common).resolve().name), *below, f"series-{number}"
+        names[uid] = studies.safe_name(members[0][0].stem) if alone else "/".join(place)
     alike = Counter(names.values())
     return {uid: name if alike[name] == 1 else f"{name}-{_sha256(uid)[:8]}" for uid, name in names.items()}
 
@@ -484,18 +487,22 @@ def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:
     return found
 
 
-def read_dicom(members: Members, contrast: str, options: Options, origin: Origin) -> DicomStudy:
+def read_dicom(
+    members: Members, contrast: str, options: studies.Options, origin: studies.Origin
+) -> DicomStudy:
     series, values = read_series(origin.called, members, contrast)
     odd = series.without_units
-    rule = chosen_rule(options, values, series.modality)
+    rule = studies.chosen_rule(options, values, series.modality)
     if odd and (rule.name == "hu" or len(odd) < len(series.paths)):
         raise InputError(
             f"{len(odd)} of {len(series.paths)} slices are in no Hounsfield units: {odd[0]}",
-            hint=f"export it again with its rescale, or send numbers without units: --intensity {PERCENTILES}",
+            hint=f"export it again with its rescale, or send numbers without units: --intensity {studies.PERCENTILES}",
         )
     if options.volume is None:
-        return DicomStudy(origin, Slices.of(values, rule), series)
+        return DicomStudy(origin, studies.Slices.of(values, rule), series)
     affine = affine_of(series.headers)
-    orientation = orientation_of(affine)
-    volume, spacing = sliced(values, orientation), spacing_of(affine, orientation)
-    return DicomStudy(origin, Volumes.fit(volume[None], rule, spacing, options.volume), series, orientation)
+    orientation = studies.orientation_of(affine)
+    volume, spacing = studies.sliced(values, orientation), studies.spacing_of(affine, orientation)
+    return DicomStudy(
+        origin, studies.Volumes.fit(volume[None], rule, spacing, options.volume), series, orientation
+    )

@@ -18,21 +18,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.pictures import ImageLimits, Pixels, faults
+from ddib_fed import __version__, studies
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.study import (
-    Assembled,
-    Options,
-    Origin,
-    Study,
-    StudyResults,
-    chosen_rule,
-    memory_of_values,
-    parts_of,
-)
-from ddib_fed.formats.volumes import PLANES, Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
-from ddib_fed.names import __version__
-from ddib_fed.recognition import beginning_of
 
 _LONGEST_HEADER: Final = 540
 _NO_PLACE: Final = "set its qform or sform to where it lies (fslorient, or set_sform of nibabel)"
@@ -44,16 +31,16 @@ _MM: Final = {"meter": 1000.0, "micron": 0.001}
 
 
 @dataclass(frozen=True, slots=True)
-class NiftiStudy(Study):
+class NiftiStudy(studies.Study):
     """A volume, or several of one time series."""
 
-    pixels: Slices
+    pixels: studies.Slices
     image: Any
     plane: str
 
     kind = "NIfTI volume"
 
-    def assemble(self, translated: StudyResults) -> Assembled:
+    def assemble(self, translated: studies.StudyResults) -> studies.Assembled:
         """The volume of the results, as the input lies in its file."""
         import nibabel
 
@@ -71,18 +58,18 @@ class NiftiStudy(Study):
             "orientation": "".join(nibabel.aff2axcodes(self.image.affine)),
             "slices_in": "RAS: rows downwards, columns to the right of the head, or to the front of sagittal slices",
         }
-        return Assembled(files, report, said)
+        return studies.Assembled(files, report, said)
 
-    def _volume(self, stack: Pixels) -> Pixels:
+    def _volume(self, stack: studies.Pixels) -> studies.Pixels:
         """Slices (N, H, W, C) as the input lies in its file."""
         image = self.image
         times = (*image.shape, 1, 1)[3]
         slices = np.moveaxis(stack.reshape(times, -1, *stack.shape[1:]), 0, 3)
-        volume = unsliced(slices, orientation_of(image.affine), self.plane)
+        volume = studies.unsliced(slices, studies.orientation_of(image.affine), self.plane)
         # Colours are one more axis, as the 5th of NIfTI for vectors.
         return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
 
-    def _file(self, volume: Pixels, translated: StudyResults) -> bytes:
+    def _file(self, volume: studies.Pixels, translated: studies.StudyResults) -> bytes:
         from nibabel.spatialimages import HeaderDataError
 
         made = type(self.image)(np.ascontiguousarray(volume), None)
@@ -104,30 +91,24 @@ class NiftiStudy(Study):
         return gzip.compress(content, mtime=0) if self.origin.outputs[0].endswith(".gz") else content
 
 
-def nifti_origin(path: Path, options: Options, within: str = "") -> Origin:
-    suffix = ".nii.gz" if path.name.lower().endswith(".gz") else ".nii"
-    settings = options.settings("intensity", "slices")
-    return Origin.of_file(path, settings, suffix=suffix, within=within, beside=[f".mask{suffix}"])
-
-
-def read_nifti(origin: Origin, options: Options) -> NiftiStudy:
+def read_nifti(origin: studies.Origin, options: studies.Options) -> NiftiStudy:
     path = origin.given
     image = _opened(path)
     values = _values(path, image)
-    orientation = orientation_of(image.affine, _NO_PLACE)
+    orientation = studies.orientation_of(image.affine, _NO_PLACE)
     plane = options.slices if options.volume is None else "axial"
     if len(image.shape) == 2:
-        plane = next(name for name, axes in PLANES.items() if axes[0] == int(orientation[2][0]))
-    rule = chosen_rule(options, values)
-    slices = sliced(values.reshape((*image.shape, 1, 1)[:4]), orientation, plane)
+        plane = next(name for name, axes in studies.PLANES.items() if axes[0] == int(orientation[2][0]))
+    rule = studies.chosen_rule(options, values)
+    slices = studies.sliced(values.reshape((*image.shape, 1, 1)[:4]), orientation, plane)
     ordered = np.moveaxis(slices, 3, 0)[..., None]
     if options.volume is not None:
         unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
-        spacing = [unit * mm for mm in spacing_of(image.affine, orientation)]
-        return NiftiStudy(origin, Volumes.fit(ordered, rule, spacing, options.volume), image, plane)
+        spacing = [unit * mm for mm in studies.spacing_of(image.affine, orientation)]
+        return NiftiStudy(origin, studies.Volumes.fit(ordered, rule, spacing, options.volume), image, plane)
     values = ordered.reshape(-1, *ordered.shape[2:])
     del slices, ordered  # of a large volume one copy is enough
-    return NiftiStudy(origin, Slices.of(values, rule), image, plane)
+    return NiftiStudy(origin, studies.Slices.of(values, rule), image, plane)
 
 
 def _values(path: Path, image: Any) -> NDArray[Any]:
@@ -141,8 +122,8 @@ def _values(path: Path, image: Any) -> NDArray[Any]:
         )
     stored = (proxy.slope, proxy.inter) == (1.0, 0.0)
     wide = (kind if stored else np.result_type(kind, np.float32)).newbyteorder("=")
-    need = memory_of_values(math.prod(image.shape), wide.itemsize)
-    ImageLimits().check_memory(need, f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}")
+    need = studies.memory_of_values(math.prod(image.shape), wide.itemsize)
+    studies.ImageLimits().check_memory(need, f"cut it into parts, e.g. by fslsplit {shlex.quote(str(path))}")
     with _faults(path):
         # Before nibabel makes room for them; deflated bytes become at most 1,032 times as many.
         most = path.stat().st_size * (1 if path.suffix == ".nii" else 1_032)
@@ -152,25 +133,14 @@ def _values(path: Path, image: Any) -> NDArray[Any]:
     if stored:
         return raw.astype(wide, copy=False)
     values = np.empty(raw.shape, wide, order="F")
-    for part in parts_of(raw.T):
+    for part in studies.parts_of(raw.T):
         values.T[part] = raw.T[part] * proxy.slope + proxy.inter
     return values
 
 
-def read_volume(path: Path) -> NDArray[Any]:
-    """(D, H, W) float32 of the one volume in a NIfTI file, or in a .npy as it is."""
-    with _faults(path):
-        image = None if path.suffix == ".npy" else _opened(path)
-        found: NDArray[Any] = np.squeeze(np.load(path) if image is None else _values(path, image))
-    if found.ndim != 3 or not np.isfinite(found).all():
-        raise ImageUnreadable(f"{path} is no volume of three axes, or not finite", hint="one volume a file")
-    found = found.astype(np.float32)
-    return found if image is None else sliced(found, orientation_of(image.affine, _NO_PLACE))
-
-
 def _faults(path: Path) -> AbstractContextManager[None]:
-    what, how = beginning_of(path)
-    return faults(f"{path}: it cannot be read: it {what}", how, "client")
+    what, how = studies.beginning_of(path)
+    return studies.faults(f"{path}: it cannot be read: it {what}", how, "client")
 
 
 def _opened(path: Path) -> Any:

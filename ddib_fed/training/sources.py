@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +20,15 @@ from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Progress, Survey, expand
 from ddib_fed.data.shipped import BLOCK_MM, SHIPPED, shipped_bytes, shipped_domain
+from ddib_fed.data.study import PERCENTILES, IntensityRule
 from ddib_fed.data.synthetic import draw
 from ddib_fed.errors import FileMissing, InputError, MemoryExhausted, SettingsInvalid, UsageError
-from ddib_fed.formats.nifti import read_volume
-from ddib_fed.formats.study import PERCENTILES, IntensityRule
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, carried_domain, data_note
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import domain_from
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.points import read_points
-from ddib_fed.training.studies import CROP_ROOM, Looked, Say, look_at_studies, volume_blocks
+from ddib_fed.training.studies import CROP_ROOM, Looked, Say, look_at_studies, open_volumes, volume_blocks
 
 Pixels = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.uint16]
 Floats = NDArray[np.float32]
@@ -37,7 +36,6 @@ Labels = NDArray[np.int64]
 
 MIN_PICTURES = 8
 _MOMENT_PICTURES, _MOMENT_NUMBERS = 4096, 1 << 26
-VOLUMES: Final = (".npy", ".nii", ".nii.gz")
 FEW = 200
 MEMORY_SHARE = 0.7
 SEED = 12_107  # of the points drawn from a synthetic domain, and of the order of other samples
@@ -253,16 +251,25 @@ def own_samples(
 
 
 def own_volumes(manifest: Manifest, root: Path, most: int) -> Iterator[Floats]:
-    """At most so many volumes (1, D, H, W) in [-1, 1] of .npy and NIfTI files, on their own grids."""
-    paths = [path for path in sorted((root, *root.rglob("*"))) if path.name.lower().endswith(VOLUMES)]
-    if not paths:
-        raise FileMissing(f"no volume below {root}", hint=f"files are {', '.join(VOLUMES)}")
-    made = manifest.picture or PictureFormat()
-    rule = IntensityRule.parse(made.intensity or PERCENTILES)
-    for path in paths[:: -(-len(paths) // most)]:
-        values = read_volume(path)
-        numbers = rule.on(values).numbers(values).astype(np.float32)[None]
-        yield (2 * (numbers - made.low) / (made.high - made.low) - 1).clip(-1, 1).astype(np.float32)
+    """At most so many volumes (1, D, H, W) in [-1, 1], on their own grids: of .npy files, then of studies."""
+    form = manifest.picture or PictureFormat()
+    rule = IntensityRule.parse(form.intensity or PERCENTILES)
+    studies = open_volumes(root, "values" if rule.as_it_is else rule.text)
+    arrays = sorted([root] if root.is_file() else root.rglob("*.npy"))
+    arrays = [path for path in arrays if path.suffix == ".npy"]
+    if not (count := len(arrays) + len(studies)):
+        hint = "files are .npy and those of formats that hold volumes (docs/formats.md)"
+        raise FileMissing(f"no volume below {root}", hint=hint)
+    for at in range(0, count, -(-count // most)):
+        if at < len(arrays):
+            values = np.load(arrays[at], allow_pickle=False)
+            numbers = rule.on(values).numbers(values)
+        else:
+            numbers = np.concatenate(studies[at - len(arrays)].pixels.numbers)[..., 0]
+        if numbers.ndim != 3:
+            raise InputError(f"{arrays[at]} is no volume of three axes", hint="one volume a file")
+        numbers = numbers.astype(np.float32)[None]
+        yield (2 * (numbers - form.low) / (form.high - form.low) - 1).clip(-1, 1).astype(np.float32)
 
 
 def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:

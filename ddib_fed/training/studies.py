@@ -1,7 +1,7 @@
 """Studies to train on: the planes of DICOM, NIfTI and GeoTIFF as `ddib translate` sends them, or blocks of volumes.
 
 Whole patients are held out, or files where none are named; of a map one end. Of a header nothing is kept but the
-spacing of volumes and the name of the rule. No other module of training knows the formats.
+spacing of volumes and the name of the rule.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from ddib_fed.data.folder import Entry, Folder, Progress
 from ddib_fed.data.pictures import Picture, decode_image
 from ddib_fed.errors import DdibError, ExtraMissing, ImageUnreadable, InputError, SettingsInvalid, UsageError
 from ddib_fed.models.manifest import DataNote, PictureFormat
+from ddib_fed.recognition import TAKEN, Bad, files_below, open_recognised, reader_of, readers, recognise
 from ddib_fed.training.config import TrainConfig
 
 if TYPE_CHECKING:
-    from ddib_fed.formats.study import Bad, Studies, Study
+    from ddib_fed.data.study import Studies, Study
 
 Entries = tuple[Entry, ...]
 Floats = NDArray[np.float32]
@@ -68,28 +69,29 @@ class _Seen(NamedTuple):
 
 def look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progress | None) -> Looked | None:
     """The planes of all studies below a folder, as `ddib translate` sends them; None for a folder of pictures."""
-    from ddib_fed.formats.opening import open_recognised
-    from ddib_fed.formats.study import Options
-    from ddib_fed.recognition import PICTURES, TAKEN, Format, files_below, format_of, recognise
+    from ddib_fed.data.study import Options
 
     folders.require_one_domain(root)
     found = recognise([root])
-    formats = {each.format for each in found.studies} - {Format.PICTURE}
-    for name, takers in (("intensity", formats), ("slices", formats & {Format.NIFTI})):
-        if getattr(config, name) is not None and not takers:
-            what = "NIfTI" if name == "slices" else "DICOM, NIfTI and GeoTIFF"
-            problem = f"{name} is for {what}, and there is none below {root}"
+    formats = {each.reader for each in found.studies if not each.reader.is_picture}
+    for name in ("intensity", "slices"):
+        if getattr(config, name) is not None and not any(name in each.uses for each in formats):
+            takers = sorted(each.kind for each in readers() if name in each.uses and not each.is_picture)
+            problem = f"{name} is for {' and '.join(takers)}, and there is none below {root}"
             raise SettingsInvalid(problem, hint=f"a folder of such files, or leave {name} out")
     if not formats:
         return None
-    _require_one(root, formats, hint="give a folder that holds one of them")
-    if found.plain or len(formats) < len({each.format for each in found.studies}):
-        for path in files_below(root, None).files:
-            if path.suffix.lower() in {*TAKEN, *PICTURES} and format_of(path) in {None, Format.PICTURE}:
-                hint = "move one of them into a folder of its own"
-                _require_one(root, {*formats, f"pictures such as {path.name}"}, hint=hint)
+    kinds = {each.kind for each in formats}
+    _require_one(root, kinds, hint="give a folder that holds one of them")
+    pictures = [each.path for each in found.studies if each.reader.is_picture]
+    if found.plain:
+        plain = (path for path in files_below(root, None).files if path.suffix.lower() in TAKEN)
+        pictures += [path for path in plain if reader_of(path) is None]
+    for path in pictures:
+        hint = "move one of them into a folder of its own"
+        _require_one(root, {*kinds, f"pictures such as {path.name}"}, hint=hint)
     bad: Bad = []
-    kept = replace(found, studies=tuple(each for each in found.studies if each.format in formats))
+    kept = replace(found, studies=tuple(each for each in found.studies if each.reader in formats))
     options = Options(config.intensity or "auto", config.slices or "axial", (side, side))
     studies, seen = open_recognised(kept, options, bad=bad).studies, list[_Seen]()
     read = _reader(studies)
@@ -124,7 +126,7 @@ def look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progre
         f"left out that do not; intensity {first.rule}, range {spec}"
     )
     lines = (*dict.fromkeys(warning for each in seen for warning in each.warnings), counted, held_out)
-    slices = config.slices or "axial" if formats == {Format.NIFTI} else None
+    slices = config.slices or "axial" if all("slices" in each.uses for each in formats) else None
     made = {"intensity": first.rule, "slices": slices, "tiles": bool(first.tiles)}
     return Looked(folder, spec, split, lines, PictureFormat.model_validate(made))
 
@@ -145,7 +147,7 @@ def _reader(studies: Studies) -> Read:
 
 
 def _look_at_study(study: Study, at: int, read: Read, config: TrainConfig) -> _Seen:
-    from ddib_fed.formats.tiles import GeoTiffStudy
+    from ddib_fed.data.tiles import Tiles
 
     check = folders.range_check(range_of(study.pixels.rule, config.range))
     label = folders.label_of(study.origin.inputs[0], Path(str(config.images)), config.told_classes)
@@ -158,7 +160,7 @@ def _look_at_study(study: Study, at: int, read: Read, config: TrainConfig) -> _S
         looks = replace(looks, format=f"planes of a {study.kind}")
         entries.append(Entry(study.origin.given, label, digest, looks, partial(read, at, plane)))
     subject, tiles = subject_of(study, at), []
-    if isinstance(study, GeoTiffStudy):
+    if isinstance(study.pixels, Tiles):
         windows, size = study.pixels.grid.windows(), study.pixels.grid.tile
         tiles = [(windows[n][0].start, windows[n][1].start, *size) for n in study.sent]
     empty, kind = study.planes - len(study.sent), study.kind
@@ -167,13 +169,7 @@ def _look_at_study(study: Study, at: int, read: Read, config: TrainConfig) -> _S
 
 def subject_of(study: Study, at: int) -> tuple[str, str, str]:
     """As of `_Seen`."""
-    from ddib_fed.formats.dicom_writing import DicomStudy
-
-    if not isinstance(study, DicomStudy):
-        return "", "", str(at)
-    header = study.series.headers[0]
-    examination = str(header.get("StudyInstanceUID") or "")
-    return str(header.get("PatientID") or examination), examination, study.origin.series_sha256
+    return *study.subject, study.origin.series_sha256 or str(at)
 
 
 SUBJECTS = ("patients", "examinations", "files or series")
@@ -283,16 +279,11 @@ class _Found(NamedTuple):
 
 def volume_blocks(config: TrainConfig, *, say: Say, progress: Progress | None = None) -> Blocks:
     """The blocks of all volumes below `config.images`, those of held-out subjects apart."""
-    from ddib_fed.formats.opening import open_recognised
-    from ddib_fed.formats.study import Grid, Options
-    from ddib_fed.formats.volumes import Volumes
-    from ddib_fed.recognition import Format, recognise
+    from ddib_fed.data.volumes import Volumes
 
+    bad: Bad = []
     root, side = Path(str(config.images)), config.usual_size
-    options, bad = Options(config.intensity or "auto", volume=Grid(ANY_GRID)), list[tuple[Path, DdibError]]()
-    found = recognise([root])
-    volumes = tuple(each for each in found.studies if each.format in {Format.NIFTI, Format.DICOM})
-    studies = open_recognised(replace(found, studies=volumes), options, bad=bad).studies
+    studies = open_volumes(root, config.intensity or "auto", bad=bad)
     seen: dict[int, _Found] = {}
     for at in range(len(studies)):
         try:
@@ -345,6 +336,16 @@ def volume_blocks(config: TrainConfig, *, say: Say, progress: Progress | None = 
     held = np.stack([block[:, :side, :side, :side] for block in parts[True]])
     note = DataNote(source=f"blocks of {len(seen) - len(held_out)} volumes, {len(held_out)} more held out")
     return Blocks(np.stack(parts[False]), held, form, note)
+
+
+def open_volumes(root: Path, intensity: str, *, bad: Bad | None = None) -> Studies:
+    """Open the volumes below a folder, whole, each on its own grid; files that cannot be read go to `bad`."""
+    from ddib_fed.data.study import Grid, Options
+
+    found = recognise([root])
+    volumes = tuple(each for each in found.studies if "volume" in each.reader.uses)
+    options = Options(intensity, volume=Grid(ANY_GRID))
+    return open_recognised(replace(found, studies=volumes), options, bad=bad).studies
 
 
 def _held_out(seen: Mapping[int, _Found], studies: Studies, level: int, share: float) -> set[int]:

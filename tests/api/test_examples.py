@@ -8,16 +8,18 @@ import inspect
 import pytest
 
 import ddib_fed
+import ddib_fed.studies
 
 
 def examples():
-    """Doctests of the face's names; those of a class are of its methods too."""
+    """Doctests of the face's names; those of a class are of its methods too, and of what readers of formats need."""
     finder = doctest.DocTestFinder(exclude_empty=True)
     for name in ddib_fed.__all__:
         thing = getattr(ddib_fed, name)
         if inspect.isclass(thing) or inspect.isfunction(thing):
             tests = finder.find(thing, name, module=inspect.getmodule(thing), globs={})
             yield from (test for test in tests if test.examples)
+    yield from (test for test in finder.find(ddib_fed.studies, "ddib_fed.studies") if test.examples)
 
 
 @pytest.mark.slow

@@ -25,17 +25,17 @@ def in_the_guise_of(opening: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
-        ("map.tif", MAP, "MAP"),
-        ("later.TIFF", tiff({256: 1}, {34735: 4}), "MAP"),
-        ("volume.nii.gz", b"\x1f\x8b", "NIFTI"),
-        ("volume.nii", b"\x5c\1\0\0", "NIFTI"),
-        ("slice.dcm", in_the_guise_of(b""), "DICOM"),
-        ("slice", in_the_guise_of(b""), "DICOM"),
-        ("slice.tif", in_the_guise_of(tiff({256: 1})), "DICOM"),
-        ("slice.png", in_the_guise_of(b"\x89PNG\r\n\x1a\n"), "DICOM"),
-        ("slice.jpg", in_the_guise_of(b"\xff\xd8\xff"), "DICOM"),
-        ("points.npy", in_the_guise_of(b"\x93NUMPY"), "DICOM"),
-        ("scan.jp2", b"", "PICTURE"),
+        ("map.tif", MAP, "TIFF with a georeference"),
+        ("later.TIFF", tiff({256: 1}, {34735: 4}), "TIFF with a georeference"),
+        ("volume.nii.gz", b"\x1f\x8b", "NIfTI volume"),
+        ("volume.nii", b"\x5c\1\0\0", "NIfTI volume"),
+        ("slice.dcm", in_the_guise_of(b""), "DICOM file"),
+        ("slice", in_the_guise_of(b""), "DICOM file"),
+        ("slice.tif", in_the_guise_of(tiff({256: 1})), "DICOM file"),
+        ("slice.png", in_the_guise_of(b"\x89PNG\r\n\x1a\n"), "DICOM file"),
+        ("slice.jpg", in_the_guise_of(b"\xff\xd8\xff"), "DICOM file"),
+        ("points.npy", in_the_guise_of(b"\x93NUMPY"), "DICOM file"),
+        ("scan.jp2", b"", "picture of a format that nodes do not take"),
     ],
 )
 def test_a_header_that_must_stay_is_refused_with_the_command_that_sends_pixels(tmp_path, name, content, kind):

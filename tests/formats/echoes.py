@@ -11,8 +11,8 @@ import numpy as np
 import pydicom
 
 from ddib_fed.data.pictures import decode_image, decode_volume, encode_png, encode_volume, holds_volume
-from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import ItemResult, Options, Study, StudyResults
+from ddib_fed.data.study import ItemResult, Options, Study, StudyResults
+from ddib_fed.recognition import open_paths
 from ddib_fed.record import Part, PictureFigures, Record, WrittenFile
 from tests.data_modules.picture_examples import chunks
 

@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from ddib_fed.formats.credentials import OFFLINE, PNG
+from ddib_fed.client.credentials import OFFLINE, PNG
 
 
 def read_mark(content: bytes) -> dict | None:

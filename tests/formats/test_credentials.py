@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from ddib_fed.client.credentials import MADE_BY_A_MODEL, Credentials, mark
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.errors import ConfigError, InputError
-from ddib_fed.formats.credentials import MADE_BY_A_MODEL, Credentials, mark
 from tests.formats.echoes import record
 from tests.formats.signers import read_mark, write_signer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ddib_fed.data.study import IntensityRule
 from ddib_fed.errors import ImageUnreadable, UsageError
-from ddib_fed.formats.study import IntensityRule
 
 VALUES = np.random.default_rng(0).normal(300, 120, (5, 9, 8, 1))
 

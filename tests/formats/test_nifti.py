@@ -8,8 +8,8 @@ import nibabel
 import numpy as np
 import pytest
 
+from ddib_fed.data.study import Grid, StudyResults
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.study import Grid, StudyResults
 from tests.formats.echoes import HOUNSFIELD, NIFTI, echo, only, require_pixels_alone, results
 
 

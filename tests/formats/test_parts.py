@@ -8,12 +8,12 @@ import json
 import numpy as np
 import pytest
 
+from ddib_fed.client import parts as parts_module
+from ddib_fed.client.parts import check_outputs, finished_study, translate_study, write_outputs
 from ddib_fed.data.pictures import decode_image, encode_png
+from ddib_fed.data.study import Options
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
-from ddib_fed.formats import parts as parts_module
-from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.parts import check_outputs, finished_study, translate_study, write_outputs
-from ddib_fed.formats.study import Options
+from ddib_fed.recognition import open_paths
 from ddib_fed.record import Record
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import ASKED, NIFTI, only, record, results

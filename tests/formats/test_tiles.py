@@ -8,11 +8,11 @@ import rasterio
 from PIL import Image
 from rasterio.io import MemoryFile
 
+from ddib_fed.client.parts import write_outputs
 from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.study import StudyResults
+from ddib_fed.data.tiles import TileGrid, blend
 from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable
-from ddib_fed.formats.parts import write_outputs
-from ddib_fed.formats.study import StudyResults
-from ddib_fed.formats.tiles import TileGrid, blend
 from tests.formats.echoes import echo, only, require_pixels_alone, results
 from tests.formats.maps import WHERE, write_map
 from tests.node.picture_examples import SECRET

@@ -26,8 +26,8 @@ from tests.formats.maps import WHERE, write_map
 READ = """
 import sys; from pathlib import Path
 from ddib_fed.errors import DdibError
-from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import Options
+from ddib_fed.recognition import open_paths
+from ddib_fed.data.study import Options
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.formats.dicom import pydicom as decoders
 import PIL.Image, nibabel, rasterio.io, rasterio.fill, tifffile

@@ -13,10 +13,10 @@ import numpy as np
 import pydicom
 import pytest
 
+from ddib_fed.client.parts import write_outputs
 from ddib_fed.data.pictures import decode_volume
+from ddib_fed.data.study import Grid, StudyResults
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.formats.parts import write_outputs
-from ddib_fed.formats.study import Grid, StudyResults
 from tests.formats.dicom.files import write_series
 from tests.formats.echoes import HOUNSFIELD, echo, only, results
 
@@ -138,7 +138,7 @@ def test_what_the_model_does_not_see_is_never_silently_lost(tmp_path: Path) -> N
         ImageUnreadable, match=r"25% of what .* measures 40 x 40 x 40 mm.* 40 x 40 x 24 mm"
     ) as caught:
         only(tmp_path / "head.nii", volume=Grid((20, 40, 24), (2.0, 1.0, 1.0)))
-    assert caught.value.hint.startswith('--size 20x40x40, or [model] scene = "20x40x40" at both nodes')
+    assert caught.value.hint.startswith('size=20x40x40, or [model] scene = "20x40x40" at both nodes')
     assert not only(tmp_path / "head.nii", volume=Grid((20, 40, 40), (2.0, 1.0, 1.0))).warnings
     values[0] = 0
     values[36, 15, 15:30] = 200

@@ -16,8 +16,8 @@ from PIL import Image
 
 from ddib_fed.data.pictures import decode_image, decode_volume
 from ddib_fed.data.points import parse_npy, to_npy
-from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import Grid, Options
+from ddib_fed.data.study import Grid, Options
+from ddib_fed.recognition import open_paths
 from tests.data_modules import picture_examples as pictures
 from tests.formats.dicom.files import write_enhanced, write_series
 from tests.formats.echoes import DICOM

@@ -14,8 +14,7 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import PictureMisfit
-from ddib_fed.formats import opening
-from ddib_fed.recognition import Format
+from ddib_fed.formats import Nifti
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
@@ -129,9 +128,8 @@ def test_volumes_that_no_reader_can_open_are_named(
     def broken(*_given, **_how):
         raise IndexError("Doe^John")
 
-    origin, _ = opening._FORMATS[Format.NIFTI]
     drop(*(volume(tmp_path / f"{name}.nii.gz") for name in "ab"))
-    monkeypatch.setitem(opening._FORMATS, Format.NIFTI, (origin, broken))
+    monkeypatch.setattr(Nifti, "read", broken)
     state = ended(finished(target=TARGET))
     assert state["error"]["reason"] == "FILES_LEFT_OUT"
     assert "2 of 2 were not translated" in state["error"]["detail"]

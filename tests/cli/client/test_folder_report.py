@@ -11,11 +11,11 @@ import pytest
 from ddib_fed import Event, Run
 from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress, report_run
 from ddib_fed.client.files import LeftOut
+from ddib_fed.client.parts import WrittenStudy
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import Delivered
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable
-from ddib_fed.formats.parts import WrittenStudy
 from ddib_fed.protocol.messages import JobState
 from ddib_fed.record import Part, PictureFigures, Record
 

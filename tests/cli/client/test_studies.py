@@ -13,12 +13,12 @@ import pytest
 from ddib_fed.cli.main import run
 from ddib_fed.client import files as client_files
 from ddib_fed.data.pictures import encode_png
+from ddib_fed.data.study import Options
 from ddib_fed.errors import ExitCode
-from ddib_fed.formats import opening
+from ddib_fed.formats import NIFTI as READER
+from ddib_fed.formats import Nifti
 from ddib_fed.formats.nifti import NiftiStudy
-from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import Options
-from ddib_fed.recognition import Format
+from ddib_fed.recognition import open_paths
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import NORTH, TARGET, npy, points
 from tests.formats.dicom.files import write_series
@@ -295,14 +295,13 @@ def test_whatever_a_reader_raises_ends_its_file_alone(stage, translate, north, t
 
         return reader
 
-    origin, read = opening._FORMATS[Format.NIFTI]
     if stage == "assemble":
         monkeypatch.setattr(NiftiStudy, "assemble", broken(NiftiStudy.assemble))
     elif stage == "payload":
         monkeypatch.setattr(client_files, "payload", broken(client_files.payload))
     else:
-        found = (broken(origin), read) if stage == "origin" else (origin, broken(read))
-        monkeypatch.setitem(opening._FORMATS, Format.NIFTI, found)
+        name = "origin" if stage == "origin" else "read"
+        monkeypatch.setattr(Nifti, name, staticmethod(broken(getattr(READER, name))))
     given = [tmp_path / f"{number}.{kind}" for number in range(3) for kind in ("nii", "png")]
     assert translate(*given, "--skip-bad") == ExitCode.LEFT_OUT
     said = capsys.readouterr().err

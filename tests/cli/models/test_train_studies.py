@@ -13,10 +13,10 @@ from click.testing import CliRunner, Result
 from ddib_fed.cli.model import model
 from ddib_fed.data.fitting import PictureRule, fit_picture
 from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.study import Options
 from ddib_fed.errors import InputError
-from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import Options
 from ddib_fed.models.bundle import load_bundle
+from ddib_fed.recognition import open_paths
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.sources import PictureSource, folder_source
 from tests.formats.dicom.files import words_of, write_contrasts, write_series

@@ -243,7 +243,7 @@ def test_a_client_needs_no_extra(pair: Machines) -> None:
         "client = ddib_fed.Client.from_profile('client/client.toml');"
         "[result] = ddib_fed.translate(str(pictures[0]), client, 'west.example/relief');"
         "result.picture.save('bare.png'); client.close();"
-        "import ddib_fed.formats.opening, ddib_fed.web.researcher, nibabel, pydicom;"
+        "import ddib_fed.formats.dicom, ddib_fed.formats.nifti, ddib_fed.web.researcher, nibabel, pydicom;"
         "sys.exit(run(['model', 'sample', 'satellite', '--out', 'bare-samples']))"
     )
     done = subprocess.run(

@@ -11,11 +11,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from ddib_fed.data.study import Options
 from ddib_fed.errors import ImageUnreadable
 from ddib_fed.formats import dicom
 from ddib_fed.formats.dicom import affine_of, readable_syntaxes
-from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import Options
+from ddib_fed.recognition import open_paths
 from tests.formats.dicom.files import write_enhanced, write_series
 from tests.formats.echoes import DICOM, echo, only, require_pixels_alone
 

@@ -11,11 +11,11 @@ import pydicom
 import pytest
 
 from ddib_fed.data.pictures import decode_image
+from ddib_fed.data.study import Options, StudyResults
 from ddib_fed.errors import ImageUnreadable, InputError, JobFailed
 from ddib_fed.formats.dicom_writing import report_of
-from ddib_fed.formats.opening import open_paths
-from ddib_fed.formats.study import Options, StudyResults
 from ddib_fed.names import __version__
+from ddib_fed.recognition import open_paths
 from tests.formats.dicom.files import write_contrasts, write_series
 from tests.formats.echoes import DICOM, HOUNSFIELD, echo, only, require_pixels_alone, results
 

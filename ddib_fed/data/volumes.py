@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels, encode_volume
+from ddib_fed.data.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty, require_size
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.formats.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty, require_size
 from ddib_fed.record import PictureFigures
 
 ALIKE: Final = 1e-3

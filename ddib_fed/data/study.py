@@ -11,7 +11,6 @@ import hashlib
 import io
 import re
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,6 @@ from numpy.typing import NDArray
 from ddib_fed.data.fitting import FIXED
 from ddib_fed.data.pictures import Pixels, bands, decode_image, decode_volume, encode_png, image_format
 from ddib_fed.errors import (
-    DdibError,
     ExtraMissing,
     FileMissing,
     ImageUnreadable,
@@ -36,8 +34,6 @@ from ddib_fed.errors import (
 )
 from ddib_fed.record import PictureFigures, Record
 
-Bad = list[tuple[Path, DdibError]]
-"""Files that cannot be read, with their errors."""
 AUTO: Final = "auto"
 LATENT: Final = ".latent.npy"
 PERCENTILES: Final = "percentile:0.5,99.5"
@@ -249,23 +245,6 @@ class Origin:
     suffix: str = ""
     series_sha256: str = ""
 
-    @classmethod
-    def of_file(
-        cls,
-        path: Path,
-        settings: Mapping[str, Any],
-        *,
-        suffix: str,
-        within: str = "",
-        results: Sequence[str] = (),
-        beside: Sequence[str] = (),
-    ) -> Origin:
-        """Describe a file whose results lie below the folder `within`, by default one of the same kind."""
-        called = within + safe_name(path.name[: len(path.name) - len(suffix)])
-        outputs = tuple(called + each for each in results or (suffix,))
-        others = tuple(called + each for each in beside)
-        return cls(path, called, outputs, (path,), settings, beside=others, suffix=suffix)
-
     def renamed(self, name: str) -> Origin:
         """Return the same origin with another name for its results."""
         outputs = tuple(name + each.removeprefix(self.name) for each in self.outputs)
@@ -330,7 +309,7 @@ class Options:
 
     def settings(self, *names: str) -> dict[str, Any]:
         """Some of them as JSON values: those that decide what a format's items and output are."""
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names if name != "volume"}
         if self.volume is not None:
             values = {**values, "slices": None, "volume": tuple(map(list, self.volume))}
         found = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -518,6 +497,11 @@ class Study(ABC):
         return self.pixels.items()
 
     @property
+    def subject(self) -> tuple[str, str]:
+        """Whom it shows and in which examination, so that training keeps both together; empty if no header says it."""
+        return "", ""
+
+    @property
     def in_tiles(self) -> bool:
         """Whether its items are tiles, which are shown as the whole that they make."""
         return False
@@ -575,14 +559,6 @@ class Studies:
     @property
     def origins(self) -> tuple[Origin, ...]:
         return tuple(each.origin for each in self.unread)
-
-
-class Choice(NamedTuple):
-    """What was made of the paths of a command."""
-
-    studies: Studies
-    plain: tuple[Path, ...]
-    ignored: Counter[str]
 
 
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:

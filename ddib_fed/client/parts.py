@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from ddib_fed.data.study import LATENT, Assembled, ItemResult, Origin, Study, StudyResults, naming
 from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
-from ddib_fed.formats.study import LATENT, Assembled, ItemResult, Origin, Study, StudyResults, naming
 from ddib_fed.record import Part, PictureFigures, Record, WrittenFile
 
 FORMAT = 1

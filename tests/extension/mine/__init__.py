@@ -1,0 +1,1 @@
+"""What another author adds to ddib-fed, with its face alone."""
