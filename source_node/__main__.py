@@ -1,7 +1,5 @@
 """`ddib-source-node` and `python -m source_node`: train | serve | check."""
 
-from __future__ import annotations
-
 from ddib_fed.terminal import importing
 
 

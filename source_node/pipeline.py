@@ -1,11 +1,8 @@
-"""One job's items through `engine.party.translate`: the node's own model, the peer, and what is kept of each item.
+"""Runs one job's items through `engine.party.translate`, with this node's model as one `Party` and a peer as the other.
 
-`JobPipeline` is the node's model as a `Party` that stores each latent before it leaves and sends a stored one again;
-`RemoteParty` is the peer. Items are decoded samples, large sets of points in ranges of rows. Nothing waits for the disk
-but what must: a latent, before it is sent. Memory holds some batches of samples, whatever the job's size.
+Each latent is stored before it leaves; a stored one is sent again. Only latents wait for the disk, and memory holds a
+few batches of samples, whatever the job's size.
 """
-
-from __future__ import annotations
 
 import logging
 import threading
@@ -69,22 +66,19 @@ from source_node.submission import calibration_of, check_allowed, own_classes, t
 log = logging.getLogger(__name__)
 
 RANGE_ROWS = 2_048
-"""Points of a range. Not the engine's own measure: a restart, or another engine, must find the same ranges."""
+"""Points are split into ranges of a fixed size, so that a restart, or another engine, finds the same ranges."""
 MOST_POINTS = 10_000_000
-"""Of an item, whatever node.toml says (`LimitsSection`)."""
 ITEM_ERRORS = (InputError, LatentNotGaussian, ChunkCorrupt)
-"""What is wrong with one item and no other."""
 MOST_WRITES: Final = 32
-"""Results of one job that wait for the disk at once: enough for a batch to be made durable together."""
+"""Let this many results of a job wait for the disk, so that a batch is made durable together."""
 MOST_WRITE_BYTES: Final = 8 << 20
-"""Of the same; a single larger result goes."""
-TRY_AGAIN_S: Final = 0.1
 STEPS_EVERY_S: Final = 0.25
-"""Steps of one stage are published at most this often, whichever item they are of: an event for every step of every
-item in flight costs the node, and each client that watches, more than storing it."""
+"""Publish a stage's steps at most this often: events of every step would cost more than storing the items."""
 
 
 class Numbers:
+    """Numbers of ranges in the engine, from an item and the range's place in it, and back."""
+
     def __init__(self, items: Sequence[StoredItem], sample_shape: Sequence[int]) -> None:
         self._stride = 1
         if len(sample_shape) == 1:  # a picture is one row
@@ -96,7 +90,6 @@ class Numbers:
         return item * self._stride + place
 
     def split(self, number: int) -> tuple[int, int]:
-        """The item, and the place of the range in it."""
         return divmod(number, self._stride)
 
 
@@ -105,7 +98,7 @@ def rows_about(items: int, size_bytes: int, sample_shape: Sequence[int]) -> int:
 
 
 def woven(parts: Sequence[Array]) -> Array:
-    """The rows of all ranges in the order of the item: a range is every n-th row."""
+    """Join an item's ranges; range i of n holds the rows i, i + n, i + 2n, ..."""
     if len(parts) == 1:
         return parts[0]
     whole = np.empty((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
@@ -120,11 +113,10 @@ class ItemWork:
     given: Given
     record: Record
     made: Mapping[int, Encoded]
-    """Latents of ranges that were made before an interruption."""
+    """The latents of ranges that were stored before an interruption."""
     encoded: dict[int, Encoded] = field(init=False)
-    found: dict[int, TranslatedItem] = field(default_factory=dict)
+    outcomes: dict[int, TranslatedItem] = field(default_factory=dict)
     kept: set[int] = field(init=False)
-    """Ranges whose latents are stored."""
 
     def __post_init__(self) -> None:
         self.encoded, self.kept = dict(self.made), set(self.made)
@@ -137,24 +129,24 @@ class ItemWork:
         return np.ascontiguousarray(self.given.samples[place :: self.ranges])
 
     def whole_latent(self) -> tuple[Latent, LatentStatistics]:
-        """The item's latent and its statistics, when those of all ranges are there."""
+        """Return the item's latent and statistics; all its ranges must be encoded."""
         if self.ranges == 1:
             return self.encoded[0].latent, self.encoded[0].statistics
         latent = Latent.from_array(woven([self.encoded[place].latent.data for place in range(self.ranges)]))
         return latent, measured(latent)
 
     def translated(self) -> tuple[Decoded, Decoded | None] | None:
-        """What the target decoded and, for a cycle, what came back, once all ranges are there."""
-        if len(self.found) < self.ranges:
+        """Return the item as decoded by the target and, in a cycle, by this node; None while ranges are missing."""
+        if len(self.outcomes) < self.ranges:
             return None
-        found = [self.found[place] for place in range(self.ranges)]
-        back = [each.back for each in found if each.back is not None]
-        return _joined([each.decoded for each in found]), _joined(back) if back else None
+        outcomes = [self.outcomes[place] for place in range(self.ranges)]
+        returned = [outcome.back for outcome in outcomes if outcome.back is not None]
+        return _joined([outcome.decoded for outcome in outcomes]), _joined(returned) if returned else None
 
 
 @dataclass(slots=True, eq=False)
 class StepEvents:
-    """Publishes the events of one running job, and counts them in the metrics; safe to use from any thread."""
+    """Events and metrics of one running job; safe to use from any thread."""
 
     publish: Callable[..., object]
     metrics: Metrics
@@ -167,31 +159,30 @@ class StepEvents:
     _observed: Counter[str] = field(default_factory=Counter)
     _ranges: dict[int, int] = field(default_factory=dict)
     _steps: dict[int, dict[tuple[str, int], int]] = field(default_factory=dict)
-    """Of each item that is being worked on: how far each of its ranges is in each stage."""
-    _said: dict[str, float] = field(default_factory=dict)
+    _published: dict[str, float] = field(default_factory=dict)
 
     def begins(self, item: int, ranges: int) -> None:
         with self._lock:
             self._ranges[item], self._steps[item] = ranges, {}
 
     def step(self, item: int, place: int, stage: str, step: int, steps: int) -> None:
-        """A range has gone so many steps of a stage: the item's steps are those of all its ranges."""
+        """Note a range's step, and publish the sum over the item's ranges if it is time."""
         now = time.monotonic()
         with self._lock:
-            so_far = self._steps.get(item)
-            if so_far is None:  # it has ended
+            progress = self._steps.get(item)
+            if progress is None:  # it has ended
                 return
-            so_far[stage, place] = step
-            # Called on the engine's thread for every step: the ranges are added up only for what is published.
-            said = now - self._said.get(stage, float("-inf")) < STEPS_EVERY_S
-            if said and not (step == steps and self.items == 1):
+            progress[stage, place] = step
+            # This runs on the engine's thread for every step: add the ranges up only to publish them.
+            is_recent = now - self._published.get(stage, float("-inf")) < STEPS_EVERY_S
+            if is_recent and not (step == steps and self.items == 1):
                 return
-            of_all = self._ranges[item] * steps
-            done = min(of_all, sum(value for (name, _), value in so_far.items() if name == stage))
-            if said and done < of_all:
+            total = self._ranges[item] * steps
+            done = min(total, sum(value for (name, _), value in progress.items() if name == stage))
+            if is_recent and done < total:
                 return
-            self._said[stage] = now
-        self.publish(self.job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=of_all)
+            self._published[stage] = now
+        self.publish(self.job_id, JobState.RUNNING, item=item, stage=stage, step=done, steps=total)
 
     def observe(self, stage: str, seconds: float, samples: int) -> None:
         self.metrics.seconds.labels(stage).observe(seconds)
@@ -225,7 +216,7 @@ def measured(latent: Latent) -> LatentStatistics:
 
 
 def _joined(parts: Sequence[Decoded]) -> Decoded:
-    """Ranges, decoded, as one item; what only a single range has (its latent again) is left out."""
+    """Join decoded ranges into one item, without their returned latents."""
     if len(parts) == 1:
         return parts[0]
     normalised = [part.normalised for part in parts if part.normalised is not None]
@@ -240,7 +231,7 @@ def _joined(parts: Sequence[Decoded]) -> Decoded:
 
 
 def error_record(error: DdibError) -> common_pb2.ErrorDetail:
-    """An error as it is kept and sent to the client, without the text of an exception."""
+    """Return an error as it is stored and sent to the client, without the text of an exception."""
     institution = error.hop.rpartition(" ")[2] if error.hop.startswith("target ") else ""
     detail = to_detail(error, institution, error.incident)
     detail.ClearField("retry_after_ms")
@@ -248,7 +239,7 @@ def error_record(error: DdibError) -> common_pb2.ErrorDetail:
 
 
 class JobPipeline:
-    """One job's way under one policy; made again for what an interruption, or another policy, left."""
+    """One attempt at a job, under one policy; also this node's model as a `Party`."""
 
     def __init__(
         self,
@@ -271,12 +262,11 @@ class JobPipeline:
         )
         self._work: dict[int, ItemWork] = {}
         self._leaving = threading.Lock()
-        """Held while latents are kept and recorded: no item is given up meanwhile, and no other call sends any."""
+        """Hold this while latents are stored and recorded: meanwhile no item fails, and no other call sends any."""
         self._writing: deque[tuple[Future[None], int]] = deque()
-        """Results on their way to the disk, with their sizes."""
 
     def run(self, items: Sequence[StoredItem], on_answer: Callable[[], object] = lambda: None) -> None:
-        """Take the items as far as they go; returns when everything is on the disk. `on_answer`: the peer is there."""
+        """Translate items and return when the results are on the disk; call `on_answer` when the peer has agreed."""
         node, job, request, config = self._node, self._job, self._job.request, self._node.config
         check_allowed(job.owner, request, config)
         self._peer = node.peers.get(request.target_institution)
@@ -335,8 +325,6 @@ class JobPipeline:
 
     def _on_step(self, number: int, stage: str, step: int, steps: int) -> None:
         self._progress.step(*self._numbers.split(number), stage, step, steps)
-
-    # What the client sent
 
     def _given(self, items: Sequence[StoredItem]) -> Iterator[ToTranslate]:
         contract, request = self._contract, self._job.request
@@ -402,7 +390,7 @@ class JobPipeline:
         return ItemWork(item, given, record, made)
 
     def _made(self, item: StoredItem, record: Record | None) -> Mapping[int, Encoded]:
-        """The latents of ranges that were made before, to be sent as they are; all of them of an encoded item."""
+        """Return the stored latents of an item's ranges, by place; reset the item if they cannot be sent any more."""
         if record is None:
             return {}
         job_id, made, lost = self._job.job_id, dict[int, Encoded](), ""
@@ -437,7 +425,7 @@ class JobPipeline:
         return given.at_model_size() if self._job.request.model_size else given
 
     def _file(self, item: StoredItem) -> AbstractContextManager[bytes]:
-        """What the client sent, while the memory that it takes when it is decoded is reserved."""
+        """Reserve the memory for decoding the client's file, and return its bytes for as long."""
         return self._node.decoding.file(
             self._job.owner,
             item.size_bytes,
@@ -445,15 +433,13 @@ class JobPipeline:
             self._samples.memory,
         )
 
-    # What the own model does
-
     def known(self, item: ToEncode) -> Encoded | None:
-        """The latent that was made for a range before an interruption."""
+        """Return a range's stored latent, if there is one."""
         work, place = self._place(item.number)
         return None if work is None else work.made.get(place)
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
-        """The latents of ranges: those that were made before, and new ones."""
+        """Yield the latents of ranges, stored or new."""
         for outcome in self._engine.encode_each(items, leg, known=self.known):
             work, place = self._place(outcome.number)
             if work is None:
@@ -476,10 +462,8 @@ class JobPipeline:
                 self._progress.observe("return", outcome.seconds, len(outcome.samples))
             yield outcome
 
-    # What leaves
-
     def _release(self, latents: Sequence[ToDecode]) -> list[ApprovedLatent]:
-        """The latents that are fit to leave, each stored and recorded as sent."""
+        """Return the latents that may leave, each stored and recorded as sent."""
         contract, peer = self._contract, self._contract.target.institution
         line: dict[str, Value] = {
             "job": self._job.job_id,
@@ -491,7 +475,7 @@ class JobPipeline:
             if not self._node.peers.get(peer).still_vouches_for(self._peer):
                 raise ContractUnknown(
                     f"the entry of {peer} was replaced meanwhile: a contract is agreed on over a new connection",
-                    retry_after_s=TRY_AGAIN_S,
+                    retry_after_s=0.1,
                 )
             approved, changes = list[ApprovedLatent](), list[Change]()
             new: list[tuple[ItemWork, int]] = []
@@ -519,7 +503,7 @@ class JobPipeline:
         return [each.recorded(anchor_of(head)) for each in approved]
 
     def _latent_change(self, work: ItemWork, place: int, *, is_last: bool) -> Change:
-        """What is kept of a latent before it leaves; the last of its item takes the item on."""
+        """Return what to store of a latent before it leaves; the item's last one makes it ENCODED."""
         files, state = [NewFile(SpoolPart.ENCODED, work.encoded[place].latent.to_bytes(), range=place)], None
         if is_last:
             state, (latent, statistics) = ItemState.ENCODED, work.whole_latent()
@@ -537,10 +521,8 @@ class JobPipeline:
             peer = self._contract.target.institution
             self._node.write_receipt(peer, self._contract, exchanged, job=self._job.job_id)
 
-    # What comes back
-
     def _take(self, outcome: TranslatedItem | Failed, target: RemoteParty) -> None:
-        """A range that has gone all its way: the last one of an item finishes it."""
+        """Note a range's outcome; store the item's result after its last range."""
         number = outcome.number if isinstance(outcome, Failed) else outcome.item.number
         work, place = self._place(number)
         if work is None:
@@ -549,13 +531,12 @@ class JobPipeline:
         if isinstance(outcome, Failed):
             self._fail_item(index, outcome.error)
             return
-        work.found[place] = outcome
-        if (found := work.translated()) is None:
+        work.outcomes[place] = outcome
+        if (translated := work.translated()) is None:
             return
         try:
-            files, record = self._result(work, *found)
+            files, record = self._result(work, *translated)
         except (InputError, LatentNotGaussian) as error:
-            # One that cannot be written ends this item and no other.
             self._fail_item(index, target.unusable(error))
             return
         size = sum(len(file.data) for file in files)
@@ -566,33 +547,35 @@ class JobPipeline:
         self._writing.append((future, size))
         future.add_done_callback(lambda done: None if done.exception() else self._progress.ends(index))
 
-    def _result(self, work: ItemWork, there: Decoded, back: Decoded | None) -> tuple[list[NewFile], Record]:
+    def _result(
+        self, work: ItemWork, decoded: Decoded, returned: Decoded | None
+    ) -> tuple[list[NewFile], Record]:
         files: list[NewFile] = []
-        samples, given, rule = self._samples, work.given, rule_of_side(self._contract.target)
-        record = work.record.with_(seconds={"remote": there.seconds}, wire_bytes=there.wire_bytes)
-        made: dict[SpoolPart, Callable[[], SampleFile]] = {
+        samples, source, rule = self._samples, work.given, rule_of_side(self._contract.target)
+        record = work.record.with_(seconds={"remote": decoded.seconds}, wire_bytes=decoded.wire_bytes)
+        makers: dict[SpoolPart, Callable[[], SampleFile]] = {
             SpoolPart.TRANSLATION: lambda: samples.translation(
-                there.samples, rule, given, self._alone, blend=self._job.request.solver.blend
+                decoded.samples, rule, source, self._alone, blend=self._job.request.solver.blend
             )
         }
-        if given.model_size:
-            made[SpoolPart.SOURCE] = lambda: SampleFile(samples.file(given.samples))
-        if back is not None:
-            made[SpoolPart.RETURNED] = lambda: samples.returned(given, back)
-        for part, make in made.items():
-            with self._node.decoding.work(self._job.owner, samples.output_memory(given)):
+        if source.model_size:
+            makers[SpoolPart.SOURCE] = lambda: SampleFile(samples.file(source.samples))
+        if returned is not None:
+            makers[SpoolPart.RETURNED] = lambda: samples.returned(source, returned)
+        for part, make in makers.items():
+            with self._node.decoding.work(self._job.owner, samples.output_memory(source)):
                 result = make()
             files.append(NewFile(part, result.file, MEDIA_TYPES[samples.format]))
             record = record.with_(**result.figures)
-        if back is not None:
-            record = record.with_(seconds={"return": back.seconds})
-            if given.is_fitted:  # against the picture as it was sent
+        if returned is not None:
+            record = record.with_(seconds={"return": returned.seconds})
+            if source.is_fitted:  # against the picture as it was sent
                 with self._file(work.item) as content:
-                    record = record.with_(picture=samples.returned_at_own_size(content, back))
+                    record = record.with_(picture=samples.returned_at_own_size(content, returned))
         return files, record
 
     def _wait_for_writes(self, more: int) -> None:
-        """Until there is room for a result of so many bytes; with 0, until all are on the disk."""
+        """Wait until a result of so many bytes has room; with 0, until all results are on the disk."""
         while self._writing:
             future, _ = self._writing[0]
             room = len(self._writing) < MOST_WRITES

@@ -1,9 +1,8 @@
-"""An admitted peer: what it says of itself, the contract with it, and its model as a `Party` over Decode calls.
+"""Makes the model of an admitted peer a `Party` over Decode calls, after a contract with it.
 
-Nothing that a peer says is believed: each answer is checked before it is used. A call carries many latents, which go
-out while the next ones are encoded. An item that the peer refuses ends its call, when the peer has
-answered what it had begun by then; the items that have no answer yet go into the next one as they are. A call that has
-had nothing to do for a while is ended too.
+Every answer of a peer is checked before it is used. A call carries many latents, which go out while the next ones are
+encoded. A refused item ends its call after the peer's pending answers; unanswered latents go into the next call. An
+idle call is ended too.
 """
 
 from __future__ import annotations
@@ -51,35 +50,31 @@ log = logging.getLogger(__name__)
 
 UNARY_TIMEOUT_S: Final = 10.0
 SILENCE_S: Final = 120.0
-"""Longer than a few of the signs of life that a target sends (`target_node.stream.SIGN_OF_LIFE_S`)."""
+"""This is longer than a few signs of life of a target (`target_node.stream.SIGN_OF_LIFE_S`)."""
 MAX_SECONDS: Final = 1e7
-"""Beyond it, what a peer says of its own speed is not believed (and not recorded)."""
 ANSWERS: Final = {
     "point": common_pb2.MEDIA_TYPE_NPY, "picture": common_pb2.MEDIA_TYPE_PNG, "volume": common_pb2.MEDIA_TYPE_NPY,
 }  # fmt: skip
-"""What a translation comes back as."""
 STAGES: Final[Mapping[str, Stage]] = {"decode": "decode", "encode": "encode"}
-# Latents that wait for the wire, in batches, and at least some: the next batch is whole when the wire is free.
+# Latents wait for the wire in whole batches, so that the next batch is complete when the wire is free.
 WAITING_BATCHES: Final = 1
 FEW_WAITING: Final = 2
-# Latents without an answer: a batch that the peer computes, one that waits for it there, one on the way.
+# Unanswered latents are a batch that the peer computes, one that waits at the peer, and one on the way.
 UNANSWERED_BATCHES: Final = 3
 FEW_UNANSWERED: Final = 4
 IDLE_S: Final = 60.0
-"""A call that has nothing to send and waits for nothing ends, and the next latent begins another: a source that
-computes for long is not idle in the eyes of its peer (`idle_s` in its [limits], 300 s unless it was changed)."""
+"""End a call that has been idle for so long, before its peer does (`idle_s` in its [limits], by default 300 s)."""
 GATHER_S: Final = 0.004
 """Latents that come no further apart are sent, and written to the disk, together."""
 POLL_S: Final = 0.2
-"""How often a blocked stage looks whether it should still wait."""
 REFUSALS: Final = (errors.InputError, errors.LatentNotGaussian, errors.PeerFault)
-"""What may be wrong with an item and no other."""
 
 Release = Callable[[Sequence[ToDecode]], Sequence[ApprovedLatent]]
-"""Makes latents fit to leave; those of items that were given up are left out."""
 
 
 class Remote:
+    """An admitted peer over one channel."""
+
     def __init__(
         self, institution: str, channel: grpc.Channel, *, max_file_bytes: int, silence_s: float = SILENCE_S
     ) -> None:
@@ -93,7 +88,7 @@ class Remote:
     def describe(
         self, timeout_s: float = UNARY_TIMEOUT_S
     ) -> tuple[pb.ContractSide, common_pb2.GuidanceTerms]:
-        """What the peer decodes to: its half of a contract, and what guidance it offers."""
+        """Return the peer's half of a contract, and the guidance that it offers; raise unless both are valid."""
         request = pb.DescribeDomainRequest(protocol=PROTOCOL)
         try:
             answer = self._stub.DescribeDomain(request, timeout=timeout_s)
@@ -113,9 +108,20 @@ class Remote:
         control: Control,
         calibration: common_pb2.CalibrationTerms | None = None,
     ) -> Contract:
-        """Agree with the peer, believing nothing that was not computed here."""
+        """Return a contract with the peer for this domain; raise unless its answer is what this node computes."""
         request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=own, calibration=calibration)
-        answer = self._propose(request, control)
+        remaining = control.remaining_s()
+        timeout = UNARY_TIMEOUT_S if remaining is None else min(UNARY_TIMEOUT_S, remaining)
+        try:
+            call = self._stub.NegotiateContract.future(request, timeout=timeout)
+            with control.interrupting(call.cancel):
+                answer: pb.NegotiateContractResponse = call.result()
+        except grpc.FutureCancelledError as error:
+            control.check()
+            raise errors.PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop) from error
+        except grpc.RpcError as error:
+            raise failure(error, self.hop, control) from error
+        self.takes_traces = is_taken(call.trailing_metadata())
         with checking_answers(self.hop):
             contract = confirm(
                 answer, source=own, target_institution=self.institution, calibration=calibration
@@ -129,23 +135,6 @@ class Remote:
             )
         return contract
 
-    def _propose(
-        self, request: pb.NegotiateContractRequest, control: Control
-    ) -> pb.NegotiateContractResponse:
-        remaining = control.remaining_s()
-        timeout = UNARY_TIMEOUT_S if remaining is None else min(UNARY_TIMEOUT_S, remaining)
-        try:
-            call = self._stub.NegotiateContract.future(request, timeout=timeout)
-            with control.interrupting(call.cancel):
-                answer: pb.NegotiateContractResponse = call.result()
-        except grpc.FutureCancelledError as error:
-            control.check()
-            raise errors.PeerUnreachable(f"the channel to {self.hop} was closed", hop=self.hop) from error
-        except grpc.RpcError as error:
-            raise failure(error, self.hop, control) from error
-        self.takes_traces = is_taken(call.trailing_metadata())
-        return answer
-
     def decode(
         self,
         contract: Contract,
@@ -156,22 +145,22 @@ class Remote:
     ) -> DecodeCall:
         """Send latents as they come, None after the last, and read translations as they come."""
         call = DecodeCall(contract, header, control, max_file_bytes=self.max_file_bytes, hop=self.hop)
-        beside = trace_entries(trace if self.takes_traces else None)
+        entries = trace_entries(trace if self.takes_traces else None)
         requests = call.requests(header, latents)
-        call.answers = self._stub.Decode(requests, timeout=control.remaining_s(), **beside)
+        call.answers = self._stub.Decode(requests, timeout=control.remaining_s(), **entries)
         call.answers.silence_s = self._silence_s
         return call
 
 
 @dataclass(frozen=True, slots=True)
 class PeerAnswer:
-    """One item from the peer: the translation's file, and its latent when that was asked for; unchecked."""
+    """One item from the peer, unchecked: the translation's file, and for a round trip its latent."""
 
     item: int
     file: bytes
     seconds: float
     crossed: int
-    """Bytes, both ways."""
+    """The bytes of both directions are counted."""
     latent: Whole | None
 
 
@@ -187,7 +176,7 @@ class DecodeCall:
         self._contract, self._control, self._hop = contract, control, hop
         self._round_trip, self._max_file_bytes = header.round_trip, max_file_bytes
         self._unanswered: dict[int, int] = {}
-        """Sizes of the latents that have gone out; filled on gRPC's thread, emptied on the reader's."""
+        """Map items to the sizes of their latents; gRPC's thread fills this, the reader's empties it."""
         self._all_sent = False
         self._result: Whole | None = None
         self._latent_opener = LatentOpener(contract, max_items=header.items)
@@ -208,7 +197,7 @@ class DecodeCall:
     def requests(
         self, header: pb.DecodeHeader, latents: Iterable[ApprovedLatent | None]
     ) -> Iterator[pb.DecodeRequest]:
-        """The call's messages, from latents that end with None when they are all."""
+        """Yield the call's messages; latents end with None unless they are broken off."""
         yield pb.DecodeRequest(header=header)
         for latent in latents:
             if latent is None:
@@ -257,7 +246,7 @@ class DecodeCall:
         return open_file(header.file, max_bytes=self._max_file_bytes, accepted={ANSWERS[kind]})
 
     def _open_latent(self, header: pb.LatentHeader) -> Announced:
-        """The peer's own limits are in the contract: what was sent bounds what may come back."""
+        """Raise unless the latent is of the size that was sent; the peer set the contract's limits itself."""
         if self._result is None or header.item != self._result.header.item:
             raise errors.MessageInvalid("a latent without its result")
         if (size := header.tensor.size_bytes) != (sent := self._unanswered[header.item]):
@@ -265,7 +254,7 @@ class DecodeCall:
         return self._latent_opener(header)
 
     def _take(self, whole: Whole) -> Iterator[PeerAnswer]:
-        """A finished item, once its last part is there."""
+        """Yield the item after its last part."""
         if whole.kind == "result" and self._round_trip:
             self._result = whole
             return
@@ -279,29 +268,31 @@ class DecodeCall:
 
 
 def failure(error: grpc.RpcError, hop: str, control: Control | None = None) -> errors.DdibError:
-    """What a failed call means for the job: only its own control cancels it or lets its time run out."""
-    found = failure_of_peer(error, hop)
+    """Return the error that a failed call means for its job; raise if the job was cancelled or its time is over."""
+    meaning = failure_of_peer(error, hop)
     if control is not None:
         try:
             control.check()
         except errors.DeadlineExceeded as late:
-            late.facts["last"] = found.detail
+            late.facts["last"] = meaning.detail
             raise
-    if isinstance(found, errors.Cancelled | errors.DeadlineExceeded):
+    if isinstance(meaning, errors.Cancelled | errors.DeadlineExceeded):
         return errors.PeerUnreachable(
-            f"{hop} gave the call up, or did not answer in time ({found.reason})", hop=hop
+            f"{hop} gave the call up, or did not answer in time ({meaning.reason})", hop=hop
         )
-    return found
+    return meaning
 
 
 @dataclass(frozen=True, slots=True)
 class Remotes:
+    """The peers of a node, by institution."""
+
     channels: tls.PeerChannels
     max_file_bytes: int
     silence_s: float = SILENCE_S
 
     def get(self, institution: str) -> Remote:
-        """The peer, over a channel that matches the certificates as they are now."""
+        """Return the peer, over a channel that matches the current certificates."""
         channel = self.channels.get(institution)
         return Remote(institution, channel, max_file_bytes=self.max_file_bytes, silence_s=self.silence_s)
 
@@ -311,10 +302,9 @@ class _Stopped(Exception):  # noqa: N818 - a signal between threads, no error
 
 
 class LatentWindow:
-    """Latents between the encoder and the peer, bounded: those that wait for the wire, and those without an answer.
+    """Bounded numbers of waiting and of unanswered latents, between an encoder's thread and a peer.
 
-    A context manager; inside, the encoder runs on a thread of its own. Its error, or that of what makes latents fit to
-    leave, is kept for whoever reads the answers.
+    A context manager. An error of the encoder or of the release is raised to the reader of the answers.
     """
 
     def __init__(self, latents: Iterable[ToDecode], control: Control, batch_rows: int) -> None:
@@ -324,11 +314,11 @@ class LatentWindow:
         lock = threading.RLock()
         self._changed, self._pause = threading.Condition(lock), threading.Condition(lock)
         self._waiting: deque[ToDecode | None] = deque()
-        """None after the last one."""
+        """The last latent is followed by None."""
         self._unanswered: dict[int, ToDecode] = {}
         self._stopped = False
         self._number = 0
-        """Of the call that may take latents."""
+        """Only the call of this number may take latents."""
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._fill, name="encode", daemon=True)
         self.call: DecodeCall | None = None
@@ -371,7 +361,7 @@ class LatentWindow:
             call.cancel()
 
     def has_more(self) -> bool:
-        """Whether a latent has no answer yet. Waits until that is known."""
+        """Wait until it is known whether a latent still needs an answer, and return that; raise a kept error."""
         with self._changed:
             while not (self._stopped or self._unanswered or self._waiting):
                 self._wait()
@@ -382,7 +372,7 @@ class LatentWindow:
         return False
 
     def sending(self, release: Release, most: int) -> Iterator[ApprovedLatent | None]:
-        """Yield what a new call sends, on gRPC's thread: unanswered latents first; None last unless broken off."""
+        """Yield a new call's latents, unanswered ones first, on gRPC's thread; None last unless broken off."""
         with self._changed:  # at once, not when the first is asked for: the call is ended by its number
             self._number += 1
             number, again = self._number, list(self._unanswered.values())
@@ -392,8 +382,8 @@ class LatentWindow:
             try:
                 while True:
                     approved = release(taken) if taken else []
-                    for each in {latent.number for latent in taken} - {each.item for each in approved}:
-                        self.answered(each)
+                    for left_out in {latent.number for latent in taken} - {a.item for a in approved}:
+                        self.answered(left_out)
                     yield from approved
                     if not left or not (taken := self._take(number, left)):
                         break
@@ -408,7 +398,7 @@ class LatentWindow:
         return latents()
 
     def _take(self, number: int, most: int) -> list[ToDecode]:
-        """The next latents for a call, at most `most`, once there are some and the peer has few enough."""
+        """Wait until latents are waiting and the peer has few enough; return at most `most`, none to end the call."""
         with self._changed:
             idle = time.monotonic() + IDLE_S
             while self._number == number and (not self._waiting or self._is_full()):
@@ -434,7 +424,7 @@ class LatentWindow:
             return taken
 
     def _gather(self, number: int) -> None:
-        """Wait while latents come one by one, as those of a batch do."""
+        """Wait while the latents of a batch arrive one by one."""
         before = 0
         while self._number == number and before < (before := len(self._waiting)) < self._batch_rows:
             if self._waiting[-1] is None:
@@ -442,31 +432,30 @@ class LatentWindow:
             self._pause.wait(GATHER_S)  # which nobody notifies
 
     def answered(self, number: int) -> ToDecode | None:
-        """The latent that has its answer now; None when there was none without."""
+        """Return the latent that is answered now; None if it was not unanswered."""
         with self._changed:
             self._changed.notify_all()
             return self._unanswered.pop(number, None)
 
     def end_call(self) -> None:
-        """The call is over: its sender takes no more latents."""
+        """Let the ended call's sender take no more latents."""
         with self._changed:
             self.call = None
             self._number += 1
             self._changed.notify_all()
 
-    def cause(self, found: errors.DdibError) -> BaseException:
-        """What ended a call that failed with `found`: what this side met, or what the control says, else `found`."""
-        if isinstance(found, errors.DeadlineExceeded) and isinstance(
-            self._error, errors.DeadlineExceeded | None
-        ):
-            return found  # it says what the call waited for
+    def cause(self, failed: errors.DdibError) -> BaseException:
+        """Return why a call failed: this node's own error, or the control's, before the call's error."""
+        late = errors.DeadlineExceeded
+        if isinstance(failed, late) and isinstance(self._error, late | None):
+            return failed  # it says what the call waited for
         if self._error is not None:
             return self._error
         try:
             self._control.check()
         except errors.DdibError as error:
             return error
-        return found
+        return failed
 
     def _is_full(self) -> bool:
         return _full(self._unanswered.values(), FEW_UNANSWERED, UNANSWERED_BATCHES * self._batch_rows)
@@ -482,12 +471,11 @@ class LatentWindow:
 
 
 def _full(latents: Collection[ToDecode | None], few: int, most_rows: int) -> bool:
-    """Whether there are enough latents, however small, and enough rows of them."""
-    return len(latents) >= few and sum(len(each.latent.data) for each in latents if each) >= most_rows
+    return len(latents) >= few and sum(len(one.latent.data) for one in latents if one) >= most_rows
 
 
 def refused_in(error: errors.DdibError, window: LatentWindow) -> list[Failed]:
-    """The items without an answer that a peer's error names: its own, and others that were refused in the same call."""
+    """Return the unanswered items that a peer's error names as refused in the call."""
     number = error.facts.get("item", "")
     reasons = error.refused | ({int(number): error.reason} if is_number(number) else {})
     due = [item for item in sorted(reasons) if window.answered(item) is not None]
@@ -496,7 +484,7 @@ def refused_in(error: errors.DdibError, window: LatentWindow) -> list[Failed]:
 
 
 def _like(error: errors.DdibError, item: int, reason: str) -> errors.DdibError:
-    """Another item's refusal, as the peer said it with the first one's."""
+    """Return the refusal of another item, which the peer named in the error of the first."""
     kind = errors.error_class(reason)
     other = (kind if issubclass(kind, REFUSALS) else errors.InternalError)(
         hop=error.hop, facts={"item": item}, incident=error.incident
@@ -513,7 +501,7 @@ class RemoteParty:
     contract: Contract
     request_id: str
     read: Callable[[bytes, int], Array]
-    """The samples in an answer's file, of which there must be so many."""
+    """Return the samples in an answer's file; raise unless they are so many."""
     release: Release
     receipt: Callable[[Exchanged], object]
     batch_rows: int
@@ -549,7 +537,7 @@ class RemoteParty:
             with call:
                 yield from self._answers(call, window, leg)
         except REFUSALS as error:
-            # A refusal of items ends those items; what is wrong with the stream itself names none.
+            # A refusal names its items; an error of the stream itself names none.
             failed = refused_in(error, window)
             if not failed:
                 raise window.cause(error) from None
@@ -580,7 +568,7 @@ class RemoteParty:
             yield self._outcome(answer, sent, leg)
 
     def _outcome(self, answer: PeerAnswer, sent: ToDecode, leg: Leg) -> Decoded | Failed:
-        """What an answer holds; what cannot be used ends its item and no other."""
+        """Return the answer's content, or the failure of its item if it is unusable."""
         count = len(sent.latent.data)
         try:
             samples = self.read(answer.file, count)
@@ -590,7 +578,7 @@ class RemoteParty:
         return Decoded(answer.item, samples, None, answer.seconds, again, answer.crossed)
 
     def unusable(self, error: errors.DdibError) -> errors.PeerFault:
-        """What is said of an answer that cannot be used: the fault is the peer's, not the client's."""
+        """Log an unusable answer, and return the error that blames the peer for it."""
         fault = at_fault(error, self.remote.hop)
         log.warning("request %s: %s", self.request_id, fault.detail)
         return fault

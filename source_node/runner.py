@@ -1,13 +1,9 @@
 """Runs accepted jobs on a few worker threads; one job's items overlap: encode n+1, send n, return n-1.
 
-A job is a pipeline of three bounded stages (encode, remote, return) that a kill may interrupt anywhere: what is on
-disk decides what is left to do. A latent that was sent is stored, and sent again as it is. An unreachable peer is tried
-again with growing pauses until the jobs' deadlines, by one job at a time, while jobs for others have the workers, and
-so is one that is suspended or whose certificate or ours is not valid now; a peer that refuses otherwise ends the job
-with its reason. Clients share the workers: who has fewest jobs running is next.
+A kill may interrupt a job anywhere: the files on the disk decide which work is left. One job at a time tries an
+unreachable peer, with growing pauses until its deadline; a suspended peer or an invalid certificate is tried again
+too. Other refusals end the job. The client with the fewest running jobs is next.
 """
-
-from __future__ import annotations
 
 import logging
 import random
@@ -39,27 +35,20 @@ log = logging.getLogger(__name__)
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 10.0
 PASSING = (errors.PeerSuspended, errors.Unauthenticated)
-"""Refusals that pass: an operator resumes the peer, or a certificate that has expired is renewed."""
+"""These refusals pass: an operator resumes the peer, or an expired certificate is renewed."""
 ABSENT = (errors.PeerUnreachable, errors.NotReady, errors.Draining)
-"""Errors of a peer that takes no job at all now."""
-
-
 MAX_EVENTS = 512
-"""Kept of one job; the oldest go first."""
 MAX_JOBS = 128
-"""Jobs whose events are kept; the longest silent go first."""
 POLL_S = 0.25
-"""How often a waiting watcher looks whether it is still wanted."""
 _BOOT_BITS = 32
 _ENDED = frozenset({pb.JOB_STATE_FINISHED, pb.JOB_STATE_FAILED, pb.JOB_STATE_CANCELLED})
 
 
 class EventHub:
-    """The events of a node's jobs, from workers to watchers, however slow a watcher is; safe to use from any thread.
+    """Bounded logs of the latest jobs' events, for watchers of any speed; safe to use from any thread.
 
-    A job keeps a bounded number of events, and the hub a bounded number of jobs: the state of any other is in the
-    store. A step replaces the one before it of the same item and stage: a watcher that falls behind misses steps, not
-    changes of state. Sequence numbers rise within a job, also over a restart.
+    A step replaces the previous one of its item and stage: a slow watcher misses steps, not changes of state. Sequence
+    numbers rise within a job, also over a restart.
     """
 
     def __init__(self, boot: int) -> None:
@@ -69,9 +58,9 @@ class EventHub:
         self._closed = False
 
     def publish(self, job_id: str, state: JobState, **values: Any) -> WatchJobResponse:
-        """Tell the watchers of a job something, fields of the message; the event, or the last one of a job that ended.
+        """Publish an event of these fields, by default with the last event's counts; return a job's newest event.
 
-        An event without `items` has the numbers of items of the one before it.
+        After a job's end no other event is published.
         """
         with self._changed:
             log = self._logs.setdefault(job_id, OrderedDict())
@@ -94,7 +83,7 @@ class EventHub:
         return event
 
     def last(self, job_id: str) -> WatchJobResponse | None:
-        """The newest event of a job, or None when none is kept (none yet, or not since the node started)."""
+        """Return the newest event of a job, if one is kept."""
         with self._changed:
             return _last(self._logs.get(job_id))
 
@@ -106,7 +95,7 @@ class EventHub:
         idle_s: float | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> Iterator[WatchJobResponse]:
-        """The events of a job as they come, until its last one."""
+        """Yield the events of a job until its last one."""
         seen = after_sequence
         while newer := self._newer(job_id, seen, idle_s, stop):
             yield from newer
@@ -117,7 +106,7 @@ class EventHub:
     def _newer(
         self, job_id: str, seen: int, idle_s: float | None, stop: Callable[[], bool]
     ) -> Sequence[WatchJobResponse]:
-        """What is newer than seen; empty when nothing more will come or is wanted."""
+        """Wait for newer events and return them; none at the end of the job or of the watch."""
         idle = None if idle_s is None else time.monotonic() + idle_s
         with self._changed:
             while not (self._closed or stop()):
@@ -147,13 +136,13 @@ def _last(log: OrderedDict[object, WatchJobResponse] | None) -> WatchJobResponse
 
 
 class RetryPauses:
-    """Pauses between the tries of a job or of a peer, which grow while nothing moves."""
+    """Growing pauses between the tries of a job or of a peer."""
 
     def __init__(self) -> None:
         self._next: dict[str, float] = {}
 
     def next(self, key: str) -> float:
-        """Seconds until the next try, with jitter; twice as long each time."""
+        """Return the seconds until the next try, with jitter; they double each time."""
         pause = self._next.get(key, FIRST_PAUSE_S)
         self._next[key] = min(2 * pause, LONGEST_PAUSE_S)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, no secret
@@ -163,14 +152,13 @@ class RetryPauses:
 
 
 class CircuitBreaker:
-    """Which peers answer, and when one that is not known to is tried, by one job; safe to use from any thread."""
+    """States of peers: only one job at a time tries a peer that does not answer. Safe to use from any thread."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._answering: set[str] = set()
         self._trying: dict[str, str] = {}
-        """The job that finds out, of each peer that is not known to answer."""
         self._not_before: dict[str, float] = {}
         self._reasons: dict[str, str] = {}
         self._pauses = RetryPauses()
@@ -180,48 +168,47 @@ class CircuitBreaker:
         return institution in self._answering or not tried
 
     def begin(self, institution: str, job_id: str) -> None:
-        """A job was taken up; where the peer is not known to answer, others wait for what it finds."""
+        """Note that a job starts; unless its peer answers, others wait for its result."""
         with self._lock:
             if institution not in self._answering:
                 self._trying.setdefault(institution, job_id)
 
     def end(self, institution: str, job_id: str) -> None:
-        """A job is over, whatever it met; if it was the one that tried, another may."""
+        """Note that a job is over; if it tried the peer, another may."""
         with self._lock:
             if self._trying.get(institution) == job_id:
                 del self._trying[institution]
 
     def answered(self, institution: str) -> bool:
-        """It did; whether that is news."""
+        """Mark the peer up; return True if its state changed."""
         with self._lock:
-            news = institution not in self._answering
+            changed = institution not in self._answering
             self._answering.add(institution)
             self._trying.pop(institution, None)
             self._reasons.pop(institution, None)
             self._pauses.end(institution)
-            return news
+            return changed
 
     def failed(self, institution: str, reason: str, at_least_s: float = 0.0) -> bool:
-        """It did not; whether that is news. The next try is after a pause that grows."""
+        """Mark the peer down, and pause its tries; return True if its state changed."""
         with self._lock:
-            news = institution not in self._reasons
+            changed = institution not in self._reasons
             self._answering.discard(institution)
             self._trying.pop(institution, None)
             self._reasons[institution] = reason
             pause = max(at_least_s, self._pauses.next(institution))
             self._not_before[institution] = self._clock() + pause
-            return news
+            return changed
 
     def reason(self, institution: str) -> str:
-        """Why it is away; empty when it is not, as far as is known."""
+        """Return why the peer is away; empty if it is not known to be."""
         return self._reasons.get(institution, "")
 
 
-# Of a peer that did not answer: a worker is held as long.
 DIAGNOSE_TIMEOUT_S = 2.0
-# Jobs of more than a batch that are worked on at once, of all `running_jobs`; one client may have four of them.
+"""Keep the diagnosis of a silent peer short: it holds a worker."""
 LARGE_JOBS = 6
-# How often the queue is looked at without a call of `wake`.
+"""Run at most so many jobs of more than a batch at once, of all `running_jobs`."""
 LOOK_EVERY_S = 0.5
 
 
@@ -236,7 +223,7 @@ class JobRunner:
         self._looking = False
         self._draining = False
         self._running: dict[str, tuple[DueJob, Control]] = {}
-        """Jobs that a thread of this process works on; any other that is RUNNING in the store is put back."""
+        """Jobs that are RUNNING in the store but not in here are put back."""
         self._circuit = CircuitBreaker()
         self._retry_pauses = RetryPauses()
         self._most = node.config.engine.running_jobs
@@ -245,18 +232,18 @@ class JobRunner:
         ]
 
     def start(self) -> None:
-        """Take up what a stop or a kill left, then wait for jobs."""
+        """Put back the jobs that a stop or a kill interrupted, and start the workers."""
         for job in self._store.release_running():
             self.announce(job, JobState.CANCELLED, errors.Cancelled.reason)
         for thread in self._threads:
             thread.start()
 
     def is_away(self, institution: str) -> bool:
-        """Whether jobs for it are accepted unasked; one that has suspended this node is asked, and refuses them."""
+        """Return True if jobs for a peer are accepted without asking it; a peer that suspended this node is asked."""
         return self._circuit.reason(institution) not in {"", errors.PeerSuspended.reason}
 
     def accepted(self, job: StoredJob) -> None:
-        """A job was accepted; an event says at once if it has to wait."""
+        """Wake the workers for an accepted job; publish why it has to wait, if it has."""
         if reason := self._circuit.reason(job.request.target_institution):
             self.publish(job.job_id, JobState.QUEUED, stage="wait", reason=reason)
         self.wake()
@@ -304,7 +291,7 @@ class JobRunner:
             self._wake.notify_all()
 
     def _next(self) -> tuple[StoredJob, Control] | None:
-        """The next job, or None when closing. One idle thread looks; the others wait for it to find something."""
+        """Wait for the next job; None when closing. Only one idle thread polls the store."""
         with self._wake:
             while not (self._closing or self._draining):
                 if self._looking:
@@ -319,7 +306,7 @@ class JobRunner:
         return None
 
     def _claim(self) -> tuple[StoredJob, Control] | None:
-        """A job that is due; none, too, while the store cannot say: a full disk must not end the workers."""
+        """Claim the next due job; None if there is none or the store is unavailable, as on a full disk."""
         try:
             for job_id in self._store.in_state(JobState.RUNNING):
                 if job_id not in self._running:
@@ -337,22 +324,21 @@ class JobRunner:
         return job, control
 
     def _choose(self, due: Sequence[DueJob]) -> DueJob | None:
-        """The next job: one whose time is over, or of the client that has fewest running, the oldest first."""
-        counts = Counter(each.owner for each, _ in self._running.values())
-        some = [each for each in due if each.overdue or self._may_run(each, counts)]
-        return min(some, key=lambda each: (not each.overdue, counts[each.owner]), default=None)
+        """Return an overdue job, or the oldest of the client with the fewest running jobs."""
+        counts = Counter(job.owner for job, _ in self._running.values())
+        candidates = [job for job in due if job.overdue or self._may_run(job, counts)]
+        return min(candidates, key=lambda job: (not job.overdue, counts[job.owner]), default=None)
 
     def _may_run(self, due: DueJob, counts: Counter[str]) -> bool:
         if not within_share(counts[due.owner], self._most - counts.total(), self._most):
             return False
         if self._is_large(due):
-            large = Counter(each.owner for each, _ in self._running.values() if self._is_large(each))
+            large = Counter(job.owner for job, _ in self._running.values() if self._is_large(job))
             if not within_share(large[due.owner], LARGE_JOBS - large.total(), LARGE_JOBS):
                 return False
         return self._circuit.may_try(due.target)
 
     def _is_large(self, due: DueJob) -> bool:
-        """More than a batch."""
         engine = self._node.running_engine
         return rows_about(due.items, due.size_bytes, engine.model.sample_shape) > max(1, engine.window // 2)
 
@@ -409,12 +395,12 @@ class JobRunner:
             self.wake()
 
     def _set_aside(self, job: StoredJob, error: errors.DdibError) -> None:
-        """For later, so that others get the worker, or for the next start; pauses grow while nothing moves."""
+        """Queue the job again after a pause, or leave it for the next start; fail it if its quota is spent for good."""
         if self._closing:
             log.info("job %s is left for the next start", job.job_id)
             return
-        left, asked = job.deadline - self._store.now(), error.retry_after_s or 0.0
-        if isinstance(error, errors.QuotaSpent) and (error.retry_after_s is None or asked >= left):
+        left, pause = job.deadline - self._store.now(), error.retry_after_s or 0.0
+        if isinstance(error, errors.QuotaSpent) and (error.retry_after_s is None or pause >= left):
             self._finish(job, JobState.FAILED, error)
             return
         if self._has_moved(job):
@@ -422,10 +408,10 @@ class JobRunner:
         error = self._explained(job, error)
         if error.hop:
             self._node.peer_problems.failed(job.request.target_institution, error)
-        # The time to come back from a full disk is for clients: here it is looked at again after the usual pause.
+        # Only clients wait for as long as a full disk says; the job takes the usual pause.
         if isinstance(error, errors.DiskFull) and not error.hop:
-            asked = 0.0
-        delay = max(asked, self._retry_pauses.next(job.job_id))
+            pause = 0.0
+        delay = max(pause, self._retry_pauses.next(job.job_id))
         self._note_presence(job, error)
         log.info("job %s waits %.1f s: %s (%s)", job.job_id, delay, error.reason, error.detail)
         self._store.put_back(job.job_id, min(delay, max(0.0, left)), error_record(error))
@@ -437,7 +423,7 @@ class JobRunner:
             self.publish(job.job_id, JobState.QUEUED, stage="wait", reason=error.reason)
 
     def _note_presence(self, job: StoredJob, error: errors.DdibError) -> None:
-        """Note whether the peer answers, as a refusal is; that it does not is published once for all jobs for it."""
+        """Note whether the peer answers, also with a refusal; publish its absence once for all its jobs."""
         target = job.request.target_institution
         if not error.hop:
             return
@@ -454,13 +440,15 @@ class JobRunner:
         ]
 
     def _explained(self, job: StoredJob, error: errors.DdibError) -> errors.DdibError:
-        found = self._remotes.channels.explained(job.request.target_institution, error, DIAGNOSE_TIMEOUT_S)
-        if isinstance(found, errors.PeerUnreachable) and not found.incident:
-            found.facts.setdefault("found", found.detail)  # this node's words
-        return found
+        explained = self._remotes.channels.explained(
+            job.request.target_institution, error, DIAGNOSE_TIMEOUT_S
+        )
+        if isinstance(explained, errors.PeerUnreachable) and not explained.incident:
+            explained.facts.setdefault("found", explained.detail)  # this node's words
+        return explained
 
     def _late(self, job: StoredJob, error: errors.DeadlineExceeded) -> errors.DeadlineExceeded:
-        """The end of a job's time, with what it was spent on."""
+        """Return the error of a job whose time is over, with the last cause."""
         progress = self._store.progress(job.job_id)
         facts = {
             "deadline_s": str(job.request.deadline_s),
@@ -469,8 +457,8 @@ class JobRunner:
         waited = job.error  # of the last try
         if "last" in error.facts:
             hop = f"target {job.request.target_institution}"
-            found = self._explained(job, errors.PeerUnreachable(error.facts["last"], hop=hop))
-            facts["last"] = _last_cause(error_record(found))
+            cause = self._explained(job, errors.PeerUnreachable(error.facts["last"], hop=hop))
+            facts["last"] = _last_cause(error_record(cause))
         elif waited is not None and not self._has_moved(job):
             facts["last"] = _last_cause(waited)
         elif job.started >= job.deadline:
@@ -478,7 +466,7 @@ class JobRunner:
         return errors.DeadlineExceeded(f"of job {job.job_id}", facts=facts, hop=error.hop)
 
     def _finish_by_items(self, job: StoredJob) -> None:
-        """Finished when at least one item came through; failed, with the first item's error, when none did."""
+        """End the job: FINISHED if an item was translated, else FAILED with the first item's error."""
         self._retry_pauses.end(job.job_id)
         items = self._store.get(job.job_id).items
         if any(item.state != ItemState.FAILED for item in items):
@@ -495,10 +483,10 @@ class JobRunner:
         self.announce(job, state, error.reason, error.detail)
 
     def announce(self, job: StoredJob, state: JobState, reason: str, detail: str = "") -> None:
-        """Publish and log the end of a job; file names are not known here, and never in the log."""
+        """Publish and log the end of a job."""
         progress = self.publish(job.job_id, state, reason=reason)
         request, failed = job.request, progress.failed
-        told: dict[str, str | float] = {
+        fields: dict[str, str | float] = {
             "job": job.job_id,
             "state": state.lower(),
             "client": job.owner.rpartition("/")[2],
@@ -514,8 +502,8 @@ class JobRunner:
         log.info(
             "job %(job)s %(state)s after %(seconds).1f s: %(translated)d of %(items)d items of %(client)s "
             "to %(target)s%(why)s",
-            {**told, "why": left_out + why},
-            extra={"fields": told},
+            {**fields, "why": left_out + why},
+            extra={"fields": fields},
         )
 
     def publish(self, job_id: str, state: JobState, *, stage: str = "", reason: str = "") -> ItemCounts:
@@ -527,7 +515,7 @@ class JobRunner:
 
 
 def _last_cause(detail: ErrorDetail) -> str:
-    """A kept error in a few words: who, what was found, and the reason."""
+    """Describe a stored error: the institution, its cause and the reason."""
     who = detail.institution or detail.facts.get("peer", "")
     what = detail.facts.get("found") or f"{detail.sentence} ({detail.reason})"
     return f"{who}: {what}" if who else what

@@ -1,9 +1,4 @@
-"""The TranslationService: this institution's clients hand in points and pictures, and fetch translations.
-
-A client sees its own jobs and nobody else's; what it may not see does not exist for it.
-"""
-
-from __future__ import annotations
+"""Serves the TranslationService to this institution's clients; each sees only its own jobs."""
 
 import threading
 import time
@@ -38,7 +33,7 @@ from source_node.submission import DESCRIBE_TIMEOUT_S, Submissions, active_terms
 
 
 def job_message(job: StoredJob, progress: ItemCounts | None = None, *, expires: float = 0.0) -> pb.Job:
-    """A job with its items; or without them, but with how many there are, from `progress`. `expires` is Unix time."""
+    """Return a job's message, with its items or, with `progress`, only their counts; `expires` is Unix time."""
     message = pb.Job(
         job_id=job.job_id,
         request=job.request,
@@ -66,19 +61,20 @@ def job_message(job: StoredJob, progress: ItemCounts | None = None, *, expires: 
 
 
 def _domain_fields(side: ContractSide) -> dict[str, Any]:
-    """What a client reads of a domain, the own one or a peer's."""
     names = ("institution", "domain", "sample_kind", "sample_shape", "classes", "class_names")
     return {name: getattr(side, name) for name in names}
 
 
-# ListDomains at once: each holds one of the threads that are kept for unary calls for as long as peers are silent.
 MAX_LISTINGS = 2
+"""Limit concurrent ListDomains: each holds a thread of unary calls for as long as peers are silent."""
 EXPIRE_EVERY_S = 60.0
-"""Also how much of the time of deadlines a kill may forget."""
+"""A kill loses at most so much of the time of deadlines."""
 
 
 @dataclass(slots=True, eq=False)
 class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
+    """See translation.proto; every method answers for the client that called it."""
+
     node: NodeContext
     store: JobStore
     events: EventHub
@@ -92,13 +88,13 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         self.submissions = Submissions(self.node, self.store, self.remotes, is_away=self.runner.is_away)
 
     def ListDomains(self, request: pb.ListDomainsRequest, context: ServicerContext) -> pb.ListDomainsResponse:
-        own, read = self.node.side(), self.node.running_engine.model.bundle.manifest.picture
+        side, picture = self.node.side(), self.node.running_engine.model.bundle.manifest.picture
         answer = pb.ListDomainsResponse(
-            intensity=(read and read.intensity) or "",
-            slices=(read and read.slices) or "",
-            spacing_mm=own.spacing_mm,
+            intensity=(picture and picture.intensity) or "",
+            slices=(picture and picture.slices) or "",
+            spacing_mm=side.spacing_mm,
             tiles=self.node.translates_in_tiles,
-            **_domain_fields(own),
+            **_domain_fields(side),
         )
         if request.own_alone:
             return answer
@@ -150,9 +146,9 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         job = self.store.get(request.job_id, caller().uri)
         expires = self.store.unix_time(job.expires)
         answer = pb.GetJobResponse(job=job_message(job, expires=expires))
-        used = self.node.calibrations.find(job.request.calibration_sha256)
-        if used is not None:
-            answer.job.calibration = used.calibration.canonical
+        signed = self.node.calibrations.find(job.request.calibration_sha256)
+        if signed is not None:
+            answer.job.calibration = signed.calibration.canonical
         return answer
 
     def ListJobs(self, request: pb.ListJobsRequest, context: ServicerContext) -> pb.ListJobsResponse:
@@ -207,8 +203,6 @@ class TranslationServicer(translation_pb2_grpc.TranslationServiceServicer):
         tracing = self.node.tracing
         parent = trace_of(context.invocation_metadata(), tracing, self.node.config.node.institution)
         return tracing.span(name, kind=SpanKind.SERVER, parent=parent or tracing.recall(otherwise))
-
-    # What a client gets
 
     def _domain(self, institution: str) -> pb.Domain:
         started = time.perf_counter()
@@ -272,7 +266,7 @@ class SourceService(RoleService):
         )
         self._runner = JobRunner(node, self._store, self._events, self._remotes)
         self._servicer = TranslationServicer(node, self._store, self._events, self._remotes, self._runner)
-        # A full disk, for one, is emptied here.
+
         self._janitor = Repeated("janitor", self._store.expire, lambda: EXPIRE_EVERY_S)
 
     @classmethod

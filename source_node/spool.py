@@ -1,7 +1,7 @@
-"""The spool: private files of jobs; no name from a client reaches the disk.
+"""Keeps private files of jobs in the spool; no name from a client reaches the disk.
 
-A file that a row of the database names is whole and, but for a latent that has not come back, on the disk. It is never
-written again: what takes its place has another name. What no row names is swept at start.
+A file with a row in the database is whole and, unless it is an unanswered latent, on the disk. It is never written
+again: a new file has a new name. Files without a row are swept at start.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class SpoolPart(StrEnum):
-    """A file of an item in the spool; of the encoded latent, one for each range. A client fetches the last four."""
+    """Kinds of an item's files; ENCODED has one for each range, and a client fetches the last four."""
 
     INPUT = "input"
     ENCODED = "encoded"
@@ -40,7 +40,7 @@ class SpoolPart(StrEnum):
 
 
 class SpoolFile(NamedTuple):
-    """A row of `parts`: a file in the spool, how large it is, and the digest it was written with."""
+    """A row of `parts`: a file in the spool, with its size and digest."""
 
     part: SpoolPart
     range: int
@@ -52,7 +52,7 @@ class SpoolFile(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file of an item to keep; takes the place of one of the same part and range."""
+    """A file to store, in place of an earlier one of its part and range."""
 
     part: SpoolPart
     data: bytes
@@ -80,24 +80,24 @@ class Spool:
         self.used_bytes = sum(os.stat(path).st_size for job in _names(self._folder) for path in _names(job))
 
     def new_job(self) -> str:
-        """An id that nobody can guess, with an empty folder."""
+        """Create the folder of a new job; return its unguessable id."""
         job_id = secrets.token_hex(16)
         os.mkdir(self._job(job_id), mode=0o700)
         return job_id
 
     def new_file(self, job_id: str, item: int, part: str) -> GrowingFile:
-        """A new file, written while its bytes arrive; `sync` makes it durable."""
+        """Open a new file, to be written while its bytes arrive; `sync` makes it durable."""
         name = f"{item:d}.{part}-{secrets.token_hex(8)}"
         return GrowingFile(name, self._path(job_id, name), self._count)
 
     def sync(self, job_id: str, files: Iterable[str]) -> None:
-        """Bring files of a new job to the disk, and the names of all of its files."""
+        """Bring files of a new job, and their names, to the disk."""
         with _naming_a_full_disk():
             sync_files([self._path(job_id, file) for file in files])
             sync_folder(self._folder)
 
     def put(self, transaction: Transaction, job_id: str, item: int, new: NewFile) -> SpoolFile:
-        """Write a new file; its row. It is on the disk with the transaction, but a latent, which can be made again."""
+        """Write a new file and return its row; the transaction makes it durable, unless it is a latent."""
         file = self.new_file(job_id, item, new.part)
         transaction.undo.append(lambda: self.remove(job_id, [file.name]))
         with closing(file):
@@ -127,7 +127,7 @@ class Spool:
         self._remove_folder(self._job(job_id))
 
     def sweep(self, known: Collection[tuple[str, str]]) -> int:
-        """Remove every file that is not among these (job, file); how many there were. Only at start."""
+        """Remove every file but these (job, file); return how many were removed. Call it only at start."""
         keep = {self._path(*key) for key in known}
         jobs = {os.path.dirname(path) for path in keep}
         removed = 0
@@ -208,18 +208,17 @@ def _checked(pattern: re.Pattern[str], name: str) -> str:
 
 
 RESERVE_BYTES: Final = 1 << 20
-"""Pages of the database for some hundreds of items."""
 RESERVE_NAME: Final = ".reserve"
 
 
 class Reserve:
-    """A file of zeros in the state folder that is given up for what makes room on a full disk."""
+    """A file of zeros in the state folder, removed so that a full disk can be cleared."""
 
     def __init__(self, state: Path) -> None:
         self._path = state / RESERVE_NAME
 
     def keep(self) -> None:
-        """Have it again; half of the room that there is, where there is too little."""
+        """Recreate the reserve; on a disk with too little space, with half of it."""
         if self._size() >= RESERVE_BYTES:
             return
         with suppress(OSError):
@@ -231,7 +230,7 @@ class Reserve:
                 raise
 
     def making_room(self, act: Callable[[], T]) -> T:
-        """What `act` returns; if it meets a full disk, it is called once more without the reserve."""
+        """Return the result of `act`; on a full disk, remove the reserve and call it again."""
         try:
             return act()
         except (DiskFull, OSError) as error:

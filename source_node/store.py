@@ -1,13 +1,9 @@
-"""The jobs of a source node, with their items and files, from their acceptance to their end.
+"""Stores the jobs of a source node, with their items and files, from their acceptance to their end.
 
-Each change is one write to the node's database, together with the line of the audit log that speaks of it. A file is
-written before the row that names it, and goes after it. Another's job is as good as none; bytes are checked against
-the digest they were written with.
-
-An item goes RECEIVED, ENCODED, DECODED, DELIVERED, or from one of the first two to FAILED.
+Each change is one write to the database, together with its line of the audit log. A file is written before its row and
+removed after it, and its bytes are checked against its digest. An item goes RECEIVED, ENCODED, DECODED, DELIVERED, or
+from one of the first two to FAILED.
 """
-
-from __future__ import annotations
 
 import hashlib
 import json
@@ -38,17 +34,16 @@ from ddib_fed.v1.translation_pb2 import JobHeader
 from source_node.spool import NewFile, Reserve, Spool, SpoolFile, SpoolPart
 
 JOB_DEADLINE_S: Final = 86_400.0
-"""A job is given up after this, counting time in which the node runs. No call lasts longer (`CONNECTION_GRACE_S`)."""
+"""A job fails after so much running time of the node. No call lasts longer (`CONNECTION_GRACE_S`)."""
 OPEN_STATES: Final = (JobState.QUEUED, JobState.RUNNING)
 PENDING_ITEMS: Final = (ItemState.RECEIVED, ItemState.ENCODED)
-"""Items that are still to be worked on."""
 CANCELLED_ERROR: Final = ErrorDetail(reason="CANCELLED", sentence="cancelled")
 RESULTS: Final = SpoolPart.TRANSLATION, SpoolPart.RETURNED, SpoolPart.LATENT, SpoolPart.SOURCE
-"""What a client fetches, in this order."""
+"""A client fetches results in this order."""
 ALL: Final = frozenset(SpoolPart)
 
-# From a state to another: the part that must be in the spool first, and what the spool drops afterwards.
-# Back to RECEIVED: a latent that cannot be sent any more is made again.
+# For each change of state: the part that must be in the spool before, and the parts that the spool drops afterwards.
+# An item goes back to RECEIVED if its latent cannot be sent any more.
 TRANSITIONS: Final[Mapping[tuple[ItemState, ItemState], tuple[SpoolPart | None, frozenset[SpoolPart]]]] = {
     (ItemState.RECEIVED, ItemState.RECEIVED): (None, ALL - {SpoolPart.INPUT}),
     (ItemState.RECEIVED, ItemState.ENCODED): (SpoolPart.ENCODED, frozenset()),
@@ -58,16 +53,13 @@ TRANSITIONS: Final[Mapping[tuple[ItemState, ItemState], tuple[SpoolPart | None, 
     (ItemState.RECEIVED, ItemState.FAILED): (None, ALL),
     (ItemState.ENCODED, ItemState.FAILED): (None, ALL),
 }
-PARTS_OF: Final = (
-    "SELECT part, range, file, media_type, size_bytes, sha256 FROM parts WHERE job_id = ? AND item = ?"
-)
 MOMENTS: Final = "created", "started", "finished", "deadline", "expires"
 JOB_OF_REQUEST: Final = "SELECT * FROM jobs WHERE owner = ? AND request_id = ?"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredItem:
-    """One item of a stored job; size and digest are those of the file that the client sent."""
+    """One item of a stored job, with the size and digest of the client's file."""
 
     index: int
     state: ItemState
@@ -100,7 +92,7 @@ class StoredJob:
 
 
 class ItemCounts(NamedTuple):
-    """How many items a job has, and how many of them are in a state."""
+    """Numbers of a job's items, by state."""
 
     items: int = 0
     done: int = 0
@@ -109,7 +101,7 @@ class ItemCounts(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What a step of an item keeps: files, the state that it takes the item to, its record, its error."""
+    """A step of an item: new files, its new state, its record, its error."""
 
     item: int
     files: Sequence[NewFile] = ()
@@ -132,9 +124,9 @@ class DueJob(NamedTuple):
 
 
 def classes_of(request: JobHeader, item: int) -> tuple[str, str]:
-    """Source and target class of an item, as the client named them; empty for none."""
-    asked = request.item_classes[item] if request.item_classes else request
-    return asked.source_class, asked.target_class
+    """Return the source and the target class of an item as the client named them; empty for none."""
+    classes = request.item_classes[item] if request.item_classes else request
+    return classes.source_class, classes.target_class
 
 
 class JobStore:
@@ -156,7 +148,7 @@ class JobStore:
         rows = self.read("SELECT job_id, file FROM parts")
         self.swept_files = self.spool.sweep({(row["job_id"], row["file"]) for row in rows})
         self.boot = int(self._saved("boot")) + 1
-        """How many times the store was opened, this time included."""
+        """The boot number rises with each opening of the store."""
         self._store.write(lambda write: _save_state(write, "boot", self.boot)).result()
 
     def _saved(self, key: str) -> float:
@@ -168,7 +160,7 @@ class JobStore:
         return self.limits.result_days * 86_400
 
     def now(self) -> float:
-        """Seconds in which the store was open, now and before: deadlines count them."""
+        """Return the seconds for which the store has been open in all; deadlines count them."""
         return self._before + self._clock()
 
     def unix_time(self, moment: float) -> float:
@@ -178,8 +170,6 @@ class JobStore:
         """Save the time; the database stays open."""
         with suppress(OSError, DdibError):  # or as after a kill
             self._store.write(lambda write: _save_state(write, "open_s", self.now())).result()
-
-    # Read
 
     def get(self, job_id: str, owner: str | None = None) -> StoredJob:
         with self._store.snapshot() as read:
@@ -197,10 +187,11 @@ class JobStore:
             return _item(_item_row(read, job_id, item)), _files(read, job_id, item)
 
     def progress(self, job_id: str) -> ItemCounts:
+        """Return a job's counts; zeros if it is deleted."""
         return self.progress_of([job_id]).get(job_id, ItemCounts())
 
     def progress_of(self, job_ids: Sequence[str]) -> Mapping[str, ItemCounts]:
-        """How far the items of at most 1,000 jobs are; without those that are gone."""
+        """Return the counts of at most 1,000 jobs, leaving out deleted ones."""
         rows = self.read(
             "SELECT job_id, count(*), sum(state NOT IN (?, ?)), sum(state = ?), sum(state = ?) FROM items"  # noqa: S608 - marks
             f" WHERE job_id IN ({', '.join('?' * len(job_ids))}) GROUP BY job_id",
@@ -215,7 +206,7 @@ class JobStore:
         return tuple(row["item"] for row in rows)
 
     def list(self, owner: str, limit: int = 100) -> tuple[StoredJob, ...]:
-        """The owner's jobs, newest first, without items."""
+        """Return the owner's newest jobs, without items."""
         rows = self.read("SELECT * FROM jobs WHERE owner = ? ORDER BY number DESC LIMIT ?", (owner, limit))
         return tuple(map(_job, rows))
 
@@ -227,7 +218,7 @@ class JobStore:
         return _files(self.read, job_id, item)
 
     def read_part(self, job_id: str, item: int, part: SpoolPart, place: int = 0) -> bytes:
-        """A file of an item, checked against the digest that it was written with."""
+        """Return the content of an item's file; raise unless it has its digest."""
         record = self.parts(job_id, item).get((part, place))
         if record is None:
             raise ItemNotFound(f"item {item} of job {job_id} has no {part}", facts={"item": item})
@@ -235,7 +226,7 @@ class JobStore:
             return file.read()
 
     def open_file(self, job_id: str, item: int, record: SpoolFile) -> BufferedReader:
-        """As `read_part`, but a file open at its start."""
+        """Open an item's file; raise unless it has its digest."""
         file = self.spool.open(job_id, record.file)
         if hashlib.file_digest(file, "sha256").digest() != record.sha256:
             file.close()
@@ -244,8 +235,6 @@ class JobStore:
             )
         file.seek(0)
         return file
-
-    # Receive
 
     def open_jobs(self) -> Sequence[tuple[str, str]]:
         rows = self.read("SELECT owner, target FROM jobs WHERE state IN (?, ?)", OPEN_STATES)
@@ -260,7 +249,7 @@ class JobStore:
         return int(rows[0][0])
 
     def accepted(self, owner: str, request_id: str) -> JobHeader | None:
-        """The job that was accepted by this request id, as it was then."""
+        """Return the request that was accepted by this id, if one was."""
         rows = self.read(JOB_OF_REQUEST, (owner, request_id))
         return JobHeader.FromString(rows[0]["request"]) if rows else None
 
@@ -274,10 +263,9 @@ class JobStore:
         new: bool,
         mark: Callable[[bool], object],
     ) -> tuple[str, bool]:
-        """Queue a job whose files, one an item, are on the disk; its id, and whether the request was accepted before.
+        """Queue a job of synced files, one an item; return its id, and whether the request had been accepted before.
 
-        `new` is False for a request that is accepted only as the repetition that it was when it began. `mark` is
-        called with whether the files are kept: their rows are on the disk, or may be.
+        A request that is not `new` may only repeat an accepted one. `mark` hears whether the files must be kept.
         """
         content, now = _content_digest(request, files), self.now()
         request = JobHeader.FromString(request.SerializeToString())
@@ -334,10 +322,8 @@ class JobStore:
 
         return self._store.write(write).result()
 
-    # Work
-
     def due(self) -> Sequence[DueJob]:
-        """Queued jobs that need not wait any longer, oldest first."""
+        """Return the queued jobs that may run now, oldest first."""
         now = self.now()
         rows = self.read(
             "SELECT jobs.job_id, owner, target, count(items.item) AS items,"
@@ -350,7 +336,7 @@ class JobStore:
         return [DueJob(*row) for row in rows]
 
     def claim(self, job_id: str) -> StoredJob | None:
-        """A queued job, running from now on; None when it is queued no more."""
+        """Set a queued job to RUNNING and return it; None if it is queued no more."""
 
         def write(db: Transaction) -> int:
             return db.execute(
@@ -361,12 +347,12 @@ class JobStore:
         return self.get(job_id) if self._store.write(write).result() else None
 
     def in_state(self, state: JobState, target: str = "") -> Sequence[str]:
-        """The jobs in a state; with a target, those for this institution."""
+        """Return the jobs in a state, for one institution or for all."""
         query = "SELECT job_id FROM jobs WHERE state = ? AND ? IN ('', target) ORDER BY number"
         return [row["job_id"] for row in self.read(query, (state, target))]
 
     def put_back(self, job_id: str, delay_s: float, error: ErrorDetail | None = None) -> None:
-        """Queue a running job again, to be claimed later: its peer is away and others need the worker."""
+        """Queue a running job again, to be claimed after a delay."""
 
         def write(db: Transaction) -> None:
             _require_running(db, job_id)
@@ -378,7 +364,7 @@ class JobStore:
         self._store.write(write).result()
 
     def release_running(self) -> Sequence[StoredJob]:
-        """At start: queue again what was left running, or end it when it was to be cancelled; those that ended."""
+        """At start, queue interrupted jobs again or, after a request to cancel, end them; return the ended ones."""
         self._store.write(
             lambda db: db.execute("UPDATE jobs SET not_before = 0 WHERE state = ?", (JobState.QUEUED,))
         ).result()
@@ -392,13 +378,13 @@ class JobStore:
         return ended
 
     def keep(self, job_id: str, change: Change, *, patient: bool = False) -> Future[None]:
-        """Keep files of an item of a running job, and take it further, all of it or nothing."""
+        """Apply a change to an item of a running job, as a whole or not at all."""
         return self._store.write(
             lambda db: self._change(db, job_id, change), size_bytes=change.size_bytes, patient=patient
         )
 
     def send(self, job_id: str, changes: Sequence[Change], lines: Sequence[Mapping[str, Value]]) -> Head:
-        """Keep latents that are about to leave, and write down that each is sent, before they do."""
+        """Store latents and audit lines before the latents leave; return the head of the log."""
 
         def write(db: Transaction) -> Head:
             for change in changes:
@@ -425,10 +411,8 @@ class JobStore:
         if state is not None or change.provenance is not None:
             _update_item(db, job_id, item, state or before, provenance=change.provenance, error=change.error)
 
-    # End
-
     def finish(self, job_id: str, state: JobState | str, error: ErrorDetail | None = None) -> None:
-        """End a running job, once. Items left to do fail with it; decoded ones wait for the client."""
+        """End a running job and fail its pending items; decoded ones stay for the client."""
         state = JobState(state)
 
         def write(db: Transaction) -> None:
@@ -440,12 +424,12 @@ class JobStore:
         self._store.write(write).result()
 
     def is_cancelled(self, job_id: str) -> bool:
-        """Whether the client of an open job has asked for its end."""
+        """Return True if the client has asked to cancel a job that is still open."""
         rows = self.read("SELECT cancel_requested, state FROM jobs WHERE job_id = ?", (job_id,))
         return bool(rows and rows[0]["cancel_requested"] and rows[0]["state"] in OPEN_STATES)
 
     def cancel(self, job_id: str, owner: str) -> JobState:
-        """Stop a job: at once when it is queued, at its next step when it runs; the state that it has now."""
+        """Stop a queued job at once, a running one at its next step; return its state."""
 
         def write(db: Transaction) -> JobState:
             row = _own_row(db.read, job_id, owner)
@@ -462,13 +446,13 @@ class JobStore:
         return self._store.write(write).result()
 
     def sending(self, job_id: str, owner: str, items: Sequence[int]) -> None:
-        """Write down that results go to a client, before they do."""
+        """Write an audit line before results go to a client."""
         self._reserve.making_room(
             lambda: self._audit.write("results_sent", job=job_id, client=owner, items=list(map(str, items)))
         )
 
     def acknowledge(self, job_id: str, owner: str, items: Iterable[tuple[int, bytes]]) -> int:
-        """The client has written these items: remove their files; how many are still to be delivered."""
+        """Remove the files of items that the client has written; return how many are still to be delivered."""
         digests = dict(items)
 
         def write(db: Transaction) -> None:
@@ -495,7 +479,7 @@ class JobStore:
         return progress.items - progress.delivered - progress.failed
 
     def delete(self, job_id: str, owner: str) -> None:
-        """Remove an ended job and all that is kept of it."""
+        """Remove an ended job with its files; raise if it is open."""
 
         def write(db: Transaction) -> None:
             if not (state := JobState(_own_row(db.read, job_id, owner)["state"])).ended:
@@ -507,7 +491,7 @@ class JobStore:
         self._reserve.making_room(lambda: self._store.write(write).result())
 
     def expire(self) -> int:
-        """Remove ended jobs that nobody fetched in time; how many. Also saves the time, against a kill."""
+        """Remove expired jobs, and save the time in case of a kill; return how many were removed."""
 
         def write(db: Transaction) -> int:
             _save_state(db, "open_s", self.now())
@@ -543,18 +527,18 @@ class JobStore:
         )
 
     def _drop(self, db: Transaction, job_id: str, item: int, files: Collection[SpoolFile]) -> None:
-        """Forget files of an item; they go when the transaction is on the disk."""
+        """Delete the rows of an item's files; the files go when the transaction is on the disk."""
         if not files:
             return
         db.executemany(
             "DELETE FROM parts WHERE job_id = ? AND item = ? AND part = ? AND range = ?",
-            [(job_id, item, each.part, each.range) for each in files],
+            [(job_id, item, row.part, row.range) for row in files],
         )
-        db.afterwards.append(lambda: self.spool.remove(job_id, [each.file for each in files]))
+        db.afterwards.append(lambda: self.spool.remove(job_id, [row.file for row in files]))
 
 
 def _content_digest(request: JobHeader, files: Iterable[SpoolFile]) -> bytes:
-    """What decides whether the same request id has the same content: all of the request but its id, and the files."""
+    """Return a digest of the request, without its id, and of the files."""
     settings = JobHeader.FromString(request.SerializeToString())
     settings.ClearField("request_id")
     digest = hashlib.sha256(settings.SerializeToString(deterministic=True))
@@ -589,7 +573,7 @@ def _item_row(read: Read, job_id: str, item: int) -> sqlite3.Row:
 def _transition(
     job_id: str, item: int, before: ItemState, after: ItemState
 ) -> tuple[SpoolPart | None, frozenset[SpoolPart]]:
-    """What a step needs in the spool, and what the spool drops after it."""
+    """Return the part that a step needs and the parts that it drops; raise if the step is not allowed."""
     if (step := TRANSITIONS.get((before, after))) is None:
         raise StateConflict(
             f"item {item} of job {job_id} is {before} and cannot become {after}",
@@ -624,7 +608,10 @@ def _insert_parts(db: Transaction, job_id: str, files: Iterable[tuple[int, Spool
 
 
 def _files(read: Read, job_id: str, item: int) -> dict[tuple[SpoolPart, int], SpoolFile]:
-    rows = read(PARTS_OF, (job_id, item))
+    rows = read(
+        "SELECT part, range, file, media_type, size_bytes, sha256 FROM parts WHERE job_id = ? AND item = ?",
+        (job_id, item),
+    )
     return {(part := SpoolPart(row["part"]), row["range"]): SpoolFile(part, *row[1:]) for row in rows}
 
 

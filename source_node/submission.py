@@ -55,7 +55,7 @@ from source_node.store import JOB_DEADLINE_S, JobStore, StoredJob
 
 
 def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
-    """That of an accepted job, if it may be used now."""
+    """Return an accepted job's calibration, if it has one; raise if it is no longer usable."""
     if not request.calibration_sha256:
         return None
     return _usable(node, request.calibration_sha256, (request.target_institution, request.target_domain))
@@ -64,13 +64,13 @@ def calibration_of(node: NodeContext, request: JobHeader) -> Calibration | None:
 def choose_calibration(
     node: NodeContext, request: JobHeader, earlier: JobHeader | None = None
 ) -> Calibration | None:
-    """Set a request's calibration, and what it leaves open of the dial; as `earlier` has them if that is repeated."""
+    """Set a request's calibration and the open settings of its dial, as in the `earlier` request if it repeats one."""
     target = request.target_institution, request.target_domain
     if earlier is None:
-        found = None if request.no_calibration else _active(node, target)
-        request.calibration_sha256 = b"" if found is None else found.sha256
-        Dial.fill(request.solver, found)
-        return found
+        calibration = None if request.no_calibration else _active(node, target)
+        request.calibration_sha256 = b"" if calibration is None else calibration.sha256
+        Dial.fill(request.solver, calibration)
+        return calibration
     request.calibration_sha256 = earlier.calibration_sha256
     for name in DIAL:
         if not request.solver.HasField(name):
@@ -79,12 +79,12 @@ def choose_calibration(
 
 
 def active_terms(node: NodeContext, target: Place) -> CalibrationTerms | None:
-    """What `ddib domains` lists: the terms of the calibration that jobs use; None for none, or one that is refused."""
+    """Return the terms of the calibration that jobs to a target use; None without one, or if it is refused."""
     try:
-        found = _active(node, target)
+        calibration = _active(node, target)
     except errors.CalibrationRefused:
         return None
-    return None if found is None else found.terms
+    return None if calibration is None else calibration.terms
 
 
 def _active(node: NodeContext, target: Place) -> Calibration | None:
@@ -109,30 +109,20 @@ def _usable(node: NodeContext, sha256: bytes, target: Place) -> Calibration:
         raise
 
 
-MAX_LISTED = 200
-
-
-def _asked_class(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
-    if not asked:
-        return None
-    index = class_index(side, asked, classes)
-    if index is None:
-        names = ", ".join(side.class_names)
-        facts: dict[str, str | int] = {
-            "class": asked[:MAX_CLASS_NAME],
-            "of": place_of(side),
-            "classes": names[:MAX_LISTED] if names else side.classes if classes is None else classes,
-        }
-        raise errors.SettingsInvalid(f"{place_of(side)} has no class {asked!r}", facts=facts)
-    return index
-
-
-def decoded_class(side: ContractSide, terms: GuidanceTerms, asked: str, guidance: Guidance) -> int | None:
-    """The index of the class that a side is to decode to, so guided; None when none was asked for."""
+def decoded_class(side: ContractSide, terms: GuidanceTerms, name: str, guidance: Guidance) -> int | None:
+    """Return the index of the class of this name, None for an empty one; raise unless the side offers it so guided."""
     of = place_of(side)
     check_offered(guidance, terms, of)
     classes = None if guidance.classifier_scale is None else terms.classifier_classes
-    index = _asked_class(side, asked, classes)
+    index = class_index(side, name, classes) if name else None
+    if index is None and name:
+        names = ", ".join(side.class_names)
+        facts: dict[str, str | int] = {
+            "class": name[:MAX_CLASS_NAME],
+            "of": of,
+            "classes": names[:200] if names else side.classes if classes is None else classes,
+        }
+        raise errors.SettingsInvalid(f"{of} has no class {name!r}", facts=facts)
     if index is None and guidance.steers:
         remedy = "--target-class CLASS (for a cycle --source-class too), or --set pairs"
         raise errors.SettingsInvalid(
@@ -144,42 +134,43 @@ def decoded_class(side: ContractSide, terms: GuidanceTerms, asked: str, guidance
 
 
 def _class_pairs(request: JobHeader) -> tuple[tuple[str, str], ...]:
-    each = request.item_classes or (request,)
-    return tuple(dict.fromkeys((asked.source_class, asked.target_class) for asked in each))
+    items = request.item_classes or (request,)
+    return tuple(dict.fromkeys((item.source_class, item.target_class) for item in items))
 
 
 def own_classes(node: NodeContext, request: JobHeader) -> dict[str, int | None]:
-    """The indices of the source classes of a job; guidance is checked where a cycle comes back to the own model."""
+    """Return the indices of a job's source classes; raise unless this node's model takes them, also in a cycle."""
     side, terms, model = node.side(), node.guidance(), node.running_engine.model
     settings = solver_settings(request.solver)
-    back = guidance_from_pb(request.guidance) if request.cycle else UNGUIDED
-    found: dict[str, int | None] = {}
+    guidance = guidance_from_pb(request.guidance) if request.cycle else UNGUIDED
+    indices: dict[str, int | None] = {}
     try:
-        for asked in dict.fromkeys(own for own, _ in _class_pairs(request)):
-            found[asked] = decoded_class(side, terms, asked, back)
-            check_encoding(model, settings, found[asked])
+        for name in dict.fromkeys(source for source, _ in _class_pairs(request)):
+            indices[name] = index = decoded_class(side, terms, name, guidance)
+            check_encoding(model, settings, index)
             if request.cycle:
-                check_decoding(model, settings, found[asked], back)
-                model.check_share(settings.share, back)
+                check_decoding(model, settings, index, guidance)
+                model.check_share(settings.share, guidance)
     except (errors.InputError, errors.PolicyDenied) as error:
-        if back != UNGUIDED:
+        if guidance != UNGUIDED:
             error.facts["cycle"] = (
                 "is guided on its way back as well, by the source's own model: leave --cycle out"
             )
         raise
-    return found
+    return indices
 
 
 def target_classes(side: ContractSide, terms: GuidanceTerms, request: JobHeader) -> dict[str, int | None]:
+    """Return the indices of a job's target classes; raise unless the side takes them."""
     guidance = guidance_from_pb(request.guidance)
-    asked = dict.fromkeys(other for _, other in _class_pairs(request))
-    return {each: decoded_class(side, terms, each, guidance) for each in asked}
+    names = dict.fromkeys(target for _, target in _class_pairs(request))
+    return {name: decoded_class(side, terms, name, guidance) for name in names}
 
 
 def check_request(
     owner: str, request: JobHeader, node: NodeContext, earlier: JobHeader | None = None
 ) -> None:
-    """Raise unless this node can do what a client asks for; fill in its calibration and the solver's defaults."""
+    """Fill in the calibration and the solver's defaults of a request; raise unless this node can do it."""
     _check_fields(request, node.config.limits)
     require(not request.calibration_sha256, "calibration_sha256", "must be empty: the node sets it")
     calibration = choose_calibration(node, request, earlier)
@@ -192,7 +183,7 @@ def check_request(
 
 
 def check_allowed(owner: str, request: JobHeader, config: NodeConfig) -> None:
-    """Raise unless the policy allows a job: when it is submitted, and at each try, as the policy may have changed."""
+    """Raise unless the current policy allows a job, when it is submitted and at each try."""
     policy, settings = config.policy, solver_settings(request.solver)
     client = Identity.parse(owner).name
     check_target(client, request.target_institution, request.target_domain, policy)
@@ -205,21 +196,21 @@ def _check_fields(header: JobHeader, limits: LimitsSection) -> None:
         uuid.UUID(header.request_id)
     except ValueError as error:
         raise errors.MessageInvalid("the request id is no UUID", facts={"field": "request_id"}) from error
-    each, of_all = header.item_classes, header.source_class or header.target_class
-    require(not (each and of_all), "item_classes", "must be empty where all items have one class")
+    classes, shared_class = header.item_classes, header.source_class or header.target_class
+    require(not (classes and shared_class), "item_classes", "must be empty where all items have one class")
     require(header.items > 0, "items", "must be at least 1")
     if header.items > limits.max_items_per_job:
         raise errors.ItemsTooMany(
             f"a job of {header.items} items",
             facts={"items": header.items, "limit_items": limits.max_items_per_job},
         )
-    require(len(each) in {0, header.items}, "item_classes", "must be none, or one for each item")
+    require(len(classes) in {0, header.items}, "item_classes", "must be none, or one for each item")
     require(header.deadline_s <= JOB_DEADLINE_S, "deadline_s", f"must be at most {JOB_DEADLINE_S:.0f}")
     check_most_evaluations(header.solver.evaluations, limits.max_evaluations)
 
 
 class Receiving:
-    """The jobs that are being received: their places among the open ones, and their bytes in the spool."""
+    """Places and spool bytes of the jobs that are being received."""
 
     def __init__(self, store: JobStore) -> None:
         self.store = store
@@ -229,7 +220,7 @@ class Receiving:
 
     @contextmanager
     def stage(self, owner: str, request: JobHeader) -> Iterator[Staging]:
-        """Receive a job: ``with receiving.stage(...) as staging: staging.receive(...); staging.commit()``."""
+        """Hold a place for a job while it is received; raise if the queue is full."""
         key = owner, request.target_institution
         repeats = self.store.accepted(owner, request.request_id) is not None
         if not repeats:
@@ -245,26 +236,26 @@ class Receiving:
                     self._places[key] -= 1
 
     def _require_place(self, owner: str, target: str) -> None:
-        """Each peer has places of its own: jobs that wait for one take none of another's."""
+        """Raise unless the client has a place left among the jobs for this peer."""
         taken = self._places + Counter(self.store.open_jobs())
-        of_all = sum(count for (_, other), count in taken.items() if other == target)
-        most, own = self.store.limits.max_open_jobs, taken[owner, target]
-        if of_all >= most or not within_share(own, most - of_all, most):
+        total = sum(count for (_, other), count in taken.items() if other == target)
+        most, share = self.store.limits.max_open_jobs, taken[owner, target]
+        if total >= most or not within_share(share, most - total, most):
             raise errors.QueueFull(
-                f"{of_all} jobs for {target} are open, {own} of them of {owner}",
-                facts={"limit_jobs": most, "jobs": of_all, "jobs_of_client": own},
+                f"{total} jobs for {target} are open, {share} of them of {owner}",
+                facts={"limit_jobs": most, "jobs": total, "jobs_of_client": share},
                 retry_after_s=QUEUE_FULL_S,
             )
 
     def count(self, owner: str, change: int = 0) -> int:
-        """Count bytes of a client's jobs that are being received; how many there are now."""
+        """Count bytes of a client's jobs that are being received; return their sum."""
         with self._lock:
             self._bytes[owner] += change
             return self._bytes[owner] if self._bytes[owner] > 0 else self._bytes.pop(owner)
 
 
 class Staging:
-    """A job that is being received, used from one thread; made by `Receiving.stage`."""
+    """A job that is being received, used from one thread."""
 
     def __init__(self, receiving: Receiving, owner: str, request: JobHeader, *, repeats: bool) -> None:
         self.owner = owner
@@ -276,19 +267,19 @@ class Staging:
         self._staged = 0
         self._incoming: GrowingFile | None = None
         self.files: list[SpoolFile] = []
-        """What the client sent, whole; the number of an item is its place."""
+        """The rows of the items that have come whole, in order."""
         self.kept = False
-        """Whether the job is on the disk, or may be."""
+        """True if the job is on the disk, or may be."""
 
     def close(self) -> None:
-        """Nothing more comes; what was not accepted goes."""
+        """Remove the job unless it was accepted."""
         self._close_file()
         if not self.kept:
             self._spool.remove_job(self._job_id)
         self._receiving.count(self.owner, -self._staged)
 
     def receive(self, size_bytes: int) -> Staging:
-        """A file on the disk for the next item, a `Sink`; `keep` it once it is whole."""
+        """Open a file for the next item, and return its `Sink`; call `keep` when it is whole."""
         self._require_room(size_bytes)
         self._close_file()
         self._incoming = self._spool.new_file(self._job_id, len(self.files), SpoolPart.INPUT)
@@ -302,7 +293,7 @@ class Staging:
         self._incoming.write(data)
 
     def keep(self, media_type: int, sha256: bytes) -> None:
-        """What was received last is the next item, whole and of this digest; on the disk after `commit`."""
+        """Make the open file, which is whole, the next item."""
         file = self._incoming
         assert file is not None
         self._close_file()
@@ -313,14 +304,14 @@ class Staging:
 
     def _require_room(self, size_bytes: int) -> None:
         most, used = self._store.limits.max_spool_bytes, self._spool.used_bytes
-        own = self._held + self._receiving.count(self.owner)
+        share = self._held + self._receiving.count(self.owner)
         if used + size_bytes > most:
             raise errors.QueueFull(
                 "the spool is full", facts={"limit_bytes": most}, retry_after_s=QUEUE_FULL_S
             )
-        if not within_share(own, most - used, most):
-            what = "this client has its share of the spool"
-            raise errors.QueueFull(what, facts={"limit_bytes": own}, retry_after_s=QUEUE_FULL_S)
+        if not within_share(share, most - used, most):
+            message = "this client has its share of the spool"
+            raise errors.QueueFull(message, facts={"limit_bytes": share}, retry_after_s=QUEUE_FULL_S)
 
     def _close_file(self) -> None:
         if self._incoming is not None:
@@ -328,31 +319,35 @@ class Staging:
             self._incoming = None
 
     def commit(self) -> tuple[StoredJob, bool]:
-        """Accept the job; the job, and whether this request had been accepted before."""
+        """Accept the job and return it, and whether its request had been accepted before."""
         if not self.files:
             raise errors.MessageInvalid("a job without items", facts={"field": "items"})
         if not self.accepted_before:
             self._spool.sync(self._job_id, [row.file for row in self.files])
         job_id, repeated = self._store.insert(
-            self._job_id, self.owner, self._request, self.files, new=not self.accepted_before, mark=self._mark
+            self._job_id,
+            self.owner,
+            self._request,
+            self.files,
+            new=not self.accepted_before,
+            mark=partial(setattr, self, "kept"),
         )
         return self._store.get(job_id), repeated
 
-    def _mark(self, kept: bool) -> None:
-        self.kept = kept
-
 
 DESCRIBE_TIMEOUT_S = 3.0
-# Jobs that are being received at once: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md).
 MAX_UPLOADS = 24
+"""Limit concurrent uploads: gRPC holds up to 25 MiB of each, however slowly it is read (docs/operating.md)."""
 MAX_UPLOADS_PER_CLIENT = 16
 QUEUE_FULL_S = 30.0
-# A refused job costs its owner nothing; for so long its other items are decoded, to name all that are refused.
 REFUSED_S = 10.0
+"""Check a refused job's other items for so long, to name all that are refused; its owner is not charged."""
 Requests = Iterator[pb.SubmitJobRequest]
 
 
 class Submissions:
+    """Checks and charges of new jobs."""
+
     def __init__(
         self, node: NodeContext, store: JobStore, remotes: Remotes, *, is_away: Callable[[str], bool]
     ) -> None:
@@ -365,7 +360,7 @@ class Submissions:
     def receive(
         self, messages: Requests, trace: Span | None = None, ended: Callable[[], bool] = lambda: False
     ) -> tuple[StoredJob, bool]:
-        """One job; whether its request had been accepted before."""
+        """Receive and return one job, and whether its request had been accepted before; raise if it is refused."""
         stall_s = self._node.config.limits.stall_s
         pace = Pace(stall_s, between_s=stall_s)
         with ReadAhead(messages, READ_AHEAD, "upload") as ahead:
@@ -387,7 +382,7 @@ class Submissions:
     def _receive_items(
         self, requests: Requests, items: int, staging: Staging, pace: Pace, ended: Callable[[], bool]
     ) -> int:
-        """All items, checked; how many samples they have."""
+        """Receive all items and return their number of samples; raise if any is refused."""
         samples, decode_until = 0, math.inf
         refused: dict[int, errors.DdibError] = {}
         try:
@@ -416,7 +411,7 @@ class Submissions:
         return samples
 
     def _commit(self, staging: Staging, charges: Sequence[Charge]) -> tuple[StoredJob, bool]:
-        """Charge, then accept: a job that is on the disk was paid for, also if the node is killed here."""
+        """Charge the job before it is accepted, so that a kill between the two leaves no unpaid job."""
         self._node.quotas.charge(charges)
         try:
             return staging.commit()
@@ -432,7 +427,7 @@ class Submissions:
         return client_charges(self._node.config.policy, owner, cost)
 
     def _check_target(self, request: JobHeader) -> None:
-        """Refuse at once what cannot work: an unknown or suspended institution, a domain that it does not serve."""
+        """Raise unless the peer is known and, if it answers, serves the domain and classes."""
         try:
             remote = self._remotes.get(request.target_institution)
         except errors.PeerNotFound as error:
@@ -457,7 +452,7 @@ class Submissions:
     def _opener(
         self, max_items: int, staging: Staging, pace: Pace
     ) -> Callable[[common_pb2.FileHeader], Announced]:
-        """Checks the header of each item; its bytes go to the disk as they come."""
+        """Return a function that checks an item's header and opens its file."""
         limits, samples = self._node.config.limits, self._node.samples()
         accepted = {media for media, name in MEDIA_FORMATS.items() if name in samples.formats}
 
@@ -477,7 +472,7 @@ class Submissions:
         return opener
 
     def _check_item(self, staging: Staging, number: int, ended: Callable[[], bool]) -> int:
-        """Everything that encoding would refuse, before the job is accepted; how many samples it has."""
+        """Return the item's number of samples; raise if encoding would refuse it."""
         samples, size_rule = self._node.samples(), self._node.size_rule
         size_bytes, load = staging.files[number].size_bytes, partial(staging.read, number)
         try:

@@ -1,7 +1,5 @@
 """`ddib-target-node` and `python -m target_node`: train | serve | check."""
 
-from __future__ import annotations
-
 from ddib_fed.terminal import importing
 
 

@@ -1,10 +1,7 @@
-"""The DecodingService, latents of admitted peers to pictures of this node's domain; and the CalibrationService.
+"""Serves the DecodingService, which turns peers' latents into pictures of this domain, and the CalibrationService.
 
-The target keeps no picture and no latent; what it remembers are the contracts it agreed to and the quota spent. Only
-that and calibrations are on its disk.
+The target keeps no picture and no latent, only contracts, spent quotas and calibrations.
 """
-
-from __future__ import annotations
 
 import math
 import threading
@@ -78,16 +75,13 @@ from target_node.stream import (
     weight_of,
 )
 
-# Each picture is an item of its own, with its own result, quota and record.
 PICTURES_PER_ITEM = 1
-# What an item is charged at least: that much time, about, goes into receiving, recording and answering it.
 LEAST_EVALUATIONS = 10_000
-# Of one peer; each is a line of the audit log.
+"""Charge an item at least for the time of receiving, recording and answering it."""
 CONTRACTS_PER_DAY = 10_000
-
-
+"""Limit the contracts of one peer, each of which is a line of the audit log."""
 MAX_CONTRACTS = 8
-"""Remembered of one peer: it needs one at a time, and an old one lives on for calls that are on their way."""
+"""Remember a few contracts of each peer: it needs one at a time, and calls under way need the one before."""
 
 
 class AgreedContracts:
@@ -98,19 +92,16 @@ class AgreedContracts:
         self._lock = threading.Lock()
 
     def __contains__(self, sha256: bytes) -> bool:
-        with self._lock:
-            return sha256 in self._contracts
+        return sha256 in self._contracts
 
     def remember(self, contract: Contract) -> None:
-        """Keep a contract as the newest of its peer, which drops its own oldest one, and none of another peer."""
+        """Keep a contract as the newest of its peer, and drop the peer's oldest one."""
         institution = contract.source.institution
         with self._lock:
             self._contracts[contract.digest] = contract
             self._contracts.move_to_end(contract.digest)
-            own = [
-                digest for digest, each in self._contracts.items() if each.source.institution == institution
-            ]
-            for digest in own[:-MAX_CONTRACTS]:
+            digests = [key for key, one in self._contracts.items() if one.source.institution == institution]
+            for digest in digests[:-MAX_CONTRACTS]:
                 del self._contracts[digest]
 
     def get(self, sha256: bytes, institution: str) -> Contract:
@@ -130,11 +121,10 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
         self._turns: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self.active = 0
-        """Running calls of Decode."""
         self._idle = threading.Condition()
 
     def limits(self) -> pb.ContractLimits:
-        """What a contract with this node allows, as it is with one of its models."""
+        """Return the limits of a contract with this node."""
         limits, shape = self._node.config.limits, self._node.running_engine.model.latent_shape
         samples = MAX_POINTS_PER_ITEM if len(shape) == 1 else PICTURES_PER_ITEM
         terms = self._node.guidance()
@@ -187,7 +177,9 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
     ) -> Iterator[pb.DecodeResponse]:
         _ = self._node.engine  # refuses while loading or draining
         limits, receipts = self._node.config.limits, list[Receipt]()
-        pace = Pace(limits.stall_s, between_s=limits.idle_s, busy=lambda: any(each.owes for each in receipts))
+        pace = Pace(
+            limits.stall_s, between_s=limits.idle_s, busy=lambda: any(receipt.owes for receipt in receipts)
+        )
         pace.begin(0)  # the header stalls, it is not idle
         with ReadAhead(request_iterator, AHEAD_BYTES, "upload", weigh=weight_of) as ahead:
             messages = ahead.each(pace.wait_s, pace.late)
@@ -246,7 +238,7 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             self._idle.wait_for(lambda: not self.active, max(0.0, timeout_s))
 
     def _check(self, contract: Contract, header: pb.DecodeHeader) -> None:
-        """Raise unless the contract and this node's policy and model allow what the header of a call asks for."""
+        """Raise unless the contract, the policy and the model allow this header of a call."""
         limits, config, guidance = contract.limits, self._node.config, guidance_from_pb(header.guidance)
         most = limits.max_items_per_stream
         require(1 <= header.items <= most, "items", f"must be from 1 to {most}")
@@ -285,13 +277,13 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             turn = self._turns.setdefault(peer.institution, threading.Lock())
 
         def on_items(arrived: Sequence[Arrived]) -> int:
-            with turn:  # of all streams of a peer one waits for the disk: peers are in line, not streams
-                charges = [self._charges(peer.institution, header, each.latent) for each in arrived]
+            with turn:  # only one stream of each peer waits for the disk
+                charges = [self._charges(peer.institution, header, item.latent) for item in arrived]
                 count = self._node.quotas.charge_each(charges)
-                taken = [arrived[place] for place in range(count)]
-                self._node.write_audit("latent_received", [receipt.line(each) for each in taken])
-            self._node.metrics.latent_bytes.labels("in").inc(sum(each.latent.size_bytes for each in taken))
-            self._node.metrics.samples.labels("decode").inc(sum(len(each.latent.data) for each in taken))
+                taken = [arrived[place] for place in range(count)]  # a deque has no slices
+                self._node.write_audit("latent_received", [receipt.line(item) for item in taken])
+            self._node.metrics.latent_bytes.labels("in").inc(sum(item.latent.size_bytes for item in taken))
+            self._node.metrics.samples.labels("decode").inc(sum(len(item.latent.data) for item in taken))
             return count
 
         return on_items
@@ -312,18 +304,12 @@ class DecodingServicer(decoding_pb2_grpc.DecodingServiceServicer):
             yield from translated.round_trip.stream(pb.DecodeResponse)
 
 
-# What a target gives an admitted peer for a calibration: bytes that the operator published, the units of the model, or
-# the signature that the operator gave a proposal. The figures of a proposal are the source's word, so no policy signs
-# one by them.
-
 CALLS_PER_DAY: Final = 200
-"""Of one peer, to all methods of the service."""
 MAX_WAITING: Final = 8
-"""Proposals of one peer that wait for the operator."""
 
 
 class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
-    """See calibration.proto; every method answers for the peer that called it."""
+    """See calibration.proto. Only the operator signs a proposal: its figures are the source's word."""
 
     def __init__(self, node: NodeContext) -> None:
         self._node = node
@@ -380,7 +366,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
         )
 
     def _kept(self, proposed: SignedCalibration) -> SignedCalibration:
-        """The proposal as it is stored afterwards, with the target's signature if there is one."""
+        """Store a proposal and return it, with the target's signature if it has one; raise if it is refused."""
         node, now, peer = self._node, datetime.now(UTC), caller().institution
         check_proposal(proposed, node.config, node.units_sha256, node.peers.snapshot(), now=now)
         with self._lock:
@@ -390,9 +376,9 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
             if known is not None:
                 return known if known.complete else proposed
             waiting = [
-                each
-                for each in node.calibrations.list()
-                if each.state(now) == "proposed" and each.calibration.source.institution == peer
+                signed
+                for signed in node.calibrations.list()
+                if signed.state(now) == "proposed" and signed.calibration.source.institution == peer
             ]
             if len(waiting) >= MAX_WAITING:
                 raise QuotaSpent(
@@ -404,7 +390,7 @@ class CalibrationServicer(calibration_pb2_grpc.CalibrationServiceServicer):
             return node.calibrations.add(proposed, now=now)
 
     def _open(self, domain: str) -> None:
-        """Raise unless the service answers at all: ready, allowed, of this domain, within the quota."""
+        """Charge a call; raise unless the node is ready, serves the domain and allows calibrations."""
         _ = self._node.engine  # refuses while loading or draining
         config, peer = self._node.config, caller()
         self._node.quotas.charge([Charge("calls_for_calibration", peer.institution, 1, CALLS_PER_DAY)])

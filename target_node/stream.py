@@ -1,11 +1,8 @@
-"""One Decode call: latents in, translations out in order, while further latents arrive.
+"""Turns the latents of one Decode call into translations, in order, while further latents arrive.
 
-Three threads: the engine's feeder, which assembles latents and begins them; a writer, which takes what is decoded and
-writes the files; and gRPC's own, which sends what is finished. The engine's window bounds the latents that are in
-memory, `READY` the files.
+The engine's feeder assembles latents, a writer writes the decoded files, and gRPC's thread sends them. The engine's
+window bounds the latents in memory, `READY` the files.
 """
-
-from __future__ import annotations
 
 import logging
 import queue
@@ -37,26 +34,21 @@ from ddib_fed.v1 import decoding_pb2 as pb
 log = logging.getLogger(__name__)
 
 AHEAD_BYTES: Final = 4 << 20
-"""Of a Decode call's messages that are read before they are asked for; as much may have been handed over already."""
+"""Read so much of a call ahead; as much again may be in use."""
 LEAST_WEIGHT: Final = 16 << 10
-"""What the smallest message counts: at most 256 of them wait, a batch of small latents and no flood of empty ones."""
+"""Let at most 256 messages wait: a batch of small latents fits, a flood of empty ones does not."""
 READY: Final = 2
-"""Translations of one call that wait to be sent: one is written while another is on the wire."""
+"""Write one translation while another is on the wire."""
 PROGRESS_EVERY_S: Final = 0.25
 MAX_PROGRESS: Final = 64
-"""Progress is sent at most this often, and not at all while so much of it waits to be sent."""
 SIGN_OF_LIFE_S: Final = 10.0
-"""Something is said at least this often, whatever the engine does: the source gives up a node that hangs."""
+"""Send a message at least this often: a source gives a silent node up."""
 REFUSALS: Final = (InputError, LatentNotGaussian)
-"""What is wrong with one item and no other."""
-
-
-# What comes
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A latent that came whole, its class, and the end of the source's audit log as it came last; None for none."""
+    """A latent that came whole, its class, and the last known head of the source's audit log."""
 
     item: int
     latent: Latent
@@ -65,7 +57,7 @@ class Arrived:
 
 
 def weight_of(message: pb.DecodeRequest) -> int:
-    """What a message counts towards `AHEAD_BYTES`."""
+    """Return the size of a message as it counts towards `AHEAD_BYTES`."""
     return max(LEAST_WEIGHT, message.ByteSize())
 
 
@@ -79,7 +71,7 @@ def latents_of(
     ready: Callable[[], bool] = lambda: False,
     most_rows: int = 1,
 ) -> Iterator[list[Arrived]]:
-    """The latents of a stream, each checked against the contract before its bytes are read, as many as have come."""
+    """Yield the latents of a stream as they come, in batches; check each header before its bytes are read."""
     check = LatentOpener(contract, max_items=max_items)
 
     def open_latent(header: pb.LatentHeader) -> Announced:
@@ -119,7 +111,7 @@ def latents_of(
 
 
 def control_of(context: grpc.ServicerContext) -> Control:
-    """Ends the work when the call ends: cancelled, disconnected, or past its deadline."""
+    """Return a control that ends the work when the call is cancelled, disconnected, or past its deadline."""
     remaining: float | None = context.time_remaining()
     if remaining is not None and remaining > threading.TIMEOUT_MAX:
         remaining = None  # gRPC's number for a call without a deadline
@@ -129,12 +121,9 @@ def control_of(context: grpc.ServicerContext) -> Control:
     return control
 
 
-# What is recorded of it
-
-
 @dataclass(slots=True, eq=False)
 class Receipt:
-    """Counts as a context; at its end the line is written, however the call ended."""
+    """Counts of one call, written to the audit log when the context ends."""
 
     node: NodeContext
     peer: str
@@ -148,22 +137,22 @@ class Receipt:
         exchanged = self.exchanged
         if not exchanged.received_items:
             return
-        told: dict[str, str | int] = {
+        fields: dict[str, str | int] = {
             "request": self.request_id,
             "peer": institution_of(self.peer),
             "received": exchanged.received_items,
             "sent": exchanged.sent_items,
         }
-        log.info(  # a job of the peer, or what was left of one
+        log.info(
             "request %(request)s from %(peer)s %(end)s: received %(received)d latents, sent %(sent)d translations",
-            {**told, "end": "ended" if exc_info[0] is None else "broke off"},
-            extra={"fields": told},
+            {**fields, "end": "ended" if exc_info[0] is None else "broke off"},
+            extra={"fields": fields},
         )
         self.node.write_receipt(self.peer, self.contract, exchanged, request=self.request_id)
 
     @property
     def owes(self) -> bool:
-        """Whether a latent that came has no answer yet."""
+        """True while a latent has no answer."""
         return self.exchanged.received_items > self.exchanged.sent_items
 
     def received(self, size_bytes: int, anchor: common_pb2.AuditHead | None) -> None:
@@ -181,12 +170,9 @@ class Receipt:
         }
 
 
-# What goes back
-
-
 @dataclass(frozen=True, slots=True)
 class DecodedFile:
-    """One item, decoded, and its latent again when the round trip was asked for."""
+    """One decoded item, and for a round trip its latent."""
 
     item: int
     file: bytes
@@ -196,11 +182,13 @@ class DecodedFile:
 
 
 Event = pb.DecodeProgress | DecodedFile | BaseException | None
-"""What the threads give the sender: progress, a translation, what broke the stream or an item, or None: the end."""
+"""None is the end of the stream."""
 
 
 @dataclass(slots=True, eq=False)
 class DecodeStream:
+    """The events of one Decode call, from the engine's thread to gRPC's."""
+
     engine: ServingParty
     header: pb.DecodeHeader
     contract: Contract
@@ -212,7 +200,7 @@ class DecodeStream:
     _samples: Samples = field(init=False)
     _refused: DdibError | None = field(default=None, init=False)
     _ended: bool = field(default=False, init=False)
-    _told: float = field(default=0.0, init=False)
+    _last_progress: float = field(default=0.0, init=False)
     _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue, init=False)
     _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(READY), init=False)
 
@@ -220,7 +208,7 @@ class DecodeStream:
         self._samples = samples_of(self.engine.model, ImageLimits(), max_points=0)  # nothing is read
 
     def run(self) -> Iterator[pb.DecodeProgress | DecodedFile]:
-        """Progress and translations, until the last item that was sent is done."""
+        """Yield progress and translations until the last item is done; raise if the stream breaks."""
         threading.Thread(target=self._work, name="decode", daemon=True).start()
         try:
             while True:
@@ -261,7 +249,7 @@ class DecodeStream:
             self._events.put(self._refused)
 
     def _answer(self, outcome: Decoded | Failed) -> None:
-        """Make ready what is sent for an item, when there is room for it; note why it is refused."""
+        """Wait for a free slot, and queue an item's translation or note its refusal."""
         while not self._slots.acquire(timeout=0.2):
             self.control.check()
         try:
@@ -283,16 +271,14 @@ class DecodeStream:
         for arrived in self.latents:
             left = deque(arrived)
             while left and not self._ended:
-                for _ in range(self._admitted(left)):
-                    one = left.popleft()
-                    yield ToDecode(one.item, one.latent, one.label)
-
-    def _admitted(self, arrived: Sequence[Arrived]) -> int:
-        try:
-            return self.on_items(arrived)
-        except DdibError as error:
-            error.facts.setdefault("item", str(arrived[0].item))
-            raise
+                try:
+                    admitted = self.on_items(left)
+                except DdibError as error:
+                    error.facts.setdefault("item", str(left[0].item))
+                    raise
+                for _ in range(admitted):
+                    latent = left.popleft()
+                    yield ToDecode(latent.item, latent.latent, latent.label)
 
     def _translated(self, outcome: Decoded | Failed) -> DecodedFile:
         number = outcome.number
@@ -310,6 +296,6 @@ class DecodeStream:
 
     def _on_step(self, number: int, stage: Stage, step: int, steps: int) -> None:
         now = time.monotonic()
-        if now - self._told >= PROGRESS_EVERY_S and self._events.qsize() < MAX_PROGRESS:
-            self._told = now
+        if now - self._last_progress >= PROGRESS_EVERY_S and self._events.qsize() < MAX_PROGRESS:
+            self._last_progress = now
             self._events.put(pb.DecodeProgress(item=number, stage=stage, step=step, steps=steps))
