@@ -5,8 +5,6 @@ transaction, syncs the files that they want on the disk, commits once, and only 
 resolved future says is on the disk, and what failed has left nothing.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os
@@ -217,13 +215,13 @@ class NodeStore:
     # Read
 
     def read(self, statement: str, values: Sequence[Any] = ()) -> Rows:
-        """What is on the disk; never waits for a write."""
+        """Return rows that are on the disk; never wait for a write."""
         with self._reading, _failing_disk_as_os_error():
             return self._reader.execute(statement, values).fetchall()
 
     @contextmanager
     def snapshot(self) -> Iterator[Read]:
-        """A `read` whose answers are all of one moment."""
+        """Yield a `read` whose answers are all of one moment."""
         with self._reading, _failing_disk_as_os_error():
             self._reader.execute("BEGIN")
             try:
@@ -236,11 +234,10 @@ class NodeStore:
     def write(
         self, function: Callable[[Transaction], T], *, size_bytes: int = 0, patient: bool = False
     ) -> Future[T]:
-        """Queue a write. Its future has what the function returned, when that is on the disk, or what it raised.
+        """Queue a write; its future gets the function's result once that is on the disk, or its error.
 
-        `size_bytes` is what it holds in memory until then. A `patient` one waits a little for others to go with. The
-        future's errors, beside the function's own: DiskFull; OSError for a disk that fails or a database that was
-        replaced.
+        `size_bytes` is its memory until then; a `patient` one waits a little for others to go with. The future may also
+        raise DiskFull, and OSError for a failing disk or a replaced database.
         """
         write: _Write[T] = _Write(function, size_bytes)
         with self._changed:
@@ -256,7 +253,7 @@ class NodeStore:
         return write.future
 
     def flush(self) -> None:
-        """Bring patient writes to the disk now."""
+        """Write patient writes to the disk now."""
         with self._changed:
             self._urgent = True
             self._changed.notify_all()
@@ -266,7 +263,7 @@ class NodeStore:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the database, for the node's health; None if nothing is."""
+        """The problem of the database, for the node's health; None if there is none."""
         return self._replaced or self._unwritten or None
 
     def _run(self) -> None:
@@ -285,7 +282,7 @@ class NodeStore:
                 write.finish()
 
     def _next(self) -> list[_Write[Any]]:
-        """What waits, up to the limits; empty when the store is closed and nothing waits."""
+        """Return the pending writes, up to the limits; none when the store is closed."""
         group: list[_Write[Any]] = []
         size_bytes = 0
         with self._changed:
@@ -325,7 +322,7 @@ class NodeStore:
             self._unwritten = ""
 
     def _one(self, write: _Write[Any], shared: set[str]) -> Sequence[str]:
-        """One write in its savepoint; the files that are to be synced with it."""
+        """Run one write in its savepoint; return the files that are to be synced with it."""
         db, transaction, before = self._writer, Transaction(self._writer, shared), set(shared)
         db.execute("SAVEPOINT one")
         write.undo = transaction.undo
@@ -380,7 +377,7 @@ class NodeStore:
 
 
 def rehearse(path: Path) -> tuple[int, int]:
-    """Open a copy of the database as a start would, so that nothing here is changed; its jobs and audit lines."""
+    """Open a copy of the database as a start would, changing nothing; return the numbers of jobs and audit lines."""
     check_private_file(path)
     with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder:
         used = path.with_name(path.name + ".lock").exists()
@@ -398,7 +395,7 @@ def rehearse(path: Path) -> tuple[int, int]:
 
 
 def sync_files(files: Sequence[str]) -> None:
-    """Bring new files and their names to the disk."""
+    """Sync new files and their names to the disk."""
     for error in sync_each(files).values():
         raise error
     for folder in {file.rpartition("/")[0] for file in files}:
@@ -419,7 +416,7 @@ def _code_of(error: BaseException) -> int:
 
 @contextmanager
 def _failing_disk_as_os_error() -> Iterator[None]:
-    """A failing disk is a DiskFull or an OSError, which passes; other errors of SQLite are bugs."""
+    """Raise DiskFull or OSError for a failing disk; other errors of SQLite are bugs."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -438,7 +435,7 @@ def _failing_disk_as_os_error() -> Iterator[None]:
 
 
 def _lock_file(path: Path, kind: int = fcntl.LOCK_EX) -> int:
-    """A lock that goes when the process goes, however it goes."""
+    """Return a lock that goes when the process goes, however it goes."""
     name = path.with_name(path.name + ".lock")
     check_private_file(name)
     descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

@@ -122,7 +122,7 @@ class Tracing:
             span.end()
 
     def record(self, name: str, seconds: float, *, parent: Span | None, **values: Value) -> None:
-        """A step that has just ended and took so long."""
+        """Record a step that has just ended and took so long."""
         end = time.time_ns()
         start = end - int(max(0.0, seconds) * 1e9)
         self._tracer.start_span(name, _under(parent), attributes=named(**values), start_time=start).end(end)
@@ -156,7 +156,7 @@ def _under(parent: Span | None) -> Context:
 
 
 def parse_traceparent(text: str) -> Span | None:
-    """The span in a text of another side; None for anything but the one form, which is as if it said nothing."""
+    """Return the span in a text of another side; None for anything but the one form."""
     if len(text) != TRACEPARENT_CHARACTERS or not text.startswith("00-"):
         return None
     span: Span = get_current_span(_PROPAGATOR.extract({TRACE_KEY: text}, Context()))
@@ -164,14 +164,14 @@ def parse_traceparent(text: str) -> Span | None:
 
 
 def trace_entries(span: Span | None) -> dict[str, Any]:
-    """Arguments of a call by which it belongs to a span."""
+    """Return arguments of a call by which it belongs to a span."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier, _under(span))
     return {"metadata": ((TRACE_KEY, carrier[TRACE_KEY]),)} if carrier else {}
 
 
 def trace_of(metadata: Iterable[Any] | None, tracing: Tracing, institution: str) -> Span | None:
-    """Where a call of an institution belongs, by its metadata."""
+    """Return the span to which a call of an institution belongs, by its metadata."""
     if not tracing.shares_with(institution):
         return None
     found = [value for key, value in metadata or () if key == TRACE_KEY]
@@ -189,7 +189,7 @@ def is_taken(trailing: Iterable[Any] | None) -> bool:
 def open_tracing(
     settings: TelemetrySettings, *, institution: str, what: str, peers: Iterable[str] = ()
 ) -> Tracing:
-    """The tracing of a client or node; OpenTelemetry's SDK is imported only where an endpoint is set."""
+    """Return the tracing of a client or node; OpenTelemetry's SDK is imported only with an endpoint."""
     if settings.endpoint is None:
         return OFF
     with extra("otel", "opentelemetry-exporter-otlp-proto-http", "[telemetry] needs OpenTelemetry"):

@@ -4,8 +4,6 @@ What changed is in the audit log, and what is wrong in the node's state, within 
 and metrics show only counts and states, and labels never hold content.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
@@ -228,7 +226,7 @@ class Watch:
             self._certificate = certificate
 
     def _own_certificate(self) -> tuple[str, str] | None:
-        """Its fingerprint and its end; None while it cannot be read, which the node's health says."""
+        """Return the fingerprint and the end of the own certificate; None while it cannot be read."""
         try:
             own = load_identity(self._pki_folder)
         except (DdibError, OSError):
@@ -291,7 +289,7 @@ def _line(text: str) -> str:
 
 @contextmanager
 def operator_service(config: NodeConfig, node: Operated) -> Iterator[None]:
-    """Inside, the operator is answered on the node's socket, which only this user can open."""
+    """Answer the operator on the node's socket, which only this user can open, while the block runs."""
     socket = config.paths.admin_socket
     check_alone(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -342,7 +340,7 @@ def check_socket(socket: Path) -> None:
 
 
 def answers(socket: Path) -> bool:
-    """Whether a process listens on the socket; one that a kill left behind does not."""
+    """Return whether a process listens on the socket; a socket left behind by a kill does not answer."""
     with socketlib.socket(socketlib.AF_UNIX) as probe:
         return probe.connect_ex(str(socket)) == 0
 
@@ -436,7 +434,7 @@ _TIMES: Final = frozenset({"failed", "expires", "certificate_expires", "root_exp
 
 
 def _fields(message: Message) -> dict[str, Any]:
-    """Return the values of a message: times in UTC, None for 0, and what is repeated as a tuple."""
+    """Return a message's fields: times in UTC, None for a time of 0, repeated fields as tuples."""
     values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -447,7 +445,7 @@ def _fields(message: Message) -> dict[str, Any]:
 
 
 def status_from(answer: pb.StatusResponse) -> NodeStatus:
-    """Return what a node said of itself."""
+    """Return a node's answer as a value."""
     parts = {
         "model": ModelStatus(**_fields(answer.model)) if answer.HasField("model") else None,
         "peers": tuple(PeerStatus(**_fields(each)) for each in answer.peers),

@@ -92,31 +92,12 @@ class Calibrations:
     ) -> Aggregate:
         """Draw a noised histogram of this target's pictures, which `publish` gives to peers.
 
-        Parameters
-        ----------
-        pictures
-            A folder, or the name of a domain that ships; without it what node.toml's [train] names, else the domain
-            that ships under the model's.
-        epsilon
-            Differential privacy of each picture, or of each group, at a delta of 1e-5; in [0.01, 8].
-        group_by
-            What is protected as one: "folder", all pictures of one first folder below `pictures`, or a regular
-            expression, all of one name that it finds in their paths.
-        latents
-            Whether latents of the model's autoencoder are counted, not colours.
-        replace
-            Whether another aggregate may be published already.
-        on_note
-            Called with lines on what is not counted.
-
-        Raises
-        ------
-        PolicyDenied
-            This node is no target.
-        AlreadyExists
-            An aggregate is published; another draw of its noise costs epsilon again.
-        InputError
-            There are fewer than 200 pictures or groups.
+        `pictures` is a folder or a domain that ships, by default the one of [train]. Each picture is protected with
+        `epsilon` (0.01 to 8) at a delta of 1e-5, or each group of `group_by`: "folder" (the first below `pictures`), or
+        a regular expression that finds the group's name in a path. `latents` counts latents of the model's autoencoder,
+        not colours; `on_note` gets lines on pictures that are not counted. Raise AlreadyExists if an aggregate is
+        published and `replace` is not set, as another draw costs epsilon again, and InputError for fewer than 200
+        pictures or groups.
         """
         from ddib_fed.training.calibrating import count_pictures, ignore
 
@@ -185,16 +166,11 @@ class Calibrations:
         return f"epsilon {epsilon:g}, delta {delta:g} for each {unit}{whose}"
 
     def accept(self, digest: str, *, force: bool = False) -> SignedCalibration:
-        """Sign a proposal to this node; its signature and terms are verified once more, as at each use.
+        """Sign a proposal to this node, after verifying its signature and terms once more.
 
-        Raises
-        ------
-        StateConflict
-            It is no proposal to this node that waits.
-        CalibrationIneffective
-            Its figures are refused, and `force` is not set.
-        CalibrationRefused
-            Its signature, units, aggregate or terms are not what this node knows or allows.
+        Raise StateConflict unless it is a pending proposal to this node, CalibrationIneffective for refused figures
+        without `force`, and CalibrationRefused for a signature, units, an aggregate or terms that this node does not
+        allow.
         """
         config, now, proposed = self._config, datetime.now(UTC), self.get(digest)
         calibration, state = proposed.calibration, proposed.state(now)
@@ -227,29 +203,11 @@ class Calibrations:
     def propose(
         self, target: str, request: CalibrationRequest | None = None, *, on_note: OnNote | None = None
     ) -> tuple[Calibration, Crossed]:
-        """Make a calibration towards a peer's domain; return it, and what crossed for it.
+        """Make a calibration towards a peer's INSTITUTION/DOMAIN; return it, and the bytes that crossed by kind.
 
-        Nothing of this node's leaves before `send`.
-
-        Parameters
-        ----------
-        target
-            INSTITUTION/DOMAIN of an admitted peer.
-        request
-            What it is made of; without pictures, anchors or an existing one of what node.toml's [train] names.
-        on_note
-            Called with lines on what the peer published.
-
-        Raises
-        ------
-        PolicyDenied
-            This node is no source, or the peer does not calibrate with it.
-        CalibrationKindDenied
-            [policy] calibration does not list the kind.
-        CalibrationIneffective
-            It is no better than none, or hardly better than another one; `request.force` makes it all the same.
-        PeerUnreachable
-            The peer does not answer.
+        Nothing of this node's leaves before `send`. Pictures are by default those of node.toml's [train]; `on_note`
+        gets lines on the peer's aggregate. Raise CalibrationKindDenied if [policy] calibration does not list the kind,
+        and CalibrationIneffective if it is hardly better than none or than another one, unless `request.force` is set.
         """
         from ddib_fed.training.calibrating import (
             CalibrationRequest,
@@ -306,21 +264,11 @@ class Calibrations:
         )
 
     def send(self, which: Calibration | str) -> tuple[SignedCalibration, Crossed]:
-        """Sign a calibration as the source, store it and send it; store the target's signature if it comes.
+        """Sign a calibration as the source, store and send it; store the target's signature if it comes.
 
-        Return it with the signatures that it has, and what crossed.
-
-        Parameters
-        ----------
-        which
-            A new calibration, or the DIGEST of one that was sent before.
-
-        Raises
-        ------
-        StateConflict
-            It was taken out of use here.
-        CalibrationRefused
-            Its terms are not allowed here, or the peer refuses it.
+        `which` is a new calibration, or the DIGEST of one that was sent before. Return it with its signatures, and the
+        bytes that crossed. Raise StateConflict if it was taken out of use here, CalibrationRefused if a side refuses
+        its terms.
         """
         config, now = self._config, datetime.now(UTC)
         calibration = self.get(which).calibration if isinstance(which, str) else which
@@ -377,7 +325,7 @@ class Calibrations:
         return self._store.named(digest)
 
     def signatures(self, signed: SignedCalibration) -> dict[Side, str]:
-        """Return who signed for each side and when, or what is wrong with the signature."""
+        """Return signer and time of each side's signature, or the problem of the signature."""
         peers, texts = peer_store(self._config).snapshot(), dict[Side, str]()
         for of in SIDES:
             signature, now = signed.signature(of), datetime.now(UTC)
@@ -390,10 +338,9 @@ class Calibrations:
         return texts
 
     def remove(self, digest: str) -> SignedCalibration:
-        """Stop using a calibration; new contracts with it are refused at once. A second time delete its file.
+        """Stop using a calibration; delete its file the second time. Return it as it was before.
 
-        It is kept at first, so that results made with it can be explained and the peer cannot bring it back. Return it
-        as it was: `active` says which of both was done.
+        It is kept at first, so that results made with it can be explained and the peer cannot bring it back.
         """
         signed, institution = self.get(digest), self._config.node.institution
         other = next(iter(signed.calibration.institutions - {institution}), institution)
@@ -413,7 +360,7 @@ class Calibrations:
         return units_of(load_hosted(self._config).manifest)
 
     def _credentials(self, now: datetime) -> TlsCredentials:
-        """Return the node's certificate and key, if others would accept what they sign now."""
+        """Return the node's certificate and key; raise Unauthenticated unless peers would accept its signatures now."""
         config, credentials = self._config, own_credentials(self._config)
         if (problem := credentials.problem(now)) is not None:
             serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"

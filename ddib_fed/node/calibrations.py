@@ -4,8 +4,6 @@ Each act is in the node's audit log before it has any effect. A running node see
 files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self, TypeVar

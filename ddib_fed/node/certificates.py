@@ -5,8 +5,6 @@ used and stays there; only a request and a certificate are sent. A node that can
 the old certificate is still valid.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Callable
@@ -50,7 +48,7 @@ def own_authority(config: NodeConfig) -> pki.Authority:
 
 
 def own_credentials(config: NodeConfig) -> pki.TlsCredentials:
-    """The node's certificate and key; they may have expired."""
+    """Return the node's certificate and key, which may have expired; raise ConfigError for another node's."""
     credentials = pki.load_identity(config.paths.pki)
     expected = Identity(config.node.institution, "node", config.node.name)
     _require_own(config, "certificate", credentials.identity, expected)
@@ -65,7 +63,7 @@ def _require_own(config: NodeConfig, what: str, found: object, expected: object)
 
 
 def certificate_status(config: NodeConfig) -> list[str]:
-    """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
+    """Return a line on the node's certificate at a start, and warnings if the operator should act."""
     moment, folder, issuer = datetime.now(UTC), config.paths.pki, config.identity.issuer
     authority = own_authority(config) if pki.has_authority(folder) else None
     if authority is not None and not (folder / "leaf.pem").exists():
@@ -111,7 +109,7 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> pki.TlsCre
 
 
 def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
-    """Renew an expired or due certificate before the port is bound; what was done."""
+    """Renew an expired or due certificate before the port is bound; return a line about it."""
     moment, folder = now or datetime.now(UTC), config.paths.pki
     if pki.has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
         own_authority(config)
@@ -178,7 +176,7 @@ class RenewalThread:
             self.problem = f"renewal: {error}"
 
     def _needs_recovery(self) -> bool:
-        """Whether to renew early: a node just enrolled has no certificate for recovery yet."""
+        """Return whether to renew early, because a node just enrolled has no certificate for recovery yet."""
         folder, issuer = self._config.paths.pki, self._config.identity.issuer
         return issuer is not None and not pki.has_authority(folder) and pki.load_recovery(folder) is None
 

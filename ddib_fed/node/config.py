@@ -57,7 +57,7 @@ _TRAIN_FIELDS: Final = {
 
 
 def where(is_right: Callable[[str], object], otherwise: str = "") -> AfterValidator:
-    """Texts for which a function is true; without a sentence, those for which it raises no ValueError."""
+    """Accept texts for which `is_right` is true; without `otherwise`, texts for which it raises no ValueError."""
 
     def checked_text(value: str) -> str:
         if not is_right(value) and otherwise:
@@ -109,7 +109,7 @@ Loopback = Annotated[
 
 
 def key(default: Any, description: str, **more: Any) -> Any:
-    """A key with its default, and its comment in the template."""
+    """Return a field with its default, and its comment in the template."""
     return Field(default, description=description, **more)
 
 
@@ -148,7 +148,7 @@ class TrainSection(Frozen, extra="allow"):
     """The options and --set fields of `ddib model train`, e.g. skip_bad for --skip-bad."""
 
     def config(self, folder: Path, domain: str, *, threads: int = 1, **run: str) -> TrainConfig:
-        """The configuration of a run, whose paths start at the folder; ValueError for an unknown key."""
+        """Return the configuration of a run whose paths start at the folder; raise ValueError for an unknown key."""
         given: dict[str, Any] = {} if self.names_data else {"domain": domain}
         for name, value in self._keys.items():
             if name not in _TRAIN_FIELDS:
@@ -384,7 +384,7 @@ seed = 0
 
 
 def render_node_toml(node: NodeSection, model: ModelSection) -> str:
-    """A commented node.toml that `NodeConfig.load` accepts."""
+    """Return a commented node.toml that `NodeConfig.load` accepts."""
     from ddib_fed.data.synthetic import DOMAINS  # which needs numpy
 
     said = {

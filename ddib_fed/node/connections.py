@@ -6,8 +6,6 @@ and of those with one, the oldest of each caller, up to an eighth of all.
 The one rule: a connection costs constant work, and looking at all of them at most a fixed share of the time.
 """
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import logging
@@ -81,7 +79,7 @@ def most_connections(limit: int) -> int:
 
 
 def server_options(most: int) -> tuple[tuple[str, int], ...]:
-    """Options of a gRPC server: a cap on all connections, and a timeout for handshakes."""
+    """Return options of a gRPC server: a cap on all connections, and a timeout for handshakes."""
     return (
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
         ("grpc.max_allowed_incoming_connections", most),
@@ -179,12 +177,12 @@ class InboundGuard:
     # What gRPC's threads report; `caller` is its name of the other end.
 
     def called(self, caller: str) -> None:
-        """A call or message arrived, whatever became of it: TLS let it in."""
+        """Note a call or message on a connection: TLS let it in."""
         with self._lock:
             self._heard.add(peer_of(caller))
 
     def admitted(self, caller: str, account: str) -> None:
-        """A call was authorised: its connection no longer counts for its address, but for the account."""
+        """Count a connection for an account, no longer for its address, because a call on it was authorised."""
         if (peer := peer_of(caller)) is not None:
             with self._lock:
                 self._proven[peer] = account
@@ -231,7 +229,7 @@ class InboundGuard:
     def _too_many(
         self, present: list[_Connection], proven: dict[Peer, str]
     ) -> Iterator[tuple[str, _Connection]]:
-        """The oldest connections of strangers that are too many, and the youngest of callers."""
+        """Yield the oldest connections of strangers that are too many, and the youngest of callers."""
         strangers: defaultdict[str, list[_Connection]] = defaultdict(list)
         callers: defaultdict[str, list[_Connection]] = defaultdict(list)
         for each in sorted(present, key=lambda each: (each.since, each.inode)):
@@ -273,7 +271,7 @@ class InboundGuard:
 
 
 def _share(counts: list[int], most: int) -> int:
-    """The largest number of each with which all together have at most `most`; one at least."""
+    """Return the largest limit for each group with which all together have at most `most`, but at least 1."""
     rest = most
     for left, count in zip(range(len(counts), 0, -1), sorted(counts), strict=True):
         if count * left > rest:
@@ -291,7 +289,7 @@ def _duplicate(fd: int, inode: int) -> socket.socket:
 
 
 def _received(fd: int) -> int:
-    """Bytes that a connection has received; 0 where the system does not tell, or it is closed."""
+    """Return the bytes that a connection has received; 0 where the system does not tell, or it is closed."""
     if sys.platform != "linux":
         return 0
     with suppress(OSError):

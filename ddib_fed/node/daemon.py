@@ -4,8 +4,6 @@ The start order suits the operator: bad configuration and keys fail at once, the
 is loaded (so a second node on the port is noticed early), and Health says SERVING only once the model is warm.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import queue
@@ -85,7 +83,7 @@ class StepResult:
 
 
 def check(config: NodeConfig) -> list[StepResult]:
-    """Run every step of a start, also after failures; what this node itself holds while it runs is none."""
+    """Run every step of a start, also after failures; ports and files held by this node itself are no failures."""
     findings = []
     for name in STEPS:
         try:
@@ -96,7 +94,7 @@ def check(config: NodeConfig) -> list[StepResult]:
 
 
 def begin(config: NodeConfig) -> tuple[str, ...]:
-    """Run the checks that precede a start; returns the warnings, for the log."""
+    """Run the checks that precede a start; return the warnings, for the log."""
     check_alone(config.paths.admin_socket)
     found = [_take(name, config) for name in STEPS if name not in _FOR_REAL]
     return tuple(warning for each in found for warning in each.warnings)
@@ -165,7 +163,7 @@ def _listen(config: NodeConfig) -> Iterator[str]:
 
 
 def _bindable(config: NodeConfig, listen: str, setting: str) -> str:
-    """The address, if it is free; if it is in use while this node runs, that it is held."""
+    """Return the address, with a note if this node itself holds it; raise ConfigError if it cannot be bound."""
     try:
         check_bindable(listen, setting)
     except ConfigError as error:
@@ -326,7 +324,7 @@ class Daemon:
             )
 
     def run(self) -> int:
-        """Serve until told to stop; 0 after an orderly end."""
+        """Serve until a signal or a drain; return 0 after an orderly end."""
         metrics = self.node.metrics
         metrics.streams.set_function(lambda: float(self._calls.streams.active))
         for state in ("queued", "running", "decoding"):
@@ -413,7 +411,7 @@ class Daemon:
             raise _StopNow
 
     def request_drain(self) -> int:
-        """Drain and exit, as SIGTERM does; returns how many jobs run now."""
+        """Drain and exit, as SIGTERM does; return the number of jobs that run now."""
         self._drain_asked.set()
         self._woken.put(None)
         return self._jobs()["running"]
@@ -457,7 +455,7 @@ class Daemon:
         log.info("stopped")
 
     def _jobs(self) -> Counter[str]:
-        """Work of all roles by state; what it was last, once their stores are closed."""
+        """Count the work of all roles by state; return the last counts once their stores are closed."""
         if not self._released:
             try:
                 self._last_jobs = sum((Counter(role.jobs()) for role in self.roles), Counter())
@@ -472,7 +470,7 @@ class Daemon:
         return 0.0
 
     def _expires(self, which: str) -> float:
-        """When the own certificate (`not_after`) or its root (`root_not_after`) ends; 0 while it cannot be read."""
+        """Return the end of the own certificate (`not_after`) or its root (`root_not_after`); 0 if unreadable."""
         try:
             found: datetime = getattr(load_identity(self.config.paths.pki), which)
         except (DdibError, OSError):
@@ -480,7 +478,7 @@ class Daemon:
         return found.timestamp()
 
     def _look(self) -> int:
-        """End what belongs to peers that are no longer admitted, and look at what is watched; how many calls ended."""
+        """End the calls of peers that are no longer admitted, and run the watch; return the number of calls ended."""
         for role in self.roles:
             role.peers_changed()
         ended = self._calls.sweep()
@@ -489,7 +487,7 @@ class Daemon:
         return ended
 
     def state(self) -> str:
-        """loading, serving, draining, or degraded with the reason."""
+        """Return loading, serving, draining, or degraded with the reason."""
         if self.node.draining:
             return "draining"
         if not self.server.serving:  # the operator and /readyz see what Health says
@@ -565,7 +563,7 @@ class Daemon:
 
 
 def serve(config: NodeConfig) -> int:
-    """Run a node in this process until SIGTERM or SIGINT; the exit code."""
+    """Run a node in this process until SIGTERM or SIGINT; return the exit code."""
     raise_file_limit()
     share_heaps()
     daemon = Daemon(config)

@@ -3,8 +3,6 @@
 Every line is what node.toml, the model's folder and the stores of peers and calibrations say; the node need not run.
 """
 
-from __future__ import annotations
-
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +65,7 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
 
 
 def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
-    """Return each admitted peer, and what the policy, suspensions and withdrawals let it have now."""
+    """Return each admitted peer, and what policy, suspensions and withdrawals allow it now."""
     policy, roles, snapshot = config.policy, config.node.roles, store.snapshot()
     targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
     found = []

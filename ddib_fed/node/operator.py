@@ -105,22 +105,13 @@ class Node:
         ----------
         folder
             Folder of node.toml and the node's state; made if missing.
-        role
-            What the node does: encode for its own clients ("source"), decode for peers ("target"), or both.
         model
-            The hosted model: one that ships, by name, which is copied so that it does not change with the package, or a
-            folder. Without it `domain` names the domain of a model that is trained later.
-        domain
-            The domain's name for peers; without it the model's own.
+            The hosted model: a folder, or a model that ships, which is copied. Without it, `domain` names the
+            domain of a model that is trained later.
         institution
-            DNS name in lower case, in every certificate. Without it the host of `address`, else this machine's name
-            under .internal.
-        name
-            The node's name inside the institution, one DNS label.
+            DNS name in lower case. Without it the host of `address`, else this machine's name under .internal.
         listen, address
             HOST:PORT to bind and to be dialled at. Each follows from the other; without both 127.0.0.1:7443.
-        classifier
-            Folder of a classifier that guides decoding.
         with_ca
             Whether this node issues the institution's certificates; without it `pki.request` asks another node.
 
@@ -233,7 +224,7 @@ class Node:
 
     @cached_property
     def pki(self) -> NodeCertificates:
-        """The node's certificate, and those that it issues."""
+        """The node's certificate, and the certificates that it issues."""
         return NodeCertificates(self.config)
 
     @cached_property
@@ -243,7 +234,7 @@ class Node:
 
     @cached_property
     def calibrations(self) -> Calibrations:
-        """What the node publishes for calibrations, and those that it and its peers agreed on."""
+        """The node's published aggregate, and the calibrations that it and its peers agreed on."""
         from ddib_fed.node.agreements import Calibrations
 
         return Calibrations(self.config)
@@ -323,16 +314,16 @@ class NodeCertificates(keys.Certificates):
     def init(self) -> str:
         """Make the institution's root and this node's certificate from it; return the root's fingerprint.
 
-        Whoever has the root's key, in the node's state folder, can pose as any identity of the institution. Raise
-        AlreadyExists if the folder has a root.
+        The root's key, in the node's state folder, can make any identity of the institution. Raise AlreadyExists for a
+        second.
         """
         node = self._config.node
         return keys.fingerprint(begin_node(self._config.paths.state, node.institution, node.name).certificate)
 
     def sign(self, request: bytes) -> bytes:
-        """Sign a request in PEM; return the certificate with the roots. The audit log has it first.
+        """Sign a request in PEM, after a line in the audit log; return the certificate with the roots.
 
-        Whoever has the request's key gets the identity that it names. Raise PolicyDenied if that is withdrawn.
+        The owner of the request's key gets the identity that it names. Raise PolicyDenied if that is withdrawn.
         """
         authority = keys.load_authority(self.folder)
         identity, key = keys.read_request(request)
@@ -353,10 +344,9 @@ class NodeCertificates(keys.Certificates):
         *,
         ask: Callable[[Identity], object] | None = None,
     ) -> Issued:
-        """Sign a request of another machine into a file, by default NAME.pem.
+        """Sign a request of another machine into a file, by default NAME.pem; raise AlreadyExists if it exists.
 
-        `ask` is called with the identity before anything is signed, and raises if it is not to be. Raise AlreadyExists
-        if the file exists.
+        `ask` is called with the identity before anything is signed, and raises to stop it.
         """
         content = read_small(Path(request), pipe=True)
         identity, _key = keys.read_request(content)
@@ -434,26 +424,18 @@ class Audit:
         return path
 
     def entries(self, *, peer: str = "", since: str | datetime | None = None) -> Iterator[log.AuditLine]:
-        """Yield the lines of the log, the oldest first; the chain is not checked.
+        """Yield the lines of the log about a peer, the oldest first; the chain is not checked.
 
-        Parameters
-        ----------
-        peer
-            Only what concerns this institution.
-        since
-            Not before this moment, or so long ago ("30m", "2h", "7d"), or a date and time of ISO 8601, UTC.
+        `since` is a moment, an age ("30m", "2h", "7d"), or a date and time of ISO 8601, UTC.
         """
         moment = log.parse_since(since) if isinstance(since, str) else since
         return (each for each in log.entries(self.path) if each.is_asked_for(peer=peer, since=moment))
 
     def verify(self, *noted: str | Path) -> log.Verified:
-        """Follow the chain of the whole log; return its head, and what is wrong with it.
+        """Follow the chain of the whole log; return its head and its problem.
 
-        Parameters
-        ----------
-        noted
-            What was noted of this log elsewhere, which shows whether its end was cut off or all of it rewritten: heads
-            (64 hexadecimal digits), and files that peers wrote with `anchors`.
+        `noted` are heads (64 hexadecimal digits) and files that peers wrote with `anchors`; they show whether the log's
+        end was cut off or all of it rewritten.
         """
         # Each by itself: two peers may have noted the same line, one of them wrongly.
         checks: list[tuple[str | None, log.Noted]] = []
@@ -470,10 +452,7 @@ class Audit:
         return replace(result, anchors=matched)
 
     def anchors(self, peer: str) -> tuple[log.AnchorFile, str]:
-        """Return what this node noted of a peer's log, and how two of those ends contradict each other, if they do.
-
-        Raise FileMissing if it noted nothing.
-        """
+        """Return the noted ends of a peer's log, and a contradiction between two; raise FileMissing for none."""
         other = peer_store(self._config).get(peer)
         held, contradiction = log.held_of(self.path, peer)
         if not held:

@@ -128,28 +128,12 @@ class Peers:
         replace: bool = False,
         unconstrained_root: bool = False,
     ) -> Peer:
-        """Admit another institution's node.
+        """Admit another institution's node by its peer file, as `export` writes it there.
 
-        Parameters
-        ----------
-        file
-            Its peer file, as `export` writes it there.
-        fingerprints
-            Those of its roots, as the other operator read them out.
-        ask
-            Called with the peer if no fingerprint is given and the peer is not admitted as it is: whether its operator
-            read out the same fingerprints.
-        replace
-            Whether it replaces an entry with other data.
-        unconstrained_root
-            Whether a root without name constraints is accepted, as that of a general CA.
-
-        Raises
-        ------
-        PolicyDenied
-            A fingerprint differs or was not confirmed, or the root has no name constraints.
-        AlreadyExists
-            The institution is admitted with other data.
+        `fingerprints` are those that the other operator read out; without them `ask` is called with a new peer and
+        returns whether they agree. `replace` permits other data for an admitted institution (else AlreadyExists),
+        `unconstrained_root` a root without name constraints. Raise PolicyDenied for a root that is not confirmed or not
+        allowed.
         """
         content = read_small(Path(file), hint="ddib peer export writes it, on the other side", pipe=True)
         other = parse_peer(content, str(file))
@@ -166,7 +150,7 @@ class Peers:
         return other
 
     def test(self, institution: str) -> PeerTest:
-        """Connect to a peer and ask what it decodes; raise what names the cause if that fails."""
+        """Connect to a peer and ask for its domain; raise an error that names the cause if that fails."""
         import grpc
 
         from ddib_fed.protocol.calls import described, failure_of_peer, status_of
@@ -229,27 +213,11 @@ class Peers:
     ) -> Pairing:
         """Admit another institution's node, and be admitted there, by a code that stands in for fingerprints.
 
-        Parameters
-        ----------
-        address
-            HOST:PORT of the side that waits; with `on_code`, where this side waits, by default node.listen.
-        code
-            The code that the other side shows.
-        on_code
-            Called with lines to show, before this side waits: its code, and what the other side types.
-        on_stranger
-            Called with a line about each connection that had no code.
-        fingerprints
-            Of the only roots that are admitted; without them any root that the code vouches for is.
-        replace, unconstrained_root
-            As of `add`.
-
-        Raises
-        ------
-        Unauthenticated
-            The code is wrong; it is used up then.
-        DeadlineExceeded
-            Nobody came within five minutes.
+        `address` is HOST:PORT of the side that waits and `code` the code that it shows. With `on_code` this side waits,
+        at `address` or node.listen, and shows the lines that `on_code` gets; `on_stranger` gets a line for each
+        connection without a code. `fingerprints` restricts the roots; the other options are those of `add`. Raise
+        Unauthenticated for a wrong code, which is used up then, and DeadlineExceeded if nobody came within five
+        minutes.
         """
         from ddib_fed.security.pairing import PairingNode, dial, parse_code
 

@@ -58,7 +58,7 @@ class Policy:
         self._services |= {IDENTITY} if issuer else set()
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
-        """Return when `identity` may call ``/package.Service/Method``."""
+        """Raise PolicyDenied or PeerUnknown unless `identity` may call ``/package.Service/Method``."""
         service = full_method.removeprefix("/").partition("/")[0]
         own, kind = identity.institution == self._institution, identity.kind
         denied = PolicyDenied(f"{identity} may not call {full_method}")
@@ -114,7 +114,7 @@ def check_use(institution: str, use: Use, policy: PolicySection) -> None:
 
 
 def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
-    """Where an own client may translate to, as `policy.clients` says it."""
+    """Return the targets of an own client in `policy.clients`; raise PolicyDenied if it has none."""
     found = policy.clients.get(client, policy.clients.get(EVERY, ()))
     if not found:
         hint = f'add "{client}" to [policy.clients] of node.toml, then restart the node'
@@ -166,7 +166,7 @@ def check_most_evaluations(evaluations: int, limit: int) -> None:
 
 
 def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms:
-    """The guidance that a node offers for decoding with a model."""
+    """Return the guidance that a node offers for decoding with a model."""
     guide, units = model.classifier if policy.max_guidance > 0 else None, model.manifest.normalisation
     return GuidanceTerms(
         max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
@@ -195,7 +195,7 @@ def evaluations_of(
     *,
     round_trip: bool = False,
 ) -> int:
-    """What a leg of some samples costs: network evaluations of points, or of pixels."""
+    """Return the cost of a leg: network evaluations of points, or of pixels."""
     return samples * math.prod(sample_shape[1:]) * evaluations * (guidance.predictions + round_trip)
 
 
@@ -276,7 +276,7 @@ class Quotas:
                     self._added(charge, {})
 
     def close(self) -> None:
-        """Write what was spent exactly; logged where it cannot be written."""
+        """Write the spent amounts exactly; log a failure."""
         with self._lock:
             try:
                 self._write([(*key, each.since, each.spent) for key, each in self._accounts.items()])
@@ -284,7 +284,7 @@ class Quotas:
                 log.exception("what was used of quotas cannot be written exactly")
 
     def _added(self, charge: Charge, booked: Mapping[tuple[str, str], Charge]) -> Charge:
-        """The charge with what was booked of its account before; QuotaSpent if it does not fit."""
+        """Add the charge to its account's booked amount; raise QuotaSpent if it exceeds the limit."""
         account, earlier = self._of(charge), booked.get((charge.quota, charge.who))
         before = 0 if earlier is None else earlier.amount
         left = max(0, charge.limit - account.spent - before)

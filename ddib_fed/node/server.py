@@ -115,7 +115,7 @@ _CALLER: ContextVar[Admission] = ContextVar("caller")
 
 
 def caller() -> Identity:
-    """The identity that the call of this thread was authorised for."""
+    """Return the identity that the call of this thread was authorised for."""
     return _CALLER.get().identity
 
 
@@ -176,13 +176,13 @@ class OpenCall:
         """Until when the caller has to do its part, and what it has not done then."""
 
     def check(self) -> None:
-        """Return while the caller is admitted; looks at most every `CHECK_EVERY_S`."""
+        """Raise unless the caller is still admitted; look at most every `CHECK_EVERY_S`."""
         if self.admission is not None and time.monotonic() >= self._next_check:
             self.admission.check()
             self._next_check = time.monotonic() + CHECK_EVERY_S
 
     def wait_for(self, seconds: float, what: str) -> None:
-        """From now on the caller has so long to do its part; `what` it has not done then."""
+        """Give the caller so long to do its part; `what` describes its failure to."""
         self._wait = time.monotonic() + seconds, f"the caller {what} {seconds:g} s"
 
     def wait_for_reader(self) -> None:
@@ -192,7 +192,7 @@ class OpenCall:
         self._wait = None
 
     def answers(self, messages: Iterable[T]) -> Iterator[T]:
-        """The messages, for as long as the caller is admitted and takes them."""
+        """Yield the messages, for as long as the caller is admitted and takes them."""
         iterator = iter(messages)
         try:
             for message in iterator:
@@ -206,7 +206,7 @@ class OpenCall:
                 close()
 
     def end_if_late(self, now: float) -> str | None:
-        """End the call if its caller has not done its part in time; what it has not done."""
+        """End the call if its caller has not done its part in time; return the caller's failure."""
         wait = self._wait
         if wait is None or now < wait[0]:
             return None
@@ -308,7 +308,7 @@ class CallInterceptor(Interceptor):
             self._on_outcome(method, outcome)
 
     def _end_with(self, context: Any, *entries: tuple[str, str | bytes]) -> None:
-        """The call's trailing metadata: what the servicer set, these entries, and the time."""
+        """Add these entries and the time to the trailing metadata of the servicer."""
         before = context.trailing_metadata() or ()
         context.set_trailing_metadata((*before, *entries, time_entry(self._clock())))
 
@@ -376,7 +376,7 @@ class CallInterceptor(Interceptor):
         self._open[call.is_known].release(call.account)
 
     def _message(self, call: OpenCall, raw: Iterator[bytes]) -> bytes:
-        """The request of a unary call; it may never arrive: the number of waiting calls and their time are bounded."""
+        """Return the request of a unary call; waiting calls are bounded in number and time, as it may never arrive."""
         with self.waiting[call.is_known].taken(call.account):
             call.wait_for(self._limits.request_s, "did not send its request within")
             try:
@@ -403,7 +403,7 @@ class CallInterceptor(Interceptor):
             return list(self._open_calls)
 
     def sweep(self) -> int:
-        """Cancel calls of callers that are no longer admitted, idle streams included; returns how many."""
+        """Cancel calls of callers that are no longer admitted, idle streams included; return how many."""
         cancelled = 0
         for call in self.open_calls:
             if call.admission is None:
@@ -456,7 +456,7 @@ class Pace:
         return max(0.0, min(self._stall_s, self._until - time.monotonic()))
 
     def late(self) -> None:
-        """The time for the next message is over: return if it begins anew."""
+        """Raise DeadlineExceeded, as the time for the next message is over, unless it begins anew."""
         if self._until is not None:
             what, facts = "stalled in the middle of its stream", {"stall_s": f"{self._stall_s:g}"}
         # Where an answer went out within this time, the sender has had only a part of it.
@@ -530,7 +530,7 @@ class NodeServer:
 
 
 def health_handler(servicer: health.HealthServicer) -> grpc.GenericRpcHandler[Any, Any]:
-    """Check alone: a Watch would hold a thread, and leave the name that its caller asked for."""
+    """Serve Check alone: a Watch would hold a thread, and leave the name that its caller asked for."""
     check = grpc.unary_unary_rpc_method_handler(
         servicer.Check,
         request_deserializer=health_pb2.HealthCheckRequest.FromString,
@@ -555,7 +555,7 @@ class FairPool(ThreadPoolExecutor):
         self._waiting: dict[str, deque[Callable[[], Any]]] = {}
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a function when its connection's turn comes; what is of no call has a turn of its own.
+        """Run a function when its connection's turn comes; functions of no call take turns of their own.
 
         The future is done when one more function has run, which may be another one: gRPC only counts them.
         """
@@ -582,7 +582,7 @@ class FairPool(ThreadPoolExecutor):
 
 
 def _connection(args: tuple[Any, ...]) -> str:
-    """GRPC's name of the connection of the call that a task is for; empty for a task of no call."""
+    """Return gRPC's name of the connection of the call that a task is for; empty for a task of no call."""
     for argument in args[:3]:
         call = getattr(argument, "call", None)
         if call is not None and hasattr(call, "peer"):

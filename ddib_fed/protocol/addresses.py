@@ -36,7 +36,7 @@ _SCHEMES: Final = frozenset({"dns", "google-c2p", "ipv4", "ipv6", "unix", "unix-
 
 
 def split_address(text: str, *, bound: bool = False) -> tuple[str, int]:
-    """Host and port of `host:port` or `[v6]:port`; the host without brackets."""
+    """Return host (without brackets) and port of `host:port` or `[v6]:port`; raise ValueError for another text."""
     match = _FORM.fullmatch(text) if len(text) <= MAX_ADDRESS else None
     if match is None:
         v6 = "; an IPv6 address stands in brackets" if text.count(":") > 1 else ""
@@ -66,12 +66,12 @@ def _host(host: str, text: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands before a colon and a port."""
+    """Return a host as it stands before a colon and a port."""
     return f"[{host}]" if ":" in host else host
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host of this name."""
+    """Return whether only this machine can reach a host of this name."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -79,7 +79,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_every_address(host: str) -> bool:
-    """Whether it stands for all addresses of the machine: a server can bind it, a client cannot dial it."""
+    """Return whether a host stands for all addresses of the machine: it can be bound, and not dialled."""
     try:
         return ip_address(host).is_unspecified
     except ValueError:
@@ -87,7 +87,7 @@ def is_every_address(host: str) -> bool:
 
 
 def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address of a text; an IPv4 address in IPv6's form is the IPv4 address."""
+    """Return the address of a text; an IPv4 address in IPv6's form is the IPv4 address."""
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
@@ -116,7 +116,7 @@ class Proxy:
 
     @classmethod
     def of(cls, url: str | None, login_file: Path | None) -> Proxy | None:
-        """The proxy of two settings, `proxy` and `proxy_login`; None where no proxy is set."""
+        """Return the proxy of the settings `proxy` and `proxy_login`; None without a proxy."""
         if url is None:
             if login_file is not None:
                 raise ConfigError("proxy_login is set without proxy", hint='proxy = "http://HOST:PORT"')
@@ -132,7 +132,7 @@ class Proxy:
         return cls(proxy_address(url), login)
 
     def options(self, address: str) -> tuple[tuple[str, str], ...]:
-        """The options of a gRPC channel that dials the proxy, to get to an address behind it."""
+        """Return the options of a gRPC channel that dials the proxy, to get to an address behind it."""
         return (
             ("grpc.http_connect_server", address),
             ("grpc.http_connect_headers", "\n".join(f"{name}:{value}" for name, value in self._headers())),
@@ -157,7 +157,7 @@ class Proxy:
 
 
 def proxy_address(url: str) -> str:
-    """``host:port`` of http://HOST:PORT."""
+    """Return ``host:port`` of http://HOST:PORT; raise ValueError for another URL."""
     if (match := _URL.fullmatch(url)) is None:
         login = "; a login stands in the file of proxy_login" if "@" in url else ""
         raise ValueError(

@@ -145,7 +145,7 @@ class CheckedChannel(grpc.Channel):
                     return
 
     def checked(self, answer: Any) -> Any:
-        """The answer itself; a wrong one is the fault of the peer, or an input error where the node is our own."""
+        """Return the answer; raise PeerFault for a wrong one, an input error for the own institution's."""
         try:
             check(answer)
         except errors.InputError as error:
@@ -221,7 +221,7 @@ class ReadAhead(Generic[T]):
         return bool(self._waiting)
 
     def leave(self) -> None:
-        """No more elements are wanted: whoever takes them gets none; the thread ends with the one that it waits for."""
+        """Take no more elements: readers get none, and the thread ends after the element that it waits for."""
         with self._changed:
             self._left = True
             self._changed.notify_all()
@@ -229,7 +229,7 @@ class ReadAhead(Generic[T]):
     def each(
         self, wait_s: Callable[[], float | None] = lambda: None, late: Callable[[], object] = lambda: None
     ) -> Iterator[T]:
-        """The elements; `late` raises, or lets the wait begin anew, where the next is not there after `wait_s`."""
+        """Yield the elements; after `wait_s` without one, call `late`, which raises or lets the wait begin anew."""
         while True:
             with self._changed:
                 in_time = self._changed.wait_for(lambda: bool(self._waiting) or self._left, wait_s())
@@ -347,7 +347,7 @@ def to_detail(error: errors.DdibError, institution: str, incident: str) -> pb.Er
 
 
 def from_detail(data: bytes, hop: str) -> errors.DdibError | None:
-    """The error in a detail; None if it cannot be parsed."""
+    """Return the error in a detail; None if it cannot be parsed."""
     if len(data) > MAX_DETAIL_BYTES:
         return None
     try:
@@ -433,7 +433,7 @@ def time_entry(now: float) -> tuple[str, str]:
 
 
 def clock_difference(trailing: Iterable[Any] | None) -> float | None:
-    """Seconds by which the other clock is ahead of this one, too low by the time that the answer took to arrive."""
+    """Return the seconds by which the other clock is ahead, too low by the time that the answer took to arrive."""
     for key, value in trailing or ():
         if key == TIME_KEY and isinstance(value, str):
             try:
@@ -445,7 +445,7 @@ def clock_difference(trailing: Iterable[Any] | None) -> float | None:
 
 
 def described(difference_s: float) -> str:
-    """A difference between two clocks, for a person, from this machine's side."""
+    """Describe a difference between two clocks, from this machine's side."""
     size, where = abs(difference_s), "ahead of" if difference_s > 0 else "behind"
     for unit, seconds in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if size >= 2 * seconds:
@@ -477,7 +477,7 @@ def institution_of(hop: str) -> str:
 
 
 def at_fault(error: errors.DdibError, hop: str) -> errors.PeerFault:
-    """The fault of a peer in whose answer `error` was found."""
+    """Return the fault of a peer in whose answer `error` was found."""
     if isinstance(error, errors.PeerFault):
         return error
     fault = _fault(hop, "what cannot be used: ", _clean(error.detail), error)
@@ -496,7 +496,7 @@ def _fault(hop: str, what: str, found: str, error: errors.DdibError) -> errors.P
 
 @contextmanager
 def checking_answers(hop: str) -> Iterator[None]:
-    """Inside, what is found wrong is wrong with the answer of a peer."""
+    """Raise PeerFault for errors in the block, which are errors of a peer's answer."""
     try:
         yield
     except (
@@ -509,7 +509,7 @@ def checking_answers(hop: str) -> Iterator[None]:
 
 
 def failure_of_peer(error: grpc.RpcError, hop: str) -> errors.DdibError:
-    """The error of a failed call to another institution."""
+    """Return the error of a failed call to another institution."""
     found = from_rpc_error(error, hop)
     if type(found) in {errors.MessageInvalid, errors.UnknownFields} and not found.incident:
         return at_fault(found, hop)  # found here, about the answer
@@ -523,5 +523,5 @@ def failure_of_peer(error: grpc.RpcError, hop: str) -> errors.DdibError:
 
 
 def is_number(text: str) -> bool:
-    """Whether it is a number as an item has one."""
+    """Return whether a text is a number as an item has one."""
     return text.isascii() and text.isdecimal() and len(text) < 10

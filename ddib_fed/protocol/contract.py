@@ -55,7 +55,7 @@ SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE), 
 
 
 def check_side(side: ContractSide) -> ContractSide:
-    """One side's half of a contract, if its fields fit together."""
+    """Return one side's half of a contract; raise MessageInvalid unless its fields fit together."""
     kind, names = side.sample_kind, side.class_names
     require(is_institution(side.institution), "institution", "must be a DNS name in lower case")
     require(is_domain(side.domain), "domain", f"must be {DOMAIN_RULE}")
@@ -90,7 +90,7 @@ def is_class_name(name: str) -> bool:
 
 
 def class_index(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
-    """The class of a name or of a decimal index of `classes` (the side's own without); None if there is none."""
+    """Return the class of a name or of an index below `classes` (by default the side's); None if there is none."""
     if asked in side.class_names:
         return list(side.class_names).index(asked)
     if not (asked.isascii() and asked.isdecimal() and len(asked) < 10):
@@ -99,7 +99,7 @@ def class_index(side: ContractSide, asked: str, classes: int | None = None) -> i
 
 
 def check_limits(limits: ContractLimits) -> ContractLimits:
-    """The target's limits, if they fit together."""
+    """Return the target's limits; raise MessageInvalid unless they fit together."""
     within, terms = limits.min_evaluations <= limits.max_evaluations, limits.guidance
     require(within, "min_evaluations", "must be at most max_evaluations")
     offered = terms.max_classifier_scale > 0
@@ -113,7 +113,7 @@ def place_of(side: ContractSide) -> str:
 
 
 def calibration_text(terms: CalibrationTerms | None) -> str:
-    """Kind and digest; empty for none."""
+    """Return kind and digest; empty for None."""
     return "" if terms is None else f"{terms.kind} {terms.sha256.hex()}"
 
 
@@ -152,12 +152,12 @@ class Contract:
         return self.source.shared_noise and self.target.shared_noise
 
     def canonical(self) -> bytes:
-        """The canonical JSON that both sides hash; docs/protocol.md has an example."""
+        """Return the canonical JSON that both sides hash; docs/protocol.md has an example."""
         return canonical_json({**_hashed(self.message), "protocol": PROTOCOL})
 
 
 def _hashed(message: Message) -> dict[str, Value]:
-    """A contract, or a part of it, as it enters the digest: every field, an absent message as an empty one."""
+    """Return a contract, or a part of it, as it enters the digest: every field, an absent message as an empty one."""
     found: dict[str, Value] = {}
     for field in message.DESCRIPTOR.fields:
         value: Any = getattr(message, field.name)
@@ -218,7 +218,7 @@ def _text(value: Any) -> str:
 
 
 def differences(source: ContractSide, target: ContractSide) -> tuple[Difference, ...]:
-    """Every field in which the two sides are incompatible, in reading order for the operator; empty if none is."""
+    """Return every field in which the two sides are incompatible, in reading order for the operator."""
     rules = {source.size_rule, target.size_rule}
     # The ends of the ODE may differ, but each must reach noise on one side and data on the other. Of pictures of the
     # model's size every size rule makes the same.
@@ -246,11 +246,9 @@ def agree(
     limits: ContractLimits,
     calibration: CalibrationTerms | None = None,
 ) -> Contract:
-    """The contract between two sides, with the target's limits and the source's calibration.
+    """Return the contract of two sides, with the target's limits and the source's calibration.
 
-    Raises:
-        MessageInvalid: A field of a side or of the limits contradicts another; a calibration of points.
-        ContractMismatch: The sides are incompatible; `differences` names each field, both values and what to do.
+    Raise MessageInvalid for contradictory fields, ContractMismatch with its `differences` for incompatible sides.
     """
     if found := list(differences(check_side(source), target)):
         hint = "each difference names what to do about it"
@@ -269,12 +267,10 @@ def confirm(
     target_institution: str,
     calibration: CalibrationTerms | None = None,
 ) -> Contract:
-    """The contract in a target's answer, after the source has verified it.
+    """Return the contract in a target's answer after the source has verified it.
 
-    Raises:
-        MessageInvalid: A field is outside what docs/protocol.md allows.
-        ContractMismatch: The answer is another source's contract, another institution's, one that the source
-            cannot keep, or its digest is not the one computed here.
+    Raise MessageInvalid for a field outside docs/protocol.md, and ContractMismatch for another source's or
+    institution's contract, for one that the source cannot keep, and for another digest than is computed here.
     """
     contract = Contract(response.contract)
     report = "ask its operator to upgrade, and report it."
@@ -328,7 +324,7 @@ def require_protocol(caller: int, answering: int, hop: str = "") -> None:
 
 
 def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
-    """A request's guidance as a message; None for none."""
+    """Return a request's guidance as a message; None if it has none."""
     return None if asked == UNGUIDED else common_pb2.GuidanceSettings(**asdict(asked))
 
 

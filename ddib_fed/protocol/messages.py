@@ -5,8 +5,6 @@ and values outside the limits that are options of the fields, see protos/ddib_fe
 demands beyond them is checked where it is made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -152,7 +150,7 @@ def _domain(message: translation_pb2.Domain) -> Domain:
 
 
 def _values(kind: type[Any], message: Message, **known: Any) -> dict[str, Any]:
-    """Return the values of a dataclass whose fields are called like those of a message; lists become tuples."""
+    """Return the values of a dataclass from a message's fields of the same names; lists become tuples."""
     names = (each.name for each in fields(kind) if each.name not in known)
     values = {name: getattr(message, name) for name in names}
     is_plain = str, bytes, int, float
@@ -168,12 +166,12 @@ _LOCAL: Final = frozenset({"format", "input", "files", "doubtful", "doubts", "as
 
 
 def provenance_message(stored: Mapping[str, Any]) -> translation_pb2.Provenance:
-    """The stored record of a finished translation, for the client."""
+    """Return the stored record of a finished translation, for the client."""
     return translation_pb2.Provenance(**{name: stored[name] for name in stored.keys() - _LOCAL})
 
 
 def provenance_record(message: translation_pb2.Provenance) -> Record:
-    """The record that a source node sent; its fields were checked when the message arrived."""
+    """Return the record that a source node sent; its fields were checked when the message arrived."""
     # Which commands without jobs do not need.
     from google.protobuf.json_format import MessageToDict
 
@@ -246,14 +244,10 @@ class Limits(NamedTuple):
 
 
 def check(message: Any) -> None:
-    """Raise unless a message has only known fields within their limits.
+    """Raise unless a message has only known fields within their limits; other packages' messages and objects pass.
 
-    Messages of other packages (gRPC's Health) and other objects pass.
-
-    Raises:
-        UnknownFields: It, or a message inside it, has a field that this release does not know.
-        SettingsInvalid: A solver's setting is outside its limits.
-        MessageInvalid: Another field is; `facts["field"]` names it.
+    Raise UnknownFields for a field of another release, SettingsInvalid for a solver's setting outside its limits, and
+    MessageInvalid for another field, which `facts["field"]` names.
     """
     if not isinstance(message, Message) or message.DESCRIPTOR.file.package != PACKAGE:
         return

@@ -4,8 +4,6 @@ A message of a stream has a header with the first piece of the bytes that it ann
 receiver checks an announcement before it buffers anything, and each piece before it takes it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +24,7 @@ M = TypeVar("M", bound=Message)
 
 
 def stream(message: type[M], kind: str, header: Message, data: bytes | memoryview) -> Iterator[M]:
-    """The messages that carry one header, in its oneof field `kind`, and its bytes."""
+    """Yield the messages that carry one header, in its oneof field `kind`, and its bytes."""
     view = memoryview(data).cast("B")
     return _framed(
         message, kind, header, (bytes(view[at : at + MAX_CHUNK]) for at in range(0, len(view), MAX_CHUNK))
@@ -34,7 +32,7 @@ def stream(message: type[M], kind: str, header: Message, data: bytes | memoryvie
 
 
 def stream_file(message: type[M], kind: str, header: Message, file: BinaryIO, size_bytes: int) -> Iterator[M]:
-    """As `stream`, from a file that is read piece by piece; a shorter one ends the stream early."""
+    """Yield as `stream`, from a file that is read piece by piece; a shorter one ends the stream early."""
 
     def read() -> Iterator[bytes]:
         left = size_bytes
@@ -147,13 +145,10 @@ class Assembler:
         self._current: _Object | None = None
 
     def feed(self, message: Any) -> Whole | None:
-        """Take the next message of the stream; the complete object after its last piece, otherwise None.
+        """Take the next message of the stream; return the complete object after its last piece, otherwise None.
 
-        Raises:
-            MessageInvalid: A header before the end of the last object, a piece without a header, or one of a size
-                that is not allowed.
-            ChunkCorrupt: Size or digest are not as announced.
-            DdibError: Whatever an opener refuses a header with.
+        Raise MessageInvalid for a header or piece out of order or of a size that is not allowed, ChunkCorrupt for
+        another size or digest than announced, and the error of an opener that refuses a header.
         """
         kind = message.WhichOneof("message")
         current, self._current = self._current, None  # a refused object takes nothing any more
@@ -178,7 +173,7 @@ class Assembler:
 
 
 def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iterator[Whole]:
-    """Every object of a stream that contains nothing else; errors as of `Assembler.feed` and `end`."""
+    """Yield every object of a stream that contains nothing else; raise as `Assembler.feed` and `end`."""
     assembler = Assembler(openers)
     for message in messages:
         if (whole := assembler.feed(message)) is not None:
@@ -205,7 +200,7 @@ def open_file(header: common_pb2.FileHeader, *, max_bytes: int, accepted: Collec
 
 
 def first_header(messages: Iterator[Any], what: str) -> Any:
-    """The header that a call begins with, in its field `header`, and that announces no bytes."""
+    """Return the header that a call begins with, in its field `header`; raise MessageInvalid if it has bytes."""
     first = next(messages, None)
     if first is None or first.WhichOneof("message") != "header" or first.data:
         raise MessageInvalid(f"the first message of {what} must be its header", facts={"field": "header"})

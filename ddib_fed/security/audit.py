@@ -9,8 +9,6 @@ The ends of a peer's log that lie in the own one (anchors) are a file for that p
 rewritten after its end went to a peer lacks a line that the peer noted.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -74,7 +72,7 @@ EMPTY: Final = Head(-1, FIRST)
 
 
 def checked(values: Mapping[str, Value]) -> dict[str, Value]:
-    """The values of a line, long texts cut; TypeError if one is neither a scalar nor a list of strings or integers."""
+    """Return the values of a line, long texts cut; raise TypeError for anything but scalars and lists of them."""
     found: dict[str, Value] = {}
     for key, value in values.items():
         if key in _OWN:
@@ -102,7 +100,7 @@ def digest(line: str) -> str:
 
 
 def parsed(line: str) -> dict[str, Any] | None:
-    """The object of a line; None if it is no JSON object."""
+    """Return the object of a line; None if it is no JSON object."""
     try:
         record = parse_json(line)
     except ValueError:
@@ -111,7 +109,7 @@ def parsed(line: str) -> dict[str, Any] | None:
 
 
 def follows(line: str, head: Head) -> str:
-    """Why a line does not follow `head`; empty if it does."""
+    """Return why a line does not follow `head`; empty if it does."""
     record = parsed(line)
     if record is None:
         return "it is not JSON"
@@ -144,7 +142,7 @@ class AuditLog:
         """Number and head of the last row that this process read or brought to the disk."""
 
     def _begin(self) -> tuple[int, Head]:
-        """The end of the log at the first look, where only the log itself can be asked."""
+        """Return the end of the log at the first look, and check its last lines against one another."""
         rows = self.store.read(NEWEST + str(CHECKED + 1))[::-1]
         seen, head = (0, EMPTY), EMPTY
         for place, row in enumerate(rows):
@@ -160,7 +158,7 @@ class AuditLog:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the log, with the remedy: it was altered, or cannot be written until it can again."""
+        """The log's problem, with the remedy: it was altered, or cannot be written at present."""
         return self._altered or self.store.problem
 
     @property
@@ -170,26 +168,26 @@ class AuditLog:
         return _head(rows[0]["line"]) if rows else EMPTY
 
     def append(self, transaction: Transaction, act: str, **values: Value) -> Head:
-        """Add a line to a transaction; the head of the log with it."""
+        """Add a line to a transaction; return the head of the log with it."""
         return self.append_each(transaction, act, [values])
 
     def append_each(self, transaction: Transaction, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
-        """As `append`, a line for each of several acts of one kind."""
+        """Add a line for each of several acts of one kind to a transaction; return the head of the log with them."""
         head = self._look(transaction)
         for values in each:
             head = self._add(transaction, head, act, checked(values))
         return head
 
     def write(self, act: str, **values: Value) -> Head:
-        """Add a line, on the disk when this returns; OSError if it could not be: the caller must not act."""
+        """Write a line to the disk; raise OSError if it cannot be written: the caller must not act."""
         return self.write_each(act, [values])
 
     def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
-        """As `write`, a line for each of several acts of one kind, all of them or none."""
+        """Write a line for each of several acts of one kind, all or none; raise OSError as `write`."""
         return self._result(lambda transaction: self.append_each(transaction, act, each))
 
     def look(self) -> str | None:
-        """Compare the end of the log with what was last written or read."""
+        """Compare the end of the log with the last line written or read; return the problem, if any."""
 
         def compare(transaction: Transaction) -> Head:
             if self.store.problem:  # a write shows whether the disk is well again
@@ -216,7 +214,7 @@ class AuditLog:
         return found
 
     def _look(self, transaction: Transaction) -> Head:
-        """The end of the log; notes in it how it was altered since the last look."""
+        """Return the end of the log; note in the log how it was altered since the last look."""
         if "audit" in transaction.shared:  # an earlier write of the same transaction has looked
             rows = transaction.read(NEWEST + "1")
             return _head(rows[0]["line"]) if rows else EMPTY
@@ -237,7 +235,7 @@ class AuditLog:
         return end if not what else self._report(transaction, head, what)
 
     def _report(self, transaction: Transaction, head: Head, what: str) -> Head:
-        """Go on from the line in memory, whatever the log holds now, and say so in the log and to the operator."""
+        """Go on from the line in memory, whatever the log holds now, and report it in the log and to the operator."""
         self._altered = (
             f"the audit log in {self.store.path} {what} while the node ran: it should end with line {head.n + 1}, "
             f"SHA-256 {head.sha256}; keep a copy, find out who can write to it, compare it with a peer's anchors "
@@ -287,12 +285,12 @@ class Exchanged:
 
 
 def anchor_values(anchor: AuditHead | None) -> dict[str, str | int]:
-    """An anchor of a peer as values of a line; none for a peer that sent none."""
+    """Return an anchor of a peer as values of a line; none for a peer that sent none."""
     return {} if anchor is None else {"peer_lines": anchor.lines, "peer_head": anchor.sha256.hex()}
 
 
 def anchor_of(head: Head) -> AuditHead:
-    """The end of this log as it is sent to a peer; the log must have a line."""
+    """Return the end of this log as it is sent to a peer; the log must have a line."""
     return AuditHead(lines=head.n + 1, sha256=bytes.fromhex(head.sha256))
 
 
@@ -309,11 +307,11 @@ class AuditLine:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the act wrote, without the log's own values."""
+        """The values of the act, without the log's own."""
         return {key: value for key, value in self.record.items() if key not in _OWN}
 
     def is_asked_for(self, *, peer: str, since: datetime | None) -> bool:
-        """Whether it is of a peer, and not older; an empty value asks for any."""
+        """Return whether the line is of a peer, and not older; an empty value matches any."""
         if not self.record:
             return True
         peers = (str(self.record.get(key, "")) for key in ("peer", "target", "identity"))
@@ -329,12 +327,12 @@ class AuditLine:
 
 
 def institution_of(peer: str) -> str:
-    """The institution of a peer that a line names by its URI or by its institution."""
+    """Return the institution of a peer that a line names by its URI or by its institution."""
     return peer.removeprefix("spiffe://").partition("/")[0]
 
 
 def parse_since(text: str, *, now: datetime | None = None) -> datetime:
-    """A moment: how long ago (``30m``, ``2h``, ``7d``), or a date or time of ISO 8601, UTC unless it says otherwise."""
+    """Return the moment of an age (``30m``, ``2h``, ``7d``), or of a date or time of ISO 8601, by default UTC."""
     try:
         if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", text):
             return (now or datetime.now(UTC)) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
@@ -347,7 +345,7 @@ def parse_since(text: str, *, now: datetime | None = None) -> datetime:
 
 
 def lines_of(path: Path, text: str = "") -> Iterator[str]:
-    """The lines of a log, or those that have a text in them; FileNotFoundError without a log."""
+    """Yield the lines of a log, or only lines that contain `text`; raise FileNotFoundError without a log."""
     if not path.exists():
         raise FileNotFoundError(path)
     query = "SELECT number, line FROM audit WHERE number > ? AND (? = '' OR instr(line, ?)) ORDER BY number LIMIT ?"
@@ -363,7 +361,7 @@ def lines_of(path: Path, text: str = "") -> Iterator[str]:
 
 
 def entries(path: Path) -> Iterator[AuditLine]:
-    """The lines of a log, read; raises as `lines_of`."""
+    """Yield the parsed lines of a log; raise as `lines_of`."""
     for number, line in enumerate(lines_of(path), 1):
         yield AuditLine(number, digest(line), parsed(line) or {})
 
@@ -388,9 +386,8 @@ Noted = Mapping[int, tuple[str, str]]
 def verify(lines: Iterable[str], *, noted: str | None = None, anchors: Noted | None = None) -> Verified:
     """Read a whole log and follow its chain.
 
-    A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
-    or that the whole log was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
-    peers hold.
+    A chain detects lines that were changed, removed or inserted, not that the end was cut off or all of it rewritten:
+    for that compare `head` with a copy kept elsewhere, or use the anchors that peers hold.
     """
     head, anchors = EMPTY, anchors or {}
     seen = noted is None or noted == FIRST
@@ -435,7 +432,7 @@ class AnchorFile(Frozen):
 
 
 def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
-    """A file of anchors that a peer's operator sent; InputError if it is none, or about another node's log."""
+    """Return the anchors that a peer's operator sent; raise InputError for another file, or for another node's log."""
     try:
         found = AnchorFile.model_validate_json(read_small(path, pipe=True))
     except ValidationError as error:
@@ -449,7 +446,7 @@ def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
 
 
 def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
-    """The anchors of one peer's log that lie in the own log, and how two contradict each other; empty for not."""
+    """Return the anchors of one peer's log in the own log, and the first contradiction between two; empty for none."""
     found: dict[int, NotedHead] = {}
     furthest, contradictions, form = None, list[str](), "%Y-%m-%d %H:%M"
     for line in lines_of(path, '"peer_head"'):

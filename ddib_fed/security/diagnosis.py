@@ -137,10 +137,9 @@ class Diagnosis:
 
 
 def explained(error: DdibError, look: Callable[[], Diagnosis]) -> DdibError:
-    """The cause of a failed call in place of gRPC's word for it, where a connection fails now too.
+    """Return the cause of a failed call in place of gRPC's word for it, if a connection fails now too.
 
-    Else `error` itself, which then says that a connection works. A node that answered with an error (which has an
-    incident) needs no diagnosis.
+    Else return `error`, which then says that a connection works. A node's own error, which has an incident, stays.
     """
     if not isinstance(error, PeerUnreachable) or error.incident:
         return error
@@ -283,7 +282,7 @@ class _Attempt:
         return self._found("ok", f"{version}, both certificates accepted")
 
     def _distrust(self, error: ssl.SSLCertVerificationError) -> Diagnosis:
-        """The certificate is not accepted: whose is it?"""
+        """Diagnose by whose certificate it is why it is not accepted."""
         shown = presented_certificate(self.way, self.server_name)
         names, now = _names(shown), f"here it is {_moment(datetime.now(UTC))}"
         is_for = ", ".join(short(name) for name in names[:3]) or "nobody"
@@ -319,7 +318,7 @@ def _handshake(
 
 
 def _client_context(own: TlsCredentials, roots_pem: bytes, folder: Path) -> ssl.SSLContext:
-    """What a node or client demands and shows, as gRPC does."""
+    """Return the TLS context of a node or client, as gRPC makes it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
@@ -332,7 +331,7 @@ def _client_context(own: TlsCredentials, roots_pem: bytes, folder: Path) -> ssl.
 
 
 def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None:
-    """The certificate that a server shows to a client that checks nothing and shows nothing; None without one."""
+    """Return the certificate that a server shows to an anonymous client without checks; None if it shows none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -355,7 +354,7 @@ def _names(shown: x509.Certificate | None) -> list[str]:
 
 
 def short(text: str) -> str:
-    """Words of another server, which can neither flood nor steer a terminal."""
+    """Escape and shorten another server's words, so that they neither flood nor steer a terminal."""
     return escape(text[:_MAX_NAME])[:_MAX_NAME]
 
 

@@ -17,8 +17,6 @@ After MAGIC everything is a frame: its length (4 bytes, big-endian) and at most 
 ChaCha20-Poly1305 under a key for each direction, with the number of the frame as nonce.
 """
 
-from __future__ import annotations
-
 import hmac
 import re
 import secrets
@@ -103,7 +101,7 @@ def new_code() -> str:
 
 
 def parse_code(text: str) -> str:
-    """A code as it was typed, in the form of `new_code`; UsageError if it is none, or a digit is wrong."""
+    """Return a typed code in the form of `new_code`; raise UsageError if it is none, or a digit is wrong."""
     digits = re.sub(r"[ .-]", "", text)
     if not re.fullmatch(rf"[0-9]{{{DIGITS + 1}}}", digits):
         raise UsageError(
@@ -163,7 +161,7 @@ class _Line:
         self._in_time(self._connection.sendall, MAGIC)
 
     def expect_greeting(self) -> None:
-        """Read the other side's `MAGIC`; what is none is noticed at its first byte."""
+        """Read the other side's `MAGIC`; notice another protocol at its first byte."""
         for expected in MAGIC:
             if self._exactly(1)[0] != expected:
                 raise _Broken("it does not speak the protocol of `ddib pair`")
@@ -319,7 +317,7 @@ def dial(address: str, code: str, node: PairingNode, *, proxy: Proxy | None = No
 
 
 def _exchange(line: _Line, keys: _Keys, node: PairingNode, side: Side, where: str) -> PairedPeer:
-    """Both sides have the code: exchange the files, judge, and admit."""
+    """Exchange the files, judge and admit: both sides have the code."""
 
     def judged() -> Peer:
         other = parse_peer(content, f"the peer file from {where}")
@@ -350,7 +348,7 @@ def _exchange(line: _Line, keys: _Keys, node: PairingNode, side: Side, where: st
 
 
 def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], _Keys]]:
-    """This side's message, and what makes the keys of the other's."""
+    """Return this side's message, and the function that makes the keys from the other's."""
     from spake2 import SPAKE2_A, SPAKE2_B
 
     kind = SPAKE2_A if side == "dialler" else SPAKE2_B
@@ -368,7 +366,7 @@ def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], _Keys]]:
 
 
 def _keys(secret: bytes, side: Side, own: bytes, theirs: bytes) -> _Keys:
-    """The proofs are HMACs, not sealed frames: a sealed frame can be made to open under several keys."""
+    """Derive the keys of a connection. Proofs are HMACs, as a sealed frame can be made to open under several keys."""
     messages = own + theirs if side == "dialler" else theirs + own
     sides: tuple[Side, Side] = ("dialler", "listener") if side == "dialler" else ("listener", "dialler")
 

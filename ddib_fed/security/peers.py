@@ -86,7 +86,7 @@ class Peer:
         return (warning,)
 
     def still_vouches_for(self, earlier: Peer) -> bool:
-        """Whether a connection of an earlier entry may go on: same node, each root that may have verified it pinned."""
+        """Return whether a connection of an earlier entry may go on: same node, and its roots are still pinned."""
         return self.identity == earlier.identity and set(earlier.roots) <= set(self.roots)
 
     def fields(self) -> dict[str, Any]:
@@ -178,12 +178,12 @@ class Snapshot:
         return certificate_pem(*(root for roots in self.pins.values() for root in roots))
 
     def is_admitted_node(self, identity: Identity) -> bool:
-        """Whether this is exactly the node of an admitted peer; it may be suspended."""
+        """Return whether this is exactly the node of an admitted peer; it may be suspended."""
         peer = self.peers.get(identity.institution)
         return peer is not None and peer.identity == identity
 
     def allows(self, entry: Peer) -> bool:
-        """Whether a connection that was made by a peer's entry, of this snapshot or an earlier one, may go on."""
+        """Return whether a connection made by a peer's entry, of this snapshot or an earlier one, may go on."""
         current = self.peers.get(entry.institution)
         if current is None or current.identity in self.withdrawn or entry.institution in self.suspended:
             return False
@@ -206,7 +206,7 @@ class Snapshot:
             )
 
     def described(self) -> frozenset[str]:
-        """Everything trusted or refused, a line each; each root of a peer by itself, so that no fingerprint is cut."""
+        """Return a line for everything trusted or refused; each root has its own, so that no fingerprint is cut."""
         lines = {f"own root {fingerprint(root)}" for root in self.own_roots}
         for name, peer in self.peers.items():
             lines.add(f"peer {name}: {peer.identity} at {peer.address}")
@@ -237,7 +237,7 @@ class Trust:
 
     @classmethod
     def parse(cls, data: bytes, own: str) -> Trust:
-        """Read it strictly; InputError if it is not wholly valid, or has a peer of the own institution."""
+        """Read it strictly; raise InputError if it is not wholly valid, or has a peer of the own institution."""
         try:
             content = json.loads(data, object_pairs_hook=_once)
         except (ValueError, RecursionError) as exc:
@@ -286,7 +286,7 @@ class _Watched(Generic[T]):
         self.problem: str | None = None
 
     def current(self, *, anew: bool = False) -> T:
-        """Its content; the same object until that changes. DdibError if it never could be read."""
+        """Return the content, the same object until it changes; raise DdibError if it never could be read."""
         mark, racy = None, True
         with suppress(OSError):
             found = self._path.stat()
@@ -329,7 +329,7 @@ class PeerStore:
         self._built_of: tuple[object, object] = (None, None)
 
     def snapshot(self, *, anew: bool = False) -> Snapshot:
-        """The current snapshot: the same object until a file changes. Costs one stat for each file."""
+        """Return the current snapshot, the same object until a file changes; this costs one stat for each file."""
         with self._lock:
             trust = self._trust.current(anew=anew)
             roots = self._roots.current(anew=anew)
@@ -350,7 +350,7 @@ class PeerStore:
         return "; ".join(self._problems) or None
 
     def reload(self) -> Sequence[str]:
-        """Read everything again, ignoring time stamps; what changed since the last read, and what cannot be read."""
+        """Read everything again, ignoring time stamps; return a line for each change, and for each unreadable file."""
         before, after = self._snapshot, self.snapshot(anew=True)
         changed = [] if before is None else trust_changes(before, after)
         return [*changed, *(f"not read: {each}" for each in self._problems)]
@@ -369,7 +369,7 @@ class PeerStore:
         return f"put {self.file} back from a copy of the state folder, or correct it"
 
     def get(self, institution: str) -> Peer:
-        """One admitted peer that is neither suspended nor withdrawn; PeerSuspended or PeerNotFound."""
+        """Return an admitted peer; raise PeerNotFound, also for a withdrawn one, or PeerSuspended."""
         snapshot = self.snapshot()
         peer = _admitted(snapshot.peers, institution)
         if peer.identity in snapshot.withdrawn:
@@ -393,8 +393,7 @@ class PeerStore:
     ) -> None:
         """Raise unless a peer may be admitted beside these, by default the admitted ones.
 
-        Each of its new roots must have been compared out of band (PolicyDenied), and another entry for its institution
-        gives way only to `replace` (AlreadyExists).
+        PolicyDenied means a new root that was not compared out of band, AlreadyExists another entry without `replace`.
         """
         peers = self.snapshot().peers if peers is None else peers
         name = peer.institution
@@ -476,7 +475,7 @@ class PeerStore:
 
     @contextmanager
     def _editing(self, act: str, **values: Value) -> Iterator[Trust]:
-        """The content of the file, locked; noted in the audit log and written when the block has changed it."""
+        """Yield the locked content; if the block changes it, note that in the audit log and write it."""
         descriptor = os.open(self.file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -4,8 +4,6 @@ Both sides must present a certificate, over TLS 1.3; there is no insecure mode. 
 `ddib_fed.protocol` sets the cipher suites for this before grpc is imported.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket
@@ -107,7 +105,7 @@ class ServerCredentials:
         return load_identity(self._pki_folder), self._peers.snapshot().roots_pem
 
     def _look(self) -> tuple[TlsCredentials, bytes] | None:
-        """The files' current content; None, with a problem set, if they cannot be used."""
+        """Return the files' current content; None, with a problem set, if they cannot be used."""
         try:
             found = self._read()
         except Exception as error:  # gRPC would swallow it and keep the old trust silently
@@ -125,7 +123,7 @@ class ServerCredentials:
         return found
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Callback of gRPC at each handshake: a new configuration, or None if nothing changed."""
+        """Return a new configuration to gRPC at a handshake, or None if nothing changed."""
         if time.monotonic() < self._next_look or not self._lock.acquire(blocking=False):
             return None
         try:
@@ -160,10 +158,9 @@ def channel(
     proxy: Proxy | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> CheckedChannel:
-    """A channel to one server, with the own certificate as it is now, or `credentials`; its answers are checked.
+    """Open a channel to one server, with the own certificate as it is now, or `credentials`; its answers are checked.
 
-    `own` says that the server is of the own institution; `roots_pem` are those that may vouch for it, by default the
-    own ones.
+    `own` marks a server of the own institution; `roots_pem`, by default the own roots, may vouch for the server.
     """
     mine = credentials or load_identity(pki_folder)
     shown = grpc.ssl_channel_credentials(roots_pem or mine.roots_pem, mine.key_pem, mine.cert_chain_pem)
@@ -209,7 +206,7 @@ class PeerChannels:
             self._own = load_identity(pki_folder)
 
     def get(self, institution: str) -> CheckedChannel:
-        """The channel to a peer, for the next call; do not keep it. PeerNotFound or PeerSuspended for none."""
+        """Return the channel to a peer for the next call; do not keep it. Raise PeerNotFound or PeerSuspended."""
         with self._lock:
             self._close_stale()
             peer = self._peers.get(institution)
@@ -246,7 +243,7 @@ class PeerChannels:
         )
 
     def explained(self, institution: str, error: DdibError, timeout_s: float = TIMEOUT_S) -> DdibError:
-        """A failed call's error, with the cause where a connection to the peer fails now."""
+        """Return a failed call's error, with the cause if a connection to the peer fails now."""
         peer = self._peers.snapshot().peers.get(institution)
         found = error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
         if "found" in found.facts:
@@ -283,9 +280,9 @@ class PeerChannels:
 
 
 def is_due(credentials: TlsCredentials, now: datetime, *, jitter: float = 0.0) -> bool:
-    """Whether a certificate is to be replaced: two thirds of its lifetime are over, less the share `jitter`.
+    """Return whether two thirds of a certificate's life, less the share `jitter`, are over.
 
-    So is one that is not valid yet: it was made while a clock was wrong, which has been put right.
+    One that is not valid yet is due too: it was made while a clock was wrong, which has been put right.
     """
     life = credentials.not_after - credentials.not_before
     due = credentials.not_before + life * (RENEW_AT - jitter)
@@ -301,10 +298,9 @@ def renew_through(
     proxy: Proxy | None = None,
     now: datetime | None = None,
 ) -> TlsCredentials:
-    """Get a new certificate for a new key from the institution's issuer, and install both.
+    """Get a certificate for a new key from the institution's issuer, check it, and install both.
 
-    A node whose certificate has expired asks with the one for recovery that came with it. The answer is checked before
-    it replaces the working certificate: Unauthenticated or MessageInvalid if it is none for this identity.
+    An expired node asks with its certificate for recovery. Raise Unauthenticated or MessageInvalid for a wrong answer.
     """
     from ddib_fed.v1 import identity_pb2, identity_pb2_grpc
 
