@@ -404,10 +404,10 @@ def sync_files(files: Sequence[str]) -> None:
 
 def _identity(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return -1, -1
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _code_of(error: BaseException) -> int:
@@ -425,8 +425,8 @@ def _failing_disk_as_os_error() -> Iterator[None]:
             raise DiskFull("the disk of the database is full", retry_after_s=RETRY_AFTER_S) from error
         if code in _DISK_ERRORS:
             busy = code == sqlite3.SQLITE_BUSY
-            said = "another program holds the database" if busy else "the disk of the database failed"
-            raise OSError(_DISK_ERRORS[code], said) from error
+            reason = "another program holds the database" if busy else "the disk of the database failed"
+            raise OSError(_DISK_ERRORS[code], reason) from error
         raise
     except OSError as error:
         if is_disk_full(error):

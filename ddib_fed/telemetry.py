@@ -174,8 +174,8 @@ def trace_of(metadata: Iterable[Any] | None, tracing: Tracing, institution: str)
     """Return the span to which a call of an institution belongs, by its metadata."""
     if not tracing.shares_with(institution):
         return None
-    found = [value for key, value in metadata or () if key == TRACE_KEY]
-    return parse_traceparent(found[0]) if len(found) == 1 and isinstance(found[0], str) else None
+    parents = [value for key, value in metadata or () if key == TRACE_KEY]
+    return parse_traceparent(parents[0]) if len(parents) == 1 and isinstance(parents[0], str) else None
 
 
 def takes_entries(tracing: Tracing, institution: str) -> tuple[tuple[str, str], ...]:

@@ -228,10 +228,10 @@ class Watch:
     def _own_certificate(self) -> tuple[str, str] | None:
         """Return the fingerprint and the end of the own certificate; None while it cannot be read."""
         try:
-            own = load_identity(self._pki_folder)
+            credentials = load_identity(self._pki_folder)
         except (DdibError, OSError):
             return None
-        return fingerprint(own.certificate), own.not_after.isoformat()
+        return fingerprint(credentials.certificate), credentials.not_after.isoformat()
 
     def started(self, **values: Value) -> None:
         """Write the line of a start, with whom the node trusts now; `trust` is a digest over all of it."""
@@ -448,8 +448,8 @@ def status_from(answer: pb.StatusResponse) -> NodeStatus:
     """Return a node's answer as a value."""
     parts = {
         "model": ModelStatus(**_fields(answer.model)) if answer.HasField("model") else None,
-        "peers": tuple(PeerStatus(**_fields(each)) for each in answer.peers),
-        "calibrations": tuple(CalibrationStatus(**_fields(each)) for each in answer.calibrations),
+        "peers": tuple(PeerStatus(**_fields(row)) for row in answer.peers),
+        "calibrations": tuple(CalibrationStatus(**_fields(row)) for row in answer.calibrations),
         "workers": WorkersStatus(**_fields(answer.workers)),
         "jobs": dict(answer.jobs),
     }

@@ -160,8 +160,11 @@ class Calibrations:
     def together(self, *more: Aggregate) -> str:
         """Return the privacy of all that is published and of `more`, for one unit that is in each: epsilons add up."""
         published: list[Publication | Aggregate] = [*self.published(), *more]
-        epsilon, delta = sum(each.epsilon for each in published), sum(each.delta for each in published)
-        unit = "group" if all(each.unit == "group" for each in published) else "picture"
+        epsilon, delta = (
+            sum(aggregate.epsilon for aggregate in published),
+            sum(aggregate.delta for aggregate in published),
+        )
+        unit = "group" if all(aggregate.unit == "group" for aggregate in published) else "picture"
         whose = f" that is in all {len(published)}" if len(published) > 1 else ""
         return f"epsilon {epsilon:g}, delta {delta:g} for each {unit}{whose}"
 

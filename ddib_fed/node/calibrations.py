@@ -113,7 +113,7 @@ def check_decodable(
 
 
 def allow(kind: CalibrationKind, policy: PolicySection) -> str:
-    kinds = ", ".join(f'"{each}"' for each in (*policy.calibration, kind))
+    kinds = ", ".join(f'"{name}"' for name in (*policy.calibration, kind))
     return f"[policy] calibration = [{kinds}]"
 
 
@@ -189,7 +189,7 @@ def served_aggregate(config: NodeConfig, units_sha256: Collection[str]) -> Aggre
         raise errors.CalibrationUnits(
             f"the aggregate in {config.paths.aggregate} is of {aggregate.domain} in the units "
             f"{aggregate.units_sha256[:12]}; the model of {config.model.domain} has "
-            f"{' and '.join(each[:12] for each in units_sha256)}",
+            f"{' and '.join(digest[:12] for digest in units_sha256)}",
             hint=f"{PUBLISH} --force",
             facts={"side": "target"},
         )
@@ -227,7 +227,7 @@ def check_proposal(
         )
     known = CalibrationStore(config.paths.calibrations).between(*places)
     dialled = calibration.dial, calibration.made.created
-    if not any(each.complete and each.calibration.dialled(*dialled) == calibration for each in known):
+    if not any(stored.complete and stored.calibration.dialled(*dialled) == calibration for stored in known):
         _check_making(calibration, find_published(config))
     signer = signed.verify_side("source", pins=peers.pins, withdrawn=peers.withdrawn, now=now)
     if not peers.is_admitted_node(signer):

@@ -156,10 +156,10 @@ class RenewalThread:
         first, self._has_looked = not self._has_looked, True
         try:
             self._on_tick()
-            own, now = pki.load_identity(self._config.paths.pki), self._clock()
-            if not (is_due(own, now, jitter=self._jitter) or (first and self._needs_recovery())):
+            credentials, now = pki.load_identity(self._config.paths.pki), self._clock()
+            if not (is_due(credentials, now, jitter=self._jitter) or (first and self._needs_recovery())):
                 self.problem = None
-            elif not self._failed_lately(own, now):
+            elif not self._failed_lately(credentials, now):
                 self._failed_at = now  # unless it succeeds
                 renewed = renew_node(self._config, now=now)
                 self._failed_at = self.problem = None

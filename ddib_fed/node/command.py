@@ -223,10 +223,10 @@ def set_up_logging(level: str, output_format: str) -> None:
 
 def route(handler: logging.Handler, level: str) -> None:
     """Send logs, warnings and uncaught exceptions to one handler."""
-    own = logging.getLevelNamesMapping()[level.upper()]
-    logging.basicConfig(level=max(own, logging.WARNING), handlers=[handler], force=True)
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
     for name in OWN:
-        logging.getLogger(name).setLevel(own)
+        logging.getLogger(name).setLevel(threshold)
     for name in READERS:
         reader = logging.getLogger(name)
         reader.propagate = False

@@ -149,15 +149,15 @@ class TrainSection(Frozen, extra="allow"):
 
     def config(self, folder: Path, domain: str, *, threads: int = 1, **run: str) -> TrainConfig:
         """Return the configuration of a run whose paths start at the folder; raise ValueError for an unknown key."""
-        given: dict[str, Any] = {} if self.names_data else {"domain": domain}
+        values: dict[str, Any] = {} if self.names_data else {"domain": domain}
         for name, value in self._keys.items():
             if name not in _TRAIN_FIELDS:
                 close = nearest(name, _TRAIN_FIELDS, cutoff=0.5)
                 meant = f"; did you mean {close!r}?" if close else ""
                 raise ValueError(f"train.{name}: unknown key{meant}")
-            given[_TRAIN_FIELDS[name]] = folder / value if name in _TRAIN_PATHS else value
+            values[_TRAIN_FIELDS[name]] = folder / value if name in _TRAIN_PATHS else value
         hint = "`ddib model train --help` explains the options"
-        return TrainConfig.checked({"threads": threads, **given, **run}, hint)
+        return TrainConfig.checked({"threads": threads, **values, **run}, hint)
 
     @property
     def names_data(self) -> bool:
@@ -387,7 +387,7 @@ def render_node_toml(node: NodeSection, model: ModelSection) -> str:
     """Return a commented node.toml that `NodeConfig.load` accepts."""
     from ddib_fed.data.synthetic import DOMAINS  # which needs numpy
 
-    said = {
+    settings = {
         "node": node.model_dump(exclude={"proxy", "proxy_login"}),
         "model": model.model_dump(exclude_none=True),
     }
@@ -404,19 +404,19 @@ def render_node_toml(node: NodeSection, model: ModelSection) -> str:
             text += (_TRAIN_BUILT_IN if built_in else _TRAIN_OWN).format(domain=model.domain) + _TRAIN_REST
         elif issubclass(kind, BaseModel):
             text += "".join(
-                _line(key, info, said.get(section, {})) for key, info in kind.model_fields.items()
+                _line(key, info, settings.get(section, {})) for key, info in kind.model_fields.items()
             )
     return text
 
 
-def _line(key: str, info: FieldInfo, said: Mapping[str, Any]) -> str:
-    value = said.get(key, info.examples[0] if info.examples else info.default)
-    line = f"{'' if key in said else '# '}{key} = {toml_text(value)}"
+def _line(key: str, info: FieldInfo, settings: Mapping[str, Any]) -> str:
+    value = settings.get(key, info.examples[0] if info.examples else info.default)
+    line = f"{'' if key in settings else '# '}{key} = {toml_text(value)}"
     return f"{line:31} # {info.description}\n"
 
 
 def toml_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        pairs = ", ".join(f"{toml_text(key)} = {toml_text(each)}" for key, each in value.items())
+        pairs = ", ".join(f"{toml_text(key)} = {toml_text(item)}" for key, item in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     return json.dumps(value, ensure_ascii=False)

@@ -197,22 +197,24 @@ class InboundGuard:
         with self._lock:
             before = set(self._proven)
         self._refresh()
-        present = [found for found in self._known.values() if found is not None]
-        counts = [(each, _received(each.fd)) for each in present]
+        present = [entry for entry in self._known.values() if entry is not None]
+        counts = [(connection, _received(connection.fd)) for connection in present]
         with self._lock:  # once the bytes are counted: what was authorised by now is not taken for a stranger
             crowds, self._crowds = self._crowds, set()
             heard, self._heard = self._heard, set()
-            for peer in before - {each.peer for each in present}:  # closed since
+            for peer in before - {connection.peer for connection in present}:  # closed since
                 self._proven.pop(peer, None)
             proven = dict(self._proven)
-        for each, received in counts:
-            if each.peer in heard:
-                each.heard_at = received
-            endless = received - each.heard_at > (PROVEN_BYTES if each.peer in proven else UNPROVEN_BYTES)
-            if (endless or each.peer in crowds) and each.end():
+        for connection, received in counts:
+            if connection.peer in heard:
+                connection.heard_at = received
+            endless = received - connection.heard_at > (
+                PROVEN_BYTES if connection.peer in proven else UNPROVEN_BYTES
+            )
+            if (endless or connection.peer in crowds) and connection.end():
                 why = "it sends without end, and no call" if endless else "its calls come too fast"
-                log.warning("ended a connection from %s: %s", each.peer[0], why)
-        ended = Counter(origin for origin, each in self._too_many(present, proven) if each.end())
+                log.warning("ended a connection from %s: %s", connection.peer[0], why)
+        ended = Counter(origin for origin, connection in self._too_many(present, proven) if connection.end())
         self._unsaid += ended
         if self._unsaid and time.monotonic() - self._said >= SAY_EVERY_S:  # a flood must not fill the log
             log.warning(
@@ -232,23 +234,23 @@ class InboundGuard:
         """Yield the oldest connections of strangers that are too many, and the youngest of callers."""
         strangers: defaultdict[str, list[_Connection]] = defaultdict(list)
         callers: defaultdict[str, list[_Connection]] = defaultdict(list)
-        for each in sorted(present, key=lambda each: (each.since, each.inode)):
-            account = proven.get(each.peer)
-            group = strangers[_neighbourhood(each.peer[0])] if account is None else callers[account]
-            group.append(each)
+        for connection in sorted(present, key=lambda connection: (connection.since, connection.inode)):
+            account = proven.get(connection.peer)
+            group = strangers[_neighbourhood(connection.peer[0])] if account is None else callers[account]
+            group.append(connection)
         young = time.monotonic() - PATIENCE_S
-        share = _share([len(each) for each in strangers.values()], int(STRANGERS * self._most))
+        share = _share([len(connection) for connection in strangers.values()], int(STRANGERS * self._most))
         for origin, group in strangers.items():
-            impatient = sum(each.since <= young for each in group[: -self._per_address])
-            for each in group[: max(impatient, len(group) - share)]:
-                yield origin, each
+            impatient = sum(connection.since <= young for connection in group[: -self._per_address])
+            for connection in group[: max(impatient, len(group) - share)]:
+                yield origin, connection
         for account, group in callers.items():
-            for each in group[self._per_caller :]:
-                yield account, each
+            for connection in group[self._per_caller :]:
+                yield account, connection
 
     def _refresh(self) -> None:
         """Find the connections of the port among this process's files; new ones are looked up."""
-        started, now, found = time.thread_time(), time.monotonic(), dict[int, _Connection | None]()
+        started, now, sockets = time.thread_time(), time.monotonic(), dict[int, _Connection | None]()
         for name in os.listdir(_OPEN_FILES) if _OPEN_FILES is not None else ():  # noqa: PTH208 - often
             with suppress(OSError):  # closed since
                 file = os.fstat(int(name))
@@ -258,8 +260,8 @@ class InboundGuard:
                 known = self._known[inode] if inode in self._known else self._inspect(int(name), inode, now)
                 if known is not None:
                     known.fd = int(name)
-                found[inode] = known
-        self._known = found
+                sockets[inode] = known
+        self._known = sockets
         self._next_look = time.monotonic() + REST * (time.thread_time() - started)
 
     def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:
@@ -295,9 +297,9 @@ def _received(fd: int) -> int:
     with suppress(OSError):
         borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
         try:
-            found = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_RECEIVED + 8)
+            info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_RECEIVED + 8)
         finally:
             borrowed.detach()  # it is gRPC's
-        if len(found) == _TCP_RECEIVED + 8:
-            return int.from_bytes(found[_TCP_RECEIVED:], sys.byteorder)
+        if len(info) == _TCP_RECEIVED + 8:
+            return int.from_bytes(info[_TCP_RECEIVED:], sys.byteorder)
     return 0

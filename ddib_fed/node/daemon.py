@@ -96,8 +96,8 @@ def check(config: NodeConfig) -> list[StepResult]:
 def begin(config: NodeConfig) -> tuple[str, ...]:
     """Run the checks that precede a start; return the warnings, for the log."""
     check_alone(config.paths.admin_socket)
-    found = [_take(name, config) for name in STEPS if name not in _FOR_REAL]
-    return tuple(warning for each in found for warning in each.warnings)
+    results = [_take(name, config) for name in STEPS if name not in _FOR_REAL]
+    return tuple(warning for result in results for warning in result.warnings)
 
 
 def _take(name: str, config: NodeConfig) -> StepResult:
@@ -126,11 +126,11 @@ def _state(config: NodeConfig) -> Iterator[str]:
 
 
 def _peers(config: NodeConfig) -> Iterator[str]:
-    found, proxy = peer_store(config).list(), config.proxy
-    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in found)
+    admitted, proxy = peer_store(config).list(), config.proxy
+    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in admitted)
     through = f", through the proxy {proxy.address}" if proxy is not None else ""
     yield (peers or "none admitted yet: ddib peer add") + through
-    for peer in found:
+    for peer in admitted:
         until = max(root.not_valid_after_utc for root in peer.roots)
         if warning := root_warning(peer.institution, until, datetime.now(UTC)):
             yield warning
@@ -138,12 +138,12 @@ def _peers(config: NodeConfig) -> Iterator[str]:
 
 def _calibrations(config: NodeConfig) -> Iterator[str]:
     store = CalibrationStore(config.paths.calibrations)
-    found = overview(config, store, peer_store(config))
-    states = Counter(each.state for each in found)
+    rows = overview(config, store, peer_store(config))
+    states = Counter(row.state for row in rows)
     yield ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
-    for each in found:
-        if each.warning:
-            yield f"{each.sha256[:12]} ({each.source} to {each.target}): {each.warning}"
+    for row in rows:
+        if row.warning:
+            yield f"{row.sha256[:12]} ({row.source} to {row.target}): {row.warning}"
     for problem in store.problems():
         yield f"not read: {problem}"
 
@@ -472,10 +472,10 @@ class Daemon:
     def _expires(self, which: str) -> float:
         """Return the end of the own certificate (`not_after`) or its root (`root_not_after`); 0 if unreadable."""
         try:
-            found: datetime = getattr(load_identity(self.config.paths.pki), which)
+            end: datetime = getattr(load_identity(self.config.paths.pki), which)
         except (DdibError, OSError):
             return 0.0
-        return found.timestamp()
+        return end.timestamp()
 
     def _look(self) -> int:
         """End the calls of peers that are no longer admitted, and run the watch; return the number of calls ended."""
@@ -528,8 +528,8 @@ class Daemon:
             active_streams=self._calls.streams.active,
             jobs=self._jobs(),
             calibrations=(
-                pb.CalibrationStatus(**{**asdict(each), "expires": each.expires.timestamp()})
-                for each in overview(self.config, self.node.calibrations, self.peers)
+                pb.CalibrationStatus(**{**asdict(row), "expires": row.expires.timestamp()})
+                for row in overview(self.config, self.node.calibrations, self.peers)
             ),
             workers=pb.WorkersStatus(executor=self.config.engine.executor),
         )

@@ -429,7 +429,7 @@ class Audit:
         `since` is a moment, an age ("30m", "2h", "7d"), or a date and time of ISO 8601, UTC.
         """
         moment = log.parse_since(since) if isinstance(since, str) else since
-        return (each for each in log.entries(self.path) if each.is_asked_for(peer=peer, since=moment))
+        return (line for line in log.entries(self.path) if line.is_asked_for(peer=peer, since=moment))
 
     def verify(self, *noted: str | Path) -> log.Verified:
         """Follow the chain of the whole log; return its head and its problem.

@@ -221,7 +221,7 @@ class Peers:
         """
         from ddib_fed.security.pairing import PairingNode, dial, parse_code
 
-        own, store = self.own(), self._store
+        introduction, store = self.own(), self._store
 
         def judge(other: Peer) -> None:
             _require_constraints(other, unconstrained_root=unconstrained_root)
@@ -230,16 +230,16 @@ class Peers:
         def admit(other: Peer) -> None:
             store.add(other, fingerprints=other.fingerprints, replace=replace)
 
-        node = PairingNode(own.to_bytes(), judge, admit)
+        node = PairingNode(introduction.to_bytes(), judge, admit)
         if on_code is not None:
-            return self._paired(own, self._wait(node, address, on_code, on_stranger))
+            return self._paired(introduction, self._wait(node, address, on_code, on_stranger))
         typed = parse_code(code or "")
         try:
             split_address(address or "")
         except ValueError as error:
             hint = "ddib pair HOST:PORT CODE, as the other side shows both"
             raise UsageError(str(error), hint=hint) from error
-        return self._paired(own, dial(address or "", typed, node, proxy=self._config.proxy))
+        return self._paired(introduction, dial(address or "", typed, node, proxy=self._config.proxy))
 
     def _wait(
         self,

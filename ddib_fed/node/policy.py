@@ -60,23 +60,23 @@ class Policy:
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
         """Raise PolicyDenied or PeerUnknown unless `identity` may call ``/package.Service/Method``."""
         service = full_method.removeprefix("/").partition("/")[0]
-        own, kind = identity.institution == self._institution, identity.kind
+        is_own, kind = identity.institution == self._institution, identity.kind
         denied = PolicyDenied(f"{identity} may not call {full_method}")
         if service not in self._services:
             raise PolicyDenied(f"{full_method} is not served here")
         if kind == "recovery" and service != IDENTITY:
             raise denied
-        if service == HEALTH and (own or full_method == HEALTH_CHECK):
-            if not own:
+        if service == HEALTH and (is_own or full_method == HEALTH_CHECK):
+            if not is_own:
                 snapshot.refuse_suspended(identity.institution)
-        elif service == IDENTITY and own:
+        elif service == IDENTITY and is_own:
             return
-        elif service == TRANSLATION and own and kind == "client":
+        elif service == TRANSLATION and is_own and kind == "client":
             targets_of(identity.name, self._section)
         elif service in USES and snapshot.is_admitted_node(identity):
             snapshot.refuse_suspended(identity.institution)
             check_use(identity.institution, USES[service], self._section)
-        elif service in USES and kind == "node" and not own:
+        elif service in USES and kind == "node" and not is_own:
             raise PeerUnknown(
                 f"{identity} is not the node in the peer file of {identity.institution}",
                 hint="ddib peer list; if it was moved, ddib peer add --force FILE",
@@ -115,11 +115,11 @@ def check_use(institution: str, use: Use, policy: PolicySection) -> None:
 
 def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
     """Return the targets of an own client in `policy.clients`; raise PolicyDenied if it has none."""
-    found = policy.clients.get(client, policy.clients.get(EVERY, ()))
-    if not found:
+    targets = policy.clients.get(client, policy.clients.get(EVERY, ()))
+    if not targets:
         hint = f'add "{client}" to [policy.clients] of node.toml, then restart the node'
         raise _denied("clients", f"the client {client} may not translate", hint)
-    return found
+    return targets
 
 
 def check_target(client: str, institution: str, domain: str, policy: PolicySection) -> None:
@@ -279,7 +279,7 @@ class Quotas:
         """Write the spent amounts exactly; log a failure."""
         with self._lock:
             try:
-                self._write([(*key, each.since, each.spent) for key, each in self._accounts.items()])
+                self._write([(*key, account.since, account.spent) for key, account in self._accounts.items()])
             except (OSError, DiskFull):
                 log.exception("what was used of quotas cannot be written exactly")
 
@@ -292,14 +292,14 @@ class Quotas:
             return charge._replace(amount=before + charge.amount)
         renews = account.since + DAY_S
         when = datetime.fromtimestamp(renews, UTC).isoformat(timespec="seconds")
-        asked = f"{charge.who} asks for {charge.amount:,} of {charge.quota}"
+        demand = f"{charge.who} asks for {charge.amount:,} of {charge.quota}"
         facts: dict[str, str | int] = {
             "quota": charge.quota, "of": charge.who, "limit": charge.limit, "left": left, "asked": charge.amount,
         }  # fmt: skip
         if charge.amount > charge.limit:  # it fits on no day
-            raise QuotaSpent(f"{asked}, and {charge.limit:,} is all of a day", facts=facts)
+            raise QuotaSpent(f"{demand}, and {charge.limit:,} is all of a day", facts=facts)
         raise QuotaSpent(
-            f"{asked}, and {left:,} of {charge.limit:,} are left until {when}",
+            f"{demand}, and {left:,} of {charge.limit:,} are left until {when}",
             facts={**facts, "renews": when},
             retry_after_s=max(1.0, renews - self._clock()),
         )
@@ -334,7 +334,7 @@ class Quotas:
     def _write(self, rows: Sequence[tuple[str, str, float, int]]) -> None:
         """Write these accounts, and forget those whose day is over."""
         today = self._clock() - DAY_S
-        self._accounts = {key: each for key, each in self._accounts.items() if each.since > today}
+        self._accounts = {key: account for key, account in self._accounts.items() if account.since > today}
         if self._store is None:
             return
 

@@ -432,7 +432,9 @@ class DecodingMemory:
     def _hand_out(self) -> None:
         """Give memory to the next file of each part, for as long as it fits: nobody overtakes it."""
         for is_small in (True, False):
-            while file := next((each for each in self._waiting if self._is_next(each, is_small)), None):
+            while file := next(
+                (waiting for waiting in self._waiting if self._is_next(waiting, is_small)), None
+            ):
                 if file.size_bytes > self._free[is_small]:
                     break
                 self._free[is_small] -= file.size_bytes
@@ -440,7 +442,7 @@ class DecodingMemory:
                 self._running[file.client] += 1
                 self._waiting.remove(file)
                 # The client's next turn is after those of all others.
-                self._waiting.sort(key=lambda each: each.client == file.client)
+                self._waiting.sort(key=lambda waiting: waiting.client == file.client)
         self._changed.notify_all()
 
     def _is_next(self, file: _File, is_small: bool) -> bool:

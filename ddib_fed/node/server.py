@@ -139,11 +139,11 @@ class Slots:
 
     def take(self, identity: str) -> None:
         with self._lock:
-            own, all_taken = self._taken[identity], self._taken.total()
+            taken, all_taken = self._taken[identity], self._taken.total()
             free = self._total - all_taken
-            if own >= self._per_identity or not within_share(own, free, self._total):
-                limit = own if free else self._total
-                detail = f"{identity} has {own} of the {all_taken} calls that are open"
+            if taken >= self._per_identity or not within_share(taken, free, self._total):
+                limit = taken if free else self._total
+                detail = f"{identity} has {taken} of the {all_taken} calls that are open"
                 raise TooManyStreams(detail, facts={"limit": limit}, retry_after_s=1.0)
             self._taken[identity] += 1
 
@@ -605,11 +605,11 @@ def check_bindable(listen: str, setting: str) -> None:
         "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
     }
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as error:
         raise ConfigError(f"{what}: there is no host {host!a}", hint=elsewhere) from error
     problems = []
-    for family, _, _, _, place in found:
+    for family, _, _, _, place in places:
         try:
             with socket.socket(family, socket.SOCK_STREAM) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -618,7 +618,7 @@ def check_bindable(listen: str, setting: str) -> None:
         except OSError as error:
             problems.append(error)
     busy = [error for error in problems if error.errno == errno.EADDRINUSE]
-    if busy or len(problems) == len(found):
+    if busy or len(problems) == len(places):
         worst = (busy or problems)[0]
         hint = remedies.get(worst.errno or 0, elsewhere)
         raise ConfigError(f"{what} cannot be bound: {worst.strerror}", hint=hint) from worst

@@ -328,8 +328,8 @@ def to_detail(error: errors.DdibError, institution: str, incident: str) -> pb.Er
     )
     for key, value in list(error.facts.items())[:MAX_FACTS]:
         detail.facts[_clean(key)] = _clean(value)
-    for each in error.differences[:MAX_DIFFERENCES]:
-        texts = {name: _clean(getattr(each, name)) for name in ("field", "source", "target", "remedy")}
+    for difference in error.differences[:MAX_DIFFERENCES]:
+        texts = {name: _clean(getattr(difference, name)) for name in ("field", "source", "target", "remedy")}
         detail.differences.add(**texts)
     for reason in sorted(set(error.refused.values()))[:MAX_REASONS]:
         items = [number for number in sorted(error.refused) if error.refused[number] == reason]
@@ -374,7 +374,7 @@ def from_detail(data: bytes, hop: str) -> errors.DdibError | None:
     further = bool(where) and where != called and not foreign
     own_words = kind.said_by(where if further else called)[:MAX_TEXT]
     sentence = said(_clean(detail.sentence) or reason) if kind is errors.InternalError else own_words
-    found = kind(
+    failure = kind(
         sentence,
         hop=f"{hop} -> {where}" if further else hop,
         facts={_clean(k): _clean(v) for k, v in sorted(detail.facts.items())},
@@ -382,17 +382,21 @@ def from_detail(data: bytes, hop: str) -> errors.DdibError | None:
         differences=differences,
         incident="".join(c for c in detail.incident if c.isascii() and c.isalnum()),
     )
-    found.refused = {number: _clean(each.reason) for each in detail.refused for number in each.items}
-    found.says = called if foreign else where if further and kind is not errors.PeerFault else ""
-    return found
+    failure.refused = {number: _clean(group.reason) for group in detail.refused for number in group.items}
+    failure.says = called if foreign else where if further and kind is not errors.PeerFault else ""
+    return failure
 
 
 def from_rpc_error(error: grpc.RpcError, hop: str) -> errors.DdibError:
     call: Any = error if status_of(error) is not None else None
     trailing: Iterable[Any] = () if call is None else call.trailing_metadata() or ()
     for key, value in trailing:
-        if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
-            return _with_clock(found, clock_difference(trailing) or 0.0)
+        if (
+            key == DETAIL_KEY
+            and isinstance(value, bytes)
+            and (failure := from_detail(value, hop)) is not None
+        ):
+            return _with_clock(failure, clock_difference(trailing) or 0.0)
     code, who = status_of(error), hop or "the peer"
     name, text = (code.name if code else "no status"), ((call.details() or "") if call is not None else "")
     for pattern, without_hope, says in _BY_TEXT:
@@ -437,10 +441,10 @@ def clock_difference(trailing: Iterable[Any] | None) -> float | None:
     for key, value in trailing or ():
         if key == TIME_KEY and isinstance(value, str):
             try:
-                said = float(value[:32])
+                remote = float(value[:32])
             except ValueError:
                 return None
-            return said - time.time() if math.isfinite(said) and 0 <= said <= LAST_MOMENT else None
+            return remote - time.time() if math.isfinite(remote) and 0 <= remote <= LAST_MOMENT else None
     return None
 
 
@@ -510,14 +514,14 @@ def checking_answers(hop: str) -> Iterator[None]:
 
 def failure_of_peer(error: grpc.RpcError, hop: str) -> errors.DdibError:
     """Return the error of a failed call to another institution."""
-    found = from_rpc_error(error, hop)
-    if type(found) in {errors.MessageInvalid, errors.UnknownFields} and not found.incident:
-        return at_fault(found, hop)  # found here, about the answer
-    if isinstance(found, _SAYABLE) or type(found) in _SAYABLE_ITSELF:
-        return found
-    fault = _fault(hop, "", f"a refusal with a reason that it cannot have: {found.reason}", found)
-    fault.incident = found.incident
-    if (item := found.facts.get("item", "")).isdecimal():
+    failure = from_rpc_error(error, hop)
+    if type(failure) in {errors.MessageInvalid, errors.UnknownFields} and not failure.incident:
+        return at_fault(failure, hop)  # found here, about the answer
+    if isinstance(failure, _SAYABLE) or type(failure) in _SAYABLE_ITSELF:
+        return failure
+    fault = _fault(hop, "", f"a refusal with a reason that it cannot have: {failure.reason}", failure)
+    fault.incident = failure.incident
+    if (item := failure.facts.get("item", "")).isdecimal():
         fault.facts["item"] = item
     return fault
 

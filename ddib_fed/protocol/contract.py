@@ -158,17 +158,17 @@ class Contract:
 
 def _hashed(message: Message) -> dict[str, Value]:
     """Return a contract, or a part of it, as it enters the digest: every field, an absent message as an empty one."""
-    found: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for field in message.DESCRIPTOR.fields:
         value: Any = getattr(message, field.name)
         if field.message_type is not None:
-            found[field.name] = _hashed(value) if message.HasField(field.name) else {}
+            values[field.name] = _hashed(value) if message.HasField(field.name) else {}
         elif field.is_repeated:
-            found[field.name] = list(value)
+            values[field.name] = list(value)
         else:
             is_flag = isinstance(value, bool)
-            found[field.name] = value.hex() if isinstance(value, bytes) else int(value) if is_flag else value
-    return found
+            values[field.name] = value.hex() if isinstance(value, bytes) else int(value) if is_flag else value
+    return values
 
 
 # Agreement: the same rules are applied at both ends, and each computes the digest itself.
@@ -229,9 +229,9 @@ def differences(source: ContractSide, target: ContractSide) -> tuple[Difference,
     }
     values = ((name, getattr(source, name), getattr(target, name)) for name in _REMEDIES)
     return tuple(
-        Difference(name, _text(own), _text(other), _REMEDIES[name])
-        for name, own, other in values
-        if not fits.get(name, own == other)
+        Difference(name, _text(ours), _text(theirs), _REMEDIES[name])
+        for name, ours, theirs in values
+        if not fits.get(name, ours == theirs)
     )
 
 
@@ -250,9 +250,9 @@ def agree(
 
     Raise MessageInvalid for contradictory fields, ContractMismatch with its `differences` for incompatible sides.
     """
-    if found := list(differences(check_side(source), target)):
+    if unequal := list(differences(check_side(source), target)):
         hint = "each difference names what to do about it"
-        raise _mismatch(found, f"{place_of(source)} and {place_of(target)}: {{}} differ", hint)
+        raise _mismatch(unequal, f"{place_of(source)} and {place_of(target)}: {{}} differ", hint)
     from ddib_fed.v1 import decoding_pb2  # which a client does not need
 
     return Contract(
@@ -295,16 +295,16 @@ def confirm(
             f"The target changed the calibration that was proposed; {report}",
         ),
     )
-    found = [
+    unequal = [
         *differences(source, contract.target),
         *(
-            Difference(name, _text(own), _text(theirs), remedy)
-            for name, own, theirs, remedy in answered
-            if own != theirs
+            Difference(name, _text(ours), _text(theirs), remedy)
+            for name, ours, theirs, remedy in answered
+            if ours != theirs
         ),
     ]
-    if found:
-        raise _mismatch(found, f"the contract that {target_institution} answered with differs in {{}}")
+    if unequal:
+        raise _mismatch(unequal, f"the contract that {target_institution} answered with differs in {{}}")
     return contract
 
 

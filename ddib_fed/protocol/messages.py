@@ -151,11 +151,11 @@ def _domain(message: translation_pb2.Domain) -> Domain:
 
 def _values(kind: type[Any], message: Message, **known: Any) -> dict[str, Any]:
     """Return the values of a dataclass from a message's fields of the same names; lists become tuples."""
-    names = (each.name for each in fields(kind) if each.name not in known)
+    names = (value.name for value in fields(kind) if value.name not in known)
     values = {name: getattr(message, name) for name in names}
     is_plain = str, bytes, int, float
     return known | {
-        name: each if isinstance(each, is_plain) else tuple(each) for name, each in values.items()
+        name: value if isinstance(value, is_plain) else tuple(value) for name, value in values.items()
     }
 
 
@@ -201,17 +201,17 @@ def values_of(message: Message) -> dict[str, Any]:
             return values_of(value)
         return value.hex() if isinstance(value, bytes) else value
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            found[field.name] = dict(value)
+            values[field.name] = dict(value)
         elif field.is_repeated:
-            found[field.name] = [value_of(field, each) for each in value]
+            values[field.name] = [value_of(field, item) for item in value]
         else:
             absent = field.has_presence and not message.HasField(field.name)
-            found[field.name] = None if absent else value_of(field, value)
-    return found
+            values[field.name] = None if absent else value_of(field, value)
+    return values
 
 
 # The check of received messages
@@ -259,21 +259,23 @@ def _check(message: Message) -> None:
         raise UnknownFields(f"a {message.DESCRIPTOR.name} has fields that this release does not know")
     limits, listed = limits_of(message.DESCRIPTOR), message.ListFields()
     present = {field.number for field, _ in listed}
-    for number, each in limits.items():
-        if each.needed and number not in present:
-            raise _outside(each, "must be set" if each.required else _range(each, each.field.default_value))
+    for number, bounds in limits.items():
+        if bounds.needed and number not in present:
+            raise _outside(
+                bounds, "must be set" if bounds.required else _range(bounds, bounds.field.default_value)
+            )
     for field, value in listed:
-        each, values = limits[field.number], [value]
+        bounds, values = limits[field.number], [value]
         if field.is_repeated:
-            if len(value) > each.max_items:
-                raise _outside(each, f"must be at most {each.max_items} in number, not {len(value)}")
+            if len(value) > bounds.max_items:
+                raise _outside(bounds, f"must be at most {bounds.max_items} in number, not {len(value)}")
             values = list(value.values() if isinstance(value, Mapping) else value)
         for one in values:
             if isinstance(one, Message):
                 _check(one)
             # Written so that NaN fails.
-            elif not each.low <= (len(one) if isinstance(one, str | bytes) else one) <= each.high:
-                raise _outside(each, _range(each, one))
+            elif not bounds.low <= (len(one) if isinstance(one, str | bytes) else one) <= bounds.high:
+                raise _outside(bounds, _range(bounds, one))
 
 
 def _range(limits: Limits, value: str | bytes | float) -> str:

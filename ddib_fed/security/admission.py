@@ -71,12 +71,12 @@ class Verifier:
             raise PeerUnknown(f"{identity} is withdrawn here")
         roots = snapshot.pins[identity.institution]
         ends = [c.not_valid_after_utc for c in (x509.load_pem_x509_certificate(pem), *roots)]
-        found = _Verified(snapshot, identity, min(end for end in ends if end > now))
+        verified = _Verified(snapshot, identity, min(end for end in ends if end > now))
         with self._lock:
-            self._cache[pem] = found
+            self._cache[pem] = verified
             if len(self._cache) > MAX_CACHED:
                 self._cache.popitem(last=False)
-        return found
+        return verified
 
 
 class Admission:
@@ -118,8 +118,8 @@ class Admission:
 
 def presented_certificate(auth: AuthContext) -> bytes:
     """Return the certificate that the caller presented over TLS 1.3; raise Unauthenticated without one."""
-    found = [list(auth.get(name, ())) for name in ("transport_security_type", "ssl_tls_version")]
-    if found != [[b"ssl"], [b"TLSv1.3"]]:
+    transport = [list(auth.get(name, ())) for name in ("transport_security_type", "ssl_tls_version")]
+    if transport != [[b"ssl"], [b"TLSv1.3"]]:
         raise Unauthenticated("the call did not come over TLS 1.3")
     certificates = list(auth.get("x509_pem_cert", ()))
     if len(certificates) != 1:

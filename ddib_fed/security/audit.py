@@ -73,26 +73,26 @@ EMPTY: Final = Head(-1, FIRST)
 
 def checked(values: Mapping[str, Value]) -> dict[str, Value]:
     """Return the values of a line, long texts cut; raise TypeError for anything but scalars and lists of them."""
-    found: dict[str, Value] = {}
+    cleaned: dict[str, Value] = {}
     for key, value in values.items():
         if key in _OWN:
             raise ValueError(f"{key!r} is the log's own")
         if isinstance(value, str):
-            found[key] = value[:MAX_VALUE]
+            cleaned[key] = value[:MAX_VALUE]
         elif isinstance(value, float) and not math.isfinite(value):
-            found[key] = str(value)
+            cleaned[key] = str(value)
         elif value is None or isinstance(value, bool | int | float):
-            found[key] = value
+            cleaned[key] = value
         elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-            found[key] = [each if isinstance(each, int) else str(each)[:MAX_VALUE] for each in value]
+            cleaned[key] = [item if isinstance(item, int) else str(item)[:MAX_VALUE] for item in value]
         else:
             raise TypeError(f"{key} is a {type(value).__name__}: the audit log holds no content")
-    return found
+    return cleaned
 
 
 def encoded(head: Head, time: str, act: str, values: Mapping[str, Value]) -> str:
-    own: dict[str, Value] = {"n": head.n + 1, "time": time, "act": act, "previous": head.sha256}
-    return json.dumps({**own, **values}, ensure_ascii=True, separators=(",", ":"))
+    fields: dict[str, Value] = {"n": head.n + 1, "time": time, "act": act, "previous": head.sha256}
+    return json.dumps({**fields, **values}, ensure_ascii=True, separators=(",", ":"))
 
 
 def digest(line: str) -> str:
@@ -209,9 +209,9 @@ class AuditLog:
     def _add(self, transaction: Transaction, head: Head, act: str, record: Mapping[str, Value]) -> Head:
         line = encoded(head, self._clock().isoformat(), act, record)
         number = transaction.execute("INSERT INTO audit (line) VALUES (?)", (line,)).lastrowid or 0
-        found = Head(head.n + 1, digest(line))
-        transaction.afterwards.append(lambda: setattr(self, "_seen", (number, found)))
-        return found
+        end = Head(head.n + 1, digest(line))
+        transaction.afterwards.append(lambda: setattr(self, "_seen", (number, end)))
+        return end
 
     def _look(self, transaction: Transaction) -> Head:
         """Return the end of the log; note in the log how it was altered since the last look."""
@@ -251,9 +251,9 @@ def note(path: Path, act: str, **values: Value) -> None:
         with closing(NodeStore(path, shared=True)) as store:
             AuditLog(store).write(act, **values)
     except (OSError, DiskFull) as error:
-        said = error.detail if isinstance(error, DiskFull) else error.strerror or error
+        reason = error.detail if isinstance(error, DiskFull) else error.strerror or error
         raise ConfigError(
-            f"the audit log in {path} cannot be written, so nothing was done: {said}",
+            f"the audit log in {path} cannot be written, so nothing was done: {reason}",
             hint="run this as the node's own user; df shows whether the disk is full",
         ) from error
 
@@ -315,15 +315,15 @@ class AuditLine:
         if not self.record:
             return True
         peers = (str(self.record.get(key, "")) for key in ("peer", "target", "identity"))
-        of_peer = not peer or any(institution_of(each) == peer for each in peers)
+        of_peer = not peer or any(institution_of(name) == peer for name in peers)
         return of_peer and (since is None or self._time() >= since)
 
     def _time(self) -> datetime:
         try:
-            found = datetime.fromisoformat(str(self.record.get("time")))
+            time = datetime.fromisoformat(str(self.record.get("time")))
         except ValueError:
             return datetime.max.replace(tzinfo=UTC)  # rather shown than hidden
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def institution_of(peer: str) -> str:
@@ -336,12 +336,12 @@ def parse_since(text: str, *, now: datetime | None = None) -> datetime:
     try:
         if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", text):
             return (now or datetime.now(UTC)) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
-        found = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:  # the calendar begins in the year 1
         raise InputError(
             f"{text[:40]!a} is no time", hint="how long ago, as 30m, 2h or 7d, or a date as 2026-11-26T14:00"
         ) from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def lines_of(path: Path, text: str = "") -> Iterator[str]:
@@ -426,28 +426,28 @@ class AnchorFile(Frozen):
 
     def by_line(self) -> Noted:
         return {
-            each.lines - 1: (each.sha256, f"{self.noted_by} noted on {each.noted:%Y-%m-%d at %H:%M} UTC")
-            for each in self.anchors
+            head.lines - 1: (head.sha256, f"{self.noted_by} noted on {head.noted:%Y-%m-%d at %H:%M} UTC")
+            for head in self.anchors
         }
 
 
 def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
     """Return the anchors that a peer's operator sent; raise InputError for another file, or for another node's log."""
     try:
-        found = AnchorFile.model_validate_json(read_small(path, pipe=True))
+        content = AnchorFile.model_validate_json(read_small(path, pipe=True))
     except ValidationError as error:
         raise InputError(
             f"{path} is no file of anchors: {problem_text(error)}",
             hint="the peer's operator writes one: ddib audit show --peer INSTITUTION --anchors > FILE",
         ) from error
-    if found.of != of.uri:
-        raise InputError(f"{path} is about the log of {found.of!a}, this node is {of}")
-    return found
+    if content.of != of.uri:
+        raise InputError(f"{path} is about the log of {content.of!a}, this node is {of}")
+    return content
 
 
 def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
     """Return the anchors of one peer's log in the own log, and the first contradiction between two; empty for none."""
-    found: dict[int, NotedHead] = {}
+    heads: dict[int, NotedHead] = {}
     furthest, contradictions, form = None, list[str](), "%Y-%m-%d %H:%M"
     for line in lines_of(path, '"peer_head"'):
         record = parsed(line) or {}
@@ -457,7 +457,7 @@ def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
             noted = NotedHead(lines=record["peer_lines"], sha256=record["peer_head"], noted=record["time"])
         except (KeyError, ValidationError):  # a changed line, which `verify` finds
             continue
-        known = found.setdefault(noted.lines, noted)
+        known = heads.setdefault(noted.lines, noted)
         if known.sha256 != noted.sha256:
             times = f"{known.noted:{form}} and another on {noted.noted:{form}} UTC"
             contradictions.append(f"its line {noted.lines} was one thing on {times}")
@@ -466,5 +466,5 @@ def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
         elif noted.lines < furthest.lines and noted.noted - furthest.noted > ORDER_SLACK:
             then = f"{noted.lines} on {noted.noted:{form}} UTC"
             contradictions.append(f"it had {furthest.lines} lines on {furthest.noted:{form}} and {then}")
-    newest = sorted(found.values(), key=lambda each: each.lines)[-MAX_ANCHORS:]
+    newest = sorted(heads.values(), key=lambda each: each.lines)[-MAX_ANCHORS:]
     return tuple(newest), next(iter(contradictions), "")

@@ -129,15 +129,15 @@ def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identit
         raise Unauthenticated(
             f"the certificate of {identity} was not issued by the pinned root of {identity.institution}"
         )
-    root = next((each for each in named if _signed_by(certificate, each)), None)
+    root = next((part for part in named if _signed_by(certificate, part)), None)
     if root is None:
         raise Unauthenticated(f"the signature on the certificate of {identity} is not the pinned root's")
     # 5. both are valid now
-    for each, what in (
+    for part, what in (
         (certificate, f"certificate of {identity}"),
         (root, f"root of {identity.institution}"),
     ):
-        begins, ends = each.not_valid_before_utc, each.not_valid_after_utc
+        begins, ends = part.not_valid_before_utc, part.not_valid_after_utc
         if now < begins:
             raise Unauthenticated(f"the {what} is not valid before {begins:%Y-%m-%d %H:%M} UTC")
         if now >= ends:
@@ -153,19 +153,19 @@ def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identit
 def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     """Return the certificates in a PEM text, each read to its end; raise ValueError if that fails or there is none."""
     try:
-        found = tuple(x509.load_pem_x509_certificates(pem))
-        for each in found:
-            each.public_key()
+        certificates = tuple(x509.load_pem_x509_certificates(pem))
+        for certificate in certificates:
+            certificate.public_key()
             _ = (
-                each.subject,
-                each.issuer,
-                each.extensions,
-                each.not_valid_before_utc,
-                each.not_valid_after_utc,
+                certificate.subject,
+                certificate.issuer,
+                certificate.extensions,
+                certificate.not_valid_before_utc,
+                certificate.not_valid_after_utc,
             )
     except UNREADABLE as exc:
         raise ValueError(str(exc)) from exc
-    return found
+    return certificates
 
 
 def certified_identity(certificate: x509.Certificate) -> Identity:

@@ -192,9 +192,9 @@ class _Line:
             done = act()
         except DdibError as error:
             refusal = isinstance(error, PolicyDenied | AlreadyExists)
-            said = error.detail if refusal else f"{error.sentence} ({error.reason})"
+            reason = error.detail if refusal else f"{error.sentence} ({error.reason})"
             with suppress(_Broken):
-                self.send(said[:_MAX_REFUSAL].encode())
+                self.send(reason[:_MAX_REFUSAL].encode())
                 while True:
                     self.receive()
             raise
@@ -204,8 +204,8 @@ class _Line:
 
     def expect_yes(self, where: str) -> None:
         """Raise PolicyDenied with the other side's reason if it refuses."""
-        if said := self.receive():
-            text = escape(said[: 2 * _MAX_REFUSAL].decode("utf-8", "replace"))
+        if reason := self.receive():
+            text = escape(reason[: 2 * _MAX_REFUSAL].decode("utf-8", "replace"))
             raise PolicyDenied(
                 f"the other side at {where} refuses this node: {text}",
                 hint="correct it there, then pair again",
@@ -261,10 +261,10 @@ def listen(
                 line.expect_greeting()
                 line.extend(min(STRANGER_S, left))
                 theirs = line.receive()
-                own, finish = _spake2("listener", code)
+                message, finish = _spake2("listener", code)
                 keys = finish(theirs)
                 line.greet()
-                line.send(own)
+                line.send(message)
                 proof = line.receive()
             except _Broken as error:  # without a proof no code was tested
                 on_stranger(host, str(error))
@@ -284,16 +284,16 @@ def dial(address: str, code: str, node: PairingNode, *, proxy: Proxy | None = No
     try:
         connection = way.connect()
     except (OSError, TunnelRefused) as error:
-        found = way.problem(error).as_error("")
-        if not str(found.facts["cause"]).startswith("proxy"):
-            found.hint = f"is `ddib pair --listen` running there now, at this address? {found.hint}"
-        raise found from error
+        failure = way.problem(error).as_error("")
+        if not str(failure.facts["cause"]).startswith("proxy"):
+            failure.hint = f"is `ddib pair --listen` running there now, at this address? {failure.hint}"
+        raise failure from error
     with connection:
         line = _Line(connection, EXCHANGE_S)
         try:
             line.greet()  # before anything is computed: the listener waits for it for a short time only
-            own, finish = _spake2("dialler", code)
-            line.send(own)
+            message, finish = _spake2("dialler", code)
+            line.send(message)
             line.expect_greeting()
             keys = finish(line.receive())
         except _Broken as error:
@@ -353,16 +353,16 @@ def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], _Keys]]:
 
     kind = SPAKE2_A if side == "dialler" else SPAKE2_B
     state = kind(code.encode(), idA=_NAMES[0], idB=_NAMES[1])
-    own: bytes = state.start()
+    message: bytes = state.start()
 
     def finish(theirs: bytes) -> _Keys:
         try:
             secret = state.finish(theirs)
         except Exception as error:  # of several kinds, for bytes that are no point of its group
             raise _Broken("it sent no message of SPAKE2") from error
-        return _keys(secret, side, own, theirs)
+        return _keys(secret, side, message, theirs)
 
-    return own, finish
+    return message, finish
 
 
 def _keys(secret: bytes, side: Side, own: bytes, theirs: bytes) -> _Keys:
@@ -375,6 +375,6 @@ def _keys(secret: bytes, side: Side, own: bytes, theirs: bytes) -> _Keys:
         return HKDF(SHA256(), length=32, salt=None, info=info).derive(secret)
 
     own_proof, other_proof = (
-        hmac.digest(key(f"proof {each}"), sha256(messages).digest(), "sha256") for each in sides
+        hmac.digest(key(f"proof {side_name}"), sha256(messages).digest(), "sha256") for side_name in sides
     )
     return _Keys(own_proof, other_proof, sending=key(f"seal {sides[0]}"), receiving=key(f"seal {sides[1]}"))

@@ -146,13 +146,13 @@ def load_keys(pem: bytes, path: Path, *, hint: str = _KEY_HINT) -> list[ec.Ellip
     """Return each private key in a PEM text, at least one; raise InputError that names `path` and the remedy."""
     end = b"-----END PRIVATE KEY-----"
     try:
-        found = [
+        loaded = [
             serialization.load_pem_private_key(block + end, password=None) for block in pem.split(end)[:-1]
         ]
     except (ValueError, TypeError) as exc:
         raise InputError(f"{path} has an unreadable key", hint=hint) from exc
-    keys = [key for key in found if isinstance(key, ec.EllipticCurvePrivateKey)]
-    if not keys or len(keys) < len(found):
+    keys = [key for key in loaded if isinstance(key, ec.EllipticCurvePrivateKey)]
+    if not keys or len(keys) < len(loaded):
         raise InputError(f"{path} has not only private keys on an elliptic curve in PEM (PKCS #8)", hint=hint)
     return keys
 
@@ -364,10 +364,10 @@ def load_identity(folder: Path, certificate_file: str = "leaf.pem") -> TlsCreden
 def load_recovery(folder: Path) -> TlsCredentials | None:
     """Return the credentials for recovery after the leaf has expired; None without usable ones."""
     try:
-        found = load_identity(folder, RECOVERY)
+        credentials = load_identity(folder, RECOVERY)
     except (FileMissing, InputError):
         return None
-    return found if found.identity.kind == "recovery" else None
+    return credentials if credentials.identity.kind == "recovery" else None
 
 
 def _anew(folder: Path) -> str:
@@ -488,16 +488,16 @@ def install(
     folder: Path, pem: bytes, *, expected: Identity | None = None, now: datetime | None = None
 ) -> Identity:
     """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger."""
-    leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
+    leaf, *sent_roots = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
     path = folder / "roots.pem"
     known = _read_roots(folder, read_small(path)) if path.exists() else ()
-    roots = tuple(given) or known
+    roots = tuple(sent_roots) or known
     if not roots:
         raise InputError(
             "the institution's root is missing",
             hint="append it to the certificate's file: cat leaf.pem ca.pem > signed.pem",
         )
-    check_few(tuple(given), "the certificate")
+    check_few(tuple(sent_roots), "the certificate")
     identity = check_issued(leaf, roots, now=now or datetime.now(UTC), known=known, expected=expected)
     for path in (folder / PENDING_KEY, folder / "leaf.key"):
         for key in load_keys(read_private(path), path) if path.exists() else ():
@@ -543,8 +543,8 @@ class Certificates:
     def roots(self) -> list[dict[str, str | datetime]]:
         """Fingerprint and end of each trusted root of the institution."""
         return [
-            {"fingerprint": fingerprint(each), "valid_until": each.not_valid_after_utc}
-            for each in self.show().roots
+            {"fingerprint": fingerprint(root), "valid_until": root.not_valid_after_utc}
+            for root in self.show().roots
         ]
 
     @property

@@ -107,7 +107,7 @@ class ServerCredentials:
     def _look(self) -> tuple[TlsCredentials, bytes] | None:
         """Return the files' current content; None, with a problem set, if they cannot be used."""
         try:
-            found = self._read()
+            content = self._read()
         except Exception as error:  # gRPC would swallow it and keep the old trust silently
             if self._problem is None:
                 log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
@@ -117,10 +117,10 @@ class ServerCredentials:
                 )
             self._problem = "; ".join(filter(None, (f"certificates: {error}", getattr(error, "hint", ""))))
             return None
-        ends = found[0].not_after
+        ends = content[0].not_after
         expired = ends.timestamp() <= time.time()
         self._problem = f"the certificate expired at {ends:%Y-%m-%d %H:%M} UTC" if expired else None
-        return found
+        return content
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Return a new configuration to gRPC at a handshake, or None if nothing changed."""
@@ -128,12 +128,12 @@ class ServerCredentials:
             return None
         try:
             started = time.thread_time()
-            found = self._look()
+            content = self._look()
             self._next_look = time.monotonic() + _REST * (time.thread_time() - started)
-            if found is None or found == self._current:
+            if content is None or content == self._current:
                 return None
-            self._current = found
-            return _configuration(*found)
+            self._current = content
+            return _configuration(*content)
         finally:
             self._lock.release()
 
@@ -212,25 +212,25 @@ class PeerChannels:
             peer = self._peers.get(institution)
             with suppress(DdibError):  # the last valid one is used
                 self._own = load_identity(self._pki_folder)
-            own = self._own or load_identity(self._pki_folder)
-            found = self._open.get(institution)
-            if found is not None and found.channel.broken:
-                found = None
-            if found is not None and (found.peer, found.leaf) == (peer, own.cert_chain_pem):
-                return found.channel
-            if found is not None:
-                self._retired.append((self._clock(), found))
-            made = channel(
+            credentials = self._own or load_identity(self._pki_folder)
+            entry = self._open.get(institution)
+            if entry is not None and entry.channel.broken:
+                entry = None
+            if entry is not None and (entry.peer, entry.leaf) == (peer, credentials.cert_chain_pem):
+                return entry.channel
+            if entry is not None:
+                self._retired.append((self._clock(), entry))
+            opened = channel(
                 peer.address,
                 server_name=peer.identity.dns_name,
                 pki_folder=self._pki_folder,
                 hop=f"target {institution}",
                 roots_pem=certificate_pem(*peer.roots),
-                credentials=own,
+                credentials=credentials,
                 proxy=self._proxy,
             )
-            self._open[institution] = _Open(peer, own.cert_chain_pem, made)
-            return made
+            self._open[institution] = _Open(peer, credentials.cert_chain_pem, opened)
+            return opened
 
     def diagnosis(self, peer: Peer, timeout_s: float = TIMEOUT_S) -> Diagnosis:
         return diagnose(
@@ -245,10 +245,10 @@ class PeerChannels:
     def explained(self, institution: str, error: DdibError, timeout_s: float = TIMEOUT_S) -> DdibError:
         """Return a failed call's error, with the cause if a connection to the peer fails now."""
         peer = self._peers.snapshot().peers.get(institution)
-        found = error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
-        if "found" in found.facts:
-            found.facts["peer"] = institution
-        return found
+        failure = error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
+        if "found" in failure.facts:
+            failure.facts["peer"] = institution
+        return failure
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""
@@ -323,7 +323,7 @@ def renew_through(
         except grpc.RpcError as error:
             look = partial(diagnose, address, server_name=server_name, pki_folder=folder, proxy=proxy)
             raise explained(from_rpc_error(error, hop), look) from error
-    what, own = "the issuer's answer", current.identity
+    what, owner = "the issuer's answer", current.identity
     try:
         roots = parse_certificates(answer.roots.encode(), what)
         certificate = parse_certificates(answer.certificate.encode(), what)[0]
@@ -331,13 +331,13 @@ def renew_through(
     except InputError as exc:
         raise MessageInvalid(exc.detail) from exc
     check_few(roots, what)
-    recovered = Identity(own.institution, "recovery", own.name)
-    for each, expected in ((certificate, own), (recovery, recovered)):
-        if each is None:
+    recovered = Identity(owner.institution, "recovery", owner.name)
+    for issued, expected in ((certificate, owner), (recovery, recovered)):
+        if issued is None:
             continue
-        if each.public_key() != key.public_key():
+        if issued.public_key() != key.public_key():
             raise MessageInvalid(f"{what} is for another key")
-        check_issued(each, roots, now=moment, known=current.roots, expected=expected, what=what)
+        check_issued(issued, roots, now=moment, known=current.roots, expected=expected, what=what)
     write_identity(folder, certificate=certificate, key=key, roots=roots)
     if recovery is not None:
         write_file(folder / RECOVERY, certificate_pem(recovery), private=True)
