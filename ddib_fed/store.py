@@ -28,15 +28,13 @@ Rows = Sequence[sqlite3.Row]
 Read = Callable[..., Rows]
 
 SCHEMA: Final = 9
-"""Counts the changes of `_TABLES`; a database of another number is refused."""
+"""A database of another number is refused: this one counts the changes of `_TABLES`."""
 MOST_WRITES: Final = 256
 MOST_BYTES: Final = 32 << 20
-"""In one transaction, of writes and of the files that they bring: how long a write waits for others, and how much
-memory waits with it."""
+"""A transaction with its files is bounded, so that no write waits long, or with much memory."""
 TOGETHER: Final = 32
 PATIENCE_S: Final = 0.05
-"""Patient writes are brought to the disk when there are so many, or after so long: a commit costs as much as some of
-them."""
+"""Patient writes are committed together, as a commit costs as much as some of them."""
 BUSY_MS: Final = 10_000
 """A command that writes to the audit log waits at most so long for the node's transaction, and the node for it."""
 _DISK_ERRORS: Final = {
@@ -104,7 +102,6 @@ class Transaction:
 
     def __init__(self, db: sqlite3.Connection, shared: set[str]) -> None:
         self.shared = shared
-        """Of all writes of the transaction: what was looked after once."""
         self.execute = db.execute
         self.executemany = db.executemany
         self.written: list[str] = []
@@ -152,7 +149,6 @@ class NodeStore:
         self._closed = self._urgent = False
         self._replaced = self._unwritten = ""
         self.commits = 0
-        """Transactions so far that were brought to the disk."""
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._file = _identity(path)
@@ -212,8 +208,6 @@ class NodeStore:
             hint="restore it from a backup, or move it away: its jobs and its audit log are then lost",
         )
 
-    # Read
-
     def read(self, statement: str, values: Sequence[Any] = ()) -> Rows:
         """Return rows that are on the disk; never wait for a write."""
         with self._reading, _failing_disk_as_os_error():
@@ -228,8 +222,6 @@ class NodeStore:
                 yield lambda statement, values=(): self._reader.execute(statement, values).fetchall()
             finally:
                 self._reader.execute("ROLLBACK")  # nothing was written; a COMMIT may fail, and leave it open
-
-    # Write
 
     def write(
         self, function: Callable[[Transaction], T], *, size_bytes: int = 0, patient: bool = False
@@ -355,8 +347,6 @@ class NodeStore:
             )
         if self._replaced:
             raise OSError(errno.ESTALE, self._replaced)
-
-    # End
 
     def close(self) -> None:
         """Finish the writes that were queued, and let another process have the database."""

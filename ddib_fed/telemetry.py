@@ -46,11 +46,10 @@ TRACE_KEY: Final = "traceparent"
 TAKES_KEY: Final = "ddib-trace"
 TRACEPARENT_CHARACTERS: Final = 55
 MOST_REMEMBERED: Final = 4_096
-"""Jobs whose place in a trace is known; the oldest are forgotten, and their spans begin traces of their own."""
+"""The oldest jobs are forgotten, and their later spans begin traces of their own."""
 MOST_ITEMS: Final = 64
-"""Items of a job, or of a call, that have spans of their own."""
 EXPORT_TIMEOUT_S: Final = 3.0
-"""Of one try to send, and at most of the end of a command while the collector does not answer."""
+"""A command ends at most so much later while the collector does not answer."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 

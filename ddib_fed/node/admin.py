@@ -46,20 +46,16 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S: Final = 10.0
 LONGEST_LINE: Final = 4_000
-"""As admin.proto says; longer lines are cut."""
 MOST_CALLERS: Final = 32
-"""Connections to the socket: silent ones may hold only a few of the node's open files, for a short time."""
+"""Silent connections to the socket hold few of the node's open files."""
 # A connection to the probes holds a thread and an open file: beyond so many the oldest is ended, so that silent or slow
 # ones cannot block a probe. prometheus_client's own server bounds neither number nor time.
 MOST_CONNECTIONS: Final = 16
 LONGEST_S: Final = 5.0
 LEAST_FREE_BYTES: Final = 8 << 20
-"""Below it the node is degraded: half of what a start asks for, room for the databases of the jobs that it has."""
+"""The node is degraded with less than half of the space that a start needs."""
 PROBE_BYTES: Final = 1 << 16
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-
-
-# Metrics and probes
 
 
 class Metrics:
@@ -149,9 +145,6 @@ def _handler(state: Callable[[], str], metrics: Metrics) -> type[MetricsHandler]
             self.wfile.write(body)
 
     return Handler
-
-
-# What is watched
 
 
 def disk_problem(folders: Iterable[Path]) -> str | None:
@@ -254,9 +247,6 @@ class Watch:
                 self._audit.write("node_stopped", **values)
             except OSError:
                 log.exception("the stop could not be written to the audit log")
-
-
-# The operator's service
 
 
 class Operated(Protocol):

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from ddib_fed.training.calibrating import CalibrationRequest, OnNote
 
 Crossed = dict[str, int]
-"""Bytes that crossed, by what they were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,7 @@ class Publication:
 
 
 class Calibrations:
-    """The calibrations of a node: what it publishes, proposes, accepts and uses.
+    """The calibrations of a node, published, proposed, accepted and used.
 
     A target publishes an aggregate of its pictures (`aggregate`, `publish`). The source fetches it and fits its own
     pictures to it (`propose`), then signs and sends the result (`send`). The target signs it too (`accept`), and the
@@ -77,8 +76,6 @@ class Calibrations:
     def __init__(self, config: NodeConfig) -> None:
         self._config = config
         self._store = CalibrationStore(config.paths.calibrations)
-
-    # As a target
 
     def aggregate(
         self,
@@ -201,8 +198,6 @@ class Calibrations:
                 hint="ask the source's operator why; then add --force",
             )
 
-    # As a source
-
     def propose(
         self, target: str, request: CalibrationRequest | None = None, *, on_note: OnNote | None = None
     ) -> tuple[Calibration, Crossed]:
@@ -312,8 +307,6 @@ class Calibrations:
     def usable(self, calibration: Calibration) -> bool:
         """Return whether the hosted model can encode under a calibration as it is trained now."""
         return not misfit(calibration, load_hosted(self._config).manifest)
-
-    # As either
 
     def list(self) -> list[CalibrationStatus]:
         """Return the calibrations of this node, the newest first, with what its operator should know or do."""

@@ -39,17 +39,10 @@ from ddib_fed.v1 import calibration_pb2_grpc, common_pb2, decoding_pb2, decoding
 
 R = TypeVar("R")
 
-Crossed = dict[str, int]
-"""Bytes that crossed, by what they were."""
 SOON: Final = timedelta(days=14)
-"""A calibration that ends within this time is warned of."""
 LONGEST_LIFE: Final = timedelta(days=731)
-"""From now to the end of a calibration that is proposed."""
 CALL_TIMEOUT_S: Final = 20.0
 PUBLISH: Final = "ddib calibrate publish --config node.toml, on the target's node"
-
-
-# Which are used
 
 
 def usable_calibration(
@@ -196,9 +189,6 @@ def served_aggregate(config: NodeConfig, units_sha256: Collection[str]) -> Aggre
     return aggregate
 
 
-# Proposals
-
-
 def check_proposal(
     signed: SignedCalibration,
     config: NodeConfig,
@@ -265,9 +255,6 @@ def line_of(signed: SignedCalibration) -> dict[str, str]:
         "kind": calibration.kind,
         "expires": calibration.expires.isoformat(),
     }
-
-
-# Calls to a target
 
 
 class CalibrationPeer:

@@ -32,13 +32,9 @@ JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
 LONGEST_PAUSE: Final = timedelta(minutes=2)
 TRIES_PER_LIFE: Final = 20
-"""A renewal that failed is tried again so often in the time of a certificate's life, and after `LONGEST_PAUSE`."""
 _BY_HAND: Final = "ddib pki request, have it signed by the issuer, then ddib pki install"
 RENEWALS_PER_DAY: Final = 256
-"""Of one identity, by hand or otherwise; each is a line of the audit log."""
-
-
-# The status of the own certificate
+"""Each renewal of an identity is a line of the audit log."""
 
 
 def own_authority(config: NodeConfig) -> pki.Authority:
@@ -83,9 +79,6 @@ def certificate_status(config: NodeConfig) -> list[str]:
             f"{problem}, and a start cannot renew it", hint=f"compare the clock (date -u); else {_BY_HAND}"
         )
     return [str(credentials.identity), f"{problem}; it is renewed at the start"]
-
-
-# Renewal
 
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> pki.TlsCredentials:
@@ -183,9 +176,6 @@ class RenewalThread:
     def _failed_lately(self, own: pki.TlsCredentials, now: datetime) -> bool:
         pause = min(LONGEST_PAUSE, (own.not_after - own.not_before) / TRIES_PER_LIFE)
         return self._failed_at is not None and timedelta(0) <= now - self._failed_at < pause
-
-
-# Issuing to others of the institution
 
 
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):

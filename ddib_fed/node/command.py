@@ -205,9 +205,6 @@ def run(group: Callable[..., object]) -> None:
         sys.exit(int(failure.exit_code))
 
 
-# The log
-
-
 def silence_grpc() -> None:
     """Turn off the C core's own log and its traces, which hold messages; before the first import of grpc."""
     os.environ["GRPC_VERBOSITY"] = "NONE"

@@ -40,12 +40,11 @@ from ddib_fed.training.config import SHIPPED, TrainConfig
 Role = Literal["source", "target"]
 Use = Literal["send", "decode", "calibrate"]
 EVERY: Final = "*"
-"""In the tables of peers and clients: every other one; as a target, every target."""
 LEAST_LIFE_S: Final = 60.0
 """A node looks every 10 s whether its certificate is due."""
 MOST_LIFE_S: Final = 366 * 86_400.0
 MAX_POINTS_PER_ITEM: Final = 100_000
-"""Seconds of work: a larger set takes several files."""
+"""This takes seconds of work: a larger set takes several files."""
 MAX_SOCKET_PATH: Final = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero."""
 _TRAIN_PATHS: Final = frozenset({"data", "images", "init", "calibration"})

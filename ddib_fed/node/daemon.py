@@ -64,9 +64,8 @@ from ddib_fed.v1 import identity_pb2_grpc
 log = logging.getLogger(__name__)
 
 MIN_FREE_BYTES: Final = 16 << 20
-"""Space that a start itself needs: databases, an audit line, a socket."""
+"""A start itself writes databases, an audit line and a socket."""
 LOOK_S: Final = 1.0
-"""How often the thread that serves looks whether the node is to end, if nothing wakes it."""
 _HELD: Final = ", in use while this node runs"
 
 
@@ -245,7 +244,6 @@ STEPS: Final[dict[str, Callable[[NodeConfig], Iterable[str]]]] = {
     "model": _model,
 }
 _FOR_REAL: Final = frozenset({"store", "roles", "model"})
-"""Steps that a start does for real afterwards."""
 
 
 class _StopNow(BaseException):

@@ -1,4 +1,4 @@
-"""A node as its operator has it: makes one, runs it, asks it over its socket, and keeps its peers and certificates.
+"""A node as its operator has it: makes one, runs it, calls it over its socket, keeps its certificates and log.
 
 Each act is in the node's audit log before it has any effect. A running node obeys it at its next call, because it reads
 the same files. Neither torch nor gRPC is imported before a method needs it.
@@ -18,13 +18,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import ValidationError
 
-from ddib_fed.errors import (
-    AlreadyExists,
-    FileMissing,
-    InputError,
-    PolicyDenied,
-    UsageError,
-)
+from ddib_fed.errors import AlreadyExists, FileMissing, InputError, PolicyDenied, UsageError
 from ddib_fed.files import check_private_folder, problem_text, read_small, write_file
 from ddib_fed.names import NODE_FILE, is_institution, label_from
 from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, Role, peer_store, render_node_toml
@@ -52,12 +46,7 @@ ROLES: Final[dict[str, tuple[Role, ...]]] = {
 
 
 class Node:
-    """An institution's node on this machine, as its operator has it.
-
-    Parameters
-    ----------
-    config
-        What its node.toml says; `Node.open` reads one, `Node.create` makes one.
+    """An institution's node on this machine, as its operator has it; `Node.open` reads one, `Node.create` makes one.
 
     Attributes
     ----------
@@ -183,7 +172,7 @@ class Node:
 
         return load_hosted(self.config)
 
-    # What a running node is asked over its socket; PeerUnreachable where none answers
+    # Calls over the socket of a running node; PeerUnreachable without one
 
     def status(self) -> NodeStatus:
         """Ask the running node for its state."""
@@ -290,9 +279,6 @@ def _place(model: str | Path, out: Path) -> str:
     """Return how node.toml in `out` names the folder of a model."""
     folder, here = Path(model).resolve(), out.resolve()
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
-
-
-# Certificates
 
 
 @dataclass(frozen=True, slots=True)
@@ -403,9 +389,6 @@ class NodeCertificates(keys.Certificates):
                 hint=f"to refuse another institution's node: ddib peer remove {other}, or ddib peer suspend",
             )
         return identity
-
-
-# The audit log
 
 
 class Audit:

@@ -42,7 +42,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class PeerTest:
-    """What a peer answered: the connection, what it decodes (None for a source alone), and its clock's lead in s."""
+    """A peer's answer: the connection, its domain (None for a source alone), and its clock's lead in s and in words."""
 
     institution: str
     connection: str
@@ -50,19 +50,18 @@ class PeerTest:
     sample_shape: tuple[int, ...]
     clock_s: float | None
     clock: str = ""
-    """The clock's lead in words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """Whom this node admitted, itself as the other side has it, and what its operator should know."""
+    """The admitted peer, this node as the other side has it, and warnings for its operator."""
 
     other: Peer
     own: Peer
     warnings: tuple[str, ...]
 
     def describe(self) -> tuple[str, ...]:
-        """Return whom this node admitted and both fingerprints, for whoever wants to compare them all the same."""
+        """Return lines with the admitted peer and both sides' fingerprints, for operators who compare them too."""
         theirs = [f"theirs       {text}" for text in self.other.fingerprints]
         ours = [f"ours         {text}" for text in self.own.fingerprints]
         return (f"admitted     {self.other.identity} at {self.other.address}", *theirs, *ours)

@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Who may call what: default deny
 
 HEALTH: Final = "grpc.health.v1.Health"
 HEALTH_CHECK: Final = f"/{HEALTH}/Check"
-"""For every certificate of an admitted institution; the others of `HEALTH` are for the own institution."""
+"""Any certificate of an admitted institution may call it; the rest of `HEALTH` is for the own institution."""
 IDENTITY: Final = "ddib_fed.v1.IdentityService"
 TRANSLATION: Final = "ddib_fed.v1.TranslationService"
 USES: Final[dict[str, Use]] = {
@@ -84,8 +83,6 @@ class Policy:
         else:
             raise denied
 
-
-# The settings of [policy]
 
 POLICY_FORMAT: Final = "ddib-fed policy 1"
 AGREED_LIMITS: Final = ("max_evaluations", "max_items_per_job", "result_days")
@@ -179,11 +176,9 @@ def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms
     )
 
 
-# Quotas
-
 DAY_S: Final = 24 * 3600.0
 AHEAD: Final = 10_000
-"""Parts of a limit of which one may be on the disk and not be spent: at most so many writes of an account a day."""
+"""Persist the quota in 1/N steps, so that an account writes at most N times a day."""
 RETRY_S: Final = 30.0
 
 

@@ -64,9 +64,8 @@ MIB: Final = 1 << 20
 SMALL: Final = 4
 """Small files share a quarter of the budget in addition to it."""
 LOOK_S: Final = 0.5
-"""How often a waiting file looks whether its call has ended."""
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
-"""Sizes of calls where nobody looks which are best."""
+"""Fixed batch sizes are used when the best ones are not measured."""
 MEDIA_TYPES: Final = {
     name: common_pb2.MediaType.Value(f"MEDIA_TYPE_{name}") for name in ("NPY", "PNG", "JPEG", "TIFF")
 }
@@ -252,9 +251,6 @@ def find_roles(names: Iterable[str]) -> list[type[RoleService]]:
     return [import_module(f"{name}_node.service").ROLE for name in names]
 
 
-# The model
-
-
 def load_hosted(config: NodeConfig) -> Bundle:
     place = config.paths.bundle
     bundle = load_bundle(place)
@@ -345,9 +341,6 @@ def rule_of_side(side: ContractSide) -> PictureRule | None:
     return PictureRule(channels, math.prod(rows), width, fit, terms.low, terms.high, terms.bits)
 
 
-# Memory for decoding
-
-
 @dataclass(slots=True, eq=False)
 class _File:
     client: str
@@ -357,7 +350,7 @@ class _File:
 
 
 HELD_BYTES = 1 << 16
-"""A file of at most so many is held while it waits for the memory that its decoding takes."""
+"""A smaller file is held in memory while it waits for the memory of its decoding."""
 
 
 class DecodingMemory:
@@ -372,7 +365,6 @@ class DecodingMemory:
         self._small = total_bytes // SMALL
         self._free = {True: self._small, False: total_bytes}
         self._waiting: list[_File] = []
-        """In the order of their turns."""
         self._running: Counter[str] = Counter()
         self._changed = threading.Condition()
 
@@ -447,9 +439,6 @@ class DecodingMemory:
 
     def _is_next(self, file: _File, is_small: bool) -> bool:
         return file.is_small == is_small and self._running[file.client] < self._of_one
-
-
-# The settings of a leg
 
 
 def solver_settings(like: common_pb2.SolverSettings) -> SolverSettings:

@@ -76,7 +76,7 @@ MAX_WAITING_OTHERS_OF_ONE: Final = 4
 MAX_WAITING_OTHERS: Final = 8
 LOOK_EVERY_S: Final = 1.0
 CHECK_EVERY_S: Final = 0.01
-"""The messages of an object come within it: their caller is checked once."""
+"""The caller of an object's messages is checked once in this time."""
 # A call is open until its caller has taken the answer, and takes some memory: far more than callers need that do.
 OPEN_OF_ONE: Final = 512
 OPEN_OF_OTHERS: Final = 64
@@ -84,7 +84,7 @@ UNLIMITED: Final = 1 << 40
 SHARE: Final = 2
 """A caller may hold at most this many times the number of free places."""
 KEPT: Final = 16
-"""One of so many places is kept for callers that hold none."""
+"""Reserve 1/N of the slots for callers without an open call."""
 SLOWEST_BYTES_PER_S: Final = 64 << 10
 """An announced object may take as long as its bytes at this rate: half of what a client itself waits for."""
 READ_AHEAD: Final = 4
@@ -173,7 +173,6 @@ class OpenCall:
         self._idle_s = idle_s
         self._next_check = time.monotonic() + CHECK_EVERY_S
         self._wait: tuple[float, str] | None = None
-        """Until when the caller has to do its part, and what it has not done then."""
 
     def check(self) -> None:
         """Raise unless the caller is still admitted; look at most every `CHECK_EVERY_S`."""
@@ -282,8 +281,6 @@ class CallInterceptor(Interceptor):
             return grpc.stream_stream_rpc_method_handler(many, None, handler.response_serializer)
         return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
 
-    # Errors
-
     @contextmanager
     def _mapping_errors(self, context: Any, method: str) -> Iterator[None]:
         outcome = "CANCELLED"
@@ -324,8 +321,6 @@ class CallInterceptor(Interceptor):
         self._end_with(context, (DETAIL_KEY, to_detail(failure, institution, incident).SerializeToString()))
         context.abort(grpc.StatusCode[failure.status], sentence)
         raise AssertionError  # abort has raised
-
-    # Callers
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
@@ -394,8 +389,6 @@ class CallInterceptor(Interceptor):
             yield parse(data)
         if not call.context.is_active():
             raise Cancelled("the caller went away in the middle of its stream")
-
-    # Open calls
 
     @property
     def open_calls(self) -> list[OpenCall]:

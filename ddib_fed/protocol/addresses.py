@@ -173,7 +173,6 @@ def _checked(url: str) -> str:
 
 
 ProxyUrl = Annotated[str, AfterValidator(_checked)]
-"""http://HOST:PORT in a configuration."""
 
 
 def read_answer(connection: socket.socket, timeout_s: float) -> None:

@@ -32,7 +32,7 @@ from ddib_fed.v1 import common_pb2 as pb
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 STUCK_S: Final = 3.0
-"""What was received before a call's end is read at once: a reader that waits for so long after it is stuck."""
+"""A reader that still waits so long after its call has ended is stuck."""
 LOOK_EVERY_S: Final = 0.5
 
 T = TypeVar("T")
@@ -269,8 +269,6 @@ class ReadAhead(Generic[T]):
             return not self._left
 
 
-# Errors that cross
-
 DETAIL_KEY: Final = "ddib-error-bin"
 MAX_DETAIL_BYTES: Final = 6 << 10
 MAX_FACTS: Final = 16
@@ -473,7 +471,6 @@ _SAYABLE: Final = (
     errors.InternalError,
 )
 _SAYABLE_ITSELF: Final = frozenset({errors.NotFoundError, errors.MessageInvalid, errors.UnknownFields})
-"""Classes of which no subclass is meant."""
 
 
 def institution_of(hop: str) -> str:

@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from ddib_fed.v1.decoding_pb2 import ContractLimits, ContractSide
 
 PROTOCOL: Final = 1
-"""The version of the protocol that this release speaks, its only one."""
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """The largest terminal lambda: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
 LOWEST_INITIAL_LAMBDA = 3.0
-"""The smallest lambda of the ODE's data end."""
 LAST_MOMENT = 253_402_300_799
 """The end of the year 9999 in Unix seconds."""
 MAX_EVALUATIONS = 10_000
@@ -136,9 +134,7 @@ class Contract:
             kinds = ", ".join(CALIBRATION_KINDS)
             require(self.calibration.kind in CALIBRATION_KINDS, "calibration.kind", f"must be one of {kinds}")
         self.sample_shape = tuple(self.target.sample_shape)
-        """Shape of one sample, the same on both sides."""
         self.latent_shape = tuple(self.target.latent_shape) or self.sample_shape
-        """Shape of the latent of one sample, which crosses."""
         self.digest = hashlib.sha256(self.canonical()).digest()
 
     @property
@@ -318,9 +314,6 @@ def require_protocol(caller: int, answering: int, hop: str = "") -> None:
             hint="update ddib-fed where the version is lower",
             differences=(Difference("protocol", str(caller), str(answering), remedy),),
         )
-
-
-# Guidance of one request
 
 
 def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:

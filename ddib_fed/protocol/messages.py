@@ -50,9 +50,6 @@ def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
     return common_pb2.SolverSettings(**asdict(settings))
 
 
-# Domains
-
-
 @dataclass(frozen=True, slots=True)
 class GuidanceTerms:
     """What guidance a target offers: its largest scales, 0 for none, and the classes of its classifier."""
@@ -75,18 +72,9 @@ class CalibrationTerms:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A target domain as the source node sees it.
+    """A target domain as the source node sees it: without a name while its node does not answer.
 
-    Attributes
-    ----------
-    domain
-        Empty while its node cannot be asked.
-    sample_shape
-        (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point.
-    status
-        "ready", or the reason why it is not.
-    calibration
-        None where none is active.
+    `status` is "ready" or the reason of an error; `sample_shape` is (C, H, W), (C, D, H, W) of volumes, (D,) of points.
     """
 
     institution: str
@@ -162,7 +150,7 @@ def _values(kind: type[Any], message: Message, **known: Any) -> dict[str, Any]:
 # Records of finished translations
 
 _LOCAL: Final = frozenset({"format", "input", "files", "doubtful", "doubts", "asked_sha256"})
-"""What the client adds to the record."""
+"""The client adds these fields to the record."""
 
 
 def provenance_message(stored: Mapping[str, Any]) -> translation_pb2.Provenance:
@@ -213,8 +201,6 @@ def values_of(message: Message) -> dict[str, Any]:
             values[field.name] = None if absent else value_of(field, value)
     return values
 
-
-# The check of received messages
 
 PACKAGE: Final = "ddib_fed.v1"
 SETTINGS: Final = frozenset({"SolverSettings", "GuidanceSettings"})

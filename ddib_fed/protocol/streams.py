@@ -56,14 +56,9 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """The announcement in a valid header about its bytes.
+    """The announcement of a header's bytes, the receiver's limit, and the error of a size over it.
 
-    Attributes:
-        size_bytes: How many there are.
-        sha256: Their digest, 32 bytes.
-        max_bytes: The receiver's limit.
-        too_large: The error for a size over the limit.
-        sink: Where they are written as they arrive; without one they are kept in memory (`Whole.data`).
+    Bytes are written to `sink` as they arrive; without one they are kept in memory (`Whole.data`).
     """
 
     size_bytes: int
@@ -134,7 +129,7 @@ def _corrupt(what: str, *, expected: int | str, received: int | str) -> ChunkCor
 
 
 Opener = Callable[[Any], Announced]
-"""Checks a header and says what it announces; it raises for a header that is refused."""
+"""An opener returns the announcement of a header, or raises for a refused one."""
 
 
 class Assembler:

@@ -33,7 +33,7 @@ INTERVAL_S: Final = 60.0
 MAX_KEYS: Final = 256
 """Identities and reasons that are counted apart at a time; further ones share a line for each reason."""
 OTHERS: Final = "(others)"
-"""Who is named in that line: an admitted institution can make as many identities as it likes."""
+"""This name is in that line: an admitted institution can make any number of identities."""
 
 AuthContext = Mapping[str, Sequence[bytes]]
 

@@ -35,20 +35,16 @@ from ddib_fed.v1.common_pb2 import AuditHead
 log = logging.getLogger(__name__)
 
 FIRST: Final = "0" * 64
-"""The previous digest in the first line."""
 MAX_VALUE: Final = 256
 """Characters of one text; longer ones are cut, so that nothing large can hide in the log."""
 CHECKED: Final = 1_000
-"""Lines at the end of the log that a start compares with one another."""
 ALTERED: Final = "log_altered"
-"""The act of a line that a node writes where it found the log changed behind its back."""
 NEWEST: Final = "SELECT number, line FROM audit ORDER BY number DESC LIMIT "
 RECEIPT: Final = "receipt"
-"""The act of the line that each of two nodes writes of one call, with the end of the other's log."""
 PAGE: Final = 1000
 """Rows that are read before any is given on: an open query would keep the node's WAL from being reset."""
 MAX_ANCHORS: Final = 256
-"""Of a file, the newest ones. They vouch for every earlier line, since the lines are a chain."""
+"""The newest anchors vouch for every earlier line, since the lines are a chain."""
 ORDER_SLACK: Final = timedelta(hours=1)
 """Calls that run side by side bring a peer's ends slightly out of order; by more than this the peer's log went back."""
 _OWN: Final = frozenset({"n", "time", "act", "previous"})
@@ -66,9 +62,6 @@ class Head(NamedTuple):
 
 
 EMPTY: Final = Head(-1, FIRST)
-
-
-# A line
 
 
 def checked(values: Mapping[str, Value]) -> dict[str, Value]:
@@ -126,9 +119,6 @@ def _head(line: str) -> Head:
     return Head(n if isinstance(n, int) else -1, digest(line))
 
 
-# The log
-
-
 class AuditLog:
     """The audit log in a node's database; safe to use from any thread."""
 
@@ -139,7 +129,6 @@ class AuditLog:
         self._clock = clock
         self._altered: str | None = None
         self._seen = self._begin()
-        """Number and head of the last row that this process read or brought to the disk."""
 
     def _begin(self) -> tuple[int, Head]:
         """Return the end of the log at the first look, and check its last lines against one another."""
@@ -256,9 +245,6 @@ def note(path: Path, act: str, **values: Value) -> None:
             f"the audit log in {path} cannot be written, so nothing was done: {reason}",
             hint="run this as the node's own user; df shows whether the disk is full",
         ) from error
-
-
-# What two nodes exchanged
 
 
 @dataclass(slots=True)

@@ -54,13 +54,10 @@ T = TypeVar("T")
 DIGITS: Final = 8
 """Random digits of a code. One guess is right with a chance of 1 in 10**8, and a code allows one guess at each side."""
 CODE_LIFE_S: Final = 300.0
-"""How long a code is good."""
 GREETING_S: Final = 2.0
-"""How long a connection may take to send `MAGIC`: nobody else can come meanwhile."""
+"""A connection must send `MAGIC` in this time, as nobody else can come meanwhile."""
 STRANGER_S: Final = 10.0
-"""How long it may take from then on to prove that it has the code."""
 EXCHANGE_S: Final = 30.0
-"""How long the exchange may take, once the other side is there."""
 MAGIC: Final = b"ddib-pair/1\n"
 MAX_FRAME: Final = 64 << 10
 _LENGTH: Final = struct.Struct(">I")
@@ -125,9 +122,6 @@ def _check_digit(digits: str) -> str:
     for digit in digits:
         product = ((product + int(digit)) % 10 or 10) * 2 % 11
     return str((11 - product) % 10)
-
-
-# One connection
 
 
 class _Broken(Exception):  # noqa: N818 - a finding of this module; no other sees it
@@ -231,9 +225,6 @@ class _Line:
             raise _Broken("it did not answer in time") from error
         except OSError as error:
             raise _Broken(f"the connection broke: {error.strerror or error}") from error
-
-
-# The two sides
 
 
 def listen(

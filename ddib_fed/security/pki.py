@@ -46,7 +46,7 @@ LIFETIMES: Final[dict[Kind, timedelta]] = {
     "recovery": timedelta(days=30),
 }
 LEAST_LIFETIME: Final = timedelta(seconds=60)
-"""Of a leaf: a node looks every 10 s whether it is due."""
+"""A node looks every 10 s whether its leaf is due."""
 # Clocks of two machines differ; a certificate begins this long ago.
 CLOCK_SKEW: Final = timedelta(minutes=5)
 MAX_REQUEST_BYTES: Final = 8 << 10
@@ -111,9 +111,6 @@ class TlsCredentials:
         return None
 
 
-# PEM and fingerprints
-
-
 def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
@@ -161,9 +158,6 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-
-
-# The root
 
 
 def new_authority(institution: str, *, now: datetime | None = None) -> Authority:
@@ -241,9 +235,6 @@ def _root_institution(certificate: x509.Certificate) -> str:
     return check_institution(uris[0])
 
 
-# Leaves
-
-
 def issue_leaf(
     authority: Authority,
     role: Kind,
@@ -314,9 +305,6 @@ def issue_to_folder(
     roots = known if root in known else (*known, root)[-MAX_ROOTS:]
     write_identity(folder, certificate=certificate, key=key, roots=roots)
     return load_identity(folder)
-
-
-# The folder
 
 
 def write_identity(

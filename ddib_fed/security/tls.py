@@ -143,9 +143,6 @@ def _configuration(own: TlsCredentials, roots_pem: bytes) -> grpc.ServerCertific
     return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots_pem)
 
 
-# Channels
-
-
 def channel(
     address: str,
     *,
@@ -274,9 +271,6 @@ class PeerChannels:
                 entry.channel.close()
             self._open.clear()
             self._retired.clear()
-
-
-# Renewal through the institution's issuer
 
 
 def is_due(credentials: TlsCredentials, now: datetime, *, jitter: float = 0.0) -> bool:
