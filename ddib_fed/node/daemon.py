@@ -50,8 +50,8 @@ from ddib_fed.node.connections import (
 )
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.role import NodeContext, RoleService, find_roles, open_engine
-from ddib_fed.node.server import CallInterceptor, NodeServer, check_bindable
-from ddib_fed.protocol.addresses import is_every_address, split_address
+from ddib_fed.node.server import CallInterceptor, NodeServer
+from ddib_fed.protocol.addresses import check_bindable, is_every_address, split_address
 from ddib_fed.security import tls
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.pki import has_authority, load_identity, root_warning

@@ -24,7 +24,7 @@ from ddib_fed.errors import (
 )
 from ddib_fed.files import read_small, write_file
 from ddib_fed.node.config import NodeConfig, peer_store
-from ddib_fed.protocol.addresses import bracketed, is_loopback, split_address
+from ddib_fed.protocol.addresses import bracketed, check_bindable, is_loopback, split_address
 from ddib_fed.security.identity import Identity, name_constraints
 from ddib_fed.security.peers import Peer, parse_peer
 
@@ -271,8 +271,6 @@ class Peers:
             return pairing.listen(listener, code, node, on_stranger=tell)
 
     def _bound(self, at: str | None) -> socket.socket:
-        from ddib_fed.node.server import check_bindable
-
         where = at or self._config.node.listen
         host, port = split_address(where, bound=True)
         try:

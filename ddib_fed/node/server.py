@@ -7,10 +7,8 @@ the number of threads, so that unary calls and Health always find one free.
 
 from __future__ import annotations
 
-import errno
 import logging
 import secrets
-import socket
 import threading
 import time
 from collections import Counter, deque
@@ -70,8 +68,8 @@ T = TypeVar("T")
 # (`RESERVED_THREADS`). One person may have as many clients as a node works on jobs, and so many of the places.
 MAX_WAITING_OF_ONE: Final = 16
 MAX_WAITING: Final = 24
-# The same for those who may ask for health and nothing else, all certificates of an institution together: it issues as
-# many as it likes. What of a request has arrived is in memory, up to 4 MiB of each.
+# The same for callers of health alone, all certificates of an institution together: it may issue any number. The part
+# of a request that has arrived is in memory, up to 4 MiB of each.
 MAX_WAITING_OTHERS_OF_ONE: Final = 4
 MAX_WAITING_OTHERS: Final = 8
 LOOK_EVERY_S: Final = 1.0
@@ -86,7 +84,7 @@ SHARE: Final = 2
 KEPT: Final = 16
 """Reserve 1/N of the slots for callers without an open call."""
 SLOWEST_BYTES_PER_S: Final = 64 << 10
-"""An announced object may take as long as its bytes at this rate: half of what a client itself waits for."""
+"""An announced object may take as long as its bytes at this rate, half of a client's own patience."""
 READ_AHEAD: Final = 4
 """Messages that are read before they are asked for: reading does not wait for each one's digest."""
 
@@ -582,36 +580,3 @@ def _connection(args: tuple[Any, ...]) -> str:
             peer = call.peer()
             return peer.decode() if isinstance(peer, bytes) else str(peer)
     return ""
-
-
-def check_bindable(listen: str, setting: str) -> None:
-    """Bind an address and release it: gRPC and http.server only report that binding failed, not why."""
-    host, port = split_address(listen, bound=True)
-    what = f"{setting} = {listen!a}"
-    elsewhere = (
-        f"{setting} is an address of this machine (ip -brief address lists them), e.g. 0.0.0.0:{port}; "
-        "node.address is what others dial"
-    )
-    remedies = {
-        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another",
-        errno.EACCES: "ports below 1024 need a privilege: choose one above, or "
-        "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
-    }
-    try:
-        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{what}: there is no host {host!a}", hint=elsewhere) from error
-    problems = []
-    for family, _, _, _, place in places:
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
-                probe.listen(1)
-        except OSError as error:
-            problems.append(error)
-    busy = [error for error in problems if error.errno == errno.EADDRINUSE]
-    if busy or len(problems) == len(places):
-        worst = (busy or problems)[0]
-        hint = remedies.get(worst.errno or 0, elsewhere)
-        raise ConfigError(f"{what} cannot be bound: {worst.strerror}", hint=hint) from worst

@@ -1,4 +1,4 @@
-"""An HTTP CONNECT proxy on the way to a node: named by the configuration alone, never by the environment.
+"""Addresses of nodes, checked, and an HTTP CONNECT proxy on the way to one: named by the configuration alone.
 
 The proxy gets the address to connect to, and then carries TLS between the two ends: it can neither read nor change
 what crosses. gRPC would take a proxy from `https_proxy` and leave it out by `no_proxy`; here it dials the proxy as if
@@ -8,6 +8,7 @@ it were the server, and asks for the tunnel itself.
 from __future__ import annotations
 
 import base64
+import errno
 import ipaddress
 import re
 import shlex
@@ -91,6 +92,39 @@ def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
+
+
+def check_bindable(listen: str, setting: str) -> None:
+    """Bind an address and release it: gRPC and http.server only report that binding failed, not why."""
+    host, port = split_address(listen, bound=True)
+    what = f"{setting} = {listen!a}"
+    elsewhere = (
+        f"{setting} is an address of this machine (ip -brief address lists them), e.g. 0.0.0.0:{port}; "
+        "node.address is what others dial"
+    )
+    remedies = {
+        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another",
+        errno.EACCES: "ports below 1024 need a privilege: choose one above, or "
+        "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
+    }
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{what}: there is no host {host!a}", hint=elsewhere) from error
+    problems = []
+    for family, _, _, _, place in places:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                probe.listen(1)
+        except OSError as error:
+            problems.append(error)
+    busy = [error for error in problems if error.errno == errno.EADDRINUSE]
+    if busy or len(problems) == len(places):
+        worst = (busy or problems)[0]
+        hint = remedies.get(worst.errno or 0, elsewhere)
+        raise ConfigError(f"{what} cannot be bound: {worst.strerror}", hint=hint) from worst
 
 
 _URL: Final = re.compile(r"http://(?P<address>[^/@?#]+)/?")

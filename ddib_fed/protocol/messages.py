@@ -225,7 +225,7 @@ class Limits(NamedTuple):
     max_items: int
     required: bool
     needed: bool
-    """Whether what is not set is outside: a number of 0, an empty text, a message that must be there."""
+    """An unset field is outside its limits: a number of 0, an empty text, a required message."""
     error: type[DdibError]
 
 

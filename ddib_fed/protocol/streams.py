@@ -18,7 +18,7 @@ from ddib_fed.v1 import common_pb2
 MIN_CHUNK = 64 * 1024
 """Smallest size of every piece but the last: small pieces would exhaust the receiver."""
 MAX_CHUNK = 1024 * 1024
-"""Largest size of a piece, and the size of those of this release: the largest costs both ends the least CPU."""
+"""This release sends pieces of the largest size, which costs both ends the least CPU."""
 
 M = TypeVar("M", bound=Message)
 

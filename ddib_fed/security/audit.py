@@ -224,7 +224,7 @@ class AuditLog:
         return end if not what else self._report(transaction, head, what)
 
     def _report(self, transaction: Transaction, head: Head, what: str) -> Head:
-        """Go on from the line in memory, whatever the log holds now, and report it in the log and to the operator."""
+        """Go on from the line in memory; report the altered log in itself and to the operator."""
         self._altered = (
             f"the audit log in {self.store.path} {what} while the node ran: it should end with line {head.n + 1}, "
             f"SHA-256 {head.sha256}; keep a copy, find out who can write to it, compare it with a peer's anchors "
