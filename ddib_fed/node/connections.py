@@ -38,8 +38,8 @@ FEW_FILES: Final = 1_024
 MOST_CONNECTIONS: Final = 1_024
 # Without an authorised call yet: a peer or client needs one for the moment before its first call.
 UNPROVEN_PER_ADDRESS: Final = 32
-# A connection is given this long for its first call, unless strangers have this part of all connections: then the
-# oldest of the addresses that have most are ended, and no more than needed, so that a handshake has time to end.
+# A connection has this long for its first call, unless strangers have this part of all connections: then the oldest of
+# the largest addresses are ended, no more than needed, so that a handshake has time to end.
 PATIENCE_S: Final = 1.0
 STRANGERS: Final = 0.5
 # One of so many parts of all connections is for one caller, whose calls are authorised.
@@ -48,11 +48,11 @@ LOOK_EVERY_S: Final = 0.05
 # After a look, time without one, in the CPU time that it took: a flood costs a bounded share.
 REST: Final = 4
 SAY_EVERY_S: Final = 60.0
-# What a connection may send without a call or a message: gRPC keeps every header of a block that does not end, at up to
-# ten times its size. Before an authorised call it is TLS and the headers of a call, after it parts of messages.
+# A connection may send so much without a call or message: gRPC keeps every header of an endless block, at up to ten
+# times its size.
 UNPROVEN_BYTES: Final = 256 << 10
 PROVEN_BYTES: Final = 16 << 20
-# Offset of tcpi_bytes_received in Linux's struct tcp_info.
+# This is the offset of tcpi_bytes_received in Linux's struct tcp_info.
 _TCP_RECEIVED: Final = 128
 _OPEN_FILES: Final = next((place for place in ("/proc/self/fd", "/dev/fd") if Path(place).is_dir()), None)
 

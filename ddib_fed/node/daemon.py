@@ -70,7 +70,7 @@ _HELD: Final = ", in use while this node runs"
 
 
 # The steps of a start: `check` runs all of them, `serve` stops at the first that fails. A step changes nothing, and
-# yields what there is, then its warnings. What a start then does for real uses the same code as the step.
+# yields its finding, then its warnings; a start uses the same code afterwards.
 
 
 @dataclass(frozen=True, slots=True)

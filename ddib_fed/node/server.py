@@ -75,7 +75,7 @@ MAX_WAITING_OTHERS: Final = 8
 LOOK_EVERY_S: Final = 1.0
 CHECK_EVERY_S: Final = 0.01
 """The caller of an object's messages is checked once in this time."""
-# A call is open until its caller has taken the answer, and takes some memory: far more than callers need that do.
+# An open call takes memory until its caller has taken the answer; these are far more than callers need.
 OPEN_OF_ONE: Final = 512
 OPEN_OF_OTHERS: Final = 64
 UNLIMITED: Final = 1 << 40
@@ -92,8 +92,7 @@ READ_AHEAD: Final = 4
 # `MAX_WAITING` + `MAX_WAITING_OTHERS` wait for a caller's request.
 RESERVED_THREADS: Final = 40
 MOST_WAITING: Final = 1_024
-"""Calls of one connection that wait for a thread; more come only from callers that take calls back as they make them,
-because HTTP/2 limits how many are open at once (`MORE_OPEN_CALLS`)."""
+"""More calls of one connection wait only for callers that take calls back, as HTTP/2 limits the open ones."""
 # Open calls of one connection beyond twice the streams' cap. gRPC's default is no limit; each call takes some memory.
 MORE_OPEN_CALLS: Final = 64
 OPTIONS: tuple[tuple[str, int], ...] = (
