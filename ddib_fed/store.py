@@ -5,8 +5,6 @@ transaction, syncs the files that they want on the disk, commits once, and only 
 resolved future says is on the disk, and what failed has left nothing.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os
@@ -30,15 +28,13 @@ Rows = Sequence[sqlite3.Row]
 Read = Callable[..., Rows]
 
 SCHEMA: Final = 9
-"""Counts the changes of `_TABLES`; a database of another number is refused."""
+"""A database of another number is refused: this one counts the changes of `_TABLES`."""
 MOST_WRITES: Final = 256
 MOST_BYTES: Final = 32 << 20
-"""In one transaction, of writes and of the files that they bring: how long a write waits for others, and how much
-memory waits with it."""
+"""A transaction with its files is bounded, so that no write waits long, or with much memory."""
 TOGETHER: Final = 32
 PATIENCE_S: Final = 0.05
-"""Patient writes are brought to the disk when there are so many, or after so long: a commit costs as much as some of
-them."""
+"""Patient writes are committed together, as a commit costs as much as some of them."""
 BUSY_MS: Final = 10_000
 """A command that writes to the audit log waits at most so long for the node's transaction, and the node for it."""
 _DISK_ERRORS: Final = {
@@ -106,7 +102,6 @@ class Transaction:
 
     def __init__(self, db: sqlite3.Connection, shared: set[str]) -> None:
         self.shared = shared
-        """Of all writes of the transaction: what was looked after once."""
         self.execute = db.execute
         self.executemany = db.executemany
         self.written: list[str] = []
@@ -154,7 +149,6 @@ class NodeStore:
         self._closed = self._urgent = False
         self._replaced = self._unwritten = ""
         self.commits = 0
-        """Transactions so far that were brought to the disk."""
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._file = _identity(path)
@@ -214,16 +208,14 @@ class NodeStore:
             hint="restore it from a backup, or move it away: its jobs and its audit log are then lost",
         )
 
-    # Read
-
     def read(self, statement: str, values: Sequence[Any] = ()) -> Rows:
-        """What is on the disk; never waits for a write."""
+        """Return rows that are on the disk; never wait for a write."""
         with self._reading, _failing_disk_as_os_error():
             return self._reader.execute(statement, values).fetchall()
 
     @contextmanager
     def snapshot(self) -> Iterator[Read]:
-        """A `read` whose answers are all of one moment."""
+        """Yield a `read` whose answers are all of one moment."""
         with self._reading, _failing_disk_as_os_error():
             self._reader.execute("BEGIN")
             try:
@@ -231,16 +223,13 @@ class NodeStore:
             finally:
                 self._reader.execute("ROLLBACK")  # nothing was written; a COMMIT may fail, and leave it open
 
-    # Write
-
     def write(
         self, function: Callable[[Transaction], T], *, size_bytes: int = 0, patient: bool = False
     ) -> Future[T]:
-        """Queue a write. Its future has what the function returned, when that is on the disk, or what it raised.
+        """Queue a write; its future gets the function's result once that is on the disk, or its error.
 
-        `size_bytes` is what it holds in memory until then. A `patient` one waits a little for others to go with. The
-        future's errors, beside the function's own: DiskFull; OSError for a disk that fails or a database that was
-        replaced.
+        `size_bytes` is its memory until then; a `patient` one waits a little for others to go with. The future may also
+        raise DiskFull, and OSError for a failing disk or a replaced database.
         """
         write: _Write[T] = _Write(function, size_bytes)
         with self._changed:
@@ -256,7 +245,7 @@ class NodeStore:
         return write.future
 
     def flush(self) -> None:
-        """Bring patient writes to the disk now."""
+        """Write patient writes to the disk now."""
         with self._changed:
             self._urgent = True
             self._changed.notify_all()
@@ -266,7 +255,7 @@ class NodeStore:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the database, for the node's health; None if nothing is."""
+        """The problem of the database, for the node's health; None if there is none."""
         return self._replaced or self._unwritten or None
 
     def _run(self) -> None:
@@ -285,7 +274,7 @@ class NodeStore:
                 write.finish()
 
     def _next(self) -> list[_Write[Any]]:
-        """What waits, up to the limits; empty when the store is closed and nothing waits."""
+        """Return the pending writes, up to the limits; none when the store is closed."""
         group: list[_Write[Any]] = []
         size_bytes = 0
         with self._changed:
@@ -325,7 +314,7 @@ class NodeStore:
             self._unwritten = ""
 
     def _one(self, write: _Write[Any], shared: set[str]) -> Sequence[str]:
-        """One write in its savepoint; the files that are to be synced with it."""
+        """Run one write in its savepoint; return the files that are to be synced with it."""
         db, transaction, before = self._writer, Transaction(self._writer, shared), set(shared)
         db.execute("SAVEPOINT one")
         write.undo = transaction.undo
@@ -359,8 +348,6 @@ class NodeStore:
         if self._replaced:
             raise OSError(errno.ESTALE, self._replaced)
 
-    # End
-
     def close(self) -> None:
         """Finish the writes that were queued, and let another process have the database."""
         with self._changed:
@@ -380,7 +367,7 @@ class NodeStore:
 
 
 def rehearse(path: Path) -> tuple[int, int]:
-    """Open a copy of the database as a start would, so that nothing here is changed; its jobs and audit lines."""
+    """Open a copy of the database as a start would, changing nothing; return the numbers of jobs and audit lines."""
     check_private_file(path)
     with tempfile.TemporaryDirectory(prefix="ddib-check-") as folder:
         used = path.with_name(path.name + ".lock").exists()
@@ -398,7 +385,7 @@ def rehearse(path: Path) -> tuple[int, int]:
 
 
 def sync_files(files: Sequence[str]) -> None:
-    """Bring new files and their names to the disk."""
+    """Sync new files and their names to the disk."""
     for error in sync_each(files).values():
         raise error
     for folder in {file.rpartition("/")[0] for file in files}:
@@ -407,10 +394,10 @@ def sync_files(files: Sequence[str]) -> None:
 
 def _identity(path: Path) -> tuple[int, int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return -1, -1
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def _code_of(error: BaseException) -> int:
@@ -419,7 +406,7 @@ def _code_of(error: BaseException) -> int:
 
 @contextmanager
 def _failing_disk_as_os_error() -> Iterator[None]:
-    """A failing disk is a DiskFull or an OSError, which passes; other errors of SQLite are bugs."""
+    """Raise DiskFull or OSError for a failing disk; other errors of SQLite are bugs."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -428,8 +415,8 @@ def _failing_disk_as_os_error() -> Iterator[None]:
             raise DiskFull("the disk of the database is full", retry_after_s=RETRY_AFTER_S) from error
         if code in _DISK_ERRORS:
             busy = code == sqlite3.SQLITE_BUSY
-            said = "another program holds the database" if busy else "the disk of the database failed"
-            raise OSError(_DISK_ERRORS[code], said) from error
+            reason = "another program holds the database" if busy else "the disk of the database failed"
+            raise OSError(_DISK_ERRORS[code], reason) from error
         raise
     except OSError as error:
         if is_disk_full(error):
@@ -438,7 +425,7 @@ def _failing_disk_as_os_error() -> Iterator[None]:
 
 
 def _lock_file(path: Path, kind: int = fcntl.LOCK_EX) -> int:
-    """A lock that goes when the process goes, however it goes."""
+    """Return a lock that goes when the process goes, however it goes."""
     name = path.with_name(path.name + ".lock")
     check_private_file(name)
     descriptor = os.open(name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

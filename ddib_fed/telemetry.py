@@ -46,11 +46,10 @@ TRACE_KEY: Final = "traceparent"
 TAKES_KEY: Final = "ddib-trace"
 TRACEPARENT_CHARACTERS: Final = 55
 MOST_REMEMBERED: Final = 4_096
-"""Jobs whose place in a trace is known; the oldest are forgotten, and their spans begin traces of their own."""
+"""The oldest jobs are forgotten, and their later spans begin traces of their own."""
 MOST_ITEMS: Final = 64
-"""Items of a job, or of a call, that have spans of their own."""
 EXPORT_TIMEOUT_S: Final = 3.0
-"""Of one try to send, and at most of the end of a command while the collector does not answer."""
+"""A command ends at most so much later while the collector does not answer."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 
@@ -122,7 +121,7 @@ class Tracing:
             span.end()
 
     def record(self, name: str, seconds: float, *, parent: Span | None, **values: Value) -> None:
-        """A step that has just ended and took so long."""
+        """Record a step that has just ended and took so long."""
         end = time.time_ns()
         start = end - int(max(0.0, seconds) * 1e9)
         self._tracer.start_span(name, _under(parent), attributes=named(**values), start_time=start).end(end)
@@ -156,7 +155,7 @@ def _under(parent: Span | None) -> Context:
 
 
 def parse_traceparent(text: str) -> Span | None:
-    """The span in a text of another side; None for anything but the one form, which is as if it said nothing."""
+    """Return the span in a text of another side; None for anything but the one form."""
     if len(text) != TRACEPARENT_CHARACTERS or not text.startswith("00-"):
         return None
     span: Span = get_current_span(_PROPAGATOR.extract({TRACE_KEY: text}, Context()))
@@ -164,18 +163,18 @@ def parse_traceparent(text: str) -> Span | None:
 
 
 def trace_entries(span: Span | None) -> dict[str, Any]:
-    """Arguments of a call by which it belongs to a span."""
+    """Return arguments of a call by which it belongs to a span."""
     carrier: dict[str, str] = {}
     _PROPAGATOR.inject(carrier, _under(span))
     return {"metadata": ((TRACE_KEY, carrier[TRACE_KEY]),)} if carrier else {}
 
 
 def trace_of(metadata: Iterable[Any] | None, tracing: Tracing, institution: str) -> Span | None:
-    """Where a call of an institution belongs, by its metadata."""
+    """Return the span to which a call of an institution belongs, by its metadata."""
     if not tracing.shares_with(institution):
         return None
-    found = [value for key, value in metadata or () if key == TRACE_KEY]
-    return parse_traceparent(found[0]) if len(found) == 1 and isinstance(found[0], str) else None
+    parents = [value for key, value in metadata or () if key == TRACE_KEY]
+    return parse_traceparent(parents[0]) if len(parents) == 1 and isinstance(parents[0], str) else None
 
 
 def takes_entries(tracing: Tracing, institution: str) -> tuple[tuple[str, str], ...]:
@@ -189,7 +188,7 @@ def is_taken(trailing: Iterable[Any] | None) -> bool:
 def open_tracing(
     settings: TelemetrySettings, *, institution: str, what: str, peers: Iterable[str] = ()
 ) -> Tracing:
-    """The tracing of a client or node; OpenTelemetry's SDK is imported only where an endpoint is set."""
+    """Return the tracing of a client or node; OpenTelemetry's SDK is imported only with an endpoint."""
     if settings.endpoint is None:
         return OFF
     with extra("otel", "opentelemetry-exporter-otlp-proto-http", "[telemetry] needs OpenTelemetry"):

@@ -1,7 +1,5 @@
 """What the container and the systemd unit start: a node of any role."""
 
-from __future__ import annotations
-
 from ddib_fed.terminal import importing
 
 if __name__ == "__main__":

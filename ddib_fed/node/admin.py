@@ -4,8 +4,6 @@ What changed is in the audit log, and what is wrong in the node's state, within 
 and metrics show only counts and states, and labels never hold content.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
@@ -48,20 +46,16 @@ log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S: Final = 10.0
 LONGEST_LINE: Final = 4_000
-"""As admin.proto says; longer lines are cut."""
 MOST_CALLERS: Final = 32
-"""Connections to the socket: silent ones may hold only a few of the node's open files, for a short time."""
+"""Silent connections to the socket hold few of the node's open files."""
 # A connection to the probes holds a thread and an open file: beyond so many the oldest is ended, so that silent or slow
 # ones cannot block a probe. prometheus_client's own server bounds neither number nor time.
 MOST_CONNECTIONS: Final = 16
 LONGEST_S: Final = 5.0
 LEAST_FREE_BYTES: Final = 8 << 20
-"""Below it the node is degraded: half of what a start asks for, room for the databases of the jobs that it has."""
+"""The node is degraded with less than half of the space that a start needs."""
 PROBE_BYTES: Final = 1 << 16
 _BUCKETS: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-
-
-# Metrics and probes
 
 
 class Metrics:
@@ -153,9 +147,6 @@ def _handler(state: Callable[[], str], metrics: Metrics) -> type[MetricsHandler]
     return Handler
 
 
-# What is watched
-
-
 def disk_problem(folders: Iterable[Path]) -> str | None:
     """Return why a file cannot be written to a folder, such as a full quota; None while all can be written."""
     for folder in folders:
@@ -228,12 +219,12 @@ class Watch:
             self._certificate = certificate
 
     def _own_certificate(self) -> tuple[str, str] | None:
-        """Its fingerprint and its end; None while it cannot be read, which the node's health says."""
+        """Return the fingerprint and the end of the own certificate; None while it cannot be read."""
         try:
-            own = load_identity(self._pki_folder)
+            credentials = load_identity(self._pki_folder)
         except (DdibError, OSError):
             return None
-        return fingerprint(own.certificate), own.not_after.isoformat()
+        return fingerprint(credentials.certificate), credentials.not_after.isoformat()
 
     def started(self, **values: Value) -> None:
         """Write the line of a start, with whom the node trusts now; `trust` is a digest over all of it."""
@@ -256,9 +247,6 @@ class Watch:
                 self._audit.write("node_stopped", **values)
             except OSError:
                 log.exception("the stop could not be written to the audit log")
-
-
-# The operator's service
 
 
 class Operated(Protocol):
@@ -291,7 +279,7 @@ def _line(text: str) -> str:
 
 @contextmanager
 def operator_service(config: NodeConfig, node: Operated) -> Iterator[None]:
-    """Inside, the operator is answered on the node's socket, which only this user can open."""
+    """Answer the operator on the node's socket, which only this user can open, while the block runs."""
     socket = config.paths.admin_socket
     check_alone(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -342,7 +330,7 @@ def check_socket(socket: Path) -> None:
 
 
 def answers(socket: Path) -> bool:
-    """Whether a process listens on the socket; one that a kill left behind does not."""
+    """Return whether a process listens on the socket; a socket left behind by a kill does not answer."""
     with socketlib.socket(socketlib.AF_UNIX) as probe:
         return probe.connect_ex(str(socket)) == 0
 
@@ -436,7 +424,7 @@ _TIMES: Final = frozenset({"failed", "expires", "certificate_expires", "root_exp
 
 
 def _fields(message: Message) -> dict[str, Any]:
-    """Return the values of a message: times in UTC, None for 0, and what is repeated as a tuple."""
+    """Return a message's fields: times in UTC, None for a time of 0, repeated fields as tuples."""
     values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
@@ -447,11 +435,11 @@ def _fields(message: Message) -> dict[str, Any]:
 
 
 def status_from(answer: pb.StatusResponse) -> NodeStatus:
-    """Return what a node said of itself."""
+    """Return a node's answer as a value."""
     parts = {
         "model": ModelStatus(**_fields(answer.model)) if answer.HasField("model") else None,
-        "peers": tuple(PeerStatus(**_fields(each)) for each in answer.peers),
-        "calibrations": tuple(CalibrationStatus(**_fields(each)) for each in answer.calibrations),
+        "peers": tuple(PeerStatus(**_fields(row)) for row in answer.peers),
+        "calibrations": tuple(CalibrationStatus(**_fields(row)) for row in answer.calibrations),
         "workers": WorkersStatus(**_fields(answer.workers)),
         "jobs": dict(answer.jobs),
     }

@@ -5,8 +5,6 @@ used and stays there; only a request and a certificate are sent. A node that can
 the old certificate is still valid.
 """
 
-from __future__ import annotations
-
 import logging
 import random
 from collections.abc import Callable
@@ -34,13 +32,9 @@ JITTER: Final = 0.05
 CHECK_INTERVAL_S: Final = 10.0
 LONGEST_PAUSE: Final = timedelta(minutes=2)
 TRIES_PER_LIFE: Final = 20
-"""A renewal that failed is tried again so often in the time of a certificate's life, and after `LONGEST_PAUSE`."""
 _BY_HAND: Final = "ddib pki request, have it signed by the issuer, then ddib pki install"
 RENEWALS_PER_DAY: Final = 256
-"""Of one identity, by hand or otherwise; each is a line of the audit log."""
-
-
-# The status of the own certificate
+"""Each renewal of an identity is a line of the audit log."""
 
 
 def own_authority(config: NodeConfig) -> pki.Authority:
@@ -50,7 +44,7 @@ def own_authority(config: NodeConfig) -> pki.Authority:
 
 
 def own_credentials(config: NodeConfig) -> pki.TlsCredentials:
-    """The node's certificate and key; they may have expired."""
+    """Return the node's certificate and key, which may have expired; raise ConfigError for another node's."""
     credentials = pki.load_identity(config.paths.pki)
     expected = Identity(config.node.institution, "node", config.node.name)
     _require_own(config, "certificate", credentials.identity, expected)
@@ -65,7 +59,7 @@ def _require_own(config: NodeConfig, what: str, found: object, expected: object)
 
 
 def certificate_status(config: NodeConfig) -> list[str]:
-    """The state of the node's certificate at a start: a line, and warnings if the operator should act."""
+    """Return a line on the node's certificate at a start, and warnings if the operator should act."""
     moment, folder, issuer = datetime.now(UTC), config.paths.pki, config.identity.issuer
     authority = own_authority(config) if pki.has_authority(folder) else None
     if authority is not None and not (folder / "leaf.pem").exists():
@@ -85,9 +79,6 @@ def certificate_status(config: NodeConfig) -> list[str]:
             f"{problem}, and a start cannot renew it", hint=f"compare the clock (date -u); else {_BY_HAND}"
         )
     return [str(credentials.identity), f"{problem}; it is renewed at the start"]
-
-
-# Renewal
 
 
 def renew_node(config: NodeConfig, *, now: datetime | None = None) -> pki.TlsCredentials:
@@ -111,7 +102,7 @@ def renew_node(config: NodeConfig, *, now: datetime | None = None) -> pki.TlsCre
 
 
 def recover_at_start(config: NodeConfig, *, now: datetime | None = None) -> str | None:
-    """Renew an expired or due certificate before the port is bound; what was done."""
+    """Renew an expired or due certificate before the port is bound; return a line about it."""
     moment, folder = now or datetime.now(UTC), config.paths.pki
     if pki.has_authority(folder):  # it signs for others too, also while the node's own certificate is valid
         own_authority(config)
@@ -158,10 +149,10 @@ class RenewalThread:
         first, self._has_looked = not self._has_looked, True
         try:
             self._on_tick()
-            own, now = pki.load_identity(self._config.paths.pki), self._clock()
-            if not (is_due(own, now, jitter=self._jitter) or (first and self._needs_recovery())):
+            credentials, now = pki.load_identity(self._config.paths.pki), self._clock()
+            if not (is_due(credentials, now, jitter=self._jitter) or (first and self._needs_recovery())):
                 self.problem = None
-            elif not self._failed_lately(own, now):
+            elif not self._failed_lately(credentials, now):
                 self._failed_at = now  # unless it succeeds
                 renewed = renew_node(self._config, now=now)
                 self._failed_at = self.problem = None
@@ -178,16 +169,13 @@ class RenewalThread:
             self.problem = f"renewal: {error}"
 
     def _needs_recovery(self) -> bool:
-        """Whether to renew early: a node just enrolled has no certificate for recovery yet."""
+        """Return whether to renew early, because a node just enrolled has no certificate for recovery yet."""
         folder, issuer = self._config.paths.pki, self._config.identity.issuer
         return issuer is not None and not pki.has_authority(folder) and pki.load_recovery(folder) is None
 
     def _failed_lately(self, own: pki.TlsCredentials, now: datetime) -> bool:
         pause = min(LONGEST_PAUSE, (own.not_after - own.not_before) / TRIES_PER_LIFE)
         return self._failed_at is not None and timedelta(0) <= now - self._failed_at < pause
-
-
-# Issuing to others of the institution
 
 
 class IdentityServicer(identity_pb2_grpc.IdentityServiceServicer):

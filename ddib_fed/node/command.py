@@ -205,9 +205,6 @@ def run(group: Callable[..., object]) -> None:
         sys.exit(int(failure.exit_code))
 
 
-# The log
-
-
 def silence_grpc() -> None:
     """Turn off the C core's own log and its traces, which hold messages; before the first import of grpc."""
     os.environ["GRPC_VERBOSITY"] = "NONE"
@@ -223,10 +220,10 @@ def set_up_logging(level: str, output_format: str) -> None:
 
 def route(handler: logging.Handler, level: str) -> None:
     """Send logs, warnings and uncaught exceptions to one handler."""
-    own = logging.getLevelNamesMapping()[level.upper()]
-    logging.basicConfig(level=max(own, logging.WARNING), handlers=[handler], force=True)
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(threshold, logging.WARNING), handlers=[handler], force=True)
     for name in OWN:
-        logging.getLogger(name).setLevel(own)
+        logging.getLogger(name).setLevel(threshold)
     for name in READERS:
         reader = logging.getLogger(name)
         reader.propagate = False

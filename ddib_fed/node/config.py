@@ -40,12 +40,11 @@ from ddib_fed.training.config import SHIPPED, TrainConfig
 Role = Literal["source", "target"]
 Use = Literal["send", "decode", "calibrate"]
 EVERY: Final = "*"
-"""In the tables of peers and clients: every other one; as a target, every target."""
 LEAST_LIFE_S: Final = 60.0
 """A node looks every 10 s whether its certificate is due."""
 MOST_LIFE_S: Final = 366 * 86_400.0
 MAX_POINTS_PER_ITEM: Final = 100_000
-"""Seconds of work: a larger set takes several files."""
+"""This takes seconds of work: a larger set takes several files."""
 MAX_SOCKET_PATH: Final = 100
 """sun_path holds 108 bytes on Linux and 104 on macOS, with the closing zero."""
 _TRAIN_PATHS: Final = frozenset({"data", "images", "init", "calibration"})
@@ -57,7 +56,7 @@ _TRAIN_FIELDS: Final = {
 
 
 def where(is_right: Callable[[str], object], otherwise: str = "") -> AfterValidator:
-    """Texts for which a function is true; without a sentence, those for which it raises no ValueError."""
+    """Accept texts for which `is_right` is true; without `otherwise`, texts for which it raises no ValueError."""
 
     def checked_text(value: str) -> str:
         if not is_right(value) and otherwise:
@@ -109,7 +108,7 @@ Loopback = Annotated[
 
 
 def key(default: Any, description: str, **more: Any) -> Any:
-    """A key with its default, and its comment in the template."""
+    """Return a field with its default, and its comment in the template."""
     return Field(default, description=description, **more)
 
 
@@ -148,16 +147,16 @@ class TrainSection(Frozen, extra="allow"):
     """The options and --set fields of `ddib model train`, e.g. skip_bad for --skip-bad."""
 
     def config(self, folder: Path, domain: str, *, threads: int = 1, **run: str) -> TrainConfig:
-        """The configuration of a run, whose paths start at the folder; ValueError for an unknown key."""
-        given: dict[str, Any] = {} if self.names_data else {"domain": domain}
+        """Return the configuration of a run whose paths start at the folder; raise ValueError for an unknown key."""
+        values: dict[str, Any] = {} if self.names_data else {"domain": domain}
         for name, value in self._keys.items():
             if name not in _TRAIN_FIELDS:
                 close = nearest(name, _TRAIN_FIELDS, cutoff=0.5)
                 meant = f"; did you mean {close!r}?" if close else ""
                 raise ValueError(f"train.{name}: unknown key{meant}")
-            given[_TRAIN_FIELDS[name]] = folder / value if name in _TRAIN_PATHS else value
+            values[_TRAIN_FIELDS[name]] = folder / value if name in _TRAIN_PATHS else value
         hint = "`ddib model train --help` explains the options"
-        return TrainConfig.checked({"threads": threads, **given, **run}, hint)
+        return TrainConfig.checked({"threads": threads, **values, **run}, hint)
 
     @property
     def names_data(self) -> bool:
@@ -384,10 +383,10 @@ seed = 0
 
 
 def render_node_toml(node: NodeSection, model: ModelSection) -> str:
-    """A commented node.toml that `NodeConfig.load` accepts."""
+    """Return a commented node.toml that `NodeConfig.load` accepts."""
     from ddib_fed.data.synthetic import DOMAINS  # which needs numpy
 
-    said = {
+    settings = {
         "node": node.model_dump(exclude={"proxy", "proxy_login"}),
         "model": model.model_dump(exclude_none=True),
     }
@@ -404,19 +403,19 @@ def render_node_toml(node: NodeSection, model: ModelSection) -> str:
             text += (_TRAIN_BUILT_IN if built_in else _TRAIN_OWN).format(domain=model.domain) + _TRAIN_REST
         elif issubclass(kind, BaseModel):
             text += "".join(
-                _line(key, info, said.get(section, {})) for key, info in kind.model_fields.items()
+                _line(key, info, settings.get(section, {})) for key, info in kind.model_fields.items()
             )
     return text
 
 
-def _line(key: str, info: FieldInfo, said: Mapping[str, Any]) -> str:
-    value = said.get(key, info.examples[0] if info.examples else info.default)
-    line = f"{'' if key in said else '# '}{key} = {toml_text(value)}"
+def _line(key: str, info: FieldInfo, settings: Mapping[str, Any]) -> str:
+    value = settings.get(key, info.examples[0] if info.examples else info.default)
+    line = f"{'' if key in settings else '# '}{key} = {toml_text(value)}"
     return f"{line:31} # {info.description}\n"
 
 
 def toml_text(value: Any) -> str:
     if isinstance(value, Mapping):
-        pairs = ", ".join(f"{toml_text(key)} = {toml_text(each)}" for key, each in value.items())
+        pairs = ", ".join(f"{toml_text(key)} = {toml_text(item)}" for key, item in value.items())
         return f"{{ {pairs} }}" if pairs else "{}"
     return json.dumps(value, ensure_ascii=False)

@@ -6,8 +6,6 @@ and of those with one, the oldest of each caller, up to an eighth of all.
 The one rule: a connection costs constant work, and looking at all of them at most a fixed share of the time.
 """
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import logging
@@ -40,8 +38,8 @@ FEW_FILES: Final = 1_024
 MOST_CONNECTIONS: Final = 1_024
 # Without an authorised call yet: a peer or client needs one for the moment before its first call.
 UNPROVEN_PER_ADDRESS: Final = 32
-# A connection is given this long for its first call, unless strangers have this part of all connections: then the
-# oldest of the addresses that have most are ended, and no more than needed, so that a handshake has time to end.
+# A connection has this long for its first call, unless strangers have this part of all connections: then the oldest of
+# the largest addresses are ended, no more than needed, so that a handshake has time to end.
 PATIENCE_S: Final = 1.0
 STRANGERS: Final = 0.5
 # One of so many parts of all connections is for one caller, whose calls are authorised.
@@ -50,11 +48,11 @@ LOOK_EVERY_S: Final = 0.05
 # After a look, time without one, in the CPU time that it took: a flood costs a bounded share.
 REST: Final = 4
 SAY_EVERY_S: Final = 60.0
-# What a connection may send without a call or a message: gRPC keeps every header of a block that does not end, at up to
-# ten times its size. Before an authorised call it is TLS and the headers of a call, after it parts of messages.
+# A connection may send so much without a call or message: gRPC keeps every header of an endless block, at up to ten
+# times its size.
 UNPROVEN_BYTES: Final = 256 << 10
 PROVEN_BYTES: Final = 16 << 20
-# Offset of tcpi_bytes_received in Linux's struct tcp_info.
+# This is the offset of tcpi_bytes_received in Linux's struct tcp_info.
 _TCP_RECEIVED: Final = 128
 _OPEN_FILES: Final = next((place for place in ("/proc/self/fd", "/dev/fd") if Path(place).is_dir()), None)
 
@@ -81,7 +79,7 @@ def most_connections(limit: int) -> int:
 
 
 def server_options(most: int) -> tuple[tuple[str, int], ...]:
-    """Options of a gRPC server: a cap on all connections, and a timeout for handshakes."""
+    """Return options of a gRPC server: a cap on all connections, and a timeout for handshakes."""
     return (
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_S * 1000),
         ("grpc.max_allowed_incoming_connections", most),
@@ -179,12 +177,12 @@ class InboundGuard:
     # What gRPC's threads report; `caller` is its name of the other end.
 
     def called(self, caller: str) -> None:
-        """A call or message arrived, whatever became of it: TLS let it in."""
+        """Note a call or message on a connection: TLS let it in."""
         with self._lock:
             self._heard.add(peer_of(caller))
 
     def admitted(self, caller: str, account: str) -> None:
-        """A call was authorised: its connection no longer counts for its address, but for the account."""
+        """Count a connection for an account, no longer for its address, because a call on it was authorised."""
         if (peer := peer_of(caller)) is not None:
             with self._lock:
                 self._proven[peer] = account
@@ -199,22 +197,24 @@ class InboundGuard:
         with self._lock:
             before = set(self._proven)
         self._refresh()
-        present = [found for found in self._known.values() if found is not None]
-        counts = [(each, _received(each.fd)) for each in present]
+        present = [entry for entry in self._known.values() if entry is not None]
+        counts = [(connection, _received(connection.fd)) for connection in present]
         with self._lock:  # once the bytes are counted: what was authorised by now is not taken for a stranger
             crowds, self._crowds = self._crowds, set()
             heard, self._heard = self._heard, set()
-            for peer in before - {each.peer for each in present}:  # closed since
+            for peer in before - {connection.peer for connection in present}:  # closed since
                 self._proven.pop(peer, None)
             proven = dict(self._proven)
-        for each, received in counts:
-            if each.peer in heard:
-                each.heard_at = received
-            endless = received - each.heard_at > (PROVEN_BYTES if each.peer in proven else UNPROVEN_BYTES)
-            if (endless or each.peer in crowds) and each.end():
+        for connection, received in counts:
+            if connection.peer in heard:
+                connection.heard_at = received
+            endless = received - connection.heard_at > (
+                PROVEN_BYTES if connection.peer in proven else UNPROVEN_BYTES
+            )
+            if (endless or connection.peer in crowds) and connection.end():
                 why = "it sends without end, and no call" if endless else "its calls come too fast"
-                log.warning("ended a connection from %s: %s", each.peer[0], why)
-        ended = Counter(origin for origin, each in self._too_many(present, proven) if each.end())
+                log.warning("ended a connection from %s: %s", connection.peer[0], why)
+        ended = Counter(origin for origin, connection in self._too_many(present, proven) if connection.end())
         self._unsaid += ended
         if self._unsaid and time.monotonic() - self._said >= SAY_EVERY_S:  # a flood must not fill the log
             log.warning(
@@ -231,26 +231,26 @@ class InboundGuard:
     def _too_many(
         self, present: list[_Connection], proven: dict[Peer, str]
     ) -> Iterator[tuple[str, _Connection]]:
-        """The oldest connections of strangers that are too many, and the youngest of callers."""
+        """Yield the oldest connections of strangers that are too many, and the youngest of callers."""
         strangers: defaultdict[str, list[_Connection]] = defaultdict(list)
         callers: defaultdict[str, list[_Connection]] = defaultdict(list)
-        for each in sorted(present, key=lambda each: (each.since, each.inode)):
-            account = proven.get(each.peer)
-            group = strangers[_neighbourhood(each.peer[0])] if account is None else callers[account]
-            group.append(each)
+        for connection in sorted(present, key=lambda connection: (connection.since, connection.inode)):
+            account = proven.get(connection.peer)
+            group = strangers[_neighbourhood(connection.peer[0])] if account is None else callers[account]
+            group.append(connection)
         young = time.monotonic() - PATIENCE_S
-        share = _share([len(each) for each in strangers.values()], int(STRANGERS * self._most))
+        share = _share([len(connection) for connection in strangers.values()], int(STRANGERS * self._most))
         for origin, group in strangers.items():
-            impatient = sum(each.since <= young for each in group[: -self._per_address])
-            for each in group[: max(impatient, len(group) - share)]:
-                yield origin, each
+            impatient = sum(connection.since <= young for connection in group[: -self._per_address])
+            for connection in group[: max(impatient, len(group) - share)]:
+                yield origin, connection
         for account, group in callers.items():
-            for each in group[self._per_caller :]:
-                yield account, each
+            for connection in group[self._per_caller :]:
+                yield account, connection
 
     def _refresh(self) -> None:
         """Find the connections of the port among this process's files; new ones are looked up."""
-        started, now, found = time.thread_time(), time.monotonic(), dict[int, _Connection | None]()
+        started, now, sockets = time.thread_time(), time.monotonic(), dict[int, _Connection | None]()
         for name in os.listdir(_OPEN_FILES) if _OPEN_FILES is not None else ():  # noqa: PTH208 - often
             with suppress(OSError):  # closed since
                 file = os.fstat(int(name))
@@ -260,8 +260,8 @@ class InboundGuard:
                 known = self._known[inode] if inode in self._known else self._inspect(int(name), inode, now)
                 if known is not None:
                     known.fd = int(name)
-                found[inode] = known
-        self._known = found
+                sockets[inode] = known
+        self._known = sockets
         self._next_look = time.monotonic() + REST * (time.thread_time() - started)
 
     def _inspect(self, fd: int, inode: int, now: float) -> _Connection | None:
@@ -273,7 +273,7 @@ class InboundGuard:
 
 
 def _share(counts: list[int], most: int) -> int:
-    """The largest number of each with which all together have at most `most`; one at least."""
+    """Return the largest limit for each group with which all together have at most `most`, but at least 1."""
     rest = most
     for left, count in zip(range(len(counts), 0, -1), sorted(counts), strict=True):
         if count * left > rest:
@@ -291,15 +291,15 @@ def _duplicate(fd: int, inode: int) -> socket.socket:
 
 
 def _received(fd: int) -> int:
-    """Bytes that a connection has received; 0 where the system does not tell, or it is closed."""
+    """Return the bytes that a connection has received; 0 where the system does not tell, or it is closed."""
     if sys.platform != "linux":
         return 0
     with suppress(OSError):
         borrowed = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
         try:
-            found = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_RECEIVED + 8)
+            info = borrowed.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_RECEIVED + 8)
         finally:
             borrowed.detach()  # it is gRPC's
-        if len(found) == _TCP_RECEIVED + 8:
-            return int.from_bytes(found[_TCP_RECEIVED:], sys.byteorder)
+        if len(info) == _TCP_RECEIVED + 8:
+            return int.from_bytes(info[_TCP_RECEIVED:], sys.byteorder)
     return 0

@@ -4,8 +4,6 @@ The start order suits the operator: bad configuration and keys fail at once, the
 is loaded (so a second node on the port is noticed early), and Health says SERVING only once the model is warm.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import queue
@@ -52,8 +50,8 @@ from ddib_fed.node.connections import (
 )
 from ddib_fed.node.policy import Policy
 from ddib_fed.node.role import NodeContext, RoleService, find_roles, open_engine
-from ddib_fed.node.server import CallInterceptor, NodeServer, check_bindable
-from ddib_fed.protocol.addresses import is_every_address, split_address
+from ddib_fed.node.server import CallInterceptor, NodeServer
+from ddib_fed.protocol.addresses import check_bindable, is_every_address, split_address
 from ddib_fed.security import tls
 from ddib_fed.security.audit import AuditLog
 from ddib_fed.security.pki import has_authority, load_identity, root_warning
@@ -66,14 +64,13 @@ from ddib_fed.v1 import identity_pb2_grpc
 log = logging.getLogger(__name__)
 
 MIN_FREE_BYTES: Final = 16 << 20
-"""Space that a start itself needs: databases, an audit line, a socket."""
+"""A start itself writes databases, an audit line and a socket."""
 LOOK_S: Final = 1.0
-"""How often the thread that serves looks whether the node is to end, if nothing wakes it."""
 _HELD: Final = ", in use while this node runs"
 
 
 # The steps of a start: `check` runs all of them, `serve` stops at the first that fails. A step changes nothing, and
-# yields what there is, then its warnings. What a start then does for real uses the same code as the step.
+# yields its finding, then its warnings; a start uses the same code afterwards.
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +82,7 @@ class StepResult:
 
 
 def check(config: NodeConfig) -> list[StepResult]:
-    """Run every step of a start, also after failures; what this node itself holds while it runs is none."""
+    """Run every step of a start, also after failures; ports and files held by this node itself are no failures."""
     findings = []
     for name in STEPS:
         try:
@@ -96,10 +93,10 @@ def check(config: NodeConfig) -> list[StepResult]:
 
 
 def begin(config: NodeConfig) -> tuple[str, ...]:
-    """Run the checks that precede a start; returns the warnings, for the log."""
+    """Run the checks that precede a start; return the warnings, for the log."""
     check_alone(config.paths.admin_socket)
-    found = [_take(name, config) for name in STEPS if name not in _FOR_REAL]
-    return tuple(warning for each in found for warning in each.warnings)
+    results = [_take(name, config) for name in STEPS if name not in _FOR_REAL]
+    return tuple(warning for result in results for warning in result.warnings)
 
 
 def _take(name: str, config: NodeConfig) -> StepResult:
@@ -128,11 +125,11 @@ def _state(config: NodeConfig) -> Iterator[str]:
 
 
 def _peers(config: NodeConfig) -> Iterator[str]:
-    found, proxy = peer_store(config).list(), config.proxy
-    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in found)
+    admitted, proxy = peer_store(config).list(), config.proxy
+    peers = ", ".join(f"{peer.institution} at {peer.address}" for peer in admitted)
     through = f", through the proxy {proxy.address}" if proxy is not None else ""
     yield (peers or "none admitted yet: ddib peer add") + through
-    for peer in found:
+    for peer in admitted:
         until = max(root.not_valid_after_utc for root in peer.roots)
         if warning := root_warning(peer.institution, until, datetime.now(UTC)):
             yield warning
@@ -140,12 +137,12 @@ def _peers(config: NodeConfig) -> Iterator[str]:
 
 def _calibrations(config: NodeConfig) -> Iterator[str]:
     store = CalibrationStore(config.paths.calibrations)
-    found = overview(config, store, peer_store(config))
-    states = Counter(each.state for each in found)
+    rows = overview(config, store, peer_store(config))
+    states = Counter(row.state for row in rows)
     yield ", ".join(f"{count} {state}" for state, count in states.items()) or "none"
-    for each in found:
-        if each.warning:
-            yield f"{each.sha256[:12]} ({each.source} to {each.target}): {each.warning}"
+    for row in rows:
+        if row.warning:
+            yield f"{row.sha256[:12]} ({row.source} to {row.target}): {row.warning}"
     for problem in store.problems():
         yield f"not read: {problem}"
 
@@ -165,7 +162,7 @@ def _listen(config: NodeConfig) -> Iterator[str]:
 
 
 def _bindable(config: NodeConfig, listen: str, setting: str) -> str:
-    """The address, if it is free; if it is in use while this node runs, that it is held."""
+    """Return the address, with a note if this node itself holds it; raise ConfigError if it cannot be bound."""
     try:
         check_bindable(listen, setting)
     except ConfigError as error:
@@ -247,7 +244,6 @@ STEPS: Final[dict[str, Callable[[NodeConfig], Iterable[str]]]] = {
     "model": _model,
 }
 _FOR_REAL: Final = frozenset({"store", "roles", "model"})
-"""Steps that a start does for real afterwards."""
 
 
 class _StopNow(BaseException):
@@ -326,7 +322,7 @@ class Daemon:
             )
 
     def run(self) -> int:
-        """Serve until told to stop; 0 after an orderly end."""
+        """Serve until a signal or a drain; return 0 after an orderly end."""
         metrics = self.node.metrics
         metrics.streams.set_function(lambda: float(self._calls.streams.active))
         for state in ("queued", "running", "decoding"):
@@ -413,7 +409,7 @@ class Daemon:
             raise _StopNow
 
     def request_drain(self) -> int:
-        """Drain and exit, as SIGTERM does; returns how many jobs run now."""
+        """Drain and exit, as SIGTERM does; return the number of jobs that run now."""
         self._drain_asked.set()
         self._woken.put(None)
         return self._jobs()["running"]
@@ -457,7 +453,7 @@ class Daemon:
         log.info("stopped")
 
     def _jobs(self) -> Counter[str]:
-        """Work of all roles by state; what it was last, once their stores are closed."""
+        """Count the work of all roles by state; return the last counts once their stores are closed."""
         if not self._released:
             try:
                 self._last_jobs = sum((Counter(role.jobs()) for role in self.roles), Counter())
@@ -472,15 +468,15 @@ class Daemon:
         return 0.0
 
     def _expires(self, which: str) -> float:
-        """When the own certificate (`not_after`) or its root (`root_not_after`) ends; 0 while it cannot be read."""
+        """Return the end of the own certificate (`not_after`) or its root (`root_not_after`); 0 if unreadable."""
         try:
-            found: datetime = getattr(load_identity(self.config.paths.pki), which)
+            end: datetime = getattr(load_identity(self.config.paths.pki), which)
         except (DdibError, OSError):
             return 0.0
-        return found.timestamp()
+        return end.timestamp()
 
     def _look(self) -> int:
-        """End what belongs to peers that are no longer admitted, and look at what is watched; how many calls ended."""
+        """End the calls of peers that are no longer admitted, and run the watch; return the number of calls ended."""
         for role in self.roles:
             role.peers_changed()
         ended = self._calls.sweep()
@@ -489,7 +485,7 @@ class Daemon:
         return ended
 
     def state(self) -> str:
-        """loading, serving, draining, or degraded with the reason."""
+        """Return loading, serving, draining, or degraded with the reason."""
         if self.node.draining:
             return "draining"
         if not self.server.serving:  # the operator and /readyz see what Health says
@@ -530,8 +526,8 @@ class Daemon:
             active_streams=self._calls.streams.active,
             jobs=self._jobs(),
             calibrations=(
-                pb.CalibrationStatus(**{**asdict(each), "expires": each.expires.timestamp()})
-                for each in overview(self.config, self.node.calibrations, self.peers)
+                pb.CalibrationStatus(**{**asdict(row), "expires": row.expires.timestamp()})
+                for row in overview(self.config, self.node.calibrations, self.peers)
             ),
             workers=pb.WorkersStatus(executor=self.config.engine.executor),
         )
@@ -565,7 +561,7 @@ class Daemon:
 
 
 def serve(config: NodeConfig) -> int:
-    """Run a node in this process until SIGTERM or SIGINT; the exit code."""
+    """Run a node in this process until SIGTERM or SIGINT; return the exit code."""
     raise_file_limit()
     share_heaps()
     daemon = Daemon(config)

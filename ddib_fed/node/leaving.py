@@ -3,8 +3,6 @@
 Every line is what node.toml, the model's folder and the stores of peers and calibrations say; the node need not run.
 """
 
-from __future__ import annotations
-
 import shlex
 from datetime import UTC, datetime
 from pathlib import Path
@@ -53,12 +51,12 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
         manifest=manifest,
         privacy=privacy,
         recipients=recipients,
-        names=lambda what: ", ".join(each["institution"] for each in recipients if what in each["may"]),
+        names=lambda what: ", ".join(entry["institution"] for entry in recipients if what in entry["may"]),
         calibrations=overview(config, CalibrationStore(config.paths.calibrations), store),
         shape=" x ".join(map(str, shape)),
         usual_is_known=(bundle / Allowances.file).is_file(),
         settings=[*_settings("policy", config.policy), *_settings("limits", config.limits, "result_days")],
-        readings=[_reading(each, config, usual_sigma) for each in (privacy.readings if privacy else ())],
+        readings=[_reading(entry, config, usual_sigma) for entry in (privacy.readings if privacy else ())],
         measuring=f"ddib privacy report --model {shlex.quote(str(bundle))} --data HELD_OUT",
         figure=_figure,
         share=_share,
@@ -67,10 +65,12 @@ def write_leaving(config: NodeConfig, path: Path) -> list[str]:
 
 
 def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
-    """Return each admitted peer, and what the policy, suspensions and withdrawals let it have now."""
+    """Return each admitted peer, and what policy, suspensions and withdrawals allow it now."""
     policy, roles, snapshot = config.policy, config.node.roles, store.snapshot()
-    targets = {target.partition("/")[0] for each in policy.clients.values() for target in each}
-    found = []
+    targets = {
+        target.partition("/")[0] for allowed_targets in policy.clients.values() for target in allowed_targets
+    }
+    recipients = []
     for peer in store.list():
         barred = ""
         if peer.identity in snapshot.withdrawn:
@@ -86,8 +86,8 @@ def _recipients(config: NodeConfig, store: PeerStore) -> list[dict[str, Any]]:
         may = [name for name, yes in allowed.items() if yes]
         nothing = f"nothing: {barred or '[policy.peers] or [policy.clients]'}"
         row = (peer.institution, peer.identity.uri, peer.address, ", ".join(may) or nothing)
-        found.append({"institution": peer.institution, "barred": barred, "may": may, "row": row})
-    return found
+        recipients.append({"institution": peer.institution, "barred": barred, "may": may, "row": row})
+    return recipients
 
 
 def _settings(table: str, section: Frozen, *only: str) -> list[tuple[str, str, str]]:

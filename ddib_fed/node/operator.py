@@ -1,4 +1,4 @@
-"""A node as its operator has it: makes one, runs it, asks it over its socket, and keeps its peers and certificates.
+"""A node as its operator has it: makes one, runs it, calls it over its socket, keeps its certificates and log.
 
 Each act is in the node's audit log before it has any effect. A running node obeys it at its next call, because it reads
 the same files. Neither torch nor gRPC is imported before a method needs it.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
@@ -19,31 +18,22 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import ValidationError
 
-from ddib_fed.errors import (
-    AlreadyExists,
-    ConfigError,
-    FileMissing,
-    InputError,
-    PeerUnreachable,
-    PolicyDenied,
-    UnavailableError,
-    UsageError,
-)
+from ddib_fed.errors import AlreadyExists, FileMissing, InputError, PolicyDenied, UsageError
 from ddib_fed.files import check_private_folder, problem_text, read_small, write_file
 from ddib_fed.names import NODE_FILE, is_institution, label_from
 from ddib_fed.node.config import ModelSection, NodeConfig, NodeSection, Role, peer_store, render_node_toml
-from ddib_fed.protocol.addresses import bracketed, is_every_address, is_loopback, split_address
+from ddib_fed.node.peering import Applied, Peers, apply
+from ddib_fed.protocol.addresses import is_every_address, is_loopback, split_address
 from ddib_fed.security import audit as log
 from ddib_fed.security import pki as keys
-from ddib_fed.security.identity import Identity, name_constraints
-from ddib_fed.security.peers import Peer, begin_node, begin_trust, parse_peer
+from ddib_fed.security.identity import Identity
+from ddib_fed.security.peers import begin_node, begin_trust
 
 if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.node.admin import NodeStatus
-    from ddib_fed.node.calibrations import Calibrations
+    from ddib_fed.node.agreements import Calibrations
     from ddib_fed.node.daemon import StepResult
-    from ddib_fed.security.pairing import PairedPeer, PairingNode
 
 HELP: Final = "ddib init --help"
 LISTEN: Final = "127.0.0.1:7443"
@@ -56,12 +46,7 @@ ROLES: Final[dict[str, tuple[Role, ...]]] = {
 
 
 class Node:
-    """An institution's node on this machine, as its operator has it.
-
-    Parameters
-    ----------
-    config
-        What its node.toml says; `Node.open` reads one, `Node.create` makes one.
+    """An institution's node on this machine, as its operator has it; `Node.open` reads one, `Node.create` makes one.
 
     Attributes
     ----------
@@ -109,22 +94,13 @@ class Node:
         ----------
         folder
             Folder of node.toml and the node's state; made if missing.
-        role
-            What the node does: encode for its own clients ("source"), decode for peers ("target"), or both.
         model
-            The hosted model: one that ships, by name, which is copied so that it does not change with the package, or a
-            folder. Without it `domain` names the domain of a model that is trained later.
-        domain
-            The domain's name for peers; without it the model's own.
+            The hosted model: a folder, or a model that ships, which is copied. Without it, `domain` names the
+            domain of a model that is trained later.
         institution
-            DNS name in lower case, in every certificate. Without it the host of `address`, else this machine's name
-            under .internal.
-        name
-            The node's name inside the institution, one DNS label.
+            DNS name in lower case. Without it the host of `address`, else this machine's name under .internal.
         listen, address
             HOST:PORT to bind and to be dialled at. Each follows from the other; without both 127.0.0.1:7443.
-        classifier
-            Folder of a classifier that guides decoding.
         with_ca
             Whether this node issues the institution's certificates; without it `pki.request` asks another node.
 
@@ -196,7 +172,7 @@ class Node:
 
         return load_hosted(self.config)
 
-    # What a running node is asked over its socket; PeerUnreachable where none answers
+    # Calls over the socket of a running node; PeerUnreachable without one
 
     def status(self) -> NodeStatus:
         """Ask the running node for its state."""
@@ -237,7 +213,7 @@ class Node:
 
     @cached_property
     def pki(self) -> NodeCertificates:
-        """The node's certificate, and those that it issues."""
+        """The node's certificate, and the certificates that it issues."""
         return NodeCertificates(self.config)
 
     @cached_property
@@ -247,8 +223,8 @@ class Node:
 
     @cached_property
     def calibrations(self) -> Calibrations:
-        """What the node publishes for calibrations, and those that it and its peers agreed on."""
-        from ddib_fed.node.calibrations import Calibrations
+        """The node's published aggregate, and the calibrations that it and its peers agreed on."""
+        from ddib_fed.node.agreements import Calibrations
 
         return Calibrations(self.config)
 
@@ -305,322 +281,6 @@ def _place(model: str | Path, out: Path) -> str:
     return str(folder.relative_to(here) if folder.is_relative_to(here) else folder)
 
 
-# Peers
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """Whether an act changed anything, and whether a running node obeys it already; None if it was not asked."""
-
-    changed: bool
-    running: bool | None
-
-
-@dataclass(frozen=True, slots=True)
-class PeerTest:
-    """What a peer answered: the connection, what it decodes (None for a source alone), and its clock's lead in s."""
-
-    institution: str
-    connection: str
-    domain: str | None
-    sample_shape: tuple[int, ...]
-    clock_s: float | None
-    clock: str = ""
-    """The clock's lead in words."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pairing:
-    """Whom this node admitted, itself as the other side has it, and what its operator should know."""
-
-    other: Peer
-    own: Peer
-    warnings: tuple[str, ...]
-
-    def describe(self) -> tuple[str, ...]:
-        """Return whom this node admitted and both fingerprints, for whoever wants to compare them all the same."""
-        theirs = [f"theirs       {text}" for text in self.other.fingerprints]
-        ours = [f"ours         {text}" for text in self.own.fingerprints]
-        return (f"admitted     {self.other.identity} at {self.other.address}", *theirs, *ours)
-
-
-def _apply(config: NodeConfig, *, changed: bool) -> Applied:
-    """Have a running node apply a change of its trust; a stopped node applies it when it starts."""
-    file = peer_store(config).file
-    try:
-        answer = Node(config).reload()
-    except UnavailableError:
-        return Applied(changed, running=False)
-    if refused := [line for line in answer if line.startswith("not read:") and file.name in line]:
-        raise InputError(
-            f"{file} is written, and the running node does not obey it: {refused[0]}",
-            hint="run this as the node's own user, and let the file belong to that user",
-        )
-    return Applied(changed, running=True)
-
-
-class Peers:
-    """The peers of a node. Each change is on the disk, and obeyed by a running node, when a method returns."""
-
-    def __init__(self, config: NodeConfig) -> None:
-        self._config = config
-        self._store = peer_store(config)
-
-    def list(self) -> tuple[Peer, ...]:
-        """Return the admitted peers by name, suspended ones too."""
-        return self._store.list()
-
-    @property
-    def suspended(self) -> dict[str, str]:
-        """Since when and why each suspended peer is."""
-        return dict(self._store.snapshot().suspended)
-
-    def own(self) -> Peer:
-        """Return this node as its peer file introduces it."""
-        node = self._config.node
-        roots = self._store.snapshot().own_roots
-        peer = Peer(node.institution, Identity(node.institution, "node", node.name), node.address, roots)
-        # As the other side will read it.
-        return parse_peer(peer.to_bytes(), f"what {self._config.path} says of this node")
-
-    def export(self, path: str | Path, *, replace: bool = False) -> Peer:
-        """Write the file that another institution adds, which holds no secret; raise AlreadyExists if it exists."""
-        peer = self.own()
-        try:
-            write_file(Path(path), peer.to_bytes(), overwrite=replace)
-        except AlreadyExists as error:
-            error.hint = "choose another file, or replace it with ddib peer export --force"
-            raise
-        return peer
-
-    def add(
-        self,
-        file: str | Path,
-        *,
-        fingerprints: Sequence[str] = (),
-        ask: Callable[[Peer], bool] | None = None,
-        replace: bool = False,
-        unconstrained_root: bool = False,
-    ) -> Peer:
-        """Admit another institution's node.
-
-        Parameters
-        ----------
-        file
-            Its peer file, as `export` writes it there.
-        fingerprints
-            Those of its roots, as the other operator read them out.
-        ask
-            Called with the peer if no fingerprint is given and the peer is not admitted as it is: whether its operator
-            read out the same fingerprints.
-        replace
-            Whether it replaces an entry with other data.
-        unconstrained_root
-            Whether a root without name constraints is accepted, as that of a general CA.
-
-        Raises
-        ------
-        PolicyDenied
-            A fingerprint differs or was not confirmed, or the root has no name constraints.
-        AlreadyExists
-            The institution is admitted with other data.
-        """
-        content = read_small(Path(file), hint="ddib peer export writes it, on the other side", pipe=True)
-        other = parse_peer(content, str(file))
-        _require_constraints(other, unconstrained_root=unconstrained_root)
-        known = self._store.snapshot().peers.get(other.institution) == other
-        if ask is not None and not (fingerprints or known):
-            if not ask(other):
-                raise PolicyDenied(
-                    "the fingerprint was not confirmed; nothing was added",
-                    hint="compare it with the output of `ddib peer export` there; if it differs, stop",
-                )
-            fingerprints = other.fingerprints
-        self._store.add(other, fingerprints=fingerprints, replace=replace)
-        return other
-
-    def test(self, institution: str) -> PeerTest:
-        """Connect to a peer and ask what it decodes; raise what names the cause if that fails."""
-        import grpc
-
-        from ddib_fed.protocol.calls import described, failure_of_peer, status_of
-        from ddib_fed.protocol.contract import PROTOCOL
-        from ddib_fed.security.tls import PeerChannels
-        from ddib_fed.v1 import decoding_pb2, decoding_pb2_grpc
-
-        peer, hop = self._store.get(institution), f"target {institution}"
-        channels = PeerChannels(self._config.paths.pki, self._store, proxy=self._config.proxy)
-        try:
-            finding = channels.diagnosis(peer)
-            if not finding.ok:
-                raise finding.as_error(hop)
-            channel = channels.get(institution)
-            request = decoding_pb2.DescribeDomainRequest(protocol=PROTOCOL)
-            side = decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(request, timeout=10).side
-            shape = tuple(side.sample_shape)[:5]
-            ahead = channel.clock_s
-            clock = "" if ahead is None else described(ahead)
-            return PeerTest(institution, finding.text, side.domain[:100], shape, ahead, clock)
-        except grpc.RpcError as error:
-            if status_of(error) is grpc.StatusCode.UNIMPLEMENTED:
-                return PeerTest(institution, finding.text, None, (), None)
-            failure = failure_of_peer(error, hop)
-            if failure.reason == "PEER_UNKNOWN":
-                name = self._config.node.name
-                failure.hint = (
-                    f"that node has not admitted {name}: ddib peer export here, ddib peer add there"
-                )
-            elif isinstance(failure, PeerUnreachable):  # whose hint would be this command
-                failure.hint = "repeat the command, then check that node's log"
-            raise failure from error
-        finally:
-            channels.close()
-
-    def suspend(self, institution: str, reason: str = "") -> Applied:
-        """Refuse a peer and send it nothing until `resume`, also over restarts; running calls with it end."""
-        return _apply(self._config, changed=self._store.suspend(institution, reason=reason))
-
-    def resume(self, institution: str) -> Applied:
-        """Admit a suspended peer again; jobs that waited for it continue."""
-        changed = self._store.resume(institution)
-        return _apply(self._config, changed=True) if changed else Applied(changed=False, running=None)
-
-    def remove(self, institution: str) -> Applied:
-        """Remove a peer; raise PeerNotFound if it is none."""
-        self._store.remove(institution)
-        return _apply(self._config, changed=True)
-
-    def pair(
-        self,
-        address: str | None = None,
-        code: str | None = None,
-        *,
-        on_code: Callable[..., object] | None = None,
-        on_stranger: Callable[[str], object] | None = None,
-        fingerprints: Sequence[str] = (),
-        replace: bool = False,
-        unconstrained_root: bool = False,
-    ) -> Pairing:
-        """Admit another institution's node, and be admitted there, by a code that stands in for fingerprints.
-
-        Parameters
-        ----------
-        address
-            HOST:PORT of the side that waits; with `on_code`, where this side waits, by default node.listen.
-        code
-            The code that the other side shows.
-        on_code
-            Called with lines to show, before this side waits: its code, and what the other side types.
-        on_stranger
-            Called with a line about each connection that had no code.
-        fingerprints
-            Of the only roots that are admitted; without them any root that the code vouches for is.
-        replace, unconstrained_root
-            As of `add`.
-
-        Raises
-        ------
-        Unauthenticated
-            The code is wrong; it is used up then.
-        DeadlineExceeded
-            Nobody came within five minutes.
-        """
-        from ddib_fed.security.pairing import PairingNode, dial, parse_code
-
-        own, store = self.own(), self._store
-
-        def judge(other: Peer) -> None:
-            _require_constraints(other, unconstrained_root=unconstrained_root)
-            store.judge(other, fingerprints=fingerprints or other.fingerprints, replace=replace)
-
-        def admit(other: Peer) -> None:
-            store.add(other, fingerprints=other.fingerprints, replace=replace)
-
-        node = PairingNode(own.to_bytes(), judge, admit)
-        if on_code is not None:
-            return self._paired(own, self._wait(node, address, on_code, on_stranger))
-        typed = parse_code(code or "")
-        try:
-            split_address(address or "")
-        except ValueError as error:
-            hint = "ddib pair HOST:PORT CODE, as the other side shows both"
-            raise UsageError(str(error), hint=hint) from error
-        return self._paired(own, dial(address or "", typed, node, proxy=self._config.proxy))
-
-    def _wait(
-        self,
-        node: PairingNode,
-        at: str | None,
-        on_code: Callable[..., object],
-        on_stranger: Callable[[str], object] | None,
-    ) -> PairedPeer:
-        from ddib_fed.security import pairing
-
-        section, code = self._config.node, pairing.new_code()
-        shown = section.address
-        with self._bound(at) as listener:
-            port = listener.getsockname()[1]
-            if at is not None or split_address(section.listen, bound=True)[1] != port:
-                shown = f"{bracketed(split_address(section.address)[0])}:{port}"
-            on_code(
-                f"{section.institution} waits for one try in the next {pairing.CODE_LIFE_S / 60:.0f} minutes. "
-                "Read this code out by telephone:",
-                "",
-                f"    {code}",
-                "",
-                f"there:       ddib pair {shown} {code}",
-            )
-
-            def tell(whence: str, why: str) -> None:
-                if on_stranger is not None:
-                    on_stranger(f"a connection from {whence} had no code: {why}")
-
-            return pairing.listen(listener, code, node, on_stranger=tell)
-
-    def _bound(self, at: str | None) -> socket.socket:
-        from ddib_fed.node.server import check_bindable
-
-        where = at or self._config.node.listen
-        host, port = split_address(where, bound=True)
-        try:
-            check_bindable(where, "node.listen" if at is None else "--listen")
-        except ConfigError as error:
-            if at is None:
-                again = f"ddib pair --listen {bracketed(host)}:PORT --config {shlex.quote(str(self._config.path))}"
-                error.hint = f"the node runs? then another port that the other side reaches: {again}"
-            raise
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=8)
-
-    def _paired(self, own: Peer, paired: PairedPeer) -> Pairing:
-        other, whence = paired.other, paired.where
-        warnings = [*other.warnings]
-        if not paired.mutual:
-            warnings.append(
-                f"warning: whether {other.institution} admitted this node is not known, the connection ended; "
-                f"ddib peer test {other.institution} --config {shlex.quote(str(self._config.path))} says"
-            )
-        with suppress(ValueError):
-            whence = split_address(whence)[0]
-        if is_loopback(split_address(other.address)[0]) and not is_loopback(whence):
-            warnings.append(
-                f"warning: {other.address} is an address of that machine alone, and this node cannot dial it; "
-                "correct node.address there, and pair again with --force here"
-            )
-        return Pairing(other, own, tuple(warnings))
-
-
-def _require_constraints(other: Peer, *, unconstrained_root: bool) -> None:
-    if not (unconstrained_root or all(name_constraints(root) for root in other.roots)):
-        raise PolicyDenied(
-            f"the root of {other.institution} has no name constraints",
-            hint="this is so for a general CA; to accept it, add --unconstrained-root",
-        )
-
-
-# Certificates
-
-
 @dataclass(frozen=True, slots=True)
 class Issued:
     """A certificate that was issued, and its file."""
@@ -640,16 +300,16 @@ class NodeCertificates(keys.Certificates):
     def init(self) -> str:
         """Make the institution's root and this node's certificate from it; return the root's fingerprint.
 
-        Whoever has the root's key, in the node's state folder, can pose as any identity of the institution. Raise
-        AlreadyExists if the folder has a root.
+        The root's key, in the node's state folder, can make any identity of the institution. Raise AlreadyExists for a
+        second.
         """
         node = self._config.node
         return keys.fingerprint(begin_node(self._config.paths.state, node.institution, node.name).certificate)
 
     def sign(self, request: bytes) -> bytes:
-        """Sign a request in PEM; return the certificate with the roots. The audit log has it first.
+        """Sign a request in PEM, after a line in the audit log; return the certificate with the roots.
 
-        Whoever has the request's key gets the identity that it names. Raise PolicyDenied if that is withdrawn.
+        The owner of the request's key gets the identity that it names. Raise PolicyDenied if that is withdrawn.
         """
         authority = keys.load_authority(self.folder)
         identity, key = keys.read_request(request)
@@ -670,10 +330,9 @@ class NodeCertificates(keys.Certificates):
         *,
         ask: Callable[[Identity], object] | None = None,
     ) -> Issued:
-        """Sign a request of another machine into a file, by default NAME.pem.
+        """Sign a request of another machine into a file, by default NAME.pem; raise AlreadyExists if it exists.
 
-        `ask` is called with the identity before anything is signed, and raises if it is not to be. Raise AlreadyExists
-        if the file exists.
+        `ask` is called with the identity before anything is signed, and raises to stop it.
         """
         content = read_small(Path(request), pipe=True)
         identity, _key = keys.read_request(content)
@@ -707,12 +366,12 @@ class NodeCertificates(keys.Certificates):
         Each node of the institution has a list of its own. Raise PolicyDenied for another institution's identity.
         """
         changed = peer_store(self._config).withdraw(self._of_institution(identity), comment=reason)
-        return _apply(self._config, changed=changed)
+        return apply(self._config, changed=changed)
 
     def reinstate(self, identity: str) -> Applied:
         """Accept an identity again that was withdrawn on this node."""
         changed = peer_store(self._config).reinstate(self._of_institution(identity))
-        return _apply(self._config, changed=changed)
+        return apply(self._config, changed=changed)
 
     def _of_institution(self, text: str) -> Identity:
         institution = self._config.node.institution
@@ -732,9 +391,6 @@ class NodeCertificates(keys.Certificates):
         return identity
 
 
-# The audit log
-
-
 class Audit:
     """The audit log of a node, read while the node runs or not."""
 
@@ -751,26 +407,18 @@ class Audit:
         return path
 
     def entries(self, *, peer: str = "", since: str | datetime | None = None) -> Iterator[log.AuditLine]:
-        """Yield the lines of the log, the oldest first; the chain is not checked.
+        """Yield the lines of the log about a peer, the oldest first; the chain is not checked.
 
-        Parameters
-        ----------
-        peer
-            Only what concerns this institution.
-        since
-            Not before this moment, or so long ago ("30m", "2h", "7d"), or a date and time of ISO 8601, UTC.
+        `since` is a moment, an age ("30m", "2h", "7d"), or a date and time of ISO 8601, UTC.
         """
         moment = log.parse_since(since) if isinstance(since, str) else since
-        return (each for each in log.entries(self.path) if each.is_asked_for(peer=peer, since=moment))
+        return (line for line in log.entries(self.path) if line.is_asked_for(peer=peer, since=moment))
 
     def verify(self, *noted: str | Path) -> log.Verified:
-        """Follow the chain of the whole log; return its head, and what is wrong with it.
+        """Follow the chain of the whole log; return its head and its problem.
 
-        Parameters
-        ----------
-        noted
-            What was noted of this log elsewhere, which shows whether its end was cut off or all of it rewritten: heads
-            (64 hexadecimal digits), and files that peers wrote with `anchors`.
+        `noted` are heads (64 hexadecimal digits) and files that peers wrote with `anchors`; they show whether the log's
+        end was cut off or all of it rewritten.
         """
         # Each by itself: two peers may have noted the same line, one of them wrongly.
         checks: list[tuple[str | None, log.Noted]] = []
@@ -787,10 +435,7 @@ class Audit:
         return replace(result, anchors=matched)
 
     def anchors(self, peer: str) -> tuple[log.AnchorFile, str]:
-        """Return what this node noted of a peer's log, and how two of those ends contradict each other, if they do.
-
-        Raise FileMissing if it noted nothing.
-        """
+        """Return the noted ends of a peer's log, and a contradiction between two; raise FileMissing for none."""
         other = peer_store(self._config).get(peer)
         held, contradiction = log.held_of(self.path, peer)
         if not held:

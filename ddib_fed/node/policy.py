@@ -32,11 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Who may call what: default deny
 
 HEALTH: Final = "grpc.health.v1.Health"
 HEALTH_CHECK: Final = f"/{HEALTH}/Check"
-"""For every certificate of an admitted institution; the others of `HEALTH` are for the own institution."""
+"""Any certificate of an admitted institution may call it; the rest of `HEALTH` is for the own institution."""
 IDENTITY: Final = "ddib_fed.v1.IdentityService"
 TRANSLATION: Final = "ddib_fed.v1.TranslationService"
 USES: Final[dict[str, Use]] = {
@@ -58,25 +57,25 @@ class Policy:
         self._services |= {IDENTITY} if issuer else set()
 
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
-        """Return when `identity` may call ``/package.Service/Method``."""
+        """Raise PolicyDenied or PeerUnknown unless `identity` may call ``/package.Service/Method``."""
         service = full_method.removeprefix("/").partition("/")[0]
-        own, kind = identity.institution == self._institution, identity.kind
+        is_own, kind = identity.institution == self._institution, identity.kind
         denied = PolicyDenied(f"{identity} may not call {full_method}")
         if service not in self._services:
             raise PolicyDenied(f"{full_method} is not served here")
         if kind == "recovery" and service != IDENTITY:
             raise denied
-        if service == HEALTH and (own or full_method == HEALTH_CHECK):
-            if not own:
+        if service == HEALTH and (is_own or full_method == HEALTH_CHECK):
+            if not is_own:
                 snapshot.refuse_suspended(identity.institution)
-        elif service == IDENTITY and own:
+        elif service == IDENTITY and is_own:
             return
-        elif service == TRANSLATION and own and kind == "client":
+        elif service == TRANSLATION and is_own and kind == "client":
             targets_of(identity.name, self._section)
         elif service in USES and snapshot.is_admitted_node(identity):
             snapshot.refuse_suspended(identity.institution)
             check_use(identity.institution, USES[service], self._section)
-        elif service in USES and kind == "node" and not own:
+        elif service in USES and kind == "node" and not is_own:
             raise PeerUnknown(
                 f"{identity} is not the node in the peer file of {identity.institution}",
                 hint="ddib peer list; if it was moved, ddib peer add --force FILE",
@@ -84,8 +83,6 @@ class Policy:
         else:
             raise denied
 
-
-# The settings of [policy]
 
 POLICY_FORMAT: Final = "ddib-fed policy 1"
 AGREED_LIMITS: Final = ("max_evaluations", "max_items_per_job", "result_days")
@@ -114,12 +111,12 @@ def check_use(institution: str, use: Use, policy: PolicySection) -> None:
 
 
 def targets_of(client: str, policy: PolicySection) -> tuple[str, ...]:
-    """Where an own client may translate to, as `policy.clients` says it."""
-    found = policy.clients.get(client, policy.clients.get(EVERY, ()))
-    if not found:
+    """Return the targets of an own client in `policy.clients`; raise PolicyDenied if it has none."""
+    targets = policy.clients.get(client, policy.clients.get(EVERY, ()))
+    if not targets:
         hint = f'add "{client}" to [policy.clients] of node.toml, then restart the node'
         raise _denied("clients", f"the client {client} may not translate", hint)
-    return found
+    return targets
 
 
 def check_target(client: str, institution: str, domain: str, policy: PolicySection) -> None:
@@ -166,7 +163,7 @@ def check_most_evaluations(evaluations: int, limit: int) -> None:
 
 
 def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms:
-    """The guidance that a node offers for decoding with a model."""
+    """Return the guidance that a node offers for decoding with a model."""
     guide, units = model.classifier if policy.max_guidance > 0 else None, model.manifest.normalisation
     return GuidanceTerms(
         max_guidance=0.0 if model.manifest.null_class is None else policy.max_guidance,
@@ -179,11 +176,9 @@ def offered_guidance(model: DomainModel, policy: PolicySection) -> GuidanceTerms
     )
 
 
-# Quotas
-
 DAY_S: Final = 24 * 3600.0
 AHEAD: Final = 10_000
-"""Parts of a limit of which one may be on the disk and not be spent: at most so many writes of an account a day."""
+"""Persist the quota in 1/N steps, so that an account writes at most N times a day."""
 RETRY_S: Final = 30.0
 
 
@@ -195,7 +190,7 @@ def evaluations_of(
     *,
     round_trip: bool = False,
 ) -> int:
-    """What a leg of some samples costs: network evaluations of points, or of pixels."""
+    """Return the cost of a leg: network evaluations of points, or of pixels."""
     return samples * math.prod(sample_shape[1:]) * evaluations * (guidance.predictions + round_trip)
 
 
@@ -276,15 +271,15 @@ class Quotas:
                     self._added(charge, {})
 
     def close(self) -> None:
-        """Write what was spent exactly; logged where it cannot be written."""
+        """Write the spent amounts exactly; log a failure."""
         with self._lock:
             try:
-                self._write([(*key, each.since, each.spent) for key, each in self._accounts.items()])
+                self._write([(*key, account.since, account.spent) for key, account in self._accounts.items()])
             except (OSError, DiskFull):
                 log.exception("what was used of quotas cannot be written exactly")
 
     def _added(self, charge: Charge, booked: Mapping[tuple[str, str], Charge]) -> Charge:
-        """The charge with what was booked of its account before; QuotaSpent if it does not fit."""
+        """Add the charge to its account's booked amount; raise QuotaSpent if it exceeds the limit."""
         account, earlier = self._of(charge), booked.get((charge.quota, charge.who))
         before = 0 if earlier is None else earlier.amount
         left = max(0, charge.limit - account.spent - before)
@@ -292,14 +287,14 @@ class Quotas:
             return charge._replace(amount=before + charge.amount)
         renews = account.since + DAY_S
         when = datetime.fromtimestamp(renews, UTC).isoformat(timespec="seconds")
-        asked = f"{charge.who} asks for {charge.amount:,} of {charge.quota}"
+        demand = f"{charge.who} asks for {charge.amount:,} of {charge.quota}"
         facts: dict[str, str | int] = {
             "quota": charge.quota, "of": charge.who, "limit": charge.limit, "left": left, "asked": charge.amount,
         }  # fmt: skip
         if charge.amount > charge.limit:  # it fits on no day
-            raise QuotaSpent(f"{asked}, and {charge.limit:,} is all of a day", facts=facts)
+            raise QuotaSpent(f"{demand}, and {charge.limit:,} is all of a day", facts=facts)
         raise QuotaSpent(
-            f"{asked}, and {left:,} of {charge.limit:,} are left until {when}",
+            f"{demand}, and {left:,} of {charge.limit:,} are left until {when}",
             facts={**facts, "renews": when},
             retry_after_s=max(1.0, renews - self._clock()),
         )
@@ -334,7 +329,7 @@ class Quotas:
     def _write(self, rows: Sequence[tuple[str, str, float, int]]) -> None:
         """Write these accounts, and forget those whose day is over."""
         today = self._clock() - DAY_S
-        self._accounts = {key: each for key, each in self._accounts.items() if each.since > today}
+        self._accounts = {key: account for key, account in self._accounts.items() if account.since > today}
         if self._store is None:
             return
 

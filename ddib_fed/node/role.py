@@ -1,7 +1,5 @@
 """What the roles of a node share: their interface, the model that they serve, its memory, and settings of a leg."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -66,9 +64,8 @@ MIB: Final = 1 << 20
 SMALL: Final = 4
 """Small files share a quarter of the budget in addition to it."""
 LOOK_S: Final = 0.5
-"""How often a waiting file looks whether its call has ended."""
 TRIAL_ROWS, TRIAL_PIXELS = 2_048, 65_536
-"""Sizes of calls where nobody looks which are best."""
+"""Fixed batch sizes are used when the best ones are not measured."""
 MEDIA_TYPES: Final = {
     name: common_pb2.MediaType.Value(f"MEDIA_TYPE_{name}") for name in ("NPY", "PNG", "JPEG", "TIFF")
 }
@@ -146,7 +143,7 @@ class NodeContext:
             raise NotReady("the audit log cannot be written", retry_after_s=30) from error
 
     def write_receipt(self, peer: str, contract: Contract, exchanged: Exchanged, **call: str) -> None:
-        """Record what a call exchanged, and the peer's anchor; its latents are recorded already."""
+        """Record the items and bytes of a call, and the peer's anchor; its latents are recorded already."""
         line = {"contract": contract.digest.hex(), "policy": self.policy_sha256, **exchanged.values()}
         try:
             self.audit.write(RECEIPT, **call, peer=peer, **line)
@@ -182,7 +179,7 @@ class NodeContext:
         )
 
     def samples(self) -> Samples:
-        """How files of the model's kind are read and written, within the node's limits."""
+        """Return the reader and writer of files of the model's kind, within the node's limits."""
         limits = self.config.limits
         pictures = ImageLimits(max_bytes=limits.max_item_bytes, max_pixels=limits.max_pixels)
         return samples_of(self.running_engine.model, pictures, MAX_POINTS_PER_ITEM)
@@ -224,14 +221,14 @@ class RoleService:
 
     @classmethod
     def check(cls, config: NodeConfig) -> str:  # noqa: ARG003
-        """What a start would find, as a short text; changes nothing."""
+        """Return the outcome of a start as a short text, changing nothing."""
         return "nothing to check"
 
     def register(self, server: grpc.Server) -> None:
         """Add the servicers; called before the model is loaded."""
 
     def start(self) -> None:
-        """The model is warm: start with the waiting work."""
+        """Start with the waiting work: the model is warm."""
 
     def jobs(self) -> Mapping[str, int]:
         return {}
@@ -250,11 +247,8 @@ class RoleService:
 
 
 def find_roles(names: Iterable[str]) -> list[type[RoleService]]:
-    """The roles of these names; their packages stand above this one, which therefore imports none of them."""
+    """Import the roles of these names; their packages are above this one, which imports none of them itself."""
     return [import_module(f"{name}_node.service").ROLE for name in names]
-
-
-# The model
 
 
 def load_hosted(config: NodeConfig) -> Bundle:
@@ -286,7 +280,7 @@ def load_hosted(config: NodeConfig) -> Bundle:
 
 
 def load_classifier(config: NodeConfig, bundle: Bundle) -> Bundle | None:
-    """The verified classifier that node.toml names for guiding the model; None where it names none."""
+    """Return the verified classifier that node.toml names for guiding the model; None if it names none."""
     place = config.paths.classifier
     if place is None:
         return None
@@ -338,16 +332,13 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
 
 
 def rule_of_side(side: ContractSide) -> PictureRule | None:
-    """How the other side's samples become files; a side that refuses other sizes has no fit. None for points."""
+    """Return how the other side's samples become files, without a fit if it refuses other sizes; None for points."""
     if not side.HasField("picture"):
         return None
     channels, *rows, width = side.sample_shape  # slices of a volume lie one under the other
     fit = cast("Fit", side.size_rule) if side.size_rule in get_args(Fit) else "resize"
     terms = side.picture
     return PictureRule(channels, math.prod(rows), width, fit, terms.low, terms.high, terms.bits)
-
-
-# Memory for decoding
 
 
 @dataclass(slots=True, eq=False)
@@ -359,7 +350,7 @@ class _File:
 
 
 HELD_BYTES = 1 << 16
-"""A file of at most so many is held while it waits for the memory that its decoding takes."""
+"""A smaller file is held in memory while it waits for the memory of its decoding."""
 
 
 class DecodingMemory:
@@ -374,7 +365,6 @@ class DecodingMemory:
         self._small = total_bytes // SMALL
         self._free = {True: self._small, False: total_bytes}
         self._waiting: list[_File] = []
-        """In the order of their turns."""
         self._running: Counter[str] = Counter()
         self._changed = threading.Condition()
 
@@ -396,7 +386,7 @@ class DecodingMemory:
         *,
         ended: Callable[[], bool] = lambda: False,
     ) -> Iterator[bytes]:
-        """A file's content, with its memory reserved while it is used; a larger one is loaded twice, and held once."""
+        """Yield a file's content, its memory reserved meanwhile; a larger file is loaded twice and held once."""
         held = size_bytes <= HELD_BYTES
         with self.work(client, size_bytes, ended=ended):
             content = load()
@@ -434,7 +424,9 @@ class DecodingMemory:
     def _hand_out(self) -> None:
         """Give memory to the next file of each part, for as long as it fits: nobody overtakes it."""
         for is_small in (True, False):
-            while file := next((each for each in self._waiting if self._is_next(each, is_small)), None):
+            while file := next(
+                (waiting for waiting in self._waiting if self._is_next(waiting, is_small)), None
+            ):
                 if file.size_bytes > self._free[is_small]:
                     break
                 self._free[is_small] -= file.size_bytes
@@ -442,18 +434,15 @@ class DecodingMemory:
                 self._running[file.client] += 1
                 self._waiting.remove(file)
                 # The client's next turn is after those of all others.
-                self._waiting.sort(key=lambda each: each.client == file.client)
+                self._waiting.sort(key=lambda waiting: waiting.client == file.client)
         self._changed.notify_all()
 
     def _is_next(self, file: _File, is_small: bool) -> bool:
         return file.is_small == is_small and self._running[file.client] < self._of_one
 
 
-# The settings of a leg
-
-
 def solver_settings(like: common_pb2.SolverSettings) -> SolverSettings:
-    """Settings for the engine; what is absent, an empty name and a zero that cannot be meant are the default."""
+    """Return settings for the engine; absent fields, empty names and impossible zeros become defaults."""
     set_ = {field.name for field, value in like.ListFields() if field.has_presence or value}
     return SolverSettings(**{name: getattr(like, name) for name in set_})
 

@@ -7,10 +7,8 @@ the number of threads, so that unary calls and Health always find one free.
 
 from __future__ import annotations
 
-import errno
 import logging
 import secrets
-import socket
 import threading
 import time
 from collections import Counter, deque
@@ -70,23 +68,23 @@ T = TypeVar("T")
 # (`RESERVED_THREADS`). One person may have as many clients as a node works on jobs, and so many of the places.
 MAX_WAITING_OF_ONE: Final = 16
 MAX_WAITING: Final = 24
-# The same for those who may ask for health and nothing else, all certificates of an institution together: it issues as
-# many as it likes. What of a request has arrived is in memory, up to 4 MiB of each.
+# The same for callers of health alone, all certificates of an institution together: it may issue any number. The part
+# of a request that has arrived is in memory, up to 4 MiB of each.
 MAX_WAITING_OTHERS_OF_ONE: Final = 4
 MAX_WAITING_OTHERS: Final = 8
 LOOK_EVERY_S: Final = 1.0
 CHECK_EVERY_S: Final = 0.01
-"""The messages of an object come within it: their caller is checked once."""
-# A call is open until its caller has taken the answer, and takes some memory: far more than callers need that do.
+"""The caller of an object's messages is checked once in this time."""
+# An open call takes memory until its caller has taken the answer; these are far more than callers need.
 OPEN_OF_ONE: Final = 512
 OPEN_OF_OTHERS: Final = 64
 UNLIMITED: Final = 1 << 40
 SHARE: Final = 2
 """A caller may hold at most this many times the number of free places."""
 KEPT: Final = 16
-"""One of so many places is kept for callers that hold none."""
+"""Reserve 1/N of the slots for callers without an open call."""
 SLOWEST_BYTES_PER_S: Final = 64 << 10
-"""An announced object may take as long as its bytes at this rate: half of what a client itself waits for."""
+"""An announced object may take as long as its bytes at this rate, half of a client's own patience."""
 READ_AHEAD: Final = 4
 """Messages that are read before they are asked for: reading does not wait for each one's digest."""
 
@@ -94,8 +92,7 @@ READ_AHEAD: Final = 4
 # `MAX_WAITING` + `MAX_WAITING_OTHERS` wait for a caller's request.
 RESERVED_THREADS: Final = 40
 MOST_WAITING: Final = 1_024
-"""Calls of one connection that wait for a thread; more come only from callers that take calls back as they make them,
-because HTTP/2 limits how many are open at once (`MORE_OPEN_CALLS`)."""
+"""More calls of one connection wait only for callers that take calls back, as HTTP/2 limits the open ones."""
 # Open calls of one connection beyond twice the streams' cap. gRPC's default is no limit; each call takes some memory.
 MORE_OPEN_CALLS: Final = 64
 OPTIONS: tuple[tuple[str, int], ...] = (
@@ -115,7 +112,7 @@ _CALLER: ContextVar[Admission] = ContextVar("caller")
 
 
 def caller() -> Identity:
-    """The identity that the call of this thread was authorised for."""
+    """Return the identity that the call of this thread was authorised for."""
     return _CALLER.get().identity
 
 
@@ -139,11 +136,11 @@ class Slots:
 
     def take(self, identity: str) -> None:
         with self._lock:
-            own, all_taken = self._taken[identity], self._taken.total()
+            taken, all_taken = self._taken[identity], self._taken.total()
             free = self._total - all_taken
-            if own >= self._per_identity or not within_share(own, free, self._total):
-                limit = own if free else self._total
-                detail = f"{identity} has {own} of the {all_taken} calls that are open"
+            if taken >= self._per_identity or not within_share(taken, free, self._total):
+                limit = taken if free else self._total
+                detail = f"{identity} has {taken} of the {all_taken} calls that are open"
                 raise TooManyStreams(detail, facts={"limit": limit}, retry_after_s=1.0)
             self._taken[identity] += 1
 
@@ -173,16 +170,15 @@ class OpenCall:
         self._idle_s = idle_s
         self._next_check = time.monotonic() + CHECK_EVERY_S
         self._wait: tuple[float, str] | None = None
-        """Until when the caller has to do its part, and what it has not done then."""
 
     def check(self) -> None:
-        """Return while the caller is admitted; looks at most every `CHECK_EVERY_S`."""
+        """Raise unless the caller is still admitted; look at most every `CHECK_EVERY_S`."""
         if self.admission is not None and time.monotonic() >= self._next_check:
             self.admission.check()
             self._next_check = time.monotonic() + CHECK_EVERY_S
 
     def wait_for(self, seconds: float, what: str) -> None:
-        """From now on the caller has so long to do its part; `what` it has not done then."""
+        """Give the caller so long to do its part; `what` describes its failure to."""
         self._wait = time.monotonic() + seconds, f"the caller {what} {seconds:g} s"
 
     def wait_for_reader(self) -> None:
@@ -192,7 +188,7 @@ class OpenCall:
         self._wait = None
 
     def answers(self, messages: Iterable[T]) -> Iterator[T]:
-        """The messages, for as long as the caller is admitted and takes them."""
+        """Yield the messages, for as long as the caller is admitted and takes them."""
         iterator = iter(messages)
         try:
             for message in iterator:
@@ -206,7 +202,7 @@ class OpenCall:
                 close()
 
     def end_if_late(self, now: float) -> str | None:
-        """End the call if its caller has not done its part in time; what it has not done."""
+        """End the call if its caller has not done its part in time; return the caller's failure."""
         wait = self._wait
         if wait is None or now < wait[0]:
             return None
@@ -282,8 +278,6 @@ class CallInterceptor(Interceptor):
             return grpc.stream_stream_rpc_method_handler(many, None, handler.response_serializer)
         return grpc.stream_unary_rpc_method_handler(one, None, handler.response_serializer)
 
-    # Errors
-
     @contextmanager
     def _mapping_errors(self, context: Any, method: str) -> Iterator[None]:
         outcome = "CANCELLED"
@@ -308,7 +302,7 @@ class CallInterceptor(Interceptor):
             self._on_outcome(method, outcome)
 
     def _end_with(self, context: Any, *entries: tuple[str, str | bytes]) -> None:
-        """The call's trailing metadata: what the servicer set, these entries, and the time."""
+        """Add these entries and the time to the trailing metadata of the servicer."""
         before = context.trailing_metadata() or ()
         context.set_trailing_metadata((*before, *entries, time_entry(self._clock())))
 
@@ -324,8 +318,6 @@ class CallInterceptor(Interceptor):
         self._end_with(context, (DETAIL_KEY, to_detail(failure, institution, incident).SerializeToString()))
         context.abort(grpc.StatusCode[failure.status], sentence)
         raise AssertionError  # abort has raised
-
-    # Callers
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._clock(), UTC)
@@ -376,7 +368,7 @@ class CallInterceptor(Interceptor):
         self._open[call.is_known].release(call.account)
 
     def _message(self, call: OpenCall, raw: Iterator[bytes]) -> bytes:
-        """The request of a unary call; it may never arrive: the number of waiting calls and their time are bounded."""
+        """Return the request of a unary call; waiting calls are bounded in number and time, as it may never arrive."""
         with self.waiting[call.is_known].taken(call.account):
             call.wait_for(self._limits.request_s, "did not send its request within")
             try:
@@ -395,15 +387,13 @@ class CallInterceptor(Interceptor):
         if not call.context.is_active():
             raise Cancelled("the caller went away in the middle of its stream")
 
-    # Open calls
-
     @property
     def open_calls(self) -> list[OpenCall]:
         with self._lock:
             return list(self._open_calls)
 
     def sweep(self) -> int:
-        """Cancel calls of callers that are no longer admitted, idle streams included; returns how many."""
+        """Cancel calls of callers that are no longer admitted, idle streams included; return how many."""
         cancelled = 0
         for call in self.open_calls:
             if call.admission is None:
@@ -456,7 +446,7 @@ class Pace:
         return max(0.0, min(self._stall_s, self._until - time.monotonic()))
 
     def late(self) -> None:
-        """The time for the next message is over: return if it begins anew."""
+        """Raise DeadlineExceeded, as the time for the next message is over, unless it begins anew."""
         if self._until is not None:
             what, facts = "stalled in the middle of its stream", {"stall_s": f"{self._stall_s:g}"}
         # Where an answer went out within this time, the sender has had only a part of it.
@@ -530,7 +520,7 @@ class NodeServer:
 
 
 def health_handler(servicer: health.HealthServicer) -> grpc.GenericRpcHandler[Any, Any]:
-    """Check alone: a Watch would hold a thread, and leave the name that its caller asked for."""
+    """Serve Check alone: a Watch would hold a thread, and leave the name that its caller asked for."""
     check = grpc.unary_unary_rpc_method_handler(
         servicer.Check,
         request_deserializer=health_pb2.HealthCheckRequest.FromString,
@@ -555,7 +545,7 @@ class FairPool(ThreadPoolExecutor):
         self._waiting: dict[str, deque[Callable[[], Any]]] = {}
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run a function when its connection's turn comes; what is of no call has a turn of its own.
+        """Run a function when its connection's turn comes; functions of no call take turns of their own.
 
         The future is done when one more function has run, which may be another one: gRPC only counts them.
         """
@@ -582,43 +572,10 @@ class FairPool(ThreadPoolExecutor):
 
 
 def _connection(args: tuple[Any, ...]) -> str:
-    """GRPC's name of the connection of the call that a task is for; empty for a task of no call."""
+    """Return gRPC's name of the connection of the call that a task is for; empty for a task of no call."""
     for argument in args[:3]:
         call = getattr(argument, "call", None)
         if call is not None and hasattr(call, "peer"):
             peer = call.peer()
             return peer.decode() if isinstance(peer, bytes) else str(peer)
     return ""
-
-
-def check_bindable(listen: str, setting: str) -> None:
-    """Bind an address and release it: gRPC and http.server only report that binding failed, not why."""
-    host, port = split_address(listen, bound=True)
-    what = f"{setting} = {listen!a}"
-    elsewhere = (
-        f"{setting} is an address of this machine (ip -brief address lists them), e.g. 0.0.0.0:{port}; "
-        "node.address is what others dial"
-    )
-    remedies = {
-        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another",
-        errno.EACCES: "ports below 1024 need a privilege: choose one above, or "
-        "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
-    }
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise ConfigError(f"{what}: there is no host {host!a}", hint=elsewhere) from error
-    problems = []
-    for family, _, _, _, place in found:
-        try:
-            with socket.socket(family, socket.SOCK_STREAM) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(place)
-                probe.listen(1)
-        except OSError as error:
-            problems.append(error)
-    busy = [error for error in problems if error.errno == errno.EADDRINUSE]
-    if busy or len(problems) == len(found):
-        worst = (busy or problems)[0]
-        hint = remedies.get(worst.errno or 0, elsewhere)
-        raise ConfigError(f"{what} cannot be bound: {worst.strerror}", hint=hint) from worst

@@ -1,4 +1,4 @@
-"""An HTTP CONNECT proxy on the way to a node: named by the configuration alone, never by the environment.
+"""Addresses of nodes, checked, and an HTTP CONNECT proxy on the way to one: named by the configuration alone.
 
 The proxy gets the address to connect to, and then carries TLS between the two ends: it can neither read nor change
 what crosses. gRPC would take a proxy from `https_proxy` and leave it out by `no_proxy`; here it dials the proxy as if
@@ -8,6 +8,7 @@ it were the server, and asks for the tunnel itself.
 from __future__ import annotations
 
 import base64
+import errno
 import ipaddress
 import re
 import shlex
@@ -36,7 +37,7 @@ _SCHEMES: Final = frozenset({"dns", "google-c2p", "ipv4", "ipv6", "unix", "unix-
 
 
 def split_address(text: str, *, bound: bool = False) -> tuple[str, int]:
-    """Host and port of `host:port` or `[v6]:port`; the host without brackets."""
+    """Return host (without brackets) and port of `host:port` or `[v6]:port`; raise ValueError for another text."""
     match = _FORM.fullmatch(text) if len(text) <= MAX_ADDRESS else None
     if match is None:
         v6 = "; an IPv6 address stands in brackets" if text.count(":") > 1 else ""
@@ -66,12 +67,12 @@ def _host(host: str, text: str) -> str:
 
 
 def bracketed(host: str) -> str:
-    """A host as it stands before a colon and a port."""
+    """Return a host as it stands before a colon and a port."""
     return f"[{host}]" if ":" in host else host
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host of this name."""
+    """Return whether only this machine can reach a host of this name."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
@@ -79,7 +80,7 @@ def is_loopback(host: str) -> bool:
 
 
 def is_every_address(host: str) -> bool:
-    """Whether it stands for all addresses of the machine: a server can bind it, a client cannot dial it."""
+    """Return whether a host stands for all addresses of the machine: it can be bound, and not dialled."""
     try:
         return ip_address(host).is_unspecified
     except ValueError:
@@ -87,10 +88,43 @@ def is_every_address(host: str) -> bool:
 
 
 def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address of a text; an IPv4 address in IPv6's form is the IPv4 address."""
+    """Return the address of a text; an IPv4 address in IPv6's form is the IPv4 address."""
     address = ipaddress.ip_address(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
+
+
+def check_bindable(listen: str, setting: str) -> None:
+    """Bind an address and release it: gRPC and http.server only report that binding failed, not why."""
+    host, port = split_address(listen, bound=True)
+    what = f"{setting} = {listen!a}"
+    elsewhere = (
+        f"{setting} is an address of this machine (ip -brief address lists them), e.g. 0.0.0.0:{port}; "
+        "node.address is what others dial"
+    )
+    remedies = {
+        errno.EADDRINUSE: f"another process has the port (ss -ltnp 'sport = :{port}'): stop it, or choose another",
+        errno.EACCES: "ports below 1024 need a privilege: choose one above, or "
+        "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
+    }
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(f"{what}: there is no host {host!a}", hint=elsewhere) from error
+    problems = []
+    for family, _, _, _, place in places:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(place)
+                probe.listen(1)
+        except OSError as error:
+            problems.append(error)
+    busy = [error for error in problems if error.errno == errno.EADDRINUSE]
+    if busy or len(problems) == len(places):
+        worst = (busy or problems)[0]
+        hint = remedies.get(worst.errno or 0, elsewhere)
+        raise ConfigError(f"{what} cannot be bound: {worst.strerror}", hint=hint) from worst
 
 
 _URL: Final = re.compile(r"http://(?P<address>[^/@?#]+)/?")
@@ -116,7 +150,7 @@ class Proxy:
 
     @classmethod
     def of(cls, url: str | None, login_file: Path | None) -> Proxy | None:
-        """The proxy of two settings, `proxy` and `proxy_login`; None where no proxy is set."""
+        """Return the proxy of the settings `proxy` and `proxy_login`; None without a proxy."""
         if url is None:
             if login_file is not None:
                 raise ConfigError("proxy_login is set without proxy", hint='proxy = "http://HOST:PORT"')
@@ -132,7 +166,7 @@ class Proxy:
         return cls(proxy_address(url), login)
 
     def options(self, address: str) -> tuple[tuple[str, str], ...]:
-        """The options of a gRPC channel that dials the proxy, to get to an address behind it."""
+        """Return the options of a gRPC channel that dials the proxy, to get to an address behind it."""
         return (
             ("grpc.http_connect_server", address),
             ("grpc.http_connect_headers", "\n".join(f"{name}:{value}" for name, value in self._headers())),
@@ -157,7 +191,7 @@ class Proxy:
 
 
 def proxy_address(url: str) -> str:
-    """``host:port`` of http://HOST:PORT."""
+    """Return ``host:port`` of http://HOST:PORT; raise ValueError for another URL."""
     if (match := _URL.fullmatch(url)) is None:
         login = "; a login stands in the file of proxy_login" if "@" in url else ""
         raise ValueError(
@@ -173,7 +207,6 @@ def _checked(url: str) -> str:
 
 
 ProxyUrl = Annotated[str, AfterValidator(_checked)]
-"""http://HOST:PORT in a configuration."""
 
 
 def read_answer(connection: socket.socket, timeout_s: float) -> None:

@@ -32,7 +32,7 @@ from ddib_fed.v1 import common_pb2 as pb
 
 MAX_MESSAGE_BYTES: Final = 4 << 20
 STUCK_S: Final = 3.0
-"""What was received before a call's end is read at once: a reader that waits for so long after it is stuck."""
+"""A reader that still waits so long after its call has ended is stuck."""
 LOOK_EVERY_S: Final = 0.5
 
 T = TypeVar("T")
@@ -145,7 +145,7 @@ class CheckedChannel(grpc.Channel):
                     return
 
     def checked(self, answer: Any) -> Any:
-        """The answer itself; a wrong one is the fault of the peer, or an input error where the node is our own."""
+        """Return the answer; raise PeerFault for a wrong one, an input error for the own institution's."""
         try:
             check(answer)
         except errors.InputError as error:
@@ -221,7 +221,7 @@ class ReadAhead(Generic[T]):
         return bool(self._waiting)
 
     def leave(self) -> None:
-        """No more elements are wanted: whoever takes them gets none; the thread ends with the one that it waits for."""
+        """Take no more elements: readers get none, and the thread ends after the element that it waits for."""
         with self._changed:
             self._left = True
             self._changed.notify_all()
@@ -229,7 +229,7 @@ class ReadAhead(Generic[T]):
     def each(
         self, wait_s: Callable[[], float | None] = lambda: None, late: Callable[[], object] = lambda: None
     ) -> Iterator[T]:
-        """The elements; `late` raises, or lets the wait begin anew, where the next is not there after `wait_s`."""
+        """Yield the elements; after `wait_s` without one, call `late`, which raises or lets the wait begin anew."""
         while True:
             with self._changed:
                 in_time = self._changed.wait_for(lambda: bool(self._waiting) or self._left, wait_s())
@@ -268,8 +268,6 @@ class ReadAhead(Generic[T]):
                 self._changed.notify_all()
             return not self._left
 
-
-# Errors that cross
 
 DETAIL_KEY: Final = "ddib-error-bin"
 MAX_DETAIL_BYTES: Final = 6 << 10
@@ -328,8 +326,8 @@ def to_detail(error: errors.DdibError, institution: str, incident: str) -> pb.Er
     )
     for key, value in list(error.facts.items())[:MAX_FACTS]:
         detail.facts[_clean(key)] = _clean(value)
-    for each in error.differences[:MAX_DIFFERENCES]:
-        texts = {name: _clean(getattr(each, name)) for name in ("field", "source", "target", "remedy")}
+    for difference in error.differences[:MAX_DIFFERENCES]:
+        texts = {name: _clean(getattr(difference, name)) for name in ("field", "source", "target", "remedy")}
         detail.differences.add(**texts)
     for reason in sorted(set(error.refused.values()))[:MAX_REASONS]:
         items = [number for number in sorted(error.refused) if error.refused[number] == reason]
@@ -347,7 +345,7 @@ def to_detail(error: errors.DdibError, institution: str, incident: str) -> pb.Er
 
 
 def from_detail(data: bytes, hop: str) -> errors.DdibError | None:
-    """The error in a detail; None if it cannot be parsed."""
+    """Return the error in a detail; None if it cannot be parsed."""
     if len(data) > MAX_DETAIL_BYTES:
         return None
     try:
@@ -374,7 +372,7 @@ def from_detail(data: bytes, hop: str) -> errors.DdibError | None:
     further = bool(where) and where != called and not foreign
     own_words = kind.said_by(where if further else called)[:MAX_TEXT]
     sentence = said(_clean(detail.sentence) or reason) if kind is errors.InternalError else own_words
-    found = kind(
+    failure = kind(
         sentence,
         hop=f"{hop} -> {where}" if further else hop,
         facts={_clean(k): _clean(v) for k, v in sorted(detail.facts.items())},
@@ -382,17 +380,21 @@ def from_detail(data: bytes, hop: str) -> errors.DdibError | None:
         differences=differences,
         incident="".join(c for c in detail.incident if c.isascii() and c.isalnum()),
     )
-    found.refused = {number: _clean(each.reason) for each in detail.refused for number in each.items}
-    found.says = called if foreign else where if further and kind is not errors.PeerFault else ""
-    return found
+    failure.refused = {number: _clean(group.reason) for group in detail.refused for number in group.items}
+    failure.says = called if foreign else where if further and kind is not errors.PeerFault else ""
+    return failure
 
 
 def from_rpc_error(error: grpc.RpcError, hop: str) -> errors.DdibError:
     call: Any = error if status_of(error) is not None else None
     trailing: Iterable[Any] = () if call is None else call.trailing_metadata() or ()
     for key, value in trailing:
-        if key == DETAIL_KEY and isinstance(value, bytes) and (found := from_detail(value, hop)) is not None:
-            return _with_clock(found, clock_difference(trailing) or 0.0)
+        if (
+            key == DETAIL_KEY
+            and isinstance(value, bytes)
+            and (failure := from_detail(value, hop)) is not None
+        ):
+            return _with_clock(failure, clock_difference(trailing) or 0.0)
     code, who = status_of(error), hop or "the peer"
     name, text = (code.name if code else "no status"), ((call.details() or "") if call is not None else "")
     for pattern, without_hope, says in _BY_TEXT:
@@ -433,19 +435,19 @@ def time_entry(now: float) -> tuple[str, str]:
 
 
 def clock_difference(trailing: Iterable[Any] | None) -> float | None:
-    """Seconds by which the other clock is ahead of this one, too low by the time that the answer took to arrive."""
+    """Return the seconds by which the other clock is ahead, too low by the time that the answer took to arrive."""
     for key, value in trailing or ():
         if key == TIME_KEY and isinstance(value, str):
             try:
-                said = float(value[:32])
+                remote = float(value[:32])
             except ValueError:
                 return None
-            return said - time.time() if math.isfinite(said) and 0 <= said <= LAST_MOMENT else None
+            return remote - time.time() if math.isfinite(remote) and 0 <= remote <= LAST_MOMENT else None
     return None
 
 
 def described(difference_s: float) -> str:
-    """A difference between two clocks, for a person, from this machine's side."""
+    """Describe a difference between two clocks, from this machine's side."""
     size, where = abs(difference_s), "ahead of" if difference_s > 0 else "behind"
     for unit, seconds in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
         if size >= 2 * seconds:
@@ -469,7 +471,6 @@ _SAYABLE: Final = (
     errors.InternalError,
 )
 _SAYABLE_ITSELF: Final = frozenset({errors.NotFoundError, errors.MessageInvalid, errors.UnknownFields})
-"""Classes of which no subclass is meant."""
 
 
 def institution_of(hop: str) -> str:
@@ -477,7 +478,7 @@ def institution_of(hop: str) -> str:
 
 
 def at_fault(error: errors.DdibError, hop: str) -> errors.PeerFault:
-    """The fault of a peer in whose answer `error` was found."""
+    """Return the fault of a peer in whose answer `error` was found."""
     if isinstance(error, errors.PeerFault):
         return error
     fault = _fault(hop, "what cannot be used: ", _clean(error.detail), error)
@@ -496,7 +497,7 @@ def _fault(hop: str, what: str, found: str, error: errors.DdibError) -> errors.P
 
 @contextmanager
 def checking_answers(hop: str) -> Iterator[None]:
-    """Inside, what is found wrong is wrong with the answer of a peer."""
+    """Raise PeerFault for errors in the block, which are errors of a peer's answer."""
     try:
         yield
     except (
@@ -509,19 +510,19 @@ def checking_answers(hop: str) -> Iterator[None]:
 
 
 def failure_of_peer(error: grpc.RpcError, hop: str) -> errors.DdibError:
-    """The error of a failed call to another institution."""
-    found = from_rpc_error(error, hop)
-    if type(found) in {errors.MessageInvalid, errors.UnknownFields} and not found.incident:
-        return at_fault(found, hop)  # found here, about the answer
-    if isinstance(found, _SAYABLE) or type(found) in _SAYABLE_ITSELF:
-        return found
-    fault = _fault(hop, "", f"a refusal with a reason that it cannot have: {found.reason}", found)
-    fault.incident = found.incident
-    if (item := found.facts.get("item", "")).isdecimal():
+    """Return the error of a failed call to another institution."""
+    failure = from_rpc_error(error, hop)
+    if type(failure) in {errors.MessageInvalid, errors.UnknownFields} and not failure.incident:
+        return at_fault(failure, hop)  # found here, about the answer
+    if isinstance(failure, _SAYABLE) or type(failure) in _SAYABLE_ITSELF:
+        return failure
+    fault = _fault(hop, "", f"a refusal with a reason that it cannot have: {failure.reason}", failure)
+    fault.incident = failure.incident
+    if (item := failure.facts.get("item", "")).isdecimal():
         fault.facts["item"] = item
     return fault
 
 
 def is_number(text: str) -> bool:
-    """Whether it is a number as an item has one."""
+    """Return whether a text is a number as an item has one."""
     return text.isascii() and text.isdecimal() and len(text) < 10

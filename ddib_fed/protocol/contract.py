@@ -27,11 +27,9 @@ if TYPE_CHECKING:
     from ddib_fed.v1.decoding_pb2 import ContractLimits, ContractSide
 
 PROTOCOL: Final = 1
-"""The version of the protocol that this release speaks, its only one."""
 HIGHEST_TERMINAL_LAMBDA = -4.5
 """The largest terminal lambda: there the prior is N(0, I) within exp(-9) = 1.2e-4 in relative variance."""
 LOWEST_INITIAL_LAMBDA = 3.0
-"""The smallest lambda of the ODE's data end."""
 LAST_MOMENT = 253_402_300_799
 """The end of the year 9999 in Unix seconds."""
 MAX_EVALUATIONS = 10_000
@@ -55,7 +53,7 @@ SIZE_RULES = {"point": ("none",), "picture": ("resize", "crop", "pad", REFUSE), 
 
 
 def check_side(side: ContractSide) -> ContractSide:
-    """One side's half of a contract, if its fields fit together."""
+    """Return one side's half of a contract; raise MessageInvalid unless its fields fit together."""
     kind, names = side.sample_kind, side.class_names
     require(is_institution(side.institution), "institution", "must be a DNS name in lower case")
     require(is_domain(side.domain), "domain", f"must be {DOMAIN_RULE}")
@@ -90,7 +88,7 @@ def is_class_name(name: str) -> bool:
 
 
 def class_index(side: ContractSide, asked: str, classes: int | None = None) -> int | None:
-    """The class of a name or of a decimal index of `classes` (the side's own without); None if there is none."""
+    """Return the class of a name or of an index below `classes` (by default the side's); None if there is none."""
     if asked in side.class_names:
         return list(side.class_names).index(asked)
     if not (asked.isascii() and asked.isdecimal() and len(asked) < 10):
@@ -99,7 +97,7 @@ def class_index(side: ContractSide, asked: str, classes: int | None = None) -> i
 
 
 def check_limits(limits: ContractLimits) -> ContractLimits:
-    """The target's limits, if they fit together."""
+    """Return the target's limits; raise MessageInvalid unless they fit together."""
     within, terms = limits.min_evaluations <= limits.max_evaluations, limits.guidance
     require(within, "min_evaluations", "must be at most max_evaluations")
     offered = terms.max_classifier_scale > 0
@@ -113,7 +111,7 @@ def place_of(side: ContractSide) -> str:
 
 
 def calibration_text(terms: CalibrationTerms | None) -> str:
-    """Kind and digest; empty for none."""
+    """Return kind and digest; empty for None."""
     return "" if terms is None else f"{terms.kind} {terms.sha256.hex()}"
 
 
@@ -136,9 +134,7 @@ class Contract:
             kinds = ", ".join(CALIBRATION_KINDS)
             require(self.calibration.kind in CALIBRATION_KINDS, "calibration.kind", f"must be one of {kinds}")
         self.sample_shape = tuple(self.target.sample_shape)
-        """Shape of one sample, the same on both sides."""
         self.latent_shape = tuple(self.target.latent_shape) or self.sample_shape
-        """Shape of the latent of one sample, which crosses."""
         self.digest = hashlib.sha256(self.canonical()).digest()
 
     @property
@@ -152,23 +148,23 @@ class Contract:
         return self.source.shared_noise and self.target.shared_noise
 
     def canonical(self) -> bytes:
-        """The canonical JSON that both sides hash; docs/protocol.md has an example."""
+        """Return the canonical JSON that both sides hash; docs/protocol.md has an example."""
         return canonical_json({**_hashed(self.message), "protocol": PROTOCOL})
 
 
 def _hashed(message: Message) -> dict[str, Value]:
-    """A contract, or a part of it, as it enters the digest: every field, an absent message as an empty one."""
-    found: dict[str, Value] = {}
+    """Return a contract, or a part of it, as it enters the digest: every field, an absent message as an empty one."""
+    values: dict[str, Value] = {}
     for field in message.DESCRIPTOR.fields:
         value: Any = getattr(message, field.name)
         if field.message_type is not None:
-            found[field.name] = _hashed(value) if message.HasField(field.name) else {}
+            values[field.name] = _hashed(value) if message.HasField(field.name) else {}
         elif field.is_repeated:
-            found[field.name] = list(value)
+            values[field.name] = list(value)
         else:
             is_flag = isinstance(value, bool)
-            found[field.name] = value.hex() if isinstance(value, bytes) else int(value) if is_flag else value
-    return found
+            values[field.name] = value.hex() if isinstance(value, bytes) else int(value) if is_flag else value
+    return values
 
 
 # Agreement: the same rules are applied at both ends, and each computes the digest itself.
@@ -218,7 +214,7 @@ def _text(value: Any) -> str:
 
 
 def differences(source: ContractSide, target: ContractSide) -> tuple[Difference, ...]:
-    """Every field in which the two sides are incompatible, in reading order for the operator; empty if none is."""
+    """Return every field in which the two sides are incompatible, in reading order for the operator."""
     rules = {source.size_rule, target.size_rule}
     # The ends of the ODE may differ, but each must reach noise on one side and data on the other. Of pictures of the
     # model's size every size rule makes the same.
@@ -229,9 +225,9 @@ def differences(source: ContractSide, target: ContractSide) -> tuple[Difference,
     }
     values = ((name, getattr(source, name), getattr(target, name)) for name in _REMEDIES)
     return tuple(
-        Difference(name, _text(own), _text(other), _REMEDIES[name])
-        for name, own, other in values
-        if not fits.get(name, own == other)
+        Difference(name, _text(ours), _text(theirs), _REMEDIES[name])
+        for name, ours, theirs in values
+        if not fits.get(name, ours == theirs)
     )
 
 
@@ -246,15 +242,13 @@ def agree(
     limits: ContractLimits,
     calibration: CalibrationTerms | None = None,
 ) -> Contract:
-    """The contract between two sides, with the target's limits and the source's calibration.
+    """Return the contract of two sides, with the target's limits and the source's calibration.
 
-    Raises:
-        MessageInvalid: A field of a side or of the limits contradicts another; a calibration of points.
-        ContractMismatch: The sides are incompatible; `differences` names each field, both values and what to do.
+    Raise MessageInvalid for contradictory fields, ContractMismatch with its `differences` for incompatible sides.
     """
-    if found := list(differences(check_side(source), target)):
+    if unequal := list(differences(check_side(source), target)):
         hint = "each difference names what to do about it"
-        raise _mismatch(found, f"{place_of(source)} and {place_of(target)}: {{}} differ", hint)
+        raise _mismatch(unequal, f"{place_of(source)} and {place_of(target)}: {{}} differ", hint)
     from ddib_fed.v1 import decoding_pb2  # which a client does not need
 
     return Contract(
@@ -269,12 +263,10 @@ def confirm(
     target_institution: str,
     calibration: CalibrationTerms | None = None,
 ) -> Contract:
-    """The contract in a target's answer, after the source has verified it.
+    """Return the contract in a target's answer after the source has verified it.
 
-    Raises:
-        MessageInvalid: A field is outside what docs/protocol.md allows.
-        ContractMismatch: The answer is another source's contract, another institution's, one that the source
-            cannot keep, or its digest is not the one computed here.
+    Raise MessageInvalid for a field outside docs/protocol.md, and ContractMismatch for another source's or
+    institution's contract, for one that the source cannot keep, and for another digest than is computed here.
     """
     contract = Contract(response.contract)
     report = "ask its operator to upgrade, and report it."
@@ -299,16 +291,16 @@ def confirm(
             f"The target changed the calibration that was proposed; {report}",
         ),
     )
-    found = [
+    unequal = [
         *differences(source, contract.target),
         *(
-            Difference(name, _text(own), _text(theirs), remedy)
-            for name, own, theirs, remedy in answered
-            if own != theirs
+            Difference(name, _text(ours), _text(theirs), remedy)
+            for name, ours, theirs, remedy in answered
+            if ours != theirs
         ),
     ]
-    if found:
-        raise _mismatch(found, f"the contract that {target_institution} answered with differs in {{}}")
+    if unequal:
+        raise _mismatch(unequal, f"the contract that {target_institution} answered with differs in {{}}")
     return contract
 
 
@@ -324,11 +316,8 @@ def require_protocol(caller: int, answering: int, hop: str = "") -> None:
         )
 
 
-# Guidance of one request
-
-
 def guidance_to_pb(asked: Guidance) -> common_pb2.GuidanceSettings | None:
-    """A request's guidance as a message; None for none."""
+    """Return a request's guidance as a message; None if it has none."""
     return None if asked == UNGUIDED else common_pb2.GuidanceSettings(**asdict(asked))
 
 

@@ -57,10 +57,10 @@ class Statistics(Protocol):
 
 
 def audit_head(header: pb.LatentHeader | pb.DecodedHeader) -> common_pb2.AuditHead | None:
-    """The end of the sender's audit log.
+    """Return the end of the sender's audit log, which comes with each latent and its answer.
 
-    The nodes of a contract tell it each other with each latent and its answer. Whoever receives one writes it into its
-    own log: neither can then cut, roll back or rewrite its log up to that line without the other being able to show it.
+    The receiver writes it into its own log: neither can then cut, roll back or rewrite its log up to that line
+    unnoticed.
     """
     return header.audit if header.HasField("audit") else None
 
@@ -104,36 +104,28 @@ class ApprovedLatent:
         return len(self._payload)
 
     def recorded(self, anchor: common_pb2.AuditHead) -> ApprovedLatent:
-        """The same latent, to be sent with the end of the audit log that has its line."""
+        """Return the same latent, to be sent with the end of the audit log that has its line."""
         header = deepcopy(self._header)
         header.audit.CopyFrom(anchor)
         return ApprovedLatent(_GUARD, header, self._payload)
 
     def stream(self, message: type[M]) -> Iterator[M]:
-        """The messages of a class, `DecodeRequest` or `DecodeResponse`, that carry this latent."""
+        """Yield the messages of a class, `DecodeRequest` or `DecodeResponse`, that carry this latent."""
         return stream(message, "latent", self._header, self._payload)
 
 
 def approve(
     latent: Latent, contract: Contract, statistics: Statistics, *, item: int, target_class: int | None = None
 ) -> ApprovedLatent:
-    """The egress guard: the only function that approves a latent for sending.
+    """Approve a latent for sending; no other function does.
 
-    1. It has the contract's shape and is within its limits.
-    2. Every value is finite.
-    3. The bytes that will be sent have the digest that the latent was made or stored with: nothing can have written
-       them since (`Latent.sealed`), or the digest is computed again.
-    4. The Gaussian check was made over these numbers: their count, mean and standard deviation equal its figures.
+    1. Raise ShapeMismatch unless it has the contract's shape, PointsTooMany or ImageTooLarge over its limits.
+    2. Raise NotFinite unless every value is finite.
+    3. Raise ChunkCorrupt unless the bytes have the digest that the latent was made or stored with: nothing can have
+    written them since (`Latent.sealed`), or the digest is computed again.
+    4. Raise LatentNotGaussian unless the Gaussian check was made over these numbers: count, mean and deviation agree.
 
-    What is sent is the latent's own memory, not a copy; nobody can write it through the latent. The receiver computes
-    the digest again.
-
-    Raises:
-        ShapeMismatch: 1, the shape.
-        PointsTooMany, ImageTooLarge: 1, the limits.
-        NotFinite: 2.
-        ChunkCorrupt: 3.
-        LatentNotGaussian: 4.
+    The latent's own memory is sent, not a copy; nobody can write it through the latent.
     """
     _require_shape(latent.data.shape, contract)
     _require_within_limits(latent.data.shape[0], latent.size_bytes, contract)

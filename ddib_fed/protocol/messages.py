@@ -5,8 +5,6 @@ and values outside the limits that are options of the fields, see protos/ddib_fe
 demands beyond them is checked where it is made.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
@@ -52,9 +50,6 @@ def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
     return common_pb2.SolverSettings(**asdict(settings))
 
 
-# Domains
-
-
 @dataclass(frozen=True, slots=True)
 class GuidanceTerms:
     """What guidance a target offers: its largest scales, 0 for none, and the classes of its classifier."""
@@ -77,18 +72,9 @@ class CalibrationTerms:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A target domain as the source node sees it.
+    """A target domain as the source node sees it: without a name while its node does not answer.
 
-    Attributes
-    ----------
-    domain
-        Empty while its node cannot be asked.
-    sample_shape
-        (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point.
-    status
-        "ready", or the reason why it is not.
-    calibration
-        None where none is active.
+    `status` is "ready" or the reason of an error; `sample_shape` is (C, H, W), (C, D, H, W) of volumes, (D,) of points.
     """
 
     institution: str
@@ -152,28 +138,28 @@ def _domain(message: translation_pb2.Domain) -> Domain:
 
 
 def _values(kind: type[Any], message: Message, **known: Any) -> dict[str, Any]:
-    """Return the values of a dataclass whose fields are called like those of a message; lists become tuples."""
-    names = (each.name for each in fields(kind) if each.name not in known)
+    """Return the values of a dataclass from a message's fields of the same names; lists become tuples."""
+    names = (value.name for value in fields(kind) if value.name not in known)
     values = {name: getattr(message, name) for name in names}
     is_plain = str, bytes, int, float
     return known | {
-        name: each if isinstance(each, is_plain) else tuple(each) for name, each in values.items()
+        name: value if isinstance(value, is_plain) else tuple(value) for name, value in values.items()
     }
 
 
 # Records of finished translations
 
 _LOCAL: Final = frozenset({"format", "input", "files", "doubtful", "doubts", "asked_sha256"})
-"""What the client adds to the record."""
+"""The client adds these fields to the record."""
 
 
 def provenance_message(stored: Mapping[str, Any]) -> translation_pb2.Provenance:
-    """The stored record of a finished translation, for the client."""
+    """Return the stored record of a finished translation, for the client."""
     return translation_pb2.Provenance(**{name: stored[name] for name in stored.keys() - _LOCAL})
 
 
 def provenance_record(message: translation_pb2.Provenance) -> Record:
-    """The record that a source node sent; its fields were checked when the message arrived."""
+    """Return the record that a source node sent; its fields were checked when the message arrived."""
     # Which commands without jobs do not need.
     from google.protobuf.json_format import MessageToDict
 
@@ -203,20 +189,18 @@ def values_of(message: Message) -> dict[str, Any]:
             return values_of(value)
         return value.hex() if isinstance(value, bytes) else value
 
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for field in message.DESCRIPTOR.fields:
         value = getattr(message, field.name)
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            found[field.name] = dict(value)
+            values[field.name] = dict(value)
         elif field.is_repeated:
-            found[field.name] = [value_of(field, each) for each in value]
+            values[field.name] = [value_of(field, item) for item in value]
         else:
             absent = field.has_presence and not message.HasField(field.name)
-            found[field.name] = None if absent else value_of(field, value)
-    return found
+            values[field.name] = None if absent else value_of(field, value)
+    return values
 
-
-# The check of received messages
 
 PACKAGE: Final = "ddib_fed.v1"
 SETTINGS: Final = frozenset({"SolverSettings", "GuidanceSettings"})
@@ -241,19 +225,15 @@ class Limits(NamedTuple):
     max_items: int
     required: bool
     needed: bool
-    """Whether what is not set is outside: a number of 0, an empty text, a message that must be there."""
+    """An unset field is outside its limits: a number of 0, an empty text, a required message."""
     error: type[DdibError]
 
 
 def check(message: Any) -> None:
-    """Raise unless a message has only known fields within their limits.
+    """Raise unless a message has only known fields within their limits; other packages' messages and objects pass.
 
-    Messages of other packages (gRPC's Health) and other objects pass.
-
-    Raises:
-        UnknownFields: It, or a message inside it, has a field that this release does not know.
-        SettingsInvalid: A solver's setting is outside its limits.
-        MessageInvalid: Another field is; `facts["field"]` names it.
+    Raise UnknownFields for a field of another release, SettingsInvalid for a solver's setting outside its limits, and
+    MessageInvalid for another field, which `facts["field"]` names.
     """
     if not isinstance(message, Message) or message.DESCRIPTOR.file.package != PACKAGE:
         return
@@ -265,21 +245,23 @@ def _check(message: Message) -> None:
         raise UnknownFields(f"a {message.DESCRIPTOR.name} has fields that this release does not know")
     limits, listed = limits_of(message.DESCRIPTOR), message.ListFields()
     present = {field.number for field, _ in listed}
-    for number, each in limits.items():
-        if each.needed and number not in present:
-            raise _outside(each, "must be set" if each.required else _range(each, each.field.default_value))
+    for number, bounds in limits.items():
+        if bounds.needed and number not in present:
+            raise _outside(
+                bounds, "must be set" if bounds.required else _range(bounds, bounds.field.default_value)
+            )
     for field, value in listed:
-        each, values = limits[field.number], [value]
+        bounds, values = limits[field.number], [value]
         if field.is_repeated:
-            if len(value) > each.max_items:
-                raise _outside(each, f"must be at most {each.max_items} in number, not {len(value)}")
+            if len(value) > bounds.max_items:
+                raise _outside(bounds, f"must be at most {bounds.max_items} in number, not {len(value)}")
             values = list(value.values() if isinstance(value, Mapping) else value)
         for one in values:
             if isinstance(one, Message):
                 _check(one)
             # Written so that NaN fails.
-            elif not each.low <= (len(one) if isinstance(one, str | bytes) else one) <= each.high:
-                raise _outside(each, _range(each, one))
+            elif not bounds.low <= (len(one) if isinstance(one, str | bytes) else one) <= bounds.high:
+                raise _outside(bounds, _range(bounds, one))
 
 
 def _range(limits: Limits, value: str | bytes | float) -> str:

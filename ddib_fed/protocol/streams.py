@@ -4,8 +4,6 @@ A message of a stream has a header with the first piece of the bytes that it ann
 receiver checks an announcement before it buffers anything, and each piece before it takes it.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,13 +18,13 @@ from ddib_fed.v1 import common_pb2
 MIN_CHUNK = 64 * 1024
 """Smallest size of every piece but the last: small pieces would exhaust the receiver."""
 MAX_CHUNK = 1024 * 1024
-"""Largest size of a piece, and the size of those of this release: the largest costs both ends the least CPU."""
+"""This release sends pieces of the largest size, which costs both ends the least CPU."""
 
 M = TypeVar("M", bound=Message)
 
 
 def stream(message: type[M], kind: str, header: Message, data: bytes | memoryview) -> Iterator[M]:
-    """The messages that carry one header, in its oneof field `kind`, and its bytes."""
+    """Yield the messages that carry one header, in its oneof field `kind`, and its bytes."""
     view = memoryview(data).cast("B")
     return _framed(
         message, kind, header, (bytes(view[at : at + MAX_CHUNK]) for at in range(0, len(view), MAX_CHUNK))
@@ -34,7 +32,7 @@ def stream(message: type[M], kind: str, header: Message, data: bytes | memoryvie
 
 
 def stream_file(message: type[M], kind: str, header: Message, file: BinaryIO, size_bytes: int) -> Iterator[M]:
-    """As `stream`, from a file that is read piece by piece; a shorter one ends the stream early."""
+    """Yield as `stream`, from a file that is read piece by piece; a shorter one ends the stream early."""
 
     def read() -> Iterator[bytes]:
         left = size_bytes
@@ -58,14 +56,9 @@ class Sink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Announced:
-    """The announcement in a valid header about its bytes.
+    """The announcement of a header's bytes, the receiver's limit, and the error of a size over it.
 
-    Attributes:
-        size_bytes: How many there are.
-        sha256: Their digest, 32 bytes.
-        max_bytes: The receiver's limit.
-        too_large: The error for a size over the limit.
-        sink: Where they are written as they arrive; without one they are kept in memory (`Whole.data`).
+    Bytes are written to `sink` as they arrive; without one they are kept in memory (`Whole.data`).
     """
 
     size_bytes: int
@@ -136,7 +129,7 @@ def _corrupt(what: str, *, expected: int | str, received: int | str) -> ChunkCor
 
 
 Opener = Callable[[Any], Announced]
-"""Checks a header and says what it announces; it raises for a header that is refused."""
+"""An opener returns the announcement of a header, or raises for a refused one."""
 
 
 class Assembler:
@@ -147,13 +140,10 @@ class Assembler:
         self._current: _Object | None = None
 
     def feed(self, message: Any) -> Whole | None:
-        """Take the next message of the stream; the complete object after its last piece, otherwise None.
+        """Take the next message of the stream; return the complete object after its last piece, otherwise None.
 
-        Raises:
-            MessageInvalid: A header before the end of the last object, a piece without a header, or one of a size
-                that is not allowed.
-            ChunkCorrupt: Size or digest are not as announced.
-            DdibError: Whatever an opener refuses a header with.
+        Raise MessageInvalid for a header or piece out of order or of a size that is not allowed, ChunkCorrupt for
+        another size or digest than announced, and the error of an opener that refuses a header.
         """
         kind = message.WhichOneof("message")
         current, self._current = self._current, None  # a refused object takes nothing any more
@@ -178,7 +168,7 @@ class Assembler:
 
 
 def assemble(messages: Iterable[Message], openers: Mapping[str, Opener]) -> Iterator[Whole]:
-    """Every object of a stream that contains nothing else; errors as of `Assembler.feed` and `end`."""
+    """Yield every object of a stream that contains nothing else; raise as `Assembler.feed` and `end`."""
     assembler = Assembler(openers)
     for message in messages:
         if (whole := assembler.feed(message)) is not None:
@@ -205,7 +195,7 @@ def open_file(header: common_pb2.FileHeader, *, max_bytes: int, accepted: Collec
 
 
 def first_header(messages: Iterator[Any], what: str) -> Any:
-    """The header that a call begins with, in its field `header`, and that announces no bytes."""
+    """Return the header that a call begins with, in its field `header`; raise MessageInvalid if it has bytes."""
     first = next(messages, None)
     if first is None or first.WhichOneof("message") != "header" or first.data:
         raise MessageInvalid(f"the first message of {what} must be its header", facts={"field": "header"})

@@ -1,7 +1,5 @@
 """The admission of a caller, which is checked again when the snapshot or the certificate behind it changes or ends."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
@@ -35,14 +33,14 @@ INTERVAL_S: Final = 60.0
 MAX_KEYS: Final = 256
 """Identities and reasons that are counted apart at a time; further ones share a line for each reason."""
 OTHERS: Final = "(others)"
-"""Who is named in that line: an admitted institution can make as many identities as it likes."""
+"""This name is in that line: an admitted institution can make any number of identities."""
 
 AuthContext = Mapping[str, Sequence[bytes]]
 
 
 class Authoriser(Protocol):
     def authorise(self, identity: Identity, full_method: str, snapshot: Snapshot) -> None:
-        """Return, or raise PolicyDenied or PeerUnknown."""
+        """Raise PolicyDenied or PeerUnknown unless the identity may call the method."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +60,7 @@ class Verifier:
         self._cache: OrderedDict[bytes, _Verified] = OrderedDict()
 
     def verify(self, pem: bytes) -> _Verified:
-        """The identity that the certificate proves now; Unauthenticated or PeerUnknown where it proves none."""
+        """Return the identity that the certificate proves now; raise Unauthenticated or PeerUnknown."""
         snapshot, now = self._peers.snapshot(), self._clock()
         with self._lock:
             known = self._cache.get(pem)
@@ -73,12 +71,12 @@ class Verifier:
             raise PeerUnknown(f"{identity} is withdrawn here")
         roots = snapshot.pins[identity.institution]
         ends = [c.not_valid_after_utc for c in (x509.load_pem_x509_certificate(pem), *roots)]
-        found = _Verified(snapshot, identity, min(end for end in ends if end > now))
+        verified = _Verified(snapshot, identity, min(end for end in ends if end > now))
         with self._lock:
-            self._cache[pem] = found
+            self._cache[pem] = verified
             if len(self._cache) > MAX_CACHED:
                 self._cache.popitem(last=False)
-        return found
+        return verified
 
 
 class Admission:
@@ -111,7 +109,7 @@ class Admission:
         return self.identity.uri if self.is_known else f"{self.identity.institution} beside its node"
 
     def check(self) -> None:
-        """Return while the permission still holds, else raise; a few stats when nothing has changed."""
+        """Raise unless the permission still holds; cost a few stats when nothing has changed."""
         verified = self._verifier.verify(self._pem)
         if verified.snapshot is not self._verified.snapshot:
             self._authoriser.authorise(verified.identity, self._method, verified.snapshot)
@@ -119,9 +117,9 @@ class Admission:
 
 
 def presented_certificate(auth: AuthContext) -> bytes:
-    """The certificate that the caller presented over TLS 1.3, else Unauthenticated."""
-    found = [list(auth.get(name, ())) for name in ("transport_security_type", "ssl_tls_version")]
-    if found != [[b"ssl"], [b"TLSv1.3"]]:
+    """Return the certificate that the caller presented over TLS 1.3; raise Unauthenticated without one."""
+    transport = [list(auth.get(name, ())) for name in ("transport_security_type", "ssl_tls_version")]
+    if transport != [[b"ssl"], [b"TLSv1.3"]]:
         raise Unauthenticated("the call did not come over TLS 1.3")
     certificates = list(auth.get("x509_pem_cert", ()))
     if len(certificates) != 1:
@@ -130,7 +128,7 @@ def presented_certificate(auth: AuthContext) -> bytes:
 
 
 def claimed_identity(pem: bytes) -> str:
-    """The identity that a certificate claims, maybe falsely, for the record of a refusal; empty if it claims none."""
+    """Return the identity that a certificate claims, maybe falsely, for the record of a refusal; empty if none."""
     if len(pem) > MAX_CERTIFICATE_BYTES:
         return ""
     try:
@@ -187,14 +185,14 @@ class Refusals:
         self._write(key)
 
     def flush(self, *, everything: bool = False) -> None:
-        """Write what was merged and is due, and forget who has not been refused lately."""
+        """Write merged refusals that are due, and forget identities that were not refused lately."""
         with self._lock:
             keys = list(self._refused)
         for key in keys:
             self._write(key, anyway=everything)
 
     def _write(self, key: tuple[str, str], *, anyway: bool = False) -> None:
-        """Write what is due of one entry, without the lock: it waits for the disk."""
+        """Write the due refusals of one entry, without the lock, because writing waits for the disk."""
         with self._lock:
             entry, now = self._refused.get(key), self._clock()
             if entry is None or (now - entry.written_at < INTERVAL_S and not anyway):

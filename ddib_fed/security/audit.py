@@ -9,8 +9,6 @@ The ends of a peer's log that lie in the own one (anchors) are a file for that p
 rewritten after its end went to a peer lacks a line that the peer noted.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json
@@ -37,20 +35,16 @@ from ddib_fed.v1.common_pb2 import AuditHead
 log = logging.getLogger(__name__)
 
 FIRST: Final = "0" * 64
-"""The previous digest in the first line."""
 MAX_VALUE: Final = 256
 """Characters of one text; longer ones are cut, so that nothing large can hide in the log."""
 CHECKED: Final = 1_000
-"""Lines at the end of the log that a start compares with one another."""
 ALTERED: Final = "log_altered"
-"""The act of a line that a node writes where it found the log changed behind its back."""
 NEWEST: Final = "SELECT number, line FROM audit ORDER BY number DESC LIMIT "
 RECEIPT: Final = "receipt"
-"""The act of the line that each of two nodes writes of one call, with the end of the other's log."""
 PAGE: Final = 1000
 """Rows that are read before any is given on: an open query would keep the node's WAL from being reset."""
 MAX_ANCHORS: Final = 256
-"""Of a file, the newest ones. They vouch for every earlier line, since the lines are a chain."""
+"""The newest anchors vouch for every earlier line, since the lines are a chain."""
 ORDER_SLACK: Final = timedelta(hours=1)
 """Calls that run side by side bring a peer's ends slightly out of order; by more than this the peer's log went back."""
 _OWN: Final = frozenset({"n", "time", "act", "previous"})
@@ -70,31 +64,28 @@ class Head(NamedTuple):
 EMPTY: Final = Head(-1, FIRST)
 
 
-# A line
-
-
 def checked(values: Mapping[str, Value]) -> dict[str, Value]:
-    """The values of a line, long texts cut; TypeError if one is neither a scalar nor a list of strings or integers."""
-    found: dict[str, Value] = {}
+    """Return the values of a line, long texts cut; raise TypeError for anything but scalars and lists of them."""
+    cleaned: dict[str, Value] = {}
     for key, value in values.items():
         if key in _OWN:
             raise ValueError(f"{key!r} is the log's own")
         if isinstance(value, str):
-            found[key] = value[:MAX_VALUE]
+            cleaned[key] = value[:MAX_VALUE]
         elif isinstance(value, float) and not math.isfinite(value):
-            found[key] = str(value)
+            cleaned[key] = str(value)
         elif value is None or isinstance(value, bool | int | float):
-            found[key] = value
+            cleaned[key] = value
         elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray | memoryview):
-            found[key] = [each if isinstance(each, int) else str(each)[:MAX_VALUE] for each in value]
+            cleaned[key] = [item if isinstance(item, int) else str(item)[:MAX_VALUE] for item in value]
         else:
             raise TypeError(f"{key} is a {type(value).__name__}: the audit log holds no content")
-    return found
+    return cleaned
 
 
 def encoded(head: Head, time: str, act: str, values: Mapping[str, Value]) -> str:
-    own: dict[str, Value] = {"n": head.n + 1, "time": time, "act": act, "previous": head.sha256}
-    return json.dumps({**own, **values}, ensure_ascii=True, separators=(",", ":"))
+    fields: dict[str, Value] = {"n": head.n + 1, "time": time, "act": act, "previous": head.sha256}
+    return json.dumps({**fields, **values}, ensure_ascii=True, separators=(",", ":"))
 
 
 def digest(line: str) -> str:
@@ -102,7 +93,7 @@ def digest(line: str) -> str:
 
 
 def parsed(line: str) -> dict[str, Any] | None:
-    """The object of a line; None if it is no JSON object."""
+    """Return the object of a line; None if it is no JSON object."""
     try:
         record = parse_json(line)
     except ValueError:
@@ -111,7 +102,7 @@ def parsed(line: str) -> dict[str, Any] | None:
 
 
 def follows(line: str, head: Head) -> str:
-    """Why a line does not follow `head`; empty if it does."""
+    """Return why a line does not follow `head`; empty if it does."""
     record = parsed(line)
     if record is None:
         return "it is not JSON"
@@ -128,9 +119,6 @@ def _head(line: str) -> Head:
     return Head(n if isinstance(n, int) else -1, digest(line))
 
 
-# The log
-
-
 class AuditLog:
     """The audit log in a node's database; safe to use from any thread."""
 
@@ -141,10 +129,9 @@ class AuditLog:
         self._clock = clock
         self._altered: str | None = None
         self._seen = self._begin()
-        """Number and head of the last row that this process read or brought to the disk."""
 
     def _begin(self) -> tuple[int, Head]:
-        """The end of the log at the first look, where only the log itself can be asked."""
+        """Return the end of the log at the first look, and check its last lines against one another."""
         rows = self.store.read(NEWEST + str(CHECKED + 1))[::-1]
         seen, head = (0, EMPTY), EMPTY
         for place, row in enumerate(rows):
@@ -160,7 +147,7 @@ class AuditLog:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the log, with the remedy: it was altered, or cannot be written until it can again."""
+        """The log's problem, with the remedy: it was altered, or cannot be written at present."""
         return self._altered or self.store.problem
 
     @property
@@ -170,26 +157,26 @@ class AuditLog:
         return _head(rows[0]["line"]) if rows else EMPTY
 
     def append(self, transaction: Transaction, act: str, **values: Value) -> Head:
-        """Add a line to a transaction; the head of the log with it."""
+        """Add a line to a transaction; return the head of the log with it."""
         return self.append_each(transaction, act, [values])
 
     def append_each(self, transaction: Transaction, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
-        """As `append`, a line for each of several acts of one kind."""
+        """Add a line for each of several acts of one kind to a transaction; return the head of the log with them."""
         head = self._look(transaction)
         for values in each:
             head = self._add(transaction, head, act, checked(values))
         return head
 
     def write(self, act: str, **values: Value) -> Head:
-        """Add a line, on the disk when this returns; OSError if it could not be: the caller must not act."""
+        """Write a line to the disk; raise OSError if it cannot be written: the caller must not act."""
         return self.write_each(act, [values])
 
     def write_each(self, act: str, each: Sequence[Mapping[str, Value]]) -> Head:
-        """As `write`, a line for each of several acts of one kind, all of them or none."""
+        """Write a line for each of several acts of one kind, all or none; raise OSError as `write`."""
         return self._result(lambda transaction: self.append_each(transaction, act, each))
 
     def look(self) -> str | None:
-        """Compare the end of the log with what was last written or read."""
+        """Compare the end of the log with the last line written or read; return the problem, if any."""
 
         def compare(transaction: Transaction) -> Head:
             if self.store.problem:  # a write shows whether the disk is well again
@@ -211,12 +198,12 @@ class AuditLog:
     def _add(self, transaction: Transaction, head: Head, act: str, record: Mapping[str, Value]) -> Head:
         line = encoded(head, self._clock().isoformat(), act, record)
         number = transaction.execute("INSERT INTO audit (line) VALUES (?)", (line,)).lastrowid or 0
-        found = Head(head.n + 1, digest(line))
-        transaction.afterwards.append(lambda: setattr(self, "_seen", (number, found)))
-        return found
+        end = Head(head.n + 1, digest(line))
+        transaction.afterwards.append(lambda: setattr(self, "_seen", (number, end)))
+        return end
 
     def _look(self, transaction: Transaction) -> Head:
-        """The end of the log; notes in it how it was altered since the last look."""
+        """Return the end of the log; note in the log how it was altered since the last look."""
         if "audit" in transaction.shared:  # an earlier write of the same transaction has looked
             rows = transaction.read(NEWEST + "1")
             return _head(rows[0]["line"]) if rows else EMPTY
@@ -237,7 +224,7 @@ class AuditLog:
         return end if not what else self._report(transaction, head, what)
 
     def _report(self, transaction: Transaction, head: Head, what: str) -> Head:
-        """Go on from the line in memory, whatever the log holds now, and say so in the log and to the operator."""
+        """Go on from the line in memory; report the altered log in itself and to the operator."""
         self._altered = (
             f"the audit log in {self.store.path} {what} while the node ran: it should end with line {head.n + 1}, "
             f"SHA-256 {head.sha256}; keep a copy, find out who can write to it, compare it with a peer's anchors "
@@ -253,14 +240,11 @@ def note(path: Path, act: str, **values: Value) -> None:
         with closing(NodeStore(path, shared=True)) as store:
             AuditLog(store).write(act, **values)
     except (OSError, DiskFull) as error:
-        said = error.detail if isinstance(error, DiskFull) else error.strerror or error
+        reason = error.detail if isinstance(error, DiskFull) else error.strerror or error
         raise ConfigError(
-            f"the audit log in {path} cannot be written, so nothing was done: {said}",
+            f"the audit log in {path} cannot be written, so nothing was done: {reason}",
             hint="run this as the node's own user; df shows whether the disk is full",
         ) from error
-
-
-# What two nodes exchanged
 
 
 @dataclass(slots=True)
@@ -287,12 +271,12 @@ class Exchanged:
 
 
 def anchor_values(anchor: AuditHead | None) -> dict[str, str | int]:
-    """An anchor of a peer as values of a line; none for a peer that sent none."""
+    """Return an anchor of a peer as values of a line; none for a peer that sent none."""
     return {} if anchor is None else {"peer_lines": anchor.lines, "peer_head": anchor.sha256.hex()}
 
 
 def anchor_of(head: Head) -> AuditHead:
-    """The end of this log as it is sent to a peer; the log must have a line."""
+    """Return the end of this log as it is sent to a peer; the log must have a line."""
     return AuditHead(lines=head.n + 1, sha256=bytes.fromhex(head.sha256))
 
 
@@ -309,45 +293,45 @@ class AuditLine:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the act wrote, without the log's own values."""
+        """The values of the act, without the log's own."""
         return {key: value for key, value in self.record.items() if key not in _OWN}
 
     def is_asked_for(self, *, peer: str, since: datetime | None) -> bool:
-        """Whether it is of a peer, and not older; an empty value asks for any."""
+        """Return whether the line is of a peer, and not older; an empty value matches any."""
         if not self.record:
             return True
         peers = (str(self.record.get(key, "")) for key in ("peer", "target", "identity"))
-        of_peer = not peer or any(institution_of(each) == peer for each in peers)
+        of_peer = not peer or any(institution_of(name) == peer for name in peers)
         return of_peer and (since is None or self._time() >= since)
 
     def _time(self) -> datetime:
         try:
-            found = datetime.fromisoformat(str(self.record.get("time")))
+            time = datetime.fromisoformat(str(self.record.get("time")))
         except ValueError:
             return datetime.max.replace(tzinfo=UTC)  # rather shown than hidden
-        return found if found.tzinfo else found.replace(tzinfo=UTC)
+        return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def institution_of(peer: str) -> str:
-    """The institution of a peer that a line names by its URI or by its institution."""
+    """Return the institution of a peer that a line names by its URI or by its institution."""
     return peer.removeprefix("spiffe://").partition("/")[0]
 
 
 def parse_since(text: str, *, now: datetime | None = None) -> datetime:
-    """A moment: how long ago (``30m``, ``2h``, ``7d``), or a date or time of ISO 8601, UTC unless it says otherwise."""
+    """Return the moment of an age (``30m``, ``2h``, ``7d``), or of a date or time of ISO 8601, by default UTC."""
     try:
         if match := re.fullmatch(r"([0-9]{1,6})([smhdw])", text):
             return (now or datetime.now(UTC)) - timedelta(seconds=int(match[1]) * _UNITS[match[2]])
-        found = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except (ValueError, OverflowError) as error:  # the calendar begins in the year 1
         raise InputError(
             f"{text[:40]!a} is no time", hint="how long ago, as 30m, 2h or 7d, or a date as 2026-11-26T14:00"
         ) from error
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
 def lines_of(path: Path, text: str = "") -> Iterator[str]:
-    """The lines of a log, or those that have a text in them; FileNotFoundError without a log."""
+    """Yield the lines of a log, or only lines that contain `text`; raise FileNotFoundError without a log."""
     if not path.exists():
         raise FileNotFoundError(path)
     query = "SELECT number, line FROM audit WHERE number > ? AND (? = '' OR instr(line, ?)) ORDER BY number LIMIT ?"
@@ -363,7 +347,7 @@ def lines_of(path: Path, text: str = "") -> Iterator[str]:
 
 
 def entries(path: Path) -> Iterator[AuditLine]:
-    """The lines of a log, read; raises as `lines_of`."""
+    """Yield the parsed lines of a log; raise as `lines_of`."""
     for number, line in enumerate(lines_of(path), 1):
         yield AuditLine(number, digest(line), parsed(line) or {})
 
@@ -388,9 +372,8 @@ Noted = Mapping[int, tuple[str, str]]
 def verify(lines: Iterable[str], *, noted: str | None = None, anchors: Noted | None = None) -> Verified:
     """Read a whole log and follow its chain.
 
-    A chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off,
-    or that the whole log was rewritten: for that compare `head` with a copy kept elsewhere, or use the anchors that
-    peers hold.
+    A chain detects lines that were changed, removed or inserted, not that the end was cut off or all of it rewritten:
+    for that compare `head` with a copy kept elsewhere, or use the anchors that peers hold.
     """
     head, anchors = EMPTY, anchors or {}
     seen = noted is None or noted == FIRST
@@ -429,28 +412,28 @@ class AnchorFile(Frozen):
 
     def by_line(self) -> Noted:
         return {
-            each.lines - 1: (each.sha256, f"{self.noted_by} noted on {each.noted:%Y-%m-%d at %H:%M} UTC")
-            for each in self.anchors
+            head.lines - 1: (head.sha256, f"{self.noted_by} noted on {head.noted:%Y-%m-%d at %H:%M} UTC")
+            for head in self.anchors
         }
 
 
 def read_anchors(path: Path, *, of: Identity) -> AnchorFile:
-    """A file of anchors that a peer's operator sent; InputError if it is none, or about another node's log."""
+    """Return the anchors that a peer's operator sent; raise InputError for another file, or for another node's log."""
     try:
-        found = AnchorFile.model_validate_json(read_small(path, pipe=True))
+        content = AnchorFile.model_validate_json(read_small(path, pipe=True))
     except ValidationError as error:
         raise InputError(
             f"{path} is no file of anchors: {problem_text(error)}",
             hint="the peer's operator writes one: ddib audit show --peer INSTITUTION --anchors > FILE",
         ) from error
-    if found.of != of.uri:
-        raise InputError(f"{path} is about the log of {found.of!a}, this node is {of}")
-    return found
+    if content.of != of.uri:
+        raise InputError(f"{path} is about the log of {content.of!a}, this node is {of}")
+    return content
 
 
 def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
-    """The anchors of one peer's log that lie in the own log, and how two contradict each other; empty for not."""
-    found: dict[int, NotedHead] = {}
+    """Return the anchors of one peer's log in the own log, and the first contradiction between two; empty for none."""
+    heads: dict[int, NotedHead] = {}
     furthest, contradictions, form = None, list[str](), "%Y-%m-%d %H:%M"
     for line in lines_of(path, '"peer_head"'):
         record = parsed(line) or {}
@@ -460,7 +443,7 @@ def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
             noted = NotedHead(lines=record["peer_lines"], sha256=record["peer_head"], noted=record["time"])
         except (KeyError, ValidationError):  # a changed line, which `verify` finds
             continue
-        known = found.setdefault(noted.lines, noted)
+        known = heads.setdefault(noted.lines, noted)
         if known.sha256 != noted.sha256:
             times = f"{known.noted:{form}} and another on {noted.noted:{form}} UTC"
             contradictions.append(f"its line {noted.lines} was one thing on {times}")
@@ -469,5 +452,5 @@ def held_of(path: Path, institution: str) -> tuple[tuple[NotedHead, ...], str]:
         elif noted.lines < furthest.lines and noted.noted - furthest.noted > ORDER_SLACK:
             then = f"{noted.lines} on {noted.noted:{form}} UTC"
             contradictions.append(f"it had {furthest.lines} lines on {furthest.noted:{form}} and {then}")
-    newest = sorted(found.values(), key=lambda each: each.lines)[-MAX_ANCHORS:]
+    newest = sorted(heads.values(), key=lambda each: each.lines)[-MAX_ANCHORS:]
     return tuple(newest), next(iter(contradictions), "")

@@ -128,25 +128,24 @@ class Diagnosis:
         return f"{self.text} [{self.cause}]"
 
     def as_error(self, hop: str) -> DdibError:
-        if own := self.cause == "own-certificate":
+        if is_ours := self.cause == "own-certificate":
             hop = "client" if hop.startswith("source ") else ""
-        kind = Unauthenticated if own or self.cause == "refused-us" else PeerUnreachable
+        kind = Unauthenticated if is_ours or self.cause == "refused-us" else PeerUnreachable
         error = kind(str(self), hop=hop, hint=self.remedy)
         error.facts |= {"cause": self.cause, "found": str(self)}
         return error
 
 
 def explained(error: DdibError, look: Callable[[], Diagnosis]) -> DdibError:
-    """The cause of a failed call in place of gRPC's word for it, where a connection fails now too.
+    """Return the cause of a failed call in place of gRPC's word for it, if a connection fails now too.
 
-    Else `error` itself, which then says that a connection works. A node that answered with an error (which has an
-    incident) needs no diagnosis.
+    Else return `error`, which then says that a connection works. A node's own error, which has an incident, stays.
     """
     if not isinstance(error, PeerUnreachable) or error.incident:
         return error
-    found = look()
-    if not found.ok:
-        return found.as_error(error.hop)
+    diagnosis = look()
+    if not diagnosis.ok:
+        return diagnosis.as_error(error.hop)
     error.detail = f"{error.detail}; a connection works now"
     return error
 
@@ -162,19 +161,21 @@ def diagnose(
 ) -> Diagnosis:
     """Connect as a node or client would, up to the first answer over HTTP/2."""
     try:  # 1. the own certificate
-        own = load_identity(pki_folder)
+        credentials = load_identity(pki_folder)
         split_address(address)
     except (DdibError, ValueError) as error:
         return Diagnosis("own-certificate", str(error), getattr(error, "hint", "") or "ddib pki show")
-    if (found := own_validity(own)) is not None:
-        return found
+    if (problem := own_validity(credentials)) is not None:
+        return problem
     way = Way(address, proxy, timeout_s)
     try:  # 2. the connection
         connection = way.connect()
     except (OSError, TunnelRefused) as error:
         return way.problem(error)
     with connection:  # 3. TLS and the greeting of HTTP/2
-        return _Attempt(way, server_name, own, roots_pem or own.roots_pem).over(connection, pki_folder)
+        return _Attempt(way, server_name, credentials, roots_pem or credentials.roots_pem).over(
+            connection, pki_folder
+        )
 
 
 def own_validity(own: TlsCredentials) -> Diagnosis | None:
@@ -183,8 +184,8 @@ def own_validity(own: TlsCredentials) -> Diagnosis | None:
         return None
     what = "expired at" if own.not_after <= now else "begins at"
     when = own.not_after if own.not_after <= now else own.not_before
-    said = f"({own.identity}) {what} {_moment(when)}; here it is {_moment(now)}"
-    return Diagnosis.of("own-certificate", said, own=own.identity)
+    detail = f"({own.identity}) {what} {_moment(when)}; here it is {_moment(now)}"
+    return Diagnosis.of("own-certificate", detail, own=own.identity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,14 +213,14 @@ class Way:
                 return self._unreached(error)
             behind = replace(self, address=self.proxy.address, proxy=None)
             return Diagnosis.of("proxy-unreachable", behind.problem(error).text, **behind.words)
-        said = short(error.words)
-        answered = f"answered {error.code} ({said})"
+        words = short(error.words)
+        answered = f"answered {error.code} ({words})"
         if error.code in {502, 503, 504}:
             why = f"the proxy {self.words['proxy']} {answered}: it cannot reach the address"
             return Diagnosis.of("no-connection", why, **self.words)
         why = f"it {answered}"
         if error.code == 0:
-            why = "it is no HTTP proxy, " + (f'and begins with "{said}"' if said else "and says nothing")
+            why = "it is no HTTP proxy, " + (f'and begins with "{words}"' if words else "and says nothing")
         elif error.code == 407 and self.proxy is not None and self.proxy.login:
             why += "; the login in the file of `proxy_login` is not accepted"
         elif error.code == 407:
@@ -283,7 +284,7 @@ class _Attempt:
         return self._found("ok", f"{version}, both certificates accepted")
 
     def _distrust(self, error: ssl.SSLCertVerificationError) -> Diagnosis:
-        """The certificate is not accepted: whose is it?"""
+        """Diagnose by whose certificate it is why it is not accepted."""
         shown = presented_certificate(self.way, self.server_name)
         names, now = _names(shown), f"here it is {_moment(datetime.now(UTC))}"
         is_for = ", ".join(short(name) for name in names[:3]) or "nobody"
@@ -292,13 +293,13 @@ class _Attempt:
             when = f" at {_moment(shown.not_valid_after_utc)}" if shown else ""
             return self._found("not-valid", f"has expired{when}; {now}")
         if error.verify_code == _NOT_YET_VALID:
-            made = f": it was made at {_moment(shown.not_valid_before_utc + CLOCK_SKEW)}" if shown else ""
-            return self._found("not-valid", f"is not valid yet{made}; {now}")
+            begins = f": it was made at {_moment(shown.not_valid_before_utc + CLOCK_SKEW)}" if shown else ""
+            return self._found("not-valid", f"is not valid yet{begins}; {now}")
         if error.verify_code in {_HOSTNAME_MISMATCH, _PERMITTED_VIOLATION}:
             return self._found("wrong-server", f"its certificate is for {is_for}")
         institution = f"spiffe://{self.server_name.partition('.')[2]}/"
-        own = {self.server_name, split_address(self.way.address)[0]}
-        if shown is None or any(name in own or name.startswith(institution) for name in names):
+        expected = {self.server_name, split_address(self.way.address)[0]}
+        if shown is None or any(name in expected or name.startswith(institution) for name in names):
             return self._found("wrong-root", f"{error.verify_message}; issued by {issuer or 'nobody'}")
         return self._found("wrong-server", f"its certificate is for {is_for}, issued by {issuer}")
 
@@ -319,7 +320,7 @@ def _handshake(
 
 
 def _client_context(own: TlsCredentials, roots_pem: bytes, folder: Path) -> ssl.SSLContext:
-    """What a node or client demands and shows, as gRPC does."""
+    """Return the TLS context of a node or client, as gRPC makes it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["h2"])
@@ -332,30 +333,34 @@ def _client_context(own: TlsCredentials, roots_pem: bytes, folder: Path) -> ssl.
 
 
 def presented_certificate(way: Way, server_name: str) -> x509.Certificate | None:
-    """The certificate that a server shows to a client that checks nothing and shows nothing; None without one."""
+    """Return the certificate that a server shows to an anonymous client without checks; None if it shows none."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     context.set_alpn_protocols(["h2"])
     try:
         with way.connect() as connection, _handshake(connection, context, server_name, way.timeout_s) as tls:
-            found = tls.getpeercert(binary_form=True)
-        if not found:
+            der = tls.getpeercert(binary_form=True)
+        if not der:
             return None
         # Whatever cannot be read is found here, and not by whoever shows it.
-        return read_certificates(ssl.DER_cert_to_PEM_cert(found).encode())[0]
+        return read_certificates(ssl.DER_cert_to_PEM_cert(der).encode())[0]
     except (OSError, TunnelRefused, ValueError):
         return None
 
 
 def _names(shown: x509.Certificate | None) -> list[str]:
     extensions = () if shown is None else shown.extensions  # which `presented_certificate` has read
-    found = [each.value for each in extensions if isinstance(each.value, x509.SubjectAlternativeName)]
-    return [str(name.value) for names in found for name in names]
+    alternatives = [
+        extension.value
+        for extension in extensions
+        if isinstance(extension.value, x509.SubjectAlternativeName)
+    ]
+    return [str(name.value) for names in alternatives for name in names]
 
 
 def short(text: str) -> str:
-    """Words of another server, which can neither flood nor steer a terminal."""
+    """Escape and shorten another server's words, so that they neither flood nor steer a terminal."""
     return escape(text[:_MAX_NAME])[:_MAX_NAME]
 
 

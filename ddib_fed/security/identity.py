@@ -53,7 +53,7 @@ _KNOWN_CRITICAL = frozenset(
 
 
 def check_institution(institution: str) -> str:
-    """The name itself, if it is a DNS name of at least two labels in lower case and not an address."""
+    """Return the name; raise InputError unless it is a DNS name of two or more labels in lower case, no address."""
     if not is_institution(institution):
         raise InputError(
             f"{institution!r} is not a DNS name in lower case such as north.example",
@@ -103,7 +103,7 @@ class Identity:
 
 
 def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identity:
-    """The identity that a certificate proves; Unauthenticated, or PeerUnknown where no root is pinned for it."""
+    """Return the identity that a certificate proves; raise Unauthenticated, or PeerUnknown if no root is pinned."""
     # 1. exactly one certificate of a reasonable size
     if len(pem) > MAX_CERTIFICATE_BYTES:
         raise Unauthenticated(f"the certificate is larger than {MAX_CERTIFICATE_BYTES} bytes")
@@ -129,15 +129,15 @@ def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identit
         raise Unauthenticated(
             f"the certificate of {identity} was not issued by the pinned root of {identity.institution}"
         )
-    root = next((each for each in named if _signed_by(certificate, each)), None)
+    root = next((part for part in named if _signed_by(certificate, part)), None)
     if root is None:
         raise Unauthenticated(f"the signature on the certificate of {identity} is not the pinned root's")
     # 5. both are valid now
-    for each, what in (
+    for part, what in (
         (certificate, f"certificate of {identity}"),
         (root, f"root of {identity.institution}"),
     ):
-        begins, ends = each.not_valid_before_utc, each.not_valid_after_utc
+        begins, ends = part.not_valid_before_utc, part.not_valid_after_utc
         if now < begins:
             raise Unauthenticated(f"the {what} is not valid before {begins:%Y-%m-%d %H:%M} UTC")
         if now >= ends:
@@ -151,25 +151,25 @@ def verify_peer_certificate(pem: bytes, *, pins: Pins, now: datetime) -> Identit
 
 
 def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The certificates in a PEM text, at least one, each read to its end; ValueError if that fails."""
+    """Return the certificates in a PEM text, each read to its end; raise ValueError if that fails or there is none."""
     try:
-        found = tuple(x509.load_pem_x509_certificates(pem))
-        for each in found:
-            each.public_key()
+        certificates = tuple(x509.load_pem_x509_certificates(pem))
+        for certificate in certificates:
+            certificate.public_key()
             _ = (
-                each.subject,
-                each.issuer,
-                each.extensions,
-                each.not_valid_before_utc,
-                each.not_valid_after_utc,
+                certificate.subject,
+                certificate.issuer,
+                certificate.extensions,
+                certificate.not_valid_before_utc,
+                certificate.not_valid_after_utc,
             )
     except UNREADABLE as exc:
         raise ValueError(str(exc)) from exc
-    return found
+    return certificates
 
 
 def certified_identity(certificate: x509.Certificate) -> Identity:
-    """Whom a certificate names, which proves nothing; Unauthenticated if that is not exactly one identity."""
+    """Return the identity that a certificate names, without proof; raise Unauthenticated for none or two."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (x509.ExtensionNotFound, x509.DuplicateExtension, ValueError) as exc:
@@ -190,7 +190,7 @@ def certified_identity(certificate: x509.Certificate) -> Identity:
 
 
 def _check_usage(certificate: x509.Certificate, identity: Identity) -> None:
-    """A leaf with the usages of its role, no unknown critical extension, and an acceptable key."""
+    """Raise unless a leaf has the usages of its role, no unknown critical extension, and an acceptable key."""
     try:
         extensions = certificate.extensions
         usages = set(extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
@@ -230,7 +230,7 @@ def check_root(root: x509.Certificate, institution: str) -> None:
 
 
 def name_constraints(root: x509.Certificate) -> x509.NameConstraints | None:
-    """What limits the root to some names; None if nothing does."""
+    """Return the name constraints of a root; None if it has none."""
     try:
         return root.extensions.get_extension_for_class(x509.NameConstraints).value
     except x509.ExtensionNotFound:
@@ -238,7 +238,7 @@ def name_constraints(root: x509.Certificate) -> x509.NameConstraints | None:
 
 
 def _check_name_constraints(root: x509.Certificate, identity: Identity) -> None:
-    """RFC 5280, section 4.2.1.10, for the two types of name that a leaf can have."""
+    """Raise Unauthenticated unless RFC 5280, section 4.2.1.10, permits both names of a leaf."""
     constraints = name_constraints(root)
     if constraints is None:
         return
@@ -263,7 +263,7 @@ def _within(name: str, tree: x509.GeneralName) -> bool:
 
 
 def check_public_key(key: object, what: str) -> None:
-    """A key has an accepted type and size: P-256 or P-384, or RSA of at least `MIN_RSA_BITS`."""
+    """Raise Unauthenticated unless a key is P-256 or P-384, or RSA of at least `MIN_RSA_BITS`."""
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1 | ec.SECP384R1):
         return
     if isinstance(key, rsa.RSAPublicKey) and key.key_size >= MIN_RSA_BITS:

@@ -17,8 +17,6 @@ After MAGIC everything is a frame: its length (4 bytes, big-endian) and at most 
 ChaCha20-Poly1305 under a key for each direction, with the number of the frame as nonce.
 """
 
-from __future__ import annotations
-
 import hmac
 import re
 import secrets
@@ -56,13 +54,10 @@ T = TypeVar("T")
 DIGITS: Final = 8
 """Random digits of a code. One guess is right with a chance of 1 in 10**8, and a code allows one guess at each side."""
 CODE_LIFE_S: Final = 300.0
-"""How long a code is good."""
 GREETING_S: Final = 2.0
-"""How long a connection may take to send `MAGIC`: nobody else can come meanwhile."""
+"""A connection must send `MAGIC` in this time, as nobody else can come meanwhile."""
 STRANGER_S: Final = 10.0
-"""How long it may take from then on to prove that it has the code."""
 EXCHANGE_S: Final = 30.0
-"""How long the exchange may take, once the other side is there."""
 MAGIC: Final = b"ddib-pair/1\n"
 MAX_FRAME: Final = 64 << 10
 _LENGTH: Final = struct.Struct(">I")
@@ -103,7 +98,7 @@ def new_code() -> str:
 
 
 def parse_code(text: str) -> str:
-    """A code as it was typed, in the form of `new_code`; UsageError if it is none, or a digit is wrong."""
+    """Return a typed code in the form of `new_code`; raise UsageError if it is none, or a digit is wrong."""
     digits = re.sub(r"[ .-]", "", text)
     if not re.fullmatch(rf"[0-9]{{{DIGITS + 1}}}", digits):
         raise UsageError(
@@ -127,9 +122,6 @@ def _check_digit(digits: str) -> str:
     for digit in digits:
         product = ((product + int(digit)) % 10 or 10) * 2 % 11
     return str((11 - product) % 10)
-
-
-# One connection
 
 
 class _Broken(Exception):  # noqa: N818 - a finding of this module; no other sees it
@@ -163,7 +155,7 @@ class _Line:
         self._in_time(self._connection.sendall, MAGIC)
 
     def expect_greeting(self) -> None:
-        """Read the other side's `MAGIC`; what is none is noticed at its first byte."""
+        """Read the other side's `MAGIC`; notice another protocol at its first byte."""
         for expected in MAGIC:
             if self._exactly(1)[0] != expected:
                 raise _Broken("it does not speak the protocol of `ddib pair`")
@@ -194,9 +186,9 @@ class _Line:
             done = act()
         except DdibError as error:
             refusal = isinstance(error, PolicyDenied | AlreadyExists)
-            said = error.detail if refusal else f"{error.sentence} ({error.reason})"
+            reason = error.detail if refusal else f"{error.sentence} ({error.reason})"
             with suppress(_Broken):
-                self.send(said[:_MAX_REFUSAL].encode())
+                self.send(reason[:_MAX_REFUSAL].encode())
                 while True:
                     self.receive()
             raise
@@ -206,8 +198,8 @@ class _Line:
 
     def expect_yes(self, where: str) -> None:
         """Raise PolicyDenied with the other side's reason if it refuses."""
-        if said := self.receive():
-            text = escape(said[: 2 * _MAX_REFUSAL].decode("utf-8", "replace"))
+        if reason := self.receive():
+            text = escape(reason[: 2 * _MAX_REFUSAL].decode("utf-8", "replace"))
             raise PolicyDenied(
                 f"the other side at {where} refuses this node: {text}",
                 hint="correct it there, then pair again",
@@ -235,9 +227,6 @@ class _Line:
             raise _Broken(f"the connection broke: {error.strerror or error}") from error
 
 
-# The two sides
-
-
 def listen(
     listener: socket.socket,
     code: str,
@@ -263,10 +252,10 @@ def listen(
                 line.expect_greeting()
                 line.extend(min(STRANGER_S, left))
                 theirs = line.receive()
-                own, finish = _spake2("listener", code)
+                message, finish = _spake2("listener", code)
                 keys = finish(theirs)
                 line.greet()
-                line.send(own)
+                line.send(message)
                 proof = line.receive()
             except _Broken as error:  # without a proof no code was tested
                 on_stranger(host, str(error))
@@ -286,16 +275,16 @@ def dial(address: str, code: str, node: PairingNode, *, proxy: Proxy | None = No
     try:
         connection = way.connect()
     except (OSError, TunnelRefused) as error:
-        found = way.problem(error).as_error("")
-        if not str(found.facts["cause"]).startswith("proxy"):
-            found.hint = f"is `ddib pair --listen` running there now, at this address? {found.hint}"
-        raise found from error
+        failure = way.problem(error).as_error("")
+        if not str(failure.facts["cause"]).startswith("proxy"):
+            failure.hint = f"is `ddib pair --listen` running there now, at this address? {failure.hint}"
+        raise failure from error
     with connection:
         line = _Line(connection, EXCHANGE_S)
         try:
             line.greet()  # before anything is computed: the listener waits for it for a short time only
-            own, finish = _spake2("dialler", code)
-            line.send(own)
+            message, finish = _spake2("dialler", code)
+            line.send(message)
             line.expect_greeting()
             keys = finish(line.receive())
         except _Broken as error:
@@ -319,7 +308,7 @@ def dial(address: str, code: str, node: PairingNode, *, proxy: Proxy | None = No
 
 
 def _exchange(line: _Line, keys: _Keys, node: PairingNode, side: Side, where: str) -> PairedPeer:
-    """Both sides have the code: exchange the files, judge, and admit."""
+    """Exchange the files, judge and admit: both sides have the code."""
 
     def judged() -> Peer:
         other = parse_peer(content, f"the peer file from {where}")
@@ -350,25 +339,25 @@ def _exchange(line: _Line, keys: _Keys, node: PairingNode, side: Side, where: st
 
 
 def _spake2(side: Side, code: str) -> tuple[bytes, Callable[[bytes], _Keys]]:
-    """This side's message, and what makes the keys of the other's."""
+    """Return this side's message, and the function that makes the keys from the other's."""
     from spake2 import SPAKE2_A, SPAKE2_B
 
     kind = SPAKE2_A if side == "dialler" else SPAKE2_B
     state = kind(code.encode(), idA=_NAMES[0], idB=_NAMES[1])
-    own: bytes = state.start()
+    message: bytes = state.start()
 
     def finish(theirs: bytes) -> _Keys:
         try:
             secret = state.finish(theirs)
         except Exception as error:  # of several kinds, for bytes that are no point of its group
             raise _Broken("it sent no message of SPAKE2") from error
-        return _keys(secret, side, own, theirs)
+        return _keys(secret, side, message, theirs)
 
-    return own, finish
+    return message, finish
 
 
 def _keys(secret: bytes, side: Side, own: bytes, theirs: bytes) -> _Keys:
-    """The proofs are HMACs, not sealed frames: a sealed frame can be made to open under several keys."""
+    """Derive the keys of a connection. Proofs are HMACs, as a sealed frame can be made to open under several keys."""
     messages = own + theirs if side == "dialler" else theirs + own
     sides: tuple[Side, Side] = ("dialler", "listener") if side == "dialler" else ("listener", "dialler")
 
@@ -377,6 +366,6 @@ def _keys(secret: bytes, side: Side, own: bytes, theirs: bytes) -> _Keys:
         return HKDF(SHA256(), length=32, salt=None, info=info).derive(secret)
 
     own_proof, other_proof = (
-        hmac.digest(key(f"proof {each}"), sha256(messages).digest(), "sha256") for each in sides
+        hmac.digest(key(f"proof {side_name}"), sha256(messages).digest(), "sha256") for side_name in sides
     )
     return _Keys(own_proof, other_proof, sending=key(f"seal {sides[0]}"), receiving=key(f"seal {sides[1]}"))

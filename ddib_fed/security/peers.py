@@ -86,7 +86,7 @@ class Peer:
         return (warning,)
 
     def still_vouches_for(self, earlier: Peer) -> bool:
-        """Whether a connection of an earlier entry may go on: same node, each root that may have verified it pinned."""
+        """Return whether a connection of an earlier entry may go on: same node, and its roots are still pinned."""
         return self.identity == earlier.identity and set(earlier.roots) <= set(self.roots)
 
     def fields(self) -> dict[str, Any]:
@@ -114,10 +114,10 @@ def parse_peer(data: bytes, what: str) -> Peer:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
         raise ValueError("a field is repeated")
-    return found
+    return fields
 
 
 def _peer_of(content: Any) -> Peer:
@@ -146,11 +146,11 @@ def _peer_of(content: Any) -> Peer:
     for block in blocks:
         # An escape of JSON may stand for half a character, which no encoding has; PEM is ASCII.
         pem = block.encode("ascii", "replace") if isinstance(block, str) else b""
-        found = parse_certificates(pem, "an entry of roots")
-        if len(found) != 1:
+        certificates = parse_certificates(pem, "an entry of roots")
+        if len(certificates) != 1:
             raise InputError("one certificate is expected in each entry of roots")
-        check_root(found[0], institution)
-        roots.append(found[0])
+        check_root(certificates[0], institution)
+        roots.append(certificates[0])
     return Peer(institution, identity, texts[2], tuple(roots))
 
 
@@ -178,12 +178,12 @@ class Snapshot:
         return certificate_pem(*(root for roots in self.pins.values() for root in roots))
 
     def is_admitted_node(self, identity: Identity) -> bool:
-        """Whether this is exactly the node of an admitted peer; it may be suspended."""
+        """Return whether this is exactly the node of an admitted peer; it may be suspended."""
         peer = self.peers.get(identity.institution)
         return peer is not None and peer.identity == identity
 
     def allows(self, entry: Peer) -> bool:
-        """Whether a connection that was made by a peer's entry, of this snapshot or an earlier one, may go on."""
+        """Return whether a connection made by a peer's entry, of this snapshot or an earlier one, may go on."""
         current = self.peers.get(entry.institution)
         if current is None or current.identity in self.withdrawn or entry.institution in self.suspended:
             return False
@@ -206,7 +206,7 @@ class Snapshot:
             )
 
     def described(self) -> frozenset[str]:
-        """Everything trusted or refused, a line each; each root of a peer by itself, so that no fingerprint is cut."""
+        """Return a line for everything trusted or refused; each root has its own, so that no fingerprint is cut."""
         lines = {f"own root {fingerprint(root)}" for root in self.own_roots}
         for name, peer in self.peers.items():
             lines.add(f"peer {name}: {peer.identity} at {peer.address}")
@@ -237,7 +237,7 @@ class Trust:
 
     @classmethod
     def parse(cls, data: bytes, own: str) -> Trust:
-        """Read it strictly; InputError if it is not wholly valid, or has a peer of the own institution."""
+        """Read it strictly; raise InputError if it is not wholly valid, or has a peer of the own institution."""
         try:
             content = json.loads(data, object_pairs_hook=_once)
         except (ValueError, RecursionError) as exc:
@@ -247,8 +247,8 @@ class Trust:
         version, peers = content["format_version"], content["peers"]
         if version != FORMAT_VERSION or not isinstance(peers, list) or len(peers) > MAX_PEERS:
             raise InputError(f"it is of another format, or has more than {MAX_PEERS} peers")
-        found = {peer.institution: peer for peer in map(_peer_of, peers)}
-        if len(found) != len(peers) or own in found:
+        admitted = {peer.institution: peer for peer in map(_peer_of, peers)}
+        if len(admitted) != len(peers) or own in admitted:
             raise InputError("a peer is named twice, or is of the own institution")
         lines: list[dict[str, str]] = []
         for section in ("suspended", "withdrawn"):
@@ -256,7 +256,7 @@ class Trust:
             if not isinstance(noted, dict) or not all(isinstance(text, str) for text in noted.values()):
                 raise InputError(f"{section} has a text for each name")
             lines.append({name: escape(text) for name, text in noted.items()})
-        return cls(found, lines[0], {Identity.parse(uri): comment for uri, comment in lines[1].items()})
+        return cls(admitted, lines[0], {Identity.parse(uri): comment for uri, comment in lines[1].items()})
 
 
 def begin_trust(state: Path) -> None:
@@ -286,12 +286,12 @@ class _Watched(Generic[T]):
         self.problem: str | None = None
 
     def current(self, *, anew: bool = False) -> T:
-        """Its content; the same object until that changes. DdibError if it never could be read."""
+        """Return the content, the same object until it changes; raise DdibError if it never could be read."""
         mark, racy = None, True
         with suppress(OSError):
-            found = self._path.stat()
-            mark = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-            racy = abs(time.time_ns() - found.st_ctime_ns) < _RACY_NS
+            status = self._path.stat()
+            mark = (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+            racy = abs(time.time_ns() - status.st_ctime_ns) < _RACY_NS
         if self._value is not None and mark is not None and mark == self._mark and not anew:
             return self._value
         self.problem = None
@@ -329,7 +329,7 @@ class PeerStore:
         self._built_of: tuple[object, object] = (None, None)
 
     def snapshot(self, *, anew: bool = False) -> Snapshot:
-        """The current snapshot: the same object until a file changes. Costs one stat for each file."""
+        """Return the current snapshot, the same object until a file changes; this costs one stat for each file."""
         with self._lock:
             trust = self._trust.current(anew=anew)
             roots = self._roots.current(anew=anew)
@@ -341,7 +341,7 @@ class PeerStore:
 
     @property
     def _problems(self) -> list[str]:
-        return [each for each in (self._trust.problem, self._roots.problem) if each]
+        return [problem for problem in (self._trust.problem, self._roots.problem) if problem]
 
     @property
     def problem(self) -> str | None:
@@ -350,10 +350,10 @@ class PeerStore:
         return "; ".join(self._problems) or None
 
     def reload(self) -> Sequence[str]:
-        """Read everything again, ignoring time stamps; what changed since the last read, and what cannot be read."""
+        """Read everything again, ignoring time stamps; return a line for each change, and for each unreadable file."""
         before, after = self._snapshot, self.snapshot(anew=True)
         changed = [] if before is None else trust_changes(before, after)
-        return [*changed, *(f"not read: {each}" for each in self._problems)]
+        return [*changed, *(f"not read: {problem}" for problem in self._problems)]
 
     def _read(self) -> bytes:
         return read_private(self.file, hint=self._hint, max_bytes=MAX_TRUST_BYTES)
@@ -369,7 +369,7 @@ class PeerStore:
         return f"put {self.file} back from a copy of the state folder, or correct it"
 
     def get(self, institution: str) -> Peer:
-        """One admitted peer that is neither suspended nor withdrawn; PeerSuspended or PeerNotFound."""
+        """Return an admitted peer; raise PeerNotFound, also for a withdrawn one, or PeerSuspended."""
         snapshot = self.snapshot()
         peer = _admitted(snapshot.peers, institution)
         if peer.identity in snapshot.withdrawn:
@@ -393,8 +393,7 @@ class PeerStore:
     ) -> None:
         """Raise unless a peer may be admitted beside these, by default the admitted ones.
 
-        Each of its new roots must have been compared out of band (PolicyDenied), and another entry for its institution
-        gives way only to `replace` (AlreadyExists).
+        PolicyDenied means a new root that was not compared out of band, AlreadyExists another entry without `replace`.
         """
         peers = self.snapshot().peers if peers is None else peers
         name = peer.institution
@@ -451,10 +450,10 @@ class PeerStore:
     def suspend(self, institution: str, *, reason: str = "") -> bool:
         """Refuse a peer, and do not call it, until it is resumed."""
         since = f"since {datetime.now(UTC).isoformat(timespec='seconds')}"
-        said = f"{since}: {_line(reason)}" if reason else since
+        note = f"{since}: {_line(reason)}" if reason else since
         with self._editing("peer_suspended", peer=institution, reason=reason) as trust:
             _admitted(trust.peers, institution)
-            return trust.suspended.setdefault(institution, said) is said
+            return trust.suspended.setdefault(institution, note) is note
 
     def resume(self, institution: str) -> bool:
         """Lift a suspension; PeerNotFound if the peer is not admitted."""
@@ -464,10 +463,10 @@ class PeerStore:
 
     def withdraw(self, identity: Identity, *, comment: str = "") -> bool:
         """Refuse an identity although its certificate is valid."""
-        said = _line(comment) or f"withdrawn {date.today().isoformat()}"  # noqa: DTZ011 - the operator's day
+        note = _line(comment) or f"withdrawn {date.today().isoformat()}"  # noqa: DTZ011 - the operator's day
         with self._editing("identity_withdrawn", identity=identity.uri, comment=comment) as trust:
             new = identity not in trust.withdrawn
-            trust.withdrawn.setdefault(identity, said)
+            trust.withdrawn.setdefault(identity, note)
         return new
 
     def reinstate(self, identity: Identity) -> bool:
@@ -476,7 +475,7 @@ class PeerStore:
 
     @contextmanager
     def _editing(self, act: str, **values: Value) -> Iterator[Trust]:
-        """The content of the file, locked; noted in the audit log and written when the block has changed it."""
+        """Yield the locked content; if the block changes it, note that in the audit log and write it."""
         descriptor = os.open(self.file.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -505,7 +504,7 @@ def _admitted(peers: Mapping[str, Peer], institution: str) -> Peer:
 
 
 def _among(text: str, fingerprints: Sequence[str]) -> bool:
-    return any(same_fingerprint(text, each) for each in fingerprints)
+    return any(same_fingerprint(text, candidate) for candidate in fingerprints)
 
 
 def _line(text: str) -> str:

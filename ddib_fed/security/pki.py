@@ -10,8 +10,6 @@ never overwritten, no key leaves its folder, and files that are read are checked
     roots.pem           the trusted roots of its own institution, at most two
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 import shlex
@@ -48,7 +46,7 @@ LIFETIMES: Final[dict[Kind, timedelta]] = {
     "recovery": timedelta(days=30),
 }
 LEAST_LIFETIME: Final = timedelta(seconds=60)
-"""Of a leaf: a node looks every 10 s whether it is due."""
+"""A node looks every 10 s whether its leaf is due."""
 # Clocks of two machines differ; a certificate begins this long ago.
 CLOCK_SKEW: Final = timedelta(minutes=5)
 MAX_REQUEST_BYTES: Final = 8 << 10
@@ -100,12 +98,12 @@ class TlsCredentials:
 
     @property
     def root_not_after(self) -> datetime:
-        """When the root that signed the leaf ends; that of the leaf where none of the roots did."""
+        """The end of the root that signed the leaf, or of the leaf if no root here did."""
         issuers = [root for root in self.roots if root.subject == self.certificate.issuer]
         return max((root.not_valid_after_utc for root in issuers), default=self.not_after)
 
     def problem(self, now: datetime) -> str | None:
-        """Why others would not accept it now: expired, not yet valid, of another root; None if they would."""
+        """Return why others would refuse it now: expired, not yet valid, of another root; None if they would not."""
         try:
             check_issued(self.certificate, self.roots, now=now)
         except Unauthenticated as error:
@@ -113,15 +111,12 @@ class TlsCredentials:
         return None
 
 
-# PEM and fingerprints
-
-
 def new_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """``SHA256:ab:cd:...``, as `openssl x509 -fingerprint -sha256` prints it."""
+    """Return ``SHA256:ab:cd:...``, as `openssl x509 -fingerprint -sha256` prints it."""
     return "SHA256:" + hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest().hex(":")
 
 
@@ -137,7 +132,7 @@ def certificate_pem(*certificates: x509.Certificate) -> bytes:
 
 
 def parse_certificates(pem: bytes, what: str, *, hint: str = "") -> tuple[x509.Certificate, ...]:
-    """The certificates in a PEM text, at least one; InputError if one cannot be parsed."""
+    """Return the certificates in a PEM text, at least one; raise InputError if one cannot be parsed."""
     try:
         return read_certificates(pem)
     except ValueError as exc:
@@ -145,16 +140,16 @@ def parse_certificates(pem: bytes, what: str, *, hint: str = "") -> tuple[x509.C
 
 
 def load_keys(pem: bytes, path: Path, *, hint: str = _KEY_HINT) -> list[ec.EllipticCurvePrivateKey]:
-    """Each private key in a PEM text, at least one; InputError names `path` and what puts it right."""
+    """Return each private key in a PEM text, at least one; raise InputError that names `path` and the remedy."""
     end = b"-----END PRIVATE KEY-----"
     try:
-        found = [
+        loaded = [
             serialization.load_pem_private_key(block + end, password=None) for block in pem.split(end)[:-1]
         ]
     except (ValueError, TypeError) as exc:
         raise InputError(f"{path} has an unreadable key", hint=hint) from exc
-    keys = [key for key in found if isinstance(key, ec.EllipticCurvePrivateKey)]
-    if not keys or len(keys) < len(found):
+    keys = [key for key in loaded if isinstance(key, ec.EllipticCurvePrivateKey)]
+    if not keys or len(keys) < len(loaded):
         raise InputError(f"{path} has not only private keys on an elliptic curve in PEM (PKCS #8)", hint=hint)
     return keys
 
@@ -165,11 +160,8 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-# The root
-
-
 def new_authority(institution: str, *, now: datetime | None = None) -> Authority:
-    """A root in memory: P-256, critical name constraints, valid for ten years; `create_institution` also writes it."""
+    """Make a root in memory: P-256, critical name constraints, ten years; `create_institution` also writes it."""
     key, start = new_key(), now or datetime.now(UTC)
     public = key.public_key()
     ski = x509.SubjectKeyIdentifier.from_public_key(public)
@@ -193,7 +185,7 @@ def new_authority(institution: str, *, now: datetime | None = None) -> Authority
 
 
 def create_institution(folder: Path, institution: str, *, now: datetime | None = None) -> Authority:
-    """Make the root of an institution; AlreadyExists if the folder has a root or a key already."""
+    """Make the root of an institution; raise AlreadyExists if the folder has a root or a key already."""
     check_institution(institution)
     for name in ("ca.key", "ca.pem", "roots.pem"):
         if (folder / name).exists():
@@ -209,7 +201,7 @@ def create_institution(folder: Path, institution: str, *, now: datetime | None =
 
 
 def load_authority(folder: Path) -> Authority:
-    """The root of a folder that issues; FileMissing if it does not, InputError if root and key do not fit."""
+    """Return the root of a folder that issues; raise FileMissing if it does not, InputError for another key."""
     hint = "certificates are issued on the node with ca.key: run this there"
     key = load_keys(read_private(folder / "ca.key", hint=hint), folder / "ca.key")[0]
     pem = read_small(folder / "ca.pem", hint=hint)
@@ -224,7 +216,7 @@ def has_authority(folder: Path) -> bool:
 
 
 def root_warning(institution: str, ends: datetime, now: datetime) -> str:
-    """What an operator must know of a root that ends soon; empty while there is time."""
+    """Return a warning about a root that ends soon; empty while there is time."""
     if ends - now > ROOT_NOTICE:
         return ""
     when = "expired at" if ends <= now else f"ends in {(ends - now).days} days, at"
@@ -243,9 +235,6 @@ def _root_institution(certificate: x509.Certificate) -> str:
     return check_institution(uris[0])
 
 
-# Leaves
-
-
 def issue_leaf(
     authority: Authority,
     role: Kind,
@@ -255,7 +244,7 @@ def issue_leaf(
     now: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> x509.Certificate:
-    """A certificate for one identity of the authority's institution: one URI, one DNS name."""
+    """Issue a certificate for one identity of the authority's institution: one URI, one DNS name."""
     identity, start = Identity(authority.institution, role, name), now or datetime.now(UTC)
     authority.check(start)
     end = min(start + (lifetime or LIFETIMES[role]), authority.certificate.not_valid_after_utc)
@@ -307,7 +296,7 @@ def issue_to_folder(
     now: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> TlsCredentials:
-    """A new key and leaf as of `issue_leaf`, written to a folder that may hold older ones; its roots are kept."""
+    """Write a new key and leaf of `issue_leaf` to a folder that may hold older ones; keep its roots."""
     key = new_key()
     public, root = key.public_key(), authority.certificate
     certificate = issue_leaf(authority, role, name, public_key=public, now=now, lifetime=lifetime)
@@ -316,9 +305,6 @@ def issue_to_folder(
     roots = known if root in known else (*known, root)[-MAX_ROOTS:]
     write_identity(folder, certificate=certificate, key=key, roots=roots)
     return load_identity(folder)
-
-
-# The folder
 
 
 def write_identity(
@@ -330,8 +316,7 @@ def write_identity(
 ) -> None:
     """Install a leaf, its key and the roots; after a crash at any point `load_identity` still works.
 
-    The key file holds the new key and the old one while the certificate is exchanged, and `load_identity`
-    takes the key that fits.
+    The key file holds both keys while the certificate is exchanged; `load_identity` takes the one that fits.
     """
     if certificate.public_key() != key.public_key():
         raise InputError(f"the key is not that of the certificate for {folder}")
@@ -345,7 +330,7 @@ def write_identity(
 
 
 def load_identity(folder: Path, certificate_file: str = "leaf.pem") -> TlsCredentials:
-    """The credentials of a folder; FileMissing without any, InputError if they do not belong together."""
+    """Return the credentials of a folder; raise FileMissing without any, InputError if they do not belong together."""
     anew = _anew(folder)
     for _attempt in range(3):  # the files may be exchanged between two reads
         key_pem = read_private(folder / "leaf.key", hint=anew)
@@ -365,12 +350,12 @@ def load_identity(folder: Path, certificate_file: str = "leaf.pem") -> TlsCreden
 
 
 def load_recovery(folder: Path) -> TlsCredentials | None:
-    """What a node asks its issuer with after its leaf has expired; None if there is none, or none of its key."""
+    """Return the credentials for recovery after the leaf has expired; None without usable ones."""
     try:
-        found = load_identity(folder, RECOVERY)
+        credentials = load_identity(folder, RECOVERY)
     except (FileMissing, InputError):
         return None
-    return found if found.identity.kind == "recovery" else None
+    return credentials if credentials.identity.kind == "recovery" else None
 
 
 def _anew(folder: Path) -> str:
@@ -381,7 +366,7 @@ def _anew(folder: Path) -> str:
 
 
 def _read_roots(folder: Path, pem: bytes) -> tuple[x509.Certificate, ...]:
-    """The roots that a folder trusts, by the content of its file; the hint of an error puts them back."""
+    """Parse the roots of a folder's file; the hint of an error puts them back."""
     path, root = folder / "roots.pem", folder / "ca.pem"
     if root.exists():
         hint = shlex.join(["cp", str(root), str(path)])
@@ -399,9 +384,9 @@ def check_issued(
     expected: Identity | None = None,
     what: str = "the certificate",
 ) -> Identity:
-    """The identity of a certificate that may be put in place with these roots, else Unauthenticated.
+    """Return the identity of a certificate; raise Unauthenticated unless it may be put in place with these roots.
 
-    One of the roots that are `known` already must be among them, and the identity be the `expected` one.
+    One of the `known` roots must be among them, and the identity be the `expected` one.
     """
     if known and not set(known) & set(roots):
         raise Unauthenticated(
@@ -425,7 +410,7 @@ def check_few(roots: tuple[x509.Certificate, ...], what: str) -> None:
 
 
 def make_request(folder: Path, identity: Identity) -> bytes:
-    """A request in PEM for `identity`; its key is kept in the folder and reused by later requests."""
+    """Return a request in PEM for `identity`; its key is kept in the folder and reused by later requests."""
     private_folder(folder)
     path = folder / PENDING_KEY
     if not path.exists():
@@ -441,7 +426,7 @@ def make_request(folder: Path, identity: Identity) -> bytes:
 
 
 def check_request(request: x509.CertificateSigningRequest) -> ec.EllipticCurvePublicKey:
-    """The public key of a request that proves possession of its private key; PolicyDenied if it does not."""
+    """Return the public key of a request; raise PolicyDenied unless it proves possession of its private key."""
     if not request.is_signature_valid:
         raise PolicyDenied("the signature of the certificate request is not that of its key")
     key = request.public_key()
@@ -452,7 +437,7 @@ def check_request(request: x509.CertificateSigningRequest) -> ec.EllipticCurvePu
 
 
 def read_request(pem: bytes) -> tuple[Identity, ec.EllipticCurvePublicKey]:
-    """The identity and public key of a request file, which asks for a node or a client; refused if it does not."""
+    """Return identity and public key of a request file; raise unless it asks for one node or client."""
     try:
         request = x509.load_pem_x509_csr(pem)
         names = request.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -477,7 +462,7 @@ def sign_request(
     now: datetime | None = None,
     lifetime: timedelta | None = None,
 ) -> bytes:
-    """The certificate for a request, followed by the roots for its owner to trust; the life is that of a leaf."""
+    """Sign a certificate for a request; return it, followed by the roots for its owner to trust."""
     if identity.institution != authority.institution:
         raise PolicyDenied(
             f"the request is for {identity}, this root is of {authority.institution}",
@@ -491,16 +476,16 @@ def install(
     folder: Path, pem: bytes, *, expected: Identity | None = None, now: datetime | None = None
 ) -> Identity:
     """Put a signed certificate in place, where the key of the request is; it is checked like one from a stranger."""
-    leaf, *given = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
+    leaf, *sent_roots = parse_certificates(pem, "the signed certificate", hint="ddib pki issue writes one")
     path = folder / "roots.pem"
     known = _read_roots(folder, read_small(path)) if path.exists() else ()
-    roots = tuple(given) or known
+    roots = tuple(sent_roots) or known
     if not roots:
         raise InputError(
             "the institution's root is missing",
             hint="append it to the certificate's file: cat leaf.pem ca.pem > signed.pem",
         )
-    check_few(tuple(given), "the certificate")
+    check_few(tuple(sent_roots), "the certificate")
     identity = check_issued(leaf, roots, now=now or datetime.now(UTC), known=known, expected=expected)
     for path in (folder / PENDING_KEY, folder / "leaf.key"):
         for key in load_keys(read_private(path), path) if path.exists() else ():
@@ -546,8 +531,8 @@ class Certificates:
     def roots(self) -> list[dict[str, str | datetime]]:
         """Fingerprint and end of each trusted root of the institution."""
         return [
-            {"fingerprint": fingerprint(each), "valid_until": each.not_valid_after_utc}
-            for each in self.show().roots
+            {"fingerprint": fingerprint(root), "valid_until": root.not_valid_after_utc}
+            for root in self.show().roots
         ]
 
     @property

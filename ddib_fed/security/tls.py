@@ -4,8 +4,6 @@ Both sides must present a certificate, over TLS 1.3; there is no insecure mode. 
 `ddib_fed.protocol` sets the cipher suites for this before grpc is imported.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket
@@ -107,9 +105,9 @@ class ServerCredentials:
         return load_identity(self._pki_folder), self._peers.snapshot().roots_pem
 
     def _look(self) -> tuple[TlsCredentials, bytes] | None:
-        """The files' current content; None, with a problem set, if they cannot be used."""
+        """Return the files' current content; None, with a problem set, if they cannot be used."""
         try:
-            found = self._read()
+            content = self._read()
         except Exception as error:  # gRPC would swallow it and keep the old trust silently
             if self._problem is None:
                 log.error(  # noqa: TRY400 - a traceback only where nobody foresaw the error
@@ -119,23 +117,23 @@ class ServerCredentials:
                 )
             self._problem = "; ".join(filter(None, (f"certificates: {error}", getattr(error, "hint", ""))))
             return None
-        ends = found[0].not_after
+        ends = content[0].not_after
         expired = ends.timestamp() <= time.time()
         self._problem = f"the certificate expired at {ends:%Y-%m-%d %H:%M} UTC" if expired else None
-        return found
+        return content
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        """Callback of gRPC at each handshake: a new configuration, or None if nothing changed."""
+        """Return a new configuration to gRPC at a handshake, or None if nothing changed."""
         if time.monotonic() < self._next_look or not self._lock.acquire(blocking=False):
             return None
         try:
             started = time.thread_time()
-            found = self._look()
+            content = self._look()
             self._next_look = time.monotonic() + _REST * (time.thread_time() - started)
-            if found is None or found == self._current:
+            if content is None or content == self._current:
                 return None
-            self._current = found
-            return _configuration(*found)
+            self._current = content
+            return _configuration(*content)
         finally:
             self._lock.release()
 
@@ -143,9 +141,6 @@ class ServerCredentials:
 def _configuration(own: TlsCredentials, roots_pem: bytes) -> grpc.ServerCertificateConfiguration:
     pairs = [(own.key_pem, own.cert_chain_pem)]
     return grpc.ssl_server_certificate_configuration(pairs, root_certificates=roots_pem)
-
-
-# Channels
 
 
 def channel(
@@ -160,10 +155,9 @@ def channel(
     proxy: Proxy | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> CheckedChannel:
-    """A channel to one server, with the own certificate as it is now, or `credentials`; its answers are checked.
+    """Open a channel to one server, with the own certificate as it is now, or `credentials`; its answers are checked.
 
-    `own` says that the server is of the own institution; `roots_pem` are those that may vouch for it, by default the
-    own ones.
+    `own` marks a server of the own institution; `roots_pem`, by default the own roots, may vouch for the server.
     """
     mine = credentials or load_identity(pki_folder)
     shown = grpc.ssl_channel_credentials(roots_pem or mine.roots_pem, mine.key_pem, mine.cert_chain_pem)
@@ -209,31 +203,31 @@ class PeerChannels:
             self._own = load_identity(pki_folder)
 
     def get(self, institution: str) -> CheckedChannel:
-        """The channel to a peer, for the next call; do not keep it. PeerNotFound or PeerSuspended for none."""
+        """Return the channel to a peer for the next call; do not keep it. Raise PeerNotFound or PeerSuspended."""
         with self._lock:
             self._close_stale()
             peer = self._peers.get(institution)
             with suppress(DdibError):  # the last valid one is used
                 self._own = load_identity(self._pki_folder)
-            own = self._own or load_identity(self._pki_folder)
-            found = self._open.get(institution)
-            if found is not None and found.channel.broken:
-                found = None
-            if found is not None and (found.peer, found.leaf) == (peer, own.cert_chain_pem):
-                return found.channel
-            if found is not None:
-                self._retired.append((self._clock(), found))
-            made = channel(
+            credentials = self._own or load_identity(self._pki_folder)
+            entry = self._open.get(institution)
+            if entry is not None and entry.channel.broken:
+                entry = None
+            if entry is not None and (entry.peer, entry.leaf) == (peer, credentials.cert_chain_pem):
+                return entry.channel
+            if entry is not None:
+                self._retired.append((self._clock(), entry))
+            opened = channel(
                 peer.address,
                 server_name=peer.identity.dns_name,
                 pki_folder=self._pki_folder,
                 hop=f"target {institution}",
                 roots_pem=certificate_pem(*peer.roots),
-                credentials=own,
+                credentials=credentials,
                 proxy=self._proxy,
             )
-            self._open[institution] = _Open(peer, own.cert_chain_pem, made)
-            return made
+            self._open[institution] = _Open(peer, credentials.cert_chain_pem, opened)
+            return opened
 
     def diagnosis(self, peer: Peer, timeout_s: float = TIMEOUT_S) -> Diagnosis:
         return diagnose(
@@ -246,12 +240,12 @@ class PeerChannels:
         )
 
     def explained(self, institution: str, error: DdibError, timeout_s: float = TIMEOUT_S) -> DdibError:
-        """A failed call's error, with the cause where a connection to the peer fails now."""
+        """Return a failed call's error, with the cause if a connection to the peer fails now."""
         peer = self._peers.snapshot().peers.get(institution)
-        found = error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
-        if "found" in found.facts:
-            found.facts["peer"] = institution
-        return found
+        failure = error if peer is None else explained(error, lambda: self.diagnosis(peer, timeout_s))
+        if "found" in failure.facts:
+            failure.facts["peer"] = institution
+        return failure
 
     def refresh(self) -> None:
         """Close the channels that the peers' entries no longer allow; `get` does so too."""
@@ -279,13 +273,10 @@ class PeerChannels:
             self._retired.clear()
 
 
-# Renewal through the institution's issuer
-
-
 def is_due(credentials: TlsCredentials, now: datetime, *, jitter: float = 0.0) -> bool:
-    """Whether a certificate is to be replaced: two thirds of its lifetime are over, less the share `jitter`.
+    """Return whether two thirds of a certificate's life, less the share `jitter`, are over.
 
-    So is one that is not valid yet: it was made while a clock was wrong, which has been put right.
+    One that is not valid yet is due too: it was made while a clock was wrong, which has been put right.
     """
     life = credentials.not_after - credentials.not_before
     due = credentials.not_before + life * (RENEW_AT - jitter)
@@ -301,10 +292,9 @@ def renew_through(
     proxy: Proxy | None = None,
     now: datetime | None = None,
 ) -> TlsCredentials:
-    """Get a new certificate for a new key from the institution's issuer, and install both.
+    """Get a certificate for a new key from the institution's issuer, check it, and install both.
 
-    A node whose certificate has expired asks with the one for recovery that came with it. The answer is checked before
-    it replaces the working certificate: Unauthenticated or MessageInvalid if it is none for this identity.
+    An expired node asks with its certificate for recovery. Raise Unauthenticated or MessageInvalid for a wrong answer.
     """
     from ddib_fed.v1 import identity_pb2, identity_pb2_grpc
 
@@ -327,7 +317,7 @@ def renew_through(
         except grpc.RpcError as error:
             look = partial(diagnose, address, server_name=server_name, pki_folder=folder, proxy=proxy)
             raise explained(from_rpc_error(error, hop), look) from error
-    what, own = "the issuer's answer", current.identity
+    what, owner = "the issuer's answer", current.identity
     try:
         roots = parse_certificates(answer.roots.encode(), what)
         certificate = parse_certificates(answer.certificate.encode(), what)[0]
@@ -335,13 +325,13 @@ def renew_through(
     except InputError as exc:
         raise MessageInvalid(exc.detail) from exc
     check_few(roots, what)
-    recovered = Identity(own.institution, "recovery", own.name)
-    for each, expected in ((certificate, own), (recovery, recovered)):
-        if each is None:
+    recovered = Identity(owner.institution, "recovery", owner.name)
+    for issued, expected in ((certificate, owner), (recovery, recovered)):
+        if issued is None:
             continue
-        if each.public_key() != key.public_key():
+        if issued.public_key() != key.public_key():
             raise MessageInvalid(f"{what} is for another key")
-        check_issued(each, roots, now=moment, known=current.roots, expected=expected, what=what)
+        check_issued(issued, roots, now=moment, known=current.roots, expected=expected, what=what)
     write_identity(folder, certificate=certificate, key=key, roots=roots)
     if recovery is not None:
         write_file(folder / RECOVERY, certificate_pem(recovery), private=True)
