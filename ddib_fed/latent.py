@@ -1,21 +1,17 @@
 """Latents of one item: float32 arrays with the digest of their bytes as they cross the wire, little-endian."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddib_fed.errors import NotFinite, ShapeMismatch
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float32]
+Array = NDArray[np.float32]
 
 ITEM_BYTES: Final = 4
 """Of one number on the wire."""
@@ -38,7 +34,7 @@ class Latent:
         object.__setattr__(self, "data", data)
 
     @classmethod
-    def from_array(cls, array: Array) -> Latent:
+    def from_array(cls, array: Array) -> "Latent":
         """The latent of an array, which is copied: what is done with the array later does not change the latent."""
         if array.ndim < 2 or array.size == 0:
             raise ShapeMismatch(f"a latent of shape {array.shape}", facts={"shape": shape_text(array.shape)})
@@ -49,7 +45,7 @@ class Latent:
     @classmethod
     def from_bytes(
         cls, data: bytes | bytearray | memoryview, sample_shape: Sequence[int], *, sha256: bytes | None = None
-    ) -> Latent:
+    ) -> "Latent":
         """The latent in little-endian row-major bytes, which are not copied on usual machines."""
         samples, rest = divmod(len(data), math.prod(sample_shape) * ITEM_BYTES)
         if samples == 0 or rest:

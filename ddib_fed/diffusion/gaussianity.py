@@ -16,8 +16,6 @@ noise of the same count, so that small latents of good models pass and large lat
 the encoder ran properly; it does not show privacy.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -15,8 +15,6 @@ from the data end to the noise end, lambda strictly falling. Decoding uses the s
 DDIB code, whose two directions use different ends: `ddib_compat_grids`.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -347,7 +345,7 @@ class LevelGrid:
     def __len__(self) -> int:
         return len(self.levels) - 1
 
-    def reversed(self) -> LevelGrid:
+    def reversed(self) -> "LevelGrid":
         return LevelGrid(self.levels[::-1])
 
 

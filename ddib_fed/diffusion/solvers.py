@@ -7,8 +7,6 @@ the same code. A solver never touches the tensor it was given, owns what it is s
 grid once.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Mapping

@@ -4,8 +4,6 @@ What is random about a sample (softening, the noise of a step) follows from the 
 from its row, so it is the same in any batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -9,8 +9,6 @@ budget is the smallest batch whose cost per row is within 1 % of the best: large
 measured seconds are the cost model of fair queueing.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import threading
@@ -58,7 +56,7 @@ call of one costs half as much as one of eight."""
 class _Flow:
     """The trajectories of one job or request, oldest first."""
 
-    owner: _Owner
+    owner: "_Owner"
     time: float
     waiting: deque[Member] = field(default_factory=deque)
     ended: int = 0

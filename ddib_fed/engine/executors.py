@@ -9,8 +9,6 @@ Ray ends a process that does not reach the cluster's head, and its gRPC reads th
 own. So a process beside the node joins the cluster for each actor, and passes calls on.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import itertools

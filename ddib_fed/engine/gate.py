@@ -6,8 +6,6 @@ compares. So an honest latent passes, however unusual its picture is, and one th
 Here too is the noise that softens a node's pictures before they are encoded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

@@ -5,8 +5,6 @@ executor that works beside its caller enough items are in flight to fill it; on 
 call takes are integrated together.
 """
 
-from __future__ import annotations
-
 import math
 import queue
 import threading

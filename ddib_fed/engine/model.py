@@ -1,7 +1,5 @@
 """A bundle that is ready to encode and decode, for points and pictures alike, and what it can be asked for."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -148,7 +146,7 @@ class DomainModel:
     # Units
 
     @cached_property
-    def codec(self) -> Codec | None:
+    def codec(self) -> "Codec | None":
         """The autoencoder before and behind the ODE; None without."""
         autoencoder, latents = self.bundle.autoencoder, self.manifest.latents
         return Codec(autoencoder, latents, self.device) if autoencoder and latents else None

@@ -7,8 +7,6 @@ on the wire. An error of one item (its samples, its latent, what came out) is a 
 cancelled job, a peer that is gone) is raised and ends the stream.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence

@@ -7,8 +7,6 @@ one digest pins everything. The loaded bytes are the verified ones (files are re
 completely or not at all.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -144,7 +142,7 @@ class Bundle:
     tuned: Tuned | None = None
     allowances: Allowances | None = None
     privacy: PrivacyReport | None = None
-    autoencoder: Bundle | None = None
+    autoencoder: "Bundle | None" = None
 
     @property
     def learned(self) -> LearnedLegs:
@@ -175,7 +173,7 @@ class Bundle:
             return denoiser
         return Tiled(denoiser, self.tile, self.manifest.latent_shape[1:])
 
-    def of_scenes(self, *sides: int) -> Bundle:
+    def of_scenes(self, *sides: int) -> "Bundle":
         """The same model, of the same digest, for pictures or volumes of that size in overlapping tiles."""
         self._must_be("generator")
         made = self.manifest

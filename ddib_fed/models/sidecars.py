@@ -5,8 +5,6 @@ calibrations that name it, stay when a file is written. A file may come from any
 number are bounded before use.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from itertools import pairwise
@@ -68,7 +66,7 @@ class PictureAllowances(Frozen):
     high: tuple[Finite, ...]
 
     @model_validator(mode="after")
-    def _fits(self) -> PictureAllowances:
+    def _fits(self) -> "PictureAllowances":
         if {len(self.low), len(self.high)} != {len(self.names)}:
             raise ValueError(f"{len(self.names)} figures need as many bounds")
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
@@ -198,7 +196,7 @@ class TunedLeg(Frozen):
     reference_gap: Small
 
     @model_validator(mode="after")
-    def _falls(self) -> TunedLeg:
+    def _falls(self) -> "TunedLeg":
         if len(self.lams) != self.evaluations + 1:
             raise ValueError(f"{self.evaluations} evaluations have {self.evaluations + 1} levels")
         if any(high - low < LEAST_STEP for high, low in pairwise(self.lams)):
@@ -221,7 +219,7 @@ class Tuned(Sidecar):
     legs: tuple[TunedLeg, ...] = Field(default=(), max_length=MAX_LEGS)
 
     @model_validator(mode="after")
-    def _each_once(self) -> Tuned:
+    def _each_once(self) -> "Tuned":
         if len({leg.key for leg in self.legs}) != len(self.legs):
             raise ValueError("two legs are of one direction, softening and number")
         return self
@@ -237,7 +235,7 @@ class Tuned(Sidecar):
     def learned(self, model: str) -> LearnedLegs:
         return LearnedLegs(model, tuple(leg.steps() for leg in self.legs))
 
-    def with_legs(self, legs: tuple[TunedLeg, ...], command: str) -> Tuned:
+    def with_legs(self, legs: tuple[TunedLeg, ...], command: str) -> "Tuned":
         """The same with `legs` in the place of those of the same direction, softening and number."""
         new = {leg.key for leg in legs}
         kept = [leg for leg in self.legs if leg.key not in new]

@@ -4,8 +4,6 @@ Every leg on one grid asks at the same levels. The embeddings of the times, the 
 them, and the terms of a spectrum are computed at a level's first call and kept.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 import threading

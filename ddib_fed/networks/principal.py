@@ -12,8 +12,6 @@ Residual branches begin at 0. The normalisation before a last layer would take b
 channel far beyond the others makes it nearly a fixed factor.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 
