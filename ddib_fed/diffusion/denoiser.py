@@ -223,7 +223,7 @@ class Denoiser:
         return self.at(x, Places.shared(level, to), cond)
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
-        """Evaluate v of x (N, *sample_shape) at `places`: what the other ways to ask come to; a fresh tensor."""
+        """Evaluate v of x (N, *sample_shape) at `places`: all other calls end here; return a fresh tensor."""
         out = self._network(x, places, cond)
         if self.parameterisation == "eps":
             return divided(out - places.sigma * x, places.alpha)

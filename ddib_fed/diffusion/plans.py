@@ -152,12 +152,8 @@ def plan(
 ) -> Plan:
     """Check `settings` and lay them on `schedule`.
 
-    Args:
-        settings: What was asked.
-        schedule: The model's.
-        soften_sigma: Noise level sigma / alpha at which encoding takes over from forward diffusion; 0 for
-            none.
-        learned: The model's learned steps, for the grid "learned".
+    Encoding takes over from forward diffusion at the noise level sigma / alpha = `soften_sigma`; 0 for none. `learned`
+    are the model's learned steps, for the grid "learned".
 
     Raises:
         SettingsInvalid: Unknown names, an order or evaluations out of range, a grid that the schedule or solver cannot

@@ -354,13 +354,8 @@ def make_grid(
 ) -> LevelGrid:
     """The named grid of `n` intervals, at least 1, on the usable range of `schedule`, from data to noise.
 
-    Args:
-        schedule: Gives the range and the network times.
-        name: One of `GRIDS`.
-        n: Intervals.
-        lambda_max: Start at this lambda instead of the schedule's data end (after softening).
-        lambda_min: End at this lambda instead of the schedule's noise end (partial depth). The integer grid
-            cannot: what is left of its steps would be fewer than `n`.
+    It starts at `lambda_max` instead of the data end (after softening), and ends at `lambda_min` instead of the noise
+    end (partial depth); the integer grid cannot end early, for fewer than `n` of its steps would be left.
 
     Raises:
         SettingsInvalid: An unknown name, an `n` that the grid cannot have, or ends that the grid cannot reach.

@@ -332,7 +332,7 @@ class Driven:
 
 
 def stack_of(chosen: Sequence[Member], last: Stack | Driven | None) -> Stack | Driven:
-    """What steps these members: one that has the same ones already, or a new one."""
+    """Return the stack that holds exactly these members, or a new one."""
     if last is not None and last.members is chosen:
         return last
     if chosen[0].begun.recurrence is None:
@@ -349,7 +349,7 @@ def _for_each_row(members: Sequence[Member], numbers: Sequence[int], device: tor
 
 
 def merge_conditions(conditions: Sequence[Condition]) -> Condition:
-    """Conditions one under the other; all have the same keys."""
+    """Concatenate conditions, which all have the same keys."""
     if not conditions[0]:
         return None
     if len(conditions) == 1:

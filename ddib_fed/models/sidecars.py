@@ -97,7 +97,7 @@ class Allowances(Sidecar):
     pictures: PictureAllowances
 
     def figures(self) -> dict[str, Any]:
-        """JSON values for people: what was measured, and not the numbers that a latent is held against."""
+        """Return JSON values for people: the measurement, without the bounds of a latent."""
         shown = {"measured", "checked", "beyond", "soften_sigma", "command"}
         return {"digest": self.digest(), **self.model_dump(mode="json", include=shown)}
 
@@ -236,7 +236,7 @@ class Tuned(Sidecar):
         return LearnedLegs(model, tuple(leg.steps() for leg in self.legs))
 
     def with_legs(self, legs: tuple[TunedLeg, ...], command: str) -> "Tuned":
-        """The same with `legs` in the place of those of the same direction, softening and number."""
+        """Replace legs of the same direction, softening and number by `legs`."""
         new = {leg.key for leg in legs}
         kept = [leg for leg in self.legs if leg.key not in new]
         every = sorted([*kept, *legs], key=lambda leg: leg.key)
