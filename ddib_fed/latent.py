@@ -1,24 +1,19 @@
 """Latents of one item: float32 arrays with the digest of their bytes as they cross the wire, little-endian."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ddib_fed.errors import NotFinite, ShapeMismatch
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Array = NDArray[np.float32]
+Array = NDArray[np.float32]
 
 ITEM_BYTES: Final = 4
-"""Of one number on the wire."""
 SUM_BLOCK: Final = 1 << 16
 """Numbers that are summed in single precision, which takes a third of the time; sums of blocks are added in double."""
 
@@ -38,8 +33,8 @@ class Latent:
         object.__setattr__(self, "data", data)
 
     @classmethod
-    def from_array(cls, array: Array) -> Latent:
-        """The latent of an array, which is copied: what is done with the array later does not change the latent."""
+    def from_array(cls, array: Array) -> "Latent":
+        """Make the latent of an array, which is copied: later changes of the array do not reach the latent."""
         if array.ndim < 2 or array.size == 0:
             raise ShapeMismatch(f"a latent of shape {array.shape}", facts={"shape": shape_text(array.shape)})
         # A copy takes a quarter of the time of the second digest that a latent in shared memory needs to be sent.
@@ -49,8 +44,8 @@ class Latent:
     @classmethod
     def from_bytes(
         cls, data: bytes | bytearray | memoryview, sample_shape: Sequence[int], *, sha256: bytes | None = None
-    ) -> Latent:
-        """The latent in little-endian row-major bytes, which are not copied on usual machines."""
+    ) -> "Latent":
+        """Make the latent of little-endian row-major bytes, which are not copied on usual machines."""
         samples, rest = divmod(len(data), math.prod(sample_shape) * ITEM_BYTES)
         if samples == 0 or rest:
             raise ShapeMismatch(
@@ -79,7 +74,7 @@ def _wire(data: Array) -> memoryview:
 
 
 def moments(array: Array) -> tuple[float, float]:
-    """Mean and standard deviation (over the count) of all numbers, in one pass and without a copy of them."""
+    """Return mean and standard deviation (over the count) of all numbers, in one pass without a copy."""
     flat, total, squares = array.reshape(-1), 0.0, 0.0
     # Near the mean, so that little is lost where it is far from 0 and the deviation small.
     shift = flat[:SUM_BLOCK].mean()

@@ -16,8 +16,6 @@ A flow map is a network of two levels: u(x, t, s), the mean of v along the ODE's
 that x_s = x + (phi_s - phi_t) u in one evaluation (Geng et al., MeanFlow, arXiv 2505.13447, (3)); u(x, t, t) = v.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -96,7 +94,7 @@ class LevelTable:
     _columns: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, levels: Sequence[Level], to: Sequence[Level | None] | None = None) -> LevelTable:
+    def of(cls, levels: Sequence[Level], to: Sequence[Level | None] | None = None) -> "LevelTable":
         """Of levels, each asked to one, or to itself where that is None; all None for the velocity."""
         asked = None
         if to is not None and any(target is not None for target in to):
@@ -136,12 +134,12 @@ class Places:
     ndim: int = 2
 
     @classmethod
-    def shared(cls, level: Level, to: Level | None = None) -> Places:
+    def shared(cls, level: Level, to: Level | None = None) -> "Places":
         """All rows at one level, and asked to one."""
         return cls(_alone(level, to), None, level)
 
     @classmethod
-    def by_row(cls, x: Tensor, levels: LevelTable, rows: Tensor) -> Places:
+    def by_row(cls, x: Tensor, levels: LevelTable, rows: Tensor) -> "Places":
         """Rows of x (N, ...) at `levels` that `rows` (N,) point into."""
         return cls(levels, on_device(rows, x.device), None, x.dtype, x.ndim)
 
@@ -160,7 +158,7 @@ class Places:
         columns = self.levels.columns(self.rows.device, self.dtype)
         return columns[number].index_select(0, self.rows).reshape(-1, *(1,) * (self.ndim - 1))
 
-    def chosen(self, which: Tensor) -> Places:
+    def chosen(self, which: Tensor) -> "Places":
         """Of rows `which` (K,) int64, which may repeat."""
         if self.rows is None:
             return self
@@ -225,7 +223,7 @@ class Denoiser:
         return self.at(x, Places.shared(level, to), cond)
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
-        """Evaluate v of x (N, *sample_shape) at `places`: what the other ways to ask come to; a fresh tensor."""
+        """Evaluate v of x (N, *sample_shape) at `places`: all other calls end here; return a fresh tensor."""
         out = self._network(x, places, cond)
         if self.parameterisation == "eps":
             return divided(out - places.sigma * x, places.alpha)

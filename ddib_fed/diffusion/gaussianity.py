@@ -16,8 +16,6 @@ noise of the same count, so that small latents of good models pass and large lat
 the encoder ran properly; it does not show privacy.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -32,7 +30,6 @@ PATCH_NUMBERS = 64
 # leave on test pictures. Correlation tells a picture from a latent; the others catch what is out of all proportion.
 MEAN_ALLOWANCE = 0.15
 LOG_STD_ALLOWANCE = 0.56
-"""Of -log(std): 0.57 at least."""
 LARGEST_STD = 10.0
 """Masks among the training pictures of a model that was trained for four minutes have up to 6.5."""
 LIGHT_TAILS, HEAVY_TAILS = -0.6, 30.0
@@ -101,7 +98,7 @@ def _check_points(latent: Tensor) -> None:
 
 
 def check(statistics: LatentStatistics, *, structured: bool = False) -> None:
-    """Return when the statistics are those of white noise, within the allowances; `structured` as in `examine`."""
+    """Raise LatentNotGaussian unless the statistics are of white noise, within the allowances."""
     count = statistics.count
     spread = SPREADS / math.sqrt(count)
     log_std, heavy_tails = (

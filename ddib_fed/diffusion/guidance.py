@@ -12,8 +12,6 @@ al., MultiDiffusion, arXiv 2302.08113), not of finished tiles: the scene follows
 neighbouring tiles get the same colours, and encoding and decoding are inverse as for one tile.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from itertools import product

@@ -6,8 +6,6 @@ of the bridge (Su et al., Dual Diffusion Implicit Bridges, arXiv 2203.08382, alg
     z = ODESolve(x; v_A, data -> noise),   y = ODESolve(z; v_B, noise -> data)
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -78,7 +76,7 @@ class SolverSettings(Settings):
     ancestral: bool = False
 
     @classmethod
-    def of(cls, settings: Settings) -> SolverSettings:
+    def of(cls, settings: Settings) -> "SolverSettings":
         """Return the settings with those of one process, at their defaults unless they have them."""
         return settings if isinstance(settings, cls) else cls(**asdict(settings))
 
@@ -92,7 +90,7 @@ class SolverSettings(Settings):
         """Whether there is something in them that the wire does not carry."""
         return self.stochastic or self.levels != OWN_LEVELS
 
-    def of_the_ode(self) -> SolverSettings:
+    def of_the_ode(self) -> "SolverSettings":
         """The same without noise: what encoding takes, as in the public code."""
         return replace(self, eta=0.0, ancestral=False)
 
@@ -154,12 +152,8 @@ def plan(
 ) -> Plan:
     """Check `settings` and lay them on `schedule`.
 
-    Args:
-        settings: What was asked.
-        schedule: The model's.
-        soften_sigma: Noise level sigma / alpha at which encoding takes over from forward diffusion; 0 for
-            none.
-        learned: The model's learned steps, for the grid "learned".
+    Encoding takes over from forward diffusion at the noise level sigma / alpha = `soften_sigma`; 0 for none. `learned`
+    are the model's learned steps, for the grid "learned".
 
     Raises:
         SettingsInvalid: Unknown names, an order or evaluations out of range, a grid that the schedule or solver cannot

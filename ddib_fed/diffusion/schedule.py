@@ -15,8 +15,6 @@ from the data end to the noise end, lambda strictly falling. Decoding uses the s
 DDIB code, whose two directions use different ends: `ddib_compat_grids`.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -347,7 +345,7 @@ class LevelGrid:
     def __len__(self) -> int:
         return len(self.levels) - 1
 
-    def reversed(self) -> LevelGrid:
+    def reversed(self) -> "LevelGrid":
         return LevelGrid(self.levels[::-1])
 
 
@@ -356,13 +354,8 @@ def make_grid(
 ) -> LevelGrid:
     """The named grid of `n` intervals, at least 1, on the usable range of `schedule`, from data to noise.
 
-    Args:
-        schedule: Gives the range and the network times.
-        name: One of `GRIDS`.
-        n: Intervals.
-        lambda_max: Start at this lambda instead of the schedule's data end (after softening).
-        lambda_min: End at this lambda instead of the schedule's noise end (partial depth). The integer grid
-            cannot: what is left of its steps would be fewer than `n`.
+    It starts at `lambda_max` instead of the data end (after softening), and ends at `lambda_min` instead of the noise
+    end (partial depth); the integer grid cannot end early, for fewer than `n` of its steps would be left.
 
     Raises:
         SettingsInvalid: An unknown name, an `n` that the grid cannot have, or ends that the grid cannot reach.

@@ -7,8 +7,6 @@ the same code. A solver never touches the tensor it was given, owns what it is s
 grid once.
 """
 
-from __future__ import annotations
-
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
@@ -37,7 +35,7 @@ Weights = tuple[float, ...]
 
 
 def integrate(solver: Solver, denoiser: Velocity, *, on_step: Callable[[], object] | None = None) -> Tensor:
-    """Drive one fresh solver with one network to its end, without gradients; what the solver returns.
+    """Drive one fresh solver with one network to its end, without gradients; return the solver's result.
 
     `on_step` is called after each evaluation; what it raises ends the integration. The solver is closed in any case.
     """

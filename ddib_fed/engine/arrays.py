@@ -4,8 +4,6 @@ What is random about a sample (softening, the noise of a step) follows from the 
 from its row, so it is the same in any batch.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -106,14 +104,14 @@ class Counter:
 
 
 def turns(party: LocalParty, rows: int) -> int:
-    """How many trajectories so many samples are."""
+    """Return how many trajectories integrate this number of samples."""
     return rows if party.model.is_picture else -(-rows // party.executor.rows)
 
 
 def item_of(
     number: int, samples: Array, source: DomainModel, target: DomainModel, asked: ArraySettings
 ) -> ToTranslate:
-    """One picture (1, C, H, W), or one set of points (N, D), with the noise that follows from the seed."""
+    """Pair one picture (1, C, H, W), or one set of points (N, D), with the noise that follows from the seed."""
     classes = asked.source_class, asked.target_class
     if not source.is_picture:
         forward, backward = (point_draw(asked.seed, leg, samples.shape[1]) for leg in (0, 1))
@@ -127,11 +125,11 @@ def item_of(
 
 
 DRAWN_ROWS = 1024
-"""Drawn at once, whichever of them are asked for, so that a range of rows costs nothing for those before it."""
+"""Rows are drawn in blocks, so that a range of rows costs nothing for the rows before it."""
 
 
 def point_draw(seed: int, leg: int, dim: int) -> RowDraw:
-    """Noise for points of `dim` coordinates."""
+    """Return the noise of points of `dim` coordinates."""
 
     def draw(step: int, rows: slice) -> Array:
         first, end = rows.start // DRAWN_ROWS, -(-rows.stop // DRAWN_ROWS)
@@ -143,7 +141,7 @@ def point_draw(seed: int, leg: int, dim: int) -> RowDraw:
 
 
 def seeded_noise(model: DomainModel, digest: bytes, purpose: str) -> Array:
-    """Standard normal (1, *latent_shape), one seed for each digest, purpose and model."""
+    """Draw standard normal (1, *latent_shape), one seed for each digest, purpose and model."""
     mixed = hashlib.sha256(digest + f" {purpose} {model.bundle.digest}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(mixed[:8], "little"))
     return torch.randn((1, *model.latent_shape), generator=generator).numpy()

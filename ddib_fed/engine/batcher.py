@@ -9,8 +9,6 @@ budget is the smallest batch whose cost per row is within 1 % of the best: large
 measured seconds are the cost model of fair queueing.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import threading
@@ -44,7 +42,7 @@ Cost = Callable[[int], float]
 NEAR = 64.0
 """Short streams whose times differ by less than so many full calls, about a leg, run in the order of arrival."""
 LOOK_S = 0.01
-"""How often what waits is asked whether it was cancelled or is late; what is stepped is asked before each step."""
+"""Waiting trajectories are checked for cancelling and deadlines this often; those of a call, before each step."""
 DEARER = 1.25
 """A short stream is not computed in calls that cost more than so many times the least a row."""
 ABOUT = 1.05
@@ -58,7 +56,7 @@ call of one costs half as much as one of eight."""
 class _Flow:
     """The trajectories of one job or request, oldest first."""
 
-    owner: _Owner
+    owner: "_Owner"
     time: float
     waiting: deque[Member] = field(default_factory=deque)
     ended: int = 0
@@ -156,7 +154,7 @@ class Scheduler:
             owner.time += spent / owner.weight
 
     def choose(self, limit: int | None = None) -> Sequence[Member]:
-        """The trajectories of the next call, at least one, of at most `limit` rows, in the order in which they came."""
+        """Return the trajectories of the next call, at least one, of at most `limit` rows, in order of arrival."""
         if limit is not None:
             return self._chosen(limit)
         if self._kept is None:
@@ -184,7 +182,7 @@ class Scheduler:
         return sorted(waiting, key=lambda member: member.number)
 
     def _allowed(self, flow: _Flow, rows: int) -> float:
-        """What a call may cost in which a flow has so many rows: as much as the turns of all together."""
+        """Return the cost that a call may have for a flow with these rows: that many turns of all flows."""
         return len(self._owners) * len(flow.owner.flows) * self._cost(rows)
 
     def _chosen(self, limit: int) -> Sequence[Member]:
@@ -232,7 +230,7 @@ class Scheduler:
         return self._best(sum(streams)) if all(streams) else self.rows
 
     def _best_for(self, rows: int) -> int:
-        """The size of call with which a stream of so many rows, and the stage after it, are done first."""
+        """Return the call size that ends a stream of these rows, and the stage after it, first."""
         sizes = [1 << n for n in range(max(self.rows - 1, 0).bit_length())]
         each = {size: self._cost(size) / size for size in (self.rows, *sizes)}
         allowed = DEARER * min(each.values())
@@ -306,7 +304,7 @@ class Batcher:
             raise
 
     def close(self) -> None:
-        """Stop after the current turn; what is unfinished fails with `Draining`."""
+        """Stop after the current turn; unfinished trajectories fail with `Draining`."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -336,7 +334,7 @@ class Batcher:
                     self._turn(self._scheduler.choose())
 
     def _take_in(self) -> bool:
-        """Begin what was submitted; waits for something to do where it has a thread. False when there is nothing."""
+        """Begin submitted trajectories, waiting for some on a thread of its own; return False when there are none."""
         if len(self._scheduler) and not self._inbox:
             return not self._closed
         with self._wake:
@@ -358,14 +356,14 @@ class Batcher:
         return not self._closed and (self.beside or bool(fresh) or len(self._scheduler) > 0)
 
     def _sweep(self) -> None:
-        """Fail what was cancelled or is late while it waits."""
+        """Fail waiting trajectories that were cancelled or are late."""
         now = time.monotonic()
         if now >= self._looked + LOOK_S:
             self._looked = now
             self._fail_over(list(self._scheduler))
 
     def _fail_over(self, members: Sequence[Member]) -> bool:
-        """Fail those whose work is over; whether there were any."""
+        """Fail members whose work is over; return whether there were any."""
         over = [member for member in members if member.control.over]
         for member in over:
             self._end(member, member.control.error or Cancelled())
@@ -406,7 +404,7 @@ class Batcher:
         member.close(end)
 
     def _give_up(self) -> None:
-        """Fail what is unfinished."""
+        """Fail all unfinished trajectories."""
         with self._wake:
             waiting = [*self._scheduler, *self._inbox]
             self._inbox.clear()
@@ -418,13 +416,13 @@ class Batcher:
 # Warming up: what a model is made of, and what its network calls cost
 
 OWN_S = 1e-4
-"""What the engine takes for a call beside the network."""
+"""The engine adds this time to each network call."""
 WITHIN = 1.01
 """A cost per row of so many times the best is as good as the best."""
 FLAT = 1.05
 """Once two doublings brought less than so much a row, no larger batch is tried."""
 SWEEP_S = 1.2
-"""After which no larger batch is tried."""
+"""No larger batch is tried after this time."""
 REPEATS = 3
 LONG_S = 0.25
 """A call that takes so long is measured once: of shorter ones a single time is too uncertain to choose a size by."""
@@ -487,7 +485,7 @@ def _warm_up(model: DomainModel, executor: Batcher) -> None:
 
 
 def _fastest_threads(model: DomainModel) -> int:
-    """1 or all cores, whichever evaluates a large batch faster now (a busy second core makes OpenMP crawl)."""
+    """Return 1 or all cores, whichever evaluates a large batch faster (a busy second core makes OpenMP crawl)."""
     cores = torch.get_num_threads()
     if model.device.type != "cpu" or cores == 1:
         return 1
@@ -540,7 +538,7 @@ def sweep(
     limit_s: float = SWEEP_S,
     clock: Callable[[], float],
 ) -> dict[int, float]:
-    """Seconds of a call by its rows: the least of a few calls after one that is not counted."""
+    """Return seconds of a call by its rows: the least of a few calls after one that is not counted."""
     found: dict[int, float] = {}
     started = clock()
     for rows in sizes:

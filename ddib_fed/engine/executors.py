@@ -9,8 +9,6 @@ Ray ends a process that does not reach the cluster's head, and its gRPC reads th
 own. So a process beside the node joins the cluster for each actor, and passes calls on.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import itertools
@@ -58,12 +56,12 @@ IDLE_S: Final = 1.0
 SILENT_S: Final = 60.0
 """A ready worker that does not answer for so long hangs, and is ended: loading a library may hold it for seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-"""Between tries to start a worker."""
+"""Tries to start a worker pause this long, doubled after each failure."""
 SUSPECT_AFTER: Final = 2
 """Deaths of workers after which a trajectory is given to a worker that has nothing else."""
 MOST_DEATHS: Final = 3
 OVERHEAD_ROWS: Final = 8.0
-"""What a trajectory costs beside its rows, for fair shares."""
+"""A trajectory costs this many rows more than its own, for fair shares."""
 
 # The worker's side
 
@@ -135,7 +133,7 @@ def packed_end(future: Future[End]) -> bytes:
 
 
 def pack(value: Any) -> bytes:
-    """By torch.save, which writes a tensor's storage once."""
+    """Serialise by torch.save, which writes a tensor's storage once."""
     buffer = io.BytesIO()
     torch.save(value, buffer)
     return buffer.getvalue()
@@ -146,7 +144,7 @@ def unpack(content: bytes) -> Any:
 
 
 def portable(error: BaseException) -> Exception:
-    """The error itself if it can be sent; else one of ours that says the same."""
+    """Return the error itself if it can be pickled, else an InternalError with its text."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301 - what was just pickled
     except Exception:  # noqa: BLE001 - whatever its class does when it is pickled
@@ -443,7 +441,7 @@ class Pool:
             self._started.set_result(None)
 
     def _lose(self, worker: Worker, error: Exception) -> None:
-        """Give what a worker had to others, and its place to another."""
+        """Give a lost worker's trajectories to others, and its place to a new one."""
         if worker not in self._workers:
             return
         self._workers.remove(worker)
@@ -470,7 +468,7 @@ class Pool:
             self._answer(member, error)
 
     def _give(self, worker: Worker) -> bool:
-        """Give a worker its fair share of what waits; whether it took some."""
+        """Give a worker its fair share of waiting trajectories; return whether it took some."""
         if not len(self._scheduler) or not worker.has_room:
             return False
         waiting = sum(member.cost_rows for member in self._scheduler)
@@ -495,7 +493,7 @@ class Pool:
 
 
 def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
-    """A pool of processes, all ready: one for each GPU or core of this machine, each with the model on its device."""
+    """Start a pool of processes: one for each GPU or core of this machine, each with the model on its device."""
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     devices = [recipe.device]
     if recipe.device in {"auto", "cuda"} and gpus:
@@ -530,7 +528,7 @@ NOT_FOR_RAY: Final = "GRPC_SSL_CIPHER_SUITES"
 
 
 def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int = 1) -> Pool:
-    """A pool of actors, at least one of them ready; 0 for one on each GPU, or each core, of the cluster."""
+    """Start a pool of actors, at least one ready; 0 workers is one on each GPU, or core, of the cluster."""
     if importlib.util.find_spec("ray") is None:
         otherwise = 'executor = "processes" in [engine] of node.toml'
         raise missing("ray", "ray", "the executor ray needs Ray", otherwise=otherwise)

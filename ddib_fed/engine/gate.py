@@ -6,8 +6,6 @@ compares. So an honest latent passes, however unusual its picture is, and one th
 Here too is the noise that softens a node's pictures before they are encoded.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json
@@ -124,7 +122,7 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
 
 
 def unusual(pictures: Samples, normalised: Tensor) -> str:
-    """What is unusual about pictures (N, C, *sides), in words; empty for nothing."""
+    """Describe what is unusual about pictures (N, C, *sides); return an empty text for nothing."""
     found = []
     colours = np.moveaxis(pictures, 1, -1).reshape(-1, pictures.shape[1])
     _, counts = np.unique(colours, axis=0, return_counts=True)
@@ -229,7 +227,7 @@ def _check_set(latent: Tensor) -> None:
 
 
 def set_figures(latent: Tensor) -> SetFigures | None:
-    """The figures of a set (N, D) of finite points, hardly any repeated; None where they say nothing."""
+    """Measure a set (N, D) of finite points, hardly any repeated; None for sets too small or too wide."""
     count = max((size for size in SIZES if size <= len(latent)), default=0)
     if not count or latent.shape[1] > MOST_DIMENSIONS:
         return None
@@ -280,7 +278,7 @@ FIRST_FINE = RINGS.index(1 / 2)
 LEAST_SIDE = 16
 """Of pictures that have a profile: smaller ones leave rings empty."""
 QUARTILES = 2 * 0.674489750196
-"""Their distance in N(0, 1)."""
+"""The quartiles of N(0, 1) are this far apart."""
 TINY = 1e-12
 ALONE = (
     *(f"band {low:.3g} to {high:.3g}" for low, high in pairwise(RINGS)),
@@ -301,7 +299,7 @@ NAMES = (*ALONE, *PAIR_NAMES)
 
 
 def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float | None = None) -> Tensor:
-    """The figures of a latent (C, *sides), named by `ALONE`, or beside its picture by `NAMES`: float64."""
+    """Measure a latent (C, *sides): float64 figures named by `ALONE`, or with its picture by `NAMES`."""
     z = latent.detach().cpu().double()
     waves = cosines(z, z.ndim - 1)
     means, sums = _places(tuple(waves.shape[1:]))
@@ -374,7 +372,7 @@ def _places(sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 # Bounds of a model's own latents
 
 EVALUATIONS = (48, 24, 12)
-"""Of the latents, in turn: the bounds hold for whatever a user asks for."""
+"""Latents are measured at each in turn, so that the bounds hold for any number of evaluations."""
 FEWEST_PICTURES = 40
 TOGETHER = 15
 """Pictures of one call."""
@@ -384,7 +382,7 @@ ROOM, PAIR_ROOM = 3.5, 2.0
 
 
 def unmeasurable(model: DomainModel, count: int) -> str:
-    """Why the usual latents of a model cannot be measured with so many samples; empty where they can."""
+    """Explain why this number of samples cannot measure a model's latents; return an empty text if it can."""
     manifest = model.manifest
     if not model.is_picture:
         return "some points of every set are encoded again, and nothing is measured for that"
@@ -410,7 +408,7 @@ def measure_allowances(
     seed: int = 0,
     tell: Told | None = None,
 ) -> Allowances:
-    """Allowances for the latents of a model of pictures, of which `unmeasurable` finds nothing to say."""
+    """Measure the allowances of a model of pictures for which `unmeasurable` is empty."""
     manifest = model.manifest
     rows = np.stack([profile(z, x).numpy() for z, x in _encoded(model, samples, within_s, seed, tell)])
     aside = np.arange(len(rows)) % 5 == 4
@@ -445,7 +443,7 @@ def _encoded(
 
 
 def picture_allowances(rows: Numbers) -> PictureAllowances:
-    """Allowances from the figures `NAMES`, (N, K), of honest latents."""
+    """Derive allowances from the figures `NAMES`, (N, K), of honest latents."""
     rooms = (PAIR_ROOM if name in PAIR_NAMES else ROOM for name in NAMES)
     low, high = zip(*(bounds(column, room) for column, room in zip(rows.T, rooms, strict=True)), strict=True)
     return PictureAllowances(names=NAMES, low=low, high=high)
@@ -476,7 +474,7 @@ KEY_BYTES = 32
 
 
 def load_key(path: Path) -> bytes:
-    """The node's softening key; made, of mode 0600, when there is none."""
+    """Read the node's softening key; make it, of mode 0600, when there is none."""
     try:
         key = read_private(path)
     except FileMissing:
@@ -519,7 +517,7 @@ class Softener:
 
 
 def standard_normal(seed: bytes, shape: Sequence[int]) -> NDArray[np.float32]:
-    """Standard normal numbers that follow from a seed (Box and Muller, 1958)."""
+    """Derive standard normal numbers from a seed (Box and Muller, 1958)."""
     count = math.prod(shape)
     pairs = -(-count // 2)
     raw = np.frombuffer(hashlib.shake_256(seed).digest(16 * pairs), dtype="<u8")

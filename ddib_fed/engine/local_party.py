@@ -5,8 +5,6 @@ executor that works beside its caller enough items are in flight to fill it; on 
 call takes are integrated together.
 """
 
-from __future__ import annotations
-
 import math
 import queue
 import threading
@@ -45,7 +43,7 @@ PICTURES_TOGETHER = 16
 POINTS_TOGETHER = 5_000
 """Enough to keep a core busy, few enough to report progress often."""
 ITEM_ERRORS = (InputError, LatentNotGaussian)
-"""What is wrong with one item and no other."""
+"""These errors fail one item and no other."""
 
 _Item = TypeVar("_Item", ToEncode, ToDecode)
 _Outcome = TypeVar("_Outcome")
@@ -301,7 +299,7 @@ def open_party(
     together: int = 0,
     threads: int | None = None,
 ) -> LocalParty:
-    """A party that integrates on the calling thread."""
+    """Open a party that integrates on the calling thread."""
     if dtype not in DTYPES:
         raise SettingsInvalid(f"there is no dtype {dtype!r}", hint=", ".join(DTYPES))
     if problem := device_problem(device):
@@ -335,7 +333,7 @@ class ServingParty(LocalParty):
 
 
 def only(outcome: _Found | Failed) -> _Found:
-    """The outcome of an item that must not fail."""
+    """Return an outcome; raise its error if the item failed."""
     if isinstance(outcome, Failed):
         raise outcome.error
     return outcome

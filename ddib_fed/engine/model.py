@@ -1,7 +1,5 @@
 """A bundle that is ready to encode and decode, for points and pictures alike, and what it can be asked for."""
 
-from __future__ import annotations
-
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -148,13 +146,13 @@ class DomainModel:
     # Units
 
     @cached_property
-    def codec(self) -> Codec | None:
+    def codec(self) -> "Codec | None":
         """The autoencoder before and behind the ODE; None without."""
         autoencoder, latents = self.bundle.autoencoder, self.manifest.latents
         return Codec(autoencoder, latents, self.device) if autoencoder and latents else None
 
     def into_units(self, samples: Array) -> Tensor:
-        """Samples (N, *sample_shape) in the units of the ODE (N, *latent_shape), on the model's device."""
+        """Convert samples (N, *sample_shape) to the units of the ODE (N, *latent_shape), on the model's device."""
         x = self.tensor(self.normalise(samples))
         return x if self.codec is None else self.codec.encode(x)
 
@@ -187,7 +185,7 @@ class DomainModel:
     # Classes
 
     def classes(self, guidance: Guidance = UNGUIDED) -> int:
-        """How many classes can be asked for: the model's, or those of the classifier that guides it; 0 for none."""
+        """Return the number of classes of the model, or of the classifier that guides it; 0 for none."""
         guided = guidance.classifier_scale is not None and self.classifier is not None
         manifest = self.classifier.manifest if guided and self.classifier is not None else self.manifest
         return manifest.num_classes or 0
@@ -200,11 +198,11 @@ class DomainModel:
         return None if index is None else np.broadcast_to(np.asarray(index, dtype=np.int64), (rows,)).copy()
 
     def condition(self, classes: NDArray[np.int64] | Sequence[int] | None) -> Condition:
-        """What the network is conditioned on, for the class of each sample; None without classes."""
+        """Return the network's condition for the class of each sample; None without classes."""
         return None if classes is None else {"y": on_device(torch.as_tensor(classes), self.device)}
 
     def check_share(self, share: float, guidance: Guidance = UNGUIDED) -> None:
-        """Return when the model can encode so, or decode what comes back to such an encoder."""
+        """Raise SettingsInvalid unless the model can encode, or decode back, at this share."""
         if share == 1.0:
             return
         require(
@@ -294,7 +292,7 @@ class Codec:
 
 
 def pixels(model: DomainModel) -> int:
-    """Places of what the network takes."""
+    """Return the number of pixels or voxels of one sample that the network takes."""
     return math.prod(model.latent_shape[1:])
 
 
@@ -302,7 +300,7 @@ def pixels(model: DomainModel) -> int:
 
 
 def check_samples(model: DomainModel, samples: Array, *, latents: bool = False) -> None:
-    """Samples are (N, *sample_shape), or latents (N, *latent_shape), N at least 1, and finite."""
+    """Raise unless samples (N, *sample_shape), or latents (N, *latent_shape), have N >= 1 and are finite."""
     shape = model.latent_shape if latents else model.sample_shape
     if samples.ndim != len(shape) + 1 or samples.shape[1:] != shape or samples.shape[0] == 0:
         expected = f"(N, {', '.join(map(str, shape))})"
@@ -320,7 +318,7 @@ def check_samples(model: DomainModel, samples: Array, *, latents: bool = False) 
 
 
 def check_given(model: DomainModel, samples: Array) -> None:
-    """As `check_samples`, of data in their own units."""
+    """Check data in their own units as `check_samples` does, and the range of pictures."""
     check_samples(model, samples)
     low, high = float(samples.min()), float(samples.max())
     if model.is_picture and max(-low, high) > FARTHEST:
@@ -356,7 +354,7 @@ def check_guidance(model: DomainModel, guidance: Guidance) -> None:
 
 
 def check_calibration(model: DomainModel, calibration: ChannelMap | None) -> None:
-    """The model can work in the basis of a calibration."""
+    """Raise SettingsInvalid unless the model can work in the basis of a calibration."""
     if calibration is None:
         return
     name, what = model.manifest.name, "pictures" if model.bundle.autoencoder is None else "latents"
@@ -375,7 +373,7 @@ def check_calibration(model: DomainModel, calibration: ChannelMap | None) -> Non
 
 
 def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED) -> None:
-    """The model, guided like this, accepts this class, these classes, or none."""
+    """Raise SettingsInvalid unless the model, under this guidance, accepts the classes, or none."""
     manifest, classes = model.manifest, model.classes(guidance)
     facts: dict[str, str | float] = {"class": "none" if label is None else str(label), "classes": classes}
     if label is None:
@@ -402,7 +400,7 @@ def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED
 def check_decoding(
     model: DomainModel, settings: SolverSettings, label: Labels, guidance: Guidance = UNGUIDED
 ) -> None:
-    """A leg from noise to data can be computed so."""
+    """Raise SettingsInvalid unless the model can compute this leg from noise to data."""
     model.plan(settings)
     check_steps(model.bundle, replace(settings, share=1.0), guidance)
     check_guidance(model, guidance)
@@ -420,7 +418,7 @@ def check_decoding(
 def check_encoding(
     model: DomainModel, settings: SolverSettings, label: Labels, soften: float | None = None
 ) -> None:
-    """A leg from data to noise can be computed so."""
+    """Raise SettingsInvalid unless the model can compute this leg from data to noise."""
     model.plan(settings.of_the_ode(), model.sigma(soften))
     check_steps(model.bundle, settings, UNGUIDED)
     model.check_share(settings.share)
@@ -430,7 +428,7 @@ def check_encoding(
 
 
 def check_steps(bundle: Bundle, settings: SolverSettings, guidance: Guidance) -> None:
-    """The model knows the steps of the settings' solver."""
+    """Raise SettingsInvalid unless the model knows the steps of the settings' solver."""
     if settings.solver != FLOW_MAP:
         return
     name, facts = bundle.manifest.name, {"field": "solver", "solver": FLOW_MAP}

@@ -7,8 +7,6 @@ on the wire. An error of one item (its samples, its latent, what came out) is a 
 cancelled job, a peer that is gone) is raised and ends the stream.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -81,7 +79,7 @@ class Control:
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def check(self) -> None:
-        """Return when the work may go on."""
+        """Raise Cancelled or DeadlineExceeded when the work is over."""
         if (error := self.error) is not None:
             raise error
 
@@ -276,7 +274,7 @@ _Outcome = TypeVar("_Outcome", Encoded, Decoded)
 def translate(
     source: Party, target: Party, items: Iterable[ToTranslate], leg: Leg
 ) -> Generator[TranslatedItem | Failed, None, None]:
-    """The translation of each item, or why there is none, as they are there; close it to end the work early.
+    """Yield the translation of each item, or why it failed; close the generator to end the work early.
 
     For a cycle (`round_trip`) the target encodes what it decoded, and the source decodes that latent.
     """

@@ -6,8 +6,6 @@ one that joins takes the rows of one that ended, or costs one copy. Trajectories
 `Driven`: each generator is sent the velocities of its rows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -94,7 +92,7 @@ class Trajectory:
         """Equal for those that one network call can serve."""
         return self.guidance, self.leg.calibration, self.share, self.label is None
 
-    def part(self, which: slice | list[int]) -> Trajectory:
+    def part(self, which: slice | list[int]) -> "Trajectory":
         """Some of its rows, as a trajectory of their own; a slice, where it draws noise."""
         label = None if self.label is None else self.label[which]
         noise = None if self.noise is None else self.noise[which]
@@ -105,7 +103,7 @@ class Trajectory:
             draw = lambda step, rows: whole(step, slice(start + rows.start, start + rows.stop))  # noqa: E731
         return replace(self, x=self.x[which], label=label, draw=draw, noise=noise)
 
-    def portable(self) -> Trajectory:
+    def portable(self) -> "Trajectory":
         return replace(self, x=self.x.clone(), leg=replace(self.leg, control=None, on_step=None))
 
     def on(self, model: DomainModel) -> Integration:
@@ -153,7 +151,7 @@ class Member:
     owner: str = ""
     step: int = 0
     work: Integration | None = None
-    stack: Stack | None = None
+    stack: "Stack | None" = None
     start: int = 0
     query: Query | None = None
     result: Tensor | Exception | None = None
@@ -334,7 +332,7 @@ class Driven:
 
 
 def stack_of(chosen: Sequence[Member], last: Stack | Driven | None) -> Stack | Driven:
-    """What steps these members: one that has the same ones already, or a new one."""
+    """Return the stack that holds exactly these members, or a new one."""
     if last is not None and last.members is chosen:
         return last
     if chosen[0].begun.recurrence is None:
@@ -351,7 +349,7 @@ def _for_each_row(members: Sequence[Member], numbers: Sequence[int], device: tor
 
 
 def merge_conditions(conditions: Sequence[Condition]) -> Condition:
-    """Conditions one under the other; all have the same keys."""
+    """Concatenate conditions, which all have the same keys."""
     if not conditions[0]:
         return None
     if len(conditions) == 1:

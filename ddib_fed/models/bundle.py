@@ -7,8 +7,6 @@ one digest pins everything. The loaded bytes are the verified ones (files are re
 completely or not at all.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -62,7 +60,7 @@ REMAKE = "train or import the model again, or copy the whole folder again"
 
 
 def parse_manifest(data: bytes, source: str, file: str = MANIFEST_FILE) -> Manifest:
-    """The manifest in `data`, its digest verified."""
+    """Parse the manifest in `data` and verify its digest."""
     try:
         fields = parse_json(data)
     except ValueError as error:
@@ -83,7 +81,7 @@ def parse_manifest(data: bytes, source: str, file: str = MANIFEST_FILE) -> Manif
 
 
 def misfits(network: AnyConfig, state: Mapping[str, Tensor]) -> Iterator[tuple[str, str]]:
-    """Each tensor of a state dict that is not the network's, with the problem."""
+    """Yield each tensor of a state dict that does not fit the network, with the problem."""
     expected = network_shapes(network)
     for key in dict.fromkeys((*expected, *state)):
         if key not in expected:
@@ -118,7 +116,7 @@ KINDS: Final = ("cpu", "cuda", "mps")
 
 
 def device_problem(name: str) -> str | None:
-    """Why networks cannot run on a device here; None if they can."""
+    """Explain why networks cannot run on a device here; return None if they can."""
     try:
         kind = torch.device(name).type
         torch.empty(0, device=name)
@@ -144,7 +142,7 @@ class Bundle:
     tuned: Tuned | None = None
     allowances: Allowances | None = None
     privacy: PrivacyReport | None = None
-    autoencoder: Bundle | None = None
+    autoencoder: "Bundle | None" = None
 
     @property
     def learned(self) -> LearnedLegs:
@@ -156,7 +154,7 @@ class Bundle:
         return schedule_from_config(self.manifest.schedule)
 
     def network(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:
-        """A new network with the weights, in evaluation mode."""
+        """Build a new network with the weights, in evaluation mode."""
         network = network_with(self.manifest.network, self.state, dtype, device)
         return network.eval().requires_grad_(requires_grad=False)
 
@@ -170,12 +168,12 @@ class Bundle:
         return Denoiser(network, self.manifest.parameterisation, self.manifest.time_input, run)
 
     def over_samples(self, denoiser: Denoiser) -> Denoiser:
-        """A denoiser of what the network takes as one of whole samples: itself, or in tiles where these are scenes."""
+        """Let a denoiser work on whole samples: itself, or in overlapping tiles for larger scenes."""
         if self.tile is None:
             return denoiser
         return Tiled(denoiser, self.tile, self.manifest.latent_shape[1:])
 
-    def of_scenes(self, *sides: int) -> Bundle:
+    def of_scenes(self, *sides: int) -> "Bundle":
         """The same model, of the same digest, for pictures or volumes of that size in overlapping tiles."""
         self._must_be("generator")
         made = self.manifest
@@ -218,7 +216,7 @@ def make_bundle(
     autoencoder: Bundle | None = None,
     source: str = "the new model",
 ) -> Bundle:
-    """A bundle of `manifest` with the digest and size of `state` filled in."""
+    """Make a bundle of `manifest` with the digest and size of `state` filled in."""
     tensors = _checked(manifest, state, source)
     _check_autoencoder(manifest, autoencoder, source)
     made = _bundle(manifest, tensors, hashlib.sha256(safetensors.torch.save(tensors)).hexdigest())
@@ -336,7 +334,7 @@ def autoencoder_folder(which: str, *, required: bool = True) -> Path | None:
 
 
 def load_autoencoder(folder: Path, source: str = "") -> Bundle:
-    """The autoencoder in a folder: a bundle of its own, or the one beside a model."""
+    """Load the autoencoder in a folder: a bundle of its own, or the one beside a model."""
     source, files = source or str(folder), autoencoder_files(folder)
     found = Bundle(*_read_model(folder, source, files))
     if found.manifest.role != "autoencoder":
@@ -410,7 +408,7 @@ def shipped_calibration(name: str) -> bytes | None:
 
 
 def open_bundle(which: str) -> Bundle:
-    """The shipped model of a domain given by name or index, else the bundle in a folder."""
+    """Open the shipped model of a domain given by name or index, else the bundle in a folder."""
     domain = shipped_name(which)
     if domain is not None:
         return pretrained(domain)

@@ -4,8 +4,6 @@ A manifest is not verified here: whoever uses a model opens it with `bundle`, or
 compares the weights with the digest that the manifest names.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shlex
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ A field that this release does not know is refused; so is a size that no model o
 before anything is allocated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -70,7 +68,7 @@ class PictureFormat(Frozen):
     spacing: tuple[Spacing, Spacing, Spacing] | None = None  # of volumes, mm between voxels of each axis
 
     @model_validator(mode="after")
-    def _rises(self) -> PictureFormat:
+    def _rises(self) -> "PictureFormat":
         if self.low >= self.high:
             raise ValueError(f"the range {self.low} to {self.high} is empty")
         return self
@@ -186,7 +184,7 @@ class Manifest(Frozen):
     differential_privacy: DifferentialPrivacy | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> Manifest:
+    def _fits(self) -> "Manifest":
         for problem in self._problems():
             raise ValueError(problem)
         return self

@@ -5,8 +5,6 @@ calibrations that name it, stay when a file is written. A file may come from any
 number are bounded before use.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from itertools import pairwise
@@ -68,7 +66,7 @@ class PictureAllowances(Frozen):
     high: tuple[Finite, ...]
 
     @model_validator(mode="after")
-    def _fits(self) -> PictureAllowances:
+    def _fits(self) -> "PictureAllowances":
         if {len(self.low), len(self.high)} != {len(self.names)}:
             raise ValueError(f"{len(self.names)} figures need as many bounds")
         if any(low > high for low, high in zip(self.low, self.high, strict=True)):
@@ -99,7 +97,7 @@ class Allowances(Sidecar):
     pictures: PictureAllowances
 
     def figures(self) -> dict[str, Any]:
-        """JSON values for people: what was measured, and not the numbers that a latent is held against."""
+        """Return JSON values for people: the measurement, without the bounds of a latent."""
         shown = {"measured", "checked", "beyond", "soften_sigma", "command"}
         return {"digest": self.digest(), **self.model_dump(mode="json", include=shown)}
 
@@ -198,7 +196,7 @@ class TunedLeg(Frozen):
     reference_gap: Small
 
     @model_validator(mode="after")
-    def _falls(self) -> TunedLeg:
+    def _falls(self) -> "TunedLeg":
         if len(self.lams) != self.evaluations + 1:
             raise ValueError(f"{self.evaluations} evaluations have {self.evaluations + 1} levels")
         if any(high - low < LEAST_STEP for high, low in pairwise(self.lams)):
@@ -221,7 +219,7 @@ class Tuned(Sidecar):
     legs: tuple[TunedLeg, ...] = Field(default=(), max_length=MAX_LEGS)
 
     @model_validator(mode="after")
-    def _each_once(self) -> Tuned:
+    def _each_once(self) -> "Tuned":
         if len({leg.key for leg in self.legs}) != len(self.legs):
             raise ValueError("two legs are of one direction, softening and number")
         return self
@@ -237,8 +235,8 @@ class Tuned(Sidecar):
     def learned(self, model: str) -> LearnedLegs:
         return LearnedLegs(model, tuple(leg.steps() for leg in self.legs))
 
-    def with_legs(self, legs: tuple[TunedLeg, ...], command: str) -> Tuned:
-        """The same with `legs` in the place of those of the same direction, softening and number."""
+    def with_legs(self, legs: tuple[TunedLeg, ...], command: str) -> "Tuned":
+        """Replace legs of the same direction, softening and number by `legs`."""
         new = {leg.key for leg in legs}
         kept = [leg for leg in self.legs if leg.key not in new]
         every = sorted([*kept, *legs], key=lambda leg: leg.key)

@@ -5,8 +5,6 @@ quadratic   v = W phi(u), phi(u) = (1, u_i, u_i u_j for i <= j): 3 numbers for g
 curve       grey: v is linear in u between knots; two knots at one u are a jump. No value v is met twice
 """
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -18,6 +16,7 @@ from pydantic import Field, FiniteFloat, model_validator
 from ddib_fed.record import Frozen
 
 Doubles = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating]
 FARTHEST = 12.0  # no channel of a solution is farther from zero, in deviations
 STEPS = 24
 CLOSE = 1e-10  # a squared residual at which a solution is left alone
@@ -185,7 +184,7 @@ class ChannelMap(Frozen):
         return np.moveaxis(solved.reshape(first.shape), 0, 1)
 
     @model_validator(mode="after")
-    def _one_kind(self) -> ChannelMap:
+    def _one_kind(self) -> "ChannelMap":
         kinds = (self.rotation, self.quadratic, self.curve)
         if sum(kind is not None for kind in kinds) != 1:
             raise ValueError("a channel map is exactly one of a rotation, quadratic coefficients and a curve")
@@ -217,7 +216,6 @@ def monomials(u: Floats) -> Floats:
 
 
 Positive = Annotated[FiniteFloat, Field(gt=0.0)]
-Floats = npt.NDArray[np.floating]
 Colours = Literal["rgb", "opponent"]
 BLACK = 0.02  # added to red, green and blue in [0, 1], so that black has a hue, which is grey
 
@@ -235,7 +233,7 @@ class Normalisation(Frozen):
     autoencoder: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
 
     @property
-    def plain(self) -> Normalisation:
+    def plain(self) -> "Normalisation":
         return self.model_copy(update={"calibrated": None})
 
     @property
@@ -269,7 +267,7 @@ class Normalisation(Frozen):
         return mean, std
 
     @model_validator(mode="after")
-    def _agrees(self) -> Normalisation:
+    def _agrees(self) -> "Normalisation":
         if 0 in self.channels or len(self.channels) > 1:
             raise ValueError("mean, std, colours and calibrated are for different numbers of channels")
         return self

@@ -1,7 +1,5 @@
 """The networks that configurations describe, with random weights, with none, or with those of a bundle."""
 
-from __future__ import annotations
-
 import pkgutil
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Configurations of the networks of a bundle, validated; the field names are those of the networks' arguments."""
 
-from __future__ import annotations
-
 import math
 import re
 from contextlib import suppress
@@ -67,7 +65,7 @@ class PictureNetwork(Frozen):
         return 32
 
     @model_validator(mode="after")
-    def _divides(self) -> PictureNetwork:
+    def _divides(self) -> "PictureNetwork":
         if any(width < 32 or width % 32 for width in self.widths):
             raise ValueError(f"each level needs a multiple of 32 channels; these have {self.widths}")
         if self.num_head_channels == 0:
@@ -108,7 +106,7 @@ class UNetConfig(PictureNetwork):
         return self.norm_groups
 
     @model_validator(mode="after")
-    def _is_a_unet(self) -> UNetConfig:
+    def _is_a_unet(self) -> "UNetConfig":
         _check_out_channels(self)
         if self.image_size % self.patch:
             raise ValueError(f"patch {self.patch} does not divide image_size {self.image_size}")
@@ -128,7 +126,7 @@ class ClassifierConfig(PictureNetwork):
     pool: Literal["adaptive", "attention"] = "adaptive"
 
     @model_validator(mode="after")
-    def _is_a_classifier(self) -> ClassifierConfig:
+    def _is_a_classifier(self) -> "ClassifierConfig":
         if self.pool == "attention" and self.num_head_channels == -1:
             raise ValueError("pool attention needs num_head_channels")
         if self.pool == "attention" and self.image_size % self.divisor:
@@ -136,7 +134,7 @@ class ClassifierConfig(PictureNetwork):
         return self
 
 
-def _check_out_channels(config: UNetConfig | LibraryConfig) -> None:
+def _check_out_channels(config: "UNetConfig | LibraryConfig") -> None:
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         raise ValueError(
             f"out_channels {config.out_channels} is neither in_channels {config.in_channels} nor twice that"
@@ -271,7 +269,7 @@ class LibraryConfig(Frozen):
         return value if isinstance(value, int) and not isinstance(value, bool) else default
 
     @model_validator(mode="after")
-    def _is_possible(self) -> LibraryConfig:
+    def _is_possible(self) -> "LibraryConfig":
         if not (2 <= self.dims <= 3 and 1 <= self.in_channels <= 1024 and 1 <= self.out_channels <= 2048):
             raise ValueError("a network has 2 or 3 axes, and 1 to 1,024 channels")
         if self.axes and sorted(map(abs, self.axes)) != list(range(1, self.dims + 1)):

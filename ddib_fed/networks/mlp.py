@@ -4,8 +4,6 @@ h = W_in x;   h += W_2 silu((1 + s) * W_1 silu(h) + b) with (s, b) = F e(lambda)
 out = W_out silu(h)
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

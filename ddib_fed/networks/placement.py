@@ -4,8 +4,6 @@ Every leg on one grid asks at the same levels. The embeddings of the times, the 
 them, and the terms of a spectrum are computed at a level's first call and kept.
 """
 
-from __future__ import annotations
-
 import ctypes
 import sys
 import threading
@@ -22,7 +20,7 @@ from ddib_fed.diffusion.denoiser import Run, kind_of, on_device, run_plain
 
 T = TypeVar("T")
 Kept = dict[Hashable, Any]
-"""What a network with fixed weights derived from one level (or pair of levels) alone, by who made it."""
+"""Values that a network with fixed weights derived from one level, or pair of levels, by their maker."""
 
 CALLS_AHEAD = 2
 """Calls that the host may be ahead of a CUDA device: else it would queue whole trajectories, report progress too early,
@@ -38,7 +36,7 @@ def spread(embedding: Tensor, rows: Tensor | None) -> Tensor:
 
 
 def remembered(kept: Kept | None, key: Hashable, make: Callable[[], T]) -> T:
-    """What `make` gives; kept under `key`, and made once, where there is something to keep it in."""
+    """Return what `make` returns; kept under `key`, and made once, if `kept` is a dictionary."""
     if kept is None:
         return make()
     if key not in kept:

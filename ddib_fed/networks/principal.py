@@ -12,8 +12,6 @@ Residual branches begin at 0. The normalisation before a last layer would take b
 channel far beyond the others makes it nearly a fixed factor.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 
@@ -77,7 +75,7 @@ def begin_linear(network: Any, pictures: Tensor) -> bool:
 
 
 def _folded(h: Tensor) -> Tensor:
-    """The channels of 2^d neighbours as those of one place: (N, k 2^d, *halves)."""
+    """Stack the channels of 2^d neighbours into one place: (N, k 2^d, *halves)."""
     n, k, *sides = h.shape
     dims = len(sides)
     halves = [side // 2 for side in sides]

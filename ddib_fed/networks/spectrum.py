@@ -7,8 +7,6 @@ x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the
     E[v | x] = U alpha sigma (1 - D) / S r - sigma m
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -34,7 +32,7 @@ class Spectrum(nn.Module):
         self.register_buffer("mean", torch.zeros(channels, *sides))
         self.register_buffer("log_variance", torch.zeros(channels, *sides))
 
-    def measure(self, moments: Moments) -> None:
+    def measure(self, moments: "Moments") -> None:
         """Set the measured values, rounded to float16."""
         mean, variance = moments.result()
         self.mean.copy_(mean.half())
@@ -42,7 +40,7 @@ class Spectrum(nn.Module):
 
     def ask(
         self, x: Tensor, times: Tensor, rows: Tensor | None = None, kept: Kept | None = None
-    ) -> LinearEstimate:
+    ) -> "LinearEstimate":
         """The network's inputs for x at its levels."""
         if x.shape[1:] != self.mean.shape:
             raise ValueError(f"pictures {tuple(x.shape[1:])} for a spectrum of {tuple(self.mean.shape)}")
@@ -55,7 +53,7 @@ class Spectrum(nn.Module):
         inputs = pictures(residual[:, None] * terms.inputs, axes).flatten(1, 2)
         return LinearEstimate(inputs.to(x.dtype), residual, terms)
 
-    def _terms(self, times: Tensor, wide: torch.dtype) -> Terms:
+    def _terms(self, times: Tensor, wide: torch.dtype) -> "Terms":
         """What holds for every picture at times (K,), of dtype `wide`."""
         lam = times.double().reshape(-1, *(1,) * self.mean.ndim) / LAMBDA_SCALE
         alpha, sigma = (torch.sigmoid(sign * 2 * lam).sqrt().to(wide) for sign in (1, -1))

@@ -6,21 +6,17 @@
 Names and shapes in the state dict are those of the public checkpoints; the computation is our own.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddib_fed.networks.config import ClassifierConfig, PictureNetwork, UNetConfig
 from ddib_fed.networks.placement import Kept, remembered, spread, without_autocast
 from ddib_fed.networks.spectrum import Spectrum
-
-if TYPE_CHECKING:
-    from ddib_fed.networks.config import ClassifierConfig, PictureNetwork, UNetConfig
 
 
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
@@ -113,7 +109,7 @@ def descend(config: PictureNetwork, in_channels: int) -> tuple[nn.ModuleList, li
     return blocks, made
 
 
-def middle(config: PictureNetwork) -> Timed:
+def middle(config: PictureNetwork) -> "Timed":
     channels = config.widths[-1]
     attends = AttentionBlock(config, channels, config.num_heads)
     return Timed(ResBlock(config, channels), attends, ResBlock(config, channels))
