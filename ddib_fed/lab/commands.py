@@ -1,7 +1,5 @@
 """`ddib privacy`: what an attacker gets of a model. Heavy imports wait until a command runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click

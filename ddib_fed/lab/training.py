@@ -1,7 +1,5 @@
 """`ddib privacy train` and `ddib model distil`, whose options are fields of a `TrainConfig`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -53,8 +53,7 @@ from ddib_fed.training.sources import own_samples, shipped_name
 
 ModelSource = Any
 """A `ddib_fed.Model`, which stands above this module; the name of one that ships, or its folder; or a bundle."""
-OnNote = Callable[..., object]
-"""Called with lines of text for the operator."""
+OnNote = Callable[..., object]  # called with lines of text for the operator
 
 MOST_COUNTED = 4_000
 """Pictures of the source, evenly spaced: more hardly differ, and they must fit into memory."""
