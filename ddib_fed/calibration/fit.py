@@ -13,7 +13,6 @@ bootstrapped over pictures or anchors, and with few anchors they are wide.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -71,11 +70,7 @@ MOST_PICTURES, EACH = 1000, 24  # pictures of the source that are used, evenly s
 DRAWN = 24_000  # pseudo-colours of the target
 
 
-Map = Callable[[Numbers], Floats]  # of colours (N, C)
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(NamedTuple):
     map: ChannelMap
     effect: Effect
 
@@ -569,7 +564,9 @@ def judged(effect: Effect, *, force: bool) -> Effect:
     return effect
 
 
-def effect_of(maps: Sequence[Map], own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:
+def effect_of(
+    maps: Sequence[Callable[[Numbers], Floats]], own: Numbers, target: Numbers, *, seed: int = 0
+) -> Effect:
     """Distance to the target's colours (M, C) of the own ones (N, each, C) without a map and with it; the margin.
 
     The margin is how much farther the third of the maps is than the second; of one map, how much farther none is.

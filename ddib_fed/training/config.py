@@ -25,10 +25,7 @@ from ddib_fed.names import check_domain, domain_from, nearest
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 from ddib_fed.record import Frozen
 
-Preset = Mapping[str, Any]
-_TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
-    Path(__file__).with_name("presets.toml").read_text("utf-8")
-)
+_TABLES: Final = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}  # of pictures
 SHIPPED: Final = (
     "satellite", "relief", "etopo", "satellite-64", "relief-64", "satellite-256", "relief-256", "brain-t1", "brain-t2",
@@ -437,9 +434,7 @@ class TrainConfig(Frozen):
         return {**found, "network": network} if network else found
 
     def identity(self, data: str) -> str:
-        """Digest of what the weights depend on, but for the number of steps; two runs with the same one can continue
-        each other.
-        """
+        """Return a digest of all that the weights depend on but the number of steps; equal runs can be resumed."""
         settings = self.model_dump_json(exclude=set(self.free))
         return hashlib.sha256(f"{settings} {data}".encode()).hexdigest()
 
