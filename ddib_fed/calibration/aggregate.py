@@ -36,22 +36,17 @@ Floats = npt.NDArray[np.floating]
 Numbers = npt.NDArray[np.float64]
 Unit = Literal["picture", "group"]
 
-MAX_BYTES = 64 * 1024
-"""Of an aggregate's canonical JSON."""
+MAX_BYTES = 64 * 1024  # of an aggregate's canonical JSON
 MAX_CELLS = 4096
-MOST_CHANNELS = 6
-"""Of four intervals each."""
-LEAST_COUNTED, MOST_COUNTED = 200, 1_000_000
-"""Units of an aggregate."""
+MOST_CHANNELS = 6  # of four intervals each
+LEAST_COUNTED, MOST_COUNTED = 200, 1_000_000  # units of an aggregate
 DEFAULT_COUNTED = 4000
 """Largest number of units that are counted unless asked otherwise, evenly spaced over those there are."""
 COUNTED_TOGETHER = 256
 DELTA = 1e-5
 QUANTUM = 1e-5
-LARGEST_COUNT = 2_000_000
-"""Of either sign: all of the mass, and the noise of the smallest epsilon on it."""
-REACH = 3.0
-"""Units that are cut into bins, either way from 0; what lies beyond counts in the outermost."""
+LARGEST_COUNT = 2_000_000  # of either sign: all of the mass, and the noise of the smallest epsilon on it
+REACH = 3.0  # units that are cut into bins, either way from 0; what lies beyond counts in the outermost
 GREY_BINS = 48
 COLOUR_BINS = ((2000.0, 10), (700.0, 8), (0.0, 6))
 """Intervals of each of three channels from so much M x epsilon on: more cells than the noise allows say less."""
@@ -75,7 +70,7 @@ class Cells(Frozen):
         return math.prod(self.shape)
 
     def centres(self) -> Numbers:
-        """Centres of the intervals of one channel, (bins,)."""
+        """Return centres of the intervals of one channel, (bins,)."""
         width = 2 * self.reach / self.bins
         return np.linspace(width / 2 - self.reach, self.reach - width / 2, self.bins)
 
@@ -133,7 +128,7 @@ class Aggregate(Frozen):
         }
 
     def describe(self) -> str:
-        """What would leave, in a few lines for the operator."""
+        """Describe what would leave, in a few lines for the operator."""
         return (
             f"aggregate of {self.domain}: {self.cells.count} whole numbers, {len(self.canonical)} bytes\n"
             f"  one histogram of pixel values ({self.cells.bins} intervals of each channel), the mean over "
@@ -172,7 +167,7 @@ class Counted:
     def noised(
         self, epsilon: float, delta: float = DELTA, generator: np.random.Generator | None = None
     ) -> Aggregate:
-        """What may be published of it; `generator` repeats the noise of what stays here."""
+        """Return the aggregate that may be published; `generator` repeats the noise of what stays here."""
         sigma = noise_sigma(self.units, epsilon, delta)
         # What leaves has noise from the operating system.
         draw = secure_normal if generator is None else generator.standard_normal
@@ -223,7 +218,7 @@ def check_counted(count: int, unit: Unit) -> None:
 
 
 def read_aggregate(content: bytes) -> Aggregate:
-    """An aggregate from its JSON, all bounds checked."""
+    """Read an aggregate from its JSON; raise InputError if a bound is exceeded."""
     if len(content) > MAX_BYTES:
         raise InputError(f"{len(content)} bytes are more than an aggregate may have, {MAX_BYTES}")
     try:
@@ -246,14 +241,14 @@ def default_cells(channels: int, strength: float) -> Cells:
 
 
 def thinned(pictures: npt.NDArray[Any], at_most: int) -> npt.NDArray[Any]:
-    """At most so many pictures, evenly spaced, the first among them."""
+    """Return at most so many pictures, evenly spaced, the first among them."""
     if len(pictures) <= at_most:
         return pictures
     return pictures[np.arange(at_most) * len(pictures) // at_most]
 
 
 def histogram(units: Floats, cells: Cells) -> Numbers:
-    """Mean over pictures (N, C, H, W), in the model's units, of the shares of pixels in each cell."""
+    """Return mean over pictures (N, C, H, W), in the model's units, of the shares of pixels in each cell."""
     scaled = (units + cells.reach) * (cells.bins / (2 * cells.reach))
     places = np.floor(scaled).clip(0, cells.bins - 1).astype(np.int64)
     flat = np.ravel_multi_index([place.ravel() for place in np.moveaxis(places, 1, 0)], cells.shape)
@@ -263,7 +258,7 @@ def histogram(units: Floats, cells: Cells) -> Numbers:
 
 
 def noise_sigma(counted: int, epsilon: float, delta: float) -> float:
-    """Smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M units."""
+    """Return smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M units."""
     low, high = 1e-3, 1e6
     for _ in range(200):
         middle = math.sqrt(low * high)

@@ -12,10 +12,7 @@ Every figure of anchors is of those that their map was not fitted on (each is le
 bootstrapped over pictures or anchors, and with few anchors they are wide.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
 
@@ -28,46 +25,35 @@ from ddib_fed.models.sidecars import Figure
 from ddib_fed.models.units import ChannelMap, Normalisation, monomials
 from ddib_fed.protocol.contract import CalibrationKind
 
-KERNEL = (0.25, 0.5, 0.25)
-"""Neighbours along each channel whose mean decides whether a cell holds anything."""
+KERNEL = (0.25, 0.5, 0.25)  # neighbours along each channel whose mean decides whether a cell holds anything
 SMOOTHED_SIGMAS, SINGLE_SIGMAS = 2.0, 3.5
 """A cell is kept whose smoothed share, or whose own, is so many deviations of the noise above 0."""
 
-COUPLED = 1500
-"""Colours of each side that are coupled."""
-ENTROPY = 0.3
-"""e: in squared units of the target's model."""
+COUPLED = 1500  # colours of each side that are coupled
+ENTROPY = 0.3  # e: in squared units of the target's model
 RIDGES = 10.0 ** np.arange(-3, 3.01, 0.5)
 LEAST_SLOPE, FOLDED = 0.2, 0.02
 """A map is taken where no larger share of colours has a direction with a smaller slope, or is folded."""
 
 DIRECTIONS, QUANTILES = 24, 96
 STARTS, KEPT, STEPS = 400, 24, 30
-COARSE, FINE = 600, 12_000
-"""Colours that starts are compared with, and refined with."""
+COARSE, FINE = 600, 12_000  # colours that starts are compared with, and refined with
 DISTINCT_DEGREES = 30.0
-SETTLED = 1e-3
-"""Change of an entry of R in a step that ends a refinement."""
+SETTLED = 1e-3  # change of an entry of R in a step that ends a refinement
 
 BINS = 128
-PLACES = 24
-"""Places of a jump, and of the gap between the branches' values."""
-PIECES = 4
-"""Linear pieces of a branch."""
-GAP = 0.2
-"""Between the values of two branches, in deviations of the target."""
+PLACES = 24  # places of a jump, and of the gap between the branches' values
+PIECES = 4  # linear pieces of a branch
+GAP = 0.2  # between the values of two branches, in deviations of the target
 LEAST_TONE_SLOPE = 0.5
 """In deviations of the target for one of the source: the inverse amplifies errors by no more than one over it."""
-WORTH = 0.9
-"""Largest share of the squared error of one branch at which two are taken."""
-MARGIN = 0.05
-"""Of the range of u that the outermost knots lie beyond it."""
+WORTH = 0.9  # largest share of the squared error of one branch at which two are taken
+MARGIN = 0.05  # of the range of u that the outermost knots lie beyond it
 SWEEPS = 120
 LEAST_GROUND, MOST_BELOW = 0.2, 0.05
 """Of the pixels in one cell, at least, and below it, at most, where grey pictures have a dark background."""
 
-FEWEST = 2
-"""Anchors of which one can be left out."""
+FEWEST = 2  # anchors of which one can be left out
 FREE = 4
 """Anchors from which on the determinant of a rotation is free; one to three pairs are nearer with 1 on maps."""
 ANCHOR_RIDGES = (0.003, 0.03)
@@ -78,21 +64,13 @@ LEAST_MARGIN: Final = 0.045
 """Of the lower bound of the margin, a share of the distance without a calibration: it lies between the bounds of right
 and of wrong rotations over draws of the noise."""
 RESAMPLES, ANCHOR_RESAMPLES = 100, 2_000
-COMPARED = 8000
-"""Colours of each side in each resample."""
+COMPARED = 8000  # colours of each side in each resample
 FEWEST_PICTURES = 20
-MOST_PICTURES, EACH = 1000, 24
-"""Pictures of the source that are used, evenly spaced, and pixels of each."""
-DRAWN = 24_000
-"""Pseudo-colours of the target."""
+MOST_PICTURES, EACH = 1000, 24  # pictures of the source that are used, evenly spaced, and pixels of each
+DRAWN = 24_000  # pseudo-colours of the target
 
 
-Map = Callable[[Numbers], Floats]
-"""Of colours (N, C)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
+class Proposal(NamedTuple):
     map: ChannelMap
     effect: Effect
 
@@ -158,7 +136,7 @@ def check_kind(kind: CalibrationKind, channels: int, *, anchored: bool, contrast
 
 
 def without_noise(shares: Numbers, sigma: float) -> Numbers:
-    """Shares, one axis a channel, each with noise of deviation sigma, projected onto those that can be."""
+    """Return shares, one axis a channel, each with noise of deviation sigma, projected onto those that can be."""
     smooth, deviation = shares, sigma
     for axis in range(shares.ndim):
         padded = np.pad(smooth, [(1, 1) if i == axis else (0, 0) for i in range(shares.ndim)])
@@ -175,7 +153,7 @@ def without_noise(shares: Numbers, sigma: float) -> Numbers:
 
 
 def on_simplex(values: Numbers) -> Numbers:
-    """The nearest point to values (N,) with no negative entry and sum 1."""
+    """Return the nearest point to values (N,) with no negative entry and sum 1."""
     falling = np.sort(values)[::-1]
     excess = np.cumsum(falling) - 1.0
     counts = np.arange(1, len(values) + 1)
@@ -185,7 +163,7 @@ def on_simplex(values: Numbers) -> Numbers:
 
 
 def pseudo_colours(shares: Numbers, cells: Cells, count: int, generator: np.random.Generator) -> Numbers:
-    """Pseudo-colours (count, C) of cleaned shares, in the target's units, in random order."""
+    """Return pseudo-colours (count, C) of cleaned shares, in the target's units, in random order."""
     ends = np.cumsum(shares.ravel() / shares.sum())
     # The last end is 1 up to rounding.
     flat = np.searchsorted(ends[:-1], (np.arange(count) + generator.uniform()) / count, side="right")
@@ -195,7 +173,7 @@ def pseudo_colours(shares: Numbers, cells: Cells, count: int, generator: np.rand
 
 
 def sampled_pixels(units: Floats, each: int, generator: np.random.Generator) -> Numbers:
-    """Colours (N, each, C) of random pixels of each of the pictures (N, C, H, W), drawn with replacement."""
+    """Return colours (N, each, C) of random pixels of each of the pictures (N, C, H, W), drawn with replacement."""
     flat = units.reshape(*units.shape[:2], -1)
     taken = generator.integers(0, flat.shape[2], (len(units), 1, each))
     return np.moveaxis(np.take_along_axis(flat, taken, axis=2), 1, 2).astype(np.float64)
@@ -244,7 +222,7 @@ class RotationCost:
 
 
 def search(source: Numbers, target: Numbers, *, seed: int = 0, starts: int = STARTS) -> Search:
-    """The best rotation and the next distinct one; of grey the two signs."""
+    """Return the best rotation and the next distinct one; of grey the two signs."""
     cost, channels = RotationCost(source[:FINE], target), source.shape[1]
     found = [np.eye(1), -np.eye(1)]
     if channels > 1:
@@ -278,7 +256,7 @@ def directions(channels: int) -> Numbers:
 
 
 def quantiles(values: Numbers) -> Numbers:
-    """QUANTILES quantiles of values (N, K) along N: (QUANTILES, K)."""
+    """Return QUANTILES quantiles of values (N, K) along N: (QUANTILES, K)."""
     rows = ((np.arange(QUANTILES) + 0.5) / QUANTILES * len(values)).astype(int)
     found: Numbers = np.sort(values, axis=0)[rows]
     return found
@@ -289,7 +267,7 @@ def as_map(matrix: Numbers) -> ChannelMap:
 
 
 def nearest_orthogonal(matrix: Numbers, *, proper: bool = False) -> Numbers:
-    """The orthogonal matrix nearest to a square one (Procrustes; Schoenemann, 1966)."""
+    """Return the orthogonal matrix nearest to a square one (Procrustes; Schoenemann, 1966)."""
     left, _, right = np.linalg.svd(matrix)
     if proper:
         left[:, -1] *= np.sign(np.linalg.det(left @ right))
@@ -298,13 +276,13 @@ def nearest_orthogonal(matrix: Numbers, *, proper: bool = False) -> Numbers:
 
 
 def random_orthogonal(channels: int, generator: np.random.Generator) -> Numbers:
-    """A uniform draw of the orthogonal matrices, of both determinants."""
+    """Return A uniform draw of the orthogonal matrices, of both determinants."""
     q, r = np.linalg.qr(generator.standard_normal((channels, channels)))
     return q * np.sign(np.diag(r))
 
 
 def degrees(first: Numbers, second: Numbers) -> float:
-    """Angle between two orthogonal matrices; 180 where their determinants differ."""
+    """Return angle between two orthogonal matrices; 180 where their determinants differ."""
     between = first @ second.T
     if np.linalg.det(between) < 0:
         return 180.0
@@ -340,7 +318,7 @@ def unfolded_fit(u: Numbers, v: Numbers, rotation: Numbers) -> ChannelMap:
 
 
 def fit_colours(u: Floats, v: Floats) -> ChannelMap:
-    """The quadratic map from u to v, both (k, 3, H, W) in model units."""
+    """Fit the quadratic map from u to v, both (k, 3, H, W) in model units."""
     rows = np.moveaxis(monomials(u), 1, -1).reshape(-1, 1 + 3 + 6)
     values = np.moveaxis(v, 1, -1).reshape(-1, 3)
     solve = _quadratic_fit(rows, values, fit_rotation(u, v).matrix)
@@ -348,7 +326,7 @@ def fit_colours(u: Floats, v: Floats) -> ChannelMap:
 
 
 def _quadratic_fit(rows: Floats, values: Floats, rotation: Numbers) -> Callable[[Numbers], Numbers]:
-    """Weights (3, 10) of least squares with a pull (10,) of each column towards a rotation."""
+    """Return weights (3, 10) of least squares with a pull (10,) of each column towards a rotation."""
     prior = np.concatenate([np.zeros((3, 1)), rotation, np.zeros((3, 6))], axis=1)
     gram, right = rows.T @ rows / len(rows), rows.T @ values / len(rows)
 
@@ -363,7 +341,7 @@ def _as_quadratic(weights: Numbers) -> ChannelMap:
 
 
 def least_slopes(weights: Numbers, u: Numbers) -> Numbers:
-    """The map's least singular value at each u (N, 3), with the sign of its determinant there: (N,)."""
+    """Return the map's least singular value at each u (N, 3), with the sign of its determinant there: (N,)."""
     square = np.zeros((3, 3, 3))
     rows, columns = np.triu_indices(3)
     square[:, rows, columns] = weights[:, 4:]
@@ -384,7 +362,7 @@ def fit(
     seed: int = 0,
     force: bool = False,
 ) -> Proposal:
-    """The map of this kind from the source's units to the target's, from anchors (k, C, H, W) of both."""
+    """Fit the map of this kind from the source's units to the target's, from anchors (k, C, H, W) of both."""
     if source.shape != target.shape or source.ndim != 4:
         raise ShapeMismatch(
             f"anchors of shape {source.shape} have no partners of shape {target.shape}",
@@ -438,13 +416,13 @@ def _squares(one: Floats, other: Floats) -> Numbers:
 
 
 def fit_rotation(u: Floats, v: Floats) -> ChannelMap:
-    """The orthogonal R with R u nearest to v, both (k, C, H, W) in model units."""
+    """Return the orthogonal R with R u nearest to v, both (k, C, H, W) in model units."""
     joint = np.einsum("nihw,njhw->ij", v, u)
     return as_map(nearest_orthogonal(joint, proper=len(u) < FREE))
 
 
 def fit_tone(u: Floats, v: Floats) -> ChannelMap:
-    """The curve that leads from grey values u to v of the same pixels, both any shape, in model units.
+    """Fit the curve that leads from grey values u to v of the same pixels, both any shape, in model units.
 
     One branch of PIECES linear pieces that rises or falls; or two, one beneath and one above a gap in the values, with
     a jump between them, where that is worth it.
@@ -547,7 +525,7 @@ def transported(
 
 
 def _background(values: Numbers) -> float | None:
-    """The end of a background: the darkest values, near to one another; None where they are few."""
+    """Return the end of a background: the darkest values, near to one another; None where they are few."""
     shares, edges = np.histogram(values, bins=GREY_BINS, range=(-REACH, REACH))
     peak = int(shares.argmax())
     if shares[peak] < LEAST_GROUND * len(values) or shares[:peak].sum() > MOST_BELOW * len(values):
@@ -576,7 +554,7 @@ def judge(effect: Effect) -> None:
 
 
 def judged(effect: Effect, *, force: bool) -> Effect:
-    """The effect of a calibration that is good enough, or that is forced, which the effect then says."""
+    """Return the effect of a good calibration, or mark it as forced; raise if it is neither."""
     try:
         judge(effect)
     except CalibrationIneffective:
@@ -586,7 +564,9 @@ def judged(effect: Effect, *, force: bool) -> Effect:
     return effect
 
 
-def effect_of(maps: Sequence[Map], own: Numbers, target: Numbers, *, seed: int = 0) -> Effect:
+def effect_of(
+    maps: Sequence[Callable[[Numbers], Floats]], own: Numbers, target: Numbers, *, seed: int = 0
+) -> Effect:
     """Distance to the target's colours (M, C) of the own ones (N, each, C) without a map and with it; the margin.
 
     The margin is how much farther the third of the maps is than the second; of one map, how much farther none is.
@@ -621,7 +601,7 @@ def effect_of(maps: Sequence[Map], own: Numbers, target: Numbers, *, seed: int =
 
 
 def _distances(clouds: Sequence[Floats], target: Numbers) -> Numbers:
-    """The sliced W2 distance of each cloud (N, each, C) to the target's colours (M, C)."""
+    """Return the sliced W2 distance of each cloud (N, each, C) to the target's colours (M, C)."""
     channels = target.shape[1]
     along = [quantiles(each.reshape(-1, channels) @ directions(channels).T) for each in (*clouds, target)]
     return np.array([np.sqrt(channels * np.square(each - along[-1]).mean()) for each in along[:-1]])

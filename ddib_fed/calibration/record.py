@@ -75,16 +75,13 @@ SIDES: Final[tuple[Side, Side]] = ("source", "target")
 Contrast = Literal["", "same", "inverted"]
 State = Literal["proposed", "active", "expired", "inactive"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Place = tuple[str, str]
-"""An institution and a domain."""
+Place = tuple[str, str]  # an institution and a domain
 PREFIX: Final = b"ddib-fed calibration signature 1\n"
 """Domain separation: nothing else that a node signs begins with it."""
-MAX_CALIBRATION_BYTES: Final = 16 << 10
-"""Of the canonical JSON."""
+MAX_CALIBRATION_BYTES: Final = 16 << 10  # of the canonical JSON
 MAX_OF_PEER: Final = 32
 """Calibrations with one institution, in any state; more are refused until some are deleted."""
-MIN_PREFIX: Final = 8
-"""Hexadecimal digits of a digest that name a calibration on the command line."""
+MIN_PREFIX: Final = 8  # hexadecimal digits of a digest that name a calibration on the command line
 RECALIBRATE: Final = (
     "calibrate again: ddib calibrate --peer INSTITUTION/DOMAIN, or ddib calibrate --local A B"
 )

@@ -55,7 +55,7 @@ def _triple(text: str) -> tuple[float, ...]:
     return numbers
 
 
-@group(hooks={"distil": "ddib_fed.lab.commands:distil"})
+@group(hooks={"distil": "ddib_fed.lab.training:distil"})
 def model() -> None:
     """List, copy, train, sample, show and import models."""
 

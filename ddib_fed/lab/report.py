@@ -4,8 +4,6 @@ What an attacker reads from latents, by correlation and by surrogate inverters; 
 data, and whether the model draws these again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
@@ -28,8 +26,7 @@ Latents = dict[float, Array]  # by depth, each (N, *sample_shape)
 Say = Callable[[str], None]
 TINY = 1e-9
 PENALTIES = (0.01, 0.1, 1.0, 10.0)  # of a regression, as multiples of the mean square of what it sees
-SET_ASIDE = 8
-"""One pair in so many chooses penalties and the inverter."""
+SET_ASIDE = 8  # one pair in so many chooses penalties and the inverter
 WIDTH, BLOCKS, BATCH, RATE = 24, (1, 2, 4), 24, 2e-3
 WIDTHS = (0.3, 1.0, 3.0)  # of the kernel, in deviations of the latents
 MOST_POINTS = 1_500  # pairs of points that are fitted to; the time grows with their cube
@@ -40,8 +37,7 @@ STEPS = 150  # of the training of a convolutional inverter
 DECODING = Settings(evaluations=24)
 DRAWS = 400
 LEVELS = (2.0, 1.0, 0.0, -1.0)  # lambda at which the loss is taken
-NOISES = 2
-"""Draws of noise at each."""
+NOISES = 2  # draws of noise at each
 SEED = 41
 
 
@@ -61,14 +57,14 @@ def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: in
 
 
 def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
-    """Kernel ridge regression of points on their latents, each (N, D)."""
+    """Fit a kernel ridge regression of points on their latents, each (N, D)."""
     fitted, held = _set_aside(latents[:MOST_POINTS], originals[:MOST_POINTS])
     choices = product(WIDTHS, (1e-6, 1e-3, 1e-1))
     return Inverter("kernel ridge", _best([_kernel_ridge(*fitted, *choice) for choice in choices], held))
 
 
 def _set_aside(latents: Array, originals: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-    """Pairs to fit to, and those that choose."""
+    """Return pairs to fit to, and those that choose."""
     aside = np.arange(len(latents)) % SET_ASIDE == SET_ASIDE - 1
     return (latents[~aside], originals[~aside]), (latents[aside], originals[aside])
 
@@ -160,7 +156,7 @@ def correlation_matrix(latents: Numbers, originals: Numbers) -> NDArray[np.float
 
 
 def first_by_correlation(found: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Whether each latent correlates most with its own sample, of (N, N); a tie counts against it."""
+    """Return whether each latent correlates most with its own sample, of (N, N); a tie counts against it."""
     own = np.diagonal(found)
     hits: NDArray[np.bool_] = (found >= own[:, None]).sum(axis=1) == 1
     return hits
@@ -308,7 +304,7 @@ def membership_of(model: Model, members: Array, others: Array, attack: Attack) -
 
 
 def _told_apart(inside: Numbers, outside: Numbers) -> Callable[[Numbers, Numbers], float]:
-    """The area under the curve, whichever way these tell."""
+    """Return the function for the area under the curve, in the direction that tells these apart."""
     sign = 1.0 if area(inside, outside) >= 0.5 else -1.0
     return lambda own, other: area(sign * own, sign * other)
 

@@ -3,8 +3,6 @@
 z = ODESolve(x; v_content, sigma_s -> sigma_max),   y = ODESolve(z; v_reference, sigma_max -> sigma_s)
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re
@@ -49,14 +47,14 @@ class Photograph:
         return int(np.iinfo(self.colours.dtype).max)
 
     def rgb(self) -> Floats:
-        """The colours in [-1, 1], (K, 3)."""
+        """Return the colours in [-1, 1], (K, 3)."""
         return self.unit(self.colours)
 
     def unit(self, pixels: NDArray[Any]) -> Floats:
         return np.asarray(pixels, np.float64) * (2.0 / self.top) - 1.0
 
     def paint(self, rgb: Floats) -> NDArray[Any]:
-        """The picture (H, W, 3) with other colours (K, 3), clipped."""
+        """Return the picture (H, W, 3) with other colours (K, 3), clipped."""
         levels = np.rint((np.clip(rgb, -1.0, 1.0) + 1.0) * (0.5 * self.top))
         return levels.astype(self.colours.dtype)[self.index]
 
@@ -81,7 +79,7 @@ def open_photograph(path: Path) -> Photograph:
 
 
 def photograph(name: str, pixels: NDArray[Any]) -> Photograph:
-    """A photograph of pixels (H, W, 3), of 8 or 16 bits and with colours that fill a volume."""
+    """Return A photograph of pixels (H, W, 3), of 8 or 16 bits and with colours that fill a volume."""
     if pixels.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         problem = f"{name} holds {pixels.dtype} numbers; colours are read from pictures of 8 or 16 bits"
         raise InputError(problem, hint="save it as PNG, JPEG or TIFF of 8 or 16 bits a channel")
@@ -168,7 +166,7 @@ def transfer(
 def model_of(
     photo: Photograph, config: TrainConfig, out: Path, *, resume: bool, force: bool, on_progress: OnProgress
 ) -> Model:
-    """The model of a photograph's colours, trained or found in `out`."""
+    """Return the model of a photograph's colours, trained or found in `out`."""
     count = int(np.clip(photo.index.size, MIN_POINTS, MAX_POINTS))
     stream = io.BytesIO()
     np.save(stream, photo.points(count, _POINTS_SEED).astype(np.float32))

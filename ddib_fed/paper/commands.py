@@ -1,7 +1,5 @@
 """`ddib colours`: one photograph in the colours of another. Heavy imports wait until the command runs."""
 
-from __future__ import annotations
-
 import shlex
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ A class of the kit is its WordNet id. Models number the 1,000 ids in alphabetica
 differently, from 1 (ILSVRC2012_ID); the two are never mixed here.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +42,7 @@ def paired_pictures(
     class_names: Sequence[str] = (),
     limit: int | None = None,
 ) -> tuple[PairedPicture, ...]:
-    """The pictures of some classes, each with its target class, in the order of the pairs.
+    """Return the pictures of some classes, each with its target class, in the order of the pairs.
 
     Classes are sub-folders called by class names, WordNet ids or numbers; or the kit lies beside the folder.
     """
@@ -65,7 +63,7 @@ def paired_pictures(
 
 
 def validation_pictures(folder: Path, labels: Path | None = None) -> dict[int, list[Path]]:
-    """The pictures of the validation part by class, each in the order of their names."""
+    """Return the pictures of the validation part by class, each in the order of their names."""
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
     table = read_labels(labels) if labels else None
@@ -116,7 +114,7 @@ def read_labels(folder: Path) -> ClassTable:
 
 
 def read_truth(folder: Path, table: ClassTable) -> tuple[int, ...]:
-    """The numbers in models of the validation pictures 1, 2, ..., in this order."""
+    """Read the numbers in models of the validation pictures 1, 2, ..., in this order."""
     path = _find(folder, "*validation_ground_truth.txt")
     if path is None:
         raise FileMissing(f"no *validation_ground_truth.txt lies below {folder}")
@@ -155,6 +153,6 @@ def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str,
 
 
 def _pictures(paths: Iterable[Path], root: Path) -> list[Path]:
-    """The pictures among paths below a folder, by name; no hidden ones, nor those of hidden folders."""
+    """Return the pictures among paths below a folder, by name; no hidden ones, nor those of hidden folders."""
     found = (p for p in paths if p.suffix.lower() in _PICTURES and p.is_file())
     return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))

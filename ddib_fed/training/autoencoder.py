@@ -9,8 +9,6 @@ perceptual loss of Johnson et al., 2016), of pictures of one or three channels; 
 measured and shown are whole pictures that were held out, each from the mean of its latent.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -41,8 +39,7 @@ KL_WEIGHT = 2.5e-4
 PERCEPTUAL_WEIGHT = 0.1
 WINDOW = 64
 """Side of a window, or the picture's: at an equal number of pixels a step, smaller windows are more different ones."""
-BEGIN_NUMBERS = 1 << 23
-"""Of the windows that the first weights follow from, about so many."""
+BEGIN_NUMBERS = 1 << 23  # of the windows that the first weights follow from, about so many
 HELD_OUT, MEASURED = 32, 256
 """Held-out pictures of which the loss is taken as the run goes, and figures at its end; at most."""
 _AT_ONCE = 8
@@ -112,7 +109,7 @@ class AutoencoderTask(PictureTask):
         return ""
 
     def reconstructed(self, network: Any, pictures: Floats) -> Floats:
-        """What is decoded from the latents of pictures (N, C, *sides) in [-1, 1]."""
+        """Encode and decode pictures (N, C, *sides) in [-1, 1]."""
         parts = torch.split(torch.from_numpy(self.normal.apply(pictures)), _AT_ONCE)
         with torch.no_grad():
             made = [network.decode(network.encode(part.to(kind_of(network)[1]))).cpu() for part in parts]
@@ -134,7 +131,7 @@ class AutoencoderTask(PictureTask):
         }
 
     def _errors(self, network: Any, x: Tensor, eps: Tensor | None) -> Tensor:
-        """The loss of each picture (n,), without `eps` from the mean of its latent."""
+        """Return the loss of each picture (n,), without `eps` from the mean of its latent."""
         x = x.to(kind_of(network)[1])
         if x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -150,7 +147,7 @@ class AutoencoderTask(PictureTask):
         return losses
 
     def _in_pixels(self, x: Tensor) -> Tensor:
-        """Pictures in [-1, 1] of normalised ones (n, C, *sides), as `Normalisation.undo`, with gradients."""
+        """Return pictures in [-1, 1] of normalised ones (n, C, *sides), as `Normalisation.undo`, with gradients."""
         mean, std = (
             x.new_tensor(part).reshape(-1, *(1,) * (x.ndim - 2))
             for part in (self.normal.mean, self.normal.std)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -53,8 +53,7 @@ from ddib_fed.training.sources import own_samples, shipped_name
 
 ModelSource = Any
 """A `ddib_fed.Model`, which stands above this module; the name of one that ships, or its folder; or a bundle."""
-OnNote = Callable[..., object]
-"""Called with lines of text for the operator."""
+OnNote = Callable[..., object]  # called with lines of text for the operator
 
 MOST_COUNTED = 4_000
 """Pictures of the source, evenly spaced: more hardly differ, and they must fit into memory."""
@@ -85,7 +84,7 @@ def count_pictures(
     """Count a domain's pictures or their latents, of units chosen before any of them is read."""
     manifest = bundle.manifest
     rule, normalisation = picture_rule(manifest), units_for(manifest, latents=latents)
-    name = shipped_name(manifest, _text(which))
+    name = shipped_name(manifest, which)
     if name is not None:
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
@@ -215,9 +214,7 @@ class CalibrationTarget(Protocol):
     """The other side: a peer's node, or a model in this process."""
 
     def aggregate(self) -> Aggregate: ...
-
     def units(self, *, latents: bool = False) -> Normalisation: ...
-
     def picture_rule(self, shape: tuple[int, ...]) -> PictureRule: ...
 
 
@@ -246,32 +243,27 @@ class LocalTarget:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CalibrationRequest:
-    """What a calibration is to be made of, and how.
+    """Materials and kind of a calibration.
 
     Parameters
     ----------
     kind
-        "rotation", an orthogonal change of the channels, is used as it is. For "tone" (grey) and "colour-map", a curve
-        or map of values, the source's model is trained again.
+        "rotation" is used as it is. "tone" (a curve of grey) and "colour-map" need the source's model trained again.
     pictures, target_pictures
-        Pictures of both domains, unpaired: a folder, or the name of a domain that ships. Without them, those of
-        node.toml's [train], else the domains that ship under the models' names. A node needs no `target_pictures`: its
-        peer publishes an aggregate of its own.
+        Unpaired pictures of both domains: a folder, or the name of a domain that ships; by default node.toml's [train],
+        else the shipped domain of the model's name. Between nodes the peer publishes an aggregate instead.
     anchors
         Instead two folders with pictures of the same things in both domains, by the same file names.
     existing
-        Instead the map of this calibration, with the figures that it has; only towards a peer.
+        Instead the map of this calibration, with its figures; only towards a peer.
     contrast
-        Of a tone without anchors, which a histogram cannot tell: whether light is light in both ("same"), or dark in
-        the target ("inverted").
+        Of a tone without anchors: light is light in both ("same"), or dark in the target ("inverted").
     epsilon
-        Of the noise that the target's aggregate would have, in one process; a node publishes with its own.
-    days
-        Until the calibration expires.
-    seed
-        Of the search, and in one process of the aggregate's noise.
+        Of the aggregate's noise in one process; a node publishes with its own.
+    days, seed
+        Days until it expires; seed of the search, and in one process of the aggregate's noise.
     force
-        Whether a calibration whose figures are refused is made all the same.
+        Whether a calibration with refused figures is made all the same.
     """
 
     kind: CalibrationKind = "rotation"
@@ -292,9 +284,8 @@ class CalibrationRequest:
         return command + (f" --contrast {self.contrast}" if self.contrast else "")
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """From where to where a calibration leads, and the command that makes it again, without names of files."""
+class Ends(NamedTuple):
+    """Both ends of a calibration, and the command that makes it again, without names of files."""
 
     source: CalibratedSide
     target: Place
@@ -311,24 +302,15 @@ def calibrate(
 ) -> Calibration:
     """Make a calibration of two models in this process; between nodes `Node.calibrations.propose` makes one.
 
-    Nothing crosses; noise that the seed repeats shows what would between nodes. `measure_dial` then says how much
-    structure its latents should keep.
+    The result is unsigned, and names the models' domains, no institution and no file. `measure_dial` then measures how
+    much structure its latents should keep.
 
     Parameters
     ----------
     source, target
         A model, its name if it ships, or its folder; both of one size and number of channels.
-    request
-        What it is made of. Its pictures lie in folders; no name of a file or folder is in the result.
-    threads
-        Threads of torch.
     on_note
-        Called with lines for the operator: what is counted and left out, and what would leave a node.
-
-    Returns
-    -------
-    Calibration
-        Unsigned, between the models' domains and no institutions.
+        Called with lines for the operator: pictures that are counted and left out, and what would leave a node.
 
     Raises
     ------
@@ -425,7 +407,7 @@ def make_calibration(
     aggregate = target.aggregate()
     on_note(*aggregate.describe().split("\n"))
     most = MOST_PICTURES if latents else MOST_COUNTED
-    pictures = own_samples(manifest, _text(request.pictures), most, 0).train
+    pictures = own_samples(manifest, request.pictures, most, 0).train
     pictures = latents_of(bundle, pictures) if latents else pictures
     return from_aggregate(pictures, (units, target.units(latents=latents)), aggregate, request, ends)
 
@@ -472,7 +454,3 @@ def _recorded(
         effect=proposal.effect,
         expires=now + timedelta(days=request.days),
     )
-
-
-def _text(which: str | Path | None) -> str | None:
-    return None if which is None else str(which)

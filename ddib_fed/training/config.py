@@ -25,10 +25,7 @@ from ddib_fed.names import check_domain, domain_from, nearest
 from ddib_fed.networks.config import ClassifierConfig, SyntheticConfig, UNetConfig
 from ddib_fed.record import Frozen
 
-Preset = Mapping[str, Any]
-_TABLES: Final[Mapping[str, Preset]] = tomllib.loads(
-    Path(__file__).with_name("presets.toml").read_text("utf-8")
-)
+_TABLES: Final = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 PRESETS: Final = {name: table for name, table in _TABLES.items() if "size" in table}  # of pictures
 SHIPPED: Final = (
     "satellite", "relief", "etopo", "satellite-64", "relief-64", "satellite-256", "relief-256", "brain-t1", "brain-t2",
@@ -47,7 +44,7 @@ _LISTS = ("channel_mult", "attention_resolutions")
 
 
 def says(default: Any, text: str, kinds: tuple[str, ...], **limits: Any) -> Any:
-    """A field with an option, its help, and the kinds of run that have it."""
+    """Return A field with an option, its help, and the kinds of run that have it."""
     extra: dict[str, Any] = {"kinds": list(kinds), "option": True}
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
@@ -57,7 +54,7 @@ def by_set(default: Any, kinds: tuple[str, ...], **limits: Any) -> Any:
 
 
 def seconds(value: Any) -> Any:
-    """Seconds from text such as 90, 90s, 2m or 1h30m."""
+    """Return seconds from text such as 90, 90s, 2m or 1h30m."""
     if not isinstance(value, str):
         return value
     parts = re.findall(r"(\d+(?:\.\d+)?)([hms]?)", value.strip().lower())
@@ -218,7 +215,7 @@ class TrainConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _filled(cls, given: Any) -> Any:
-        """The kind, and the preset's values where nothing is given; a field of another kind is refused."""
+        """Return the kind, and the preset's values where nothing is given; a field of another kind is refused."""
         given = {name: value for name, value in dict(given).items() if value is not None}
         shown = given.get("domain") in SHIPPED or "images" in given
         own = cls.model_fields["kind"]
@@ -240,7 +237,7 @@ class TrainConfig(Frozen):
 
     @classmethod
     def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What a run takes where `given` says nothing."""
+        """Return the defaults of a run with these fields."""
         if given["kind"] == "points":
             found = dict(_TABLES["public" if given.get("network", {}).get("public") else "points"])
             found |= {"preset": "", "microbatch": int(given.get("batch", found["batch"]))}
@@ -262,7 +259,7 @@ class TrainConfig(Frozen):
 
     @classmethod
     def usual_network(cls, given: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of a picture network as the preset has them, but for what the run rules out."""
+        """Return fields of a picture network as the preset has them, but for what the run rules out."""
         if given["kind"] == "classifier":
             found = {name: value for name, value in network.items() if name in ClassifierConfig.model_fields}
             heads = network.get("num_head_channels", -1) != -1
@@ -278,7 +275,7 @@ class TrainConfig(Frozen):
         return self
 
     def faults(self) -> Iterable[tuple[bool, str]]:
-        """What must not be, and how it is refused."""
+        """Yield each forbidden combination: whether it is there, and its message."""
         named = sum(part is not None for part in (self.domain, self.data, self.images))
         few = self.kind == "points" and not named
         yield few or named > 1, "give one of: domain, data (points), images (a folder of pictures)"
@@ -302,7 +299,7 @@ class TrainConfig(Frozen):
         return bool(getattr(self, name) != type(self).model_fields[name].default)
 
     def _network_faults(self) -> Iterable[tuple[bool, str]]:
-        """What is wrong with the network of a run on points."""
+        """Yield the faults of a network of points."""
         fields = {name: value for name, value in self.network.items() if name != "public"}
         if not self.public:
             foreign = ", ".join(fields)
@@ -351,7 +348,7 @@ class TrainConfig(Frozen):
         return self.name or self.domain or domain_from(Path(str(self.data)).stem) or "points"
 
     def usual_steps(self) -> int:
-        """Steps of a run that is given neither steps nor a time."""
+        """Return steps of a run that is given neither steps nor a time."""
         if self.public:
             raise SettingsInvalid(
                 "the public code trains its network until it is stopped: there is no usual number of steps",
@@ -418,7 +415,7 @@ class TrainConfig(Frozen):
 
     @classmethod
     def _with_sets(cls, fields: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-        """Fields with those of texts such as ema=0.99 (of the run), channel_mult=1,2,3 (of its network)."""
+        """Return fields with those of texts such as ema=0.99 (of the run), channel_mult=1,2,3 (of its network)."""
         found, network = dict(fields), dict(fields.get("network", {}))
         own = cls.fields_of(*ANY)
         for text in sets:
@@ -437,9 +434,7 @@ class TrainConfig(Frozen):
         return {**found, "network": network} if network else found
 
     def identity(self, data: str) -> str:
-        """Digest of what the weights depend on, but for the number of steps; two runs with the same one can continue
-        each other.
-        """
+        """Return a digest of all that the weights depend on but the number of steps; equal runs can be resumed."""
         settings = self.model_dump_json(exclude=set(self.free))
         return hashlib.sha256(f"{settings} {data}".encode()).hexdigest()
 
@@ -526,16 +521,16 @@ class RunPlan(Frozen):
     share: float = 0.0
 
     def behind(self, step: int) -> float:
-        """The share of the run that is behind it when `step` steps are done."""
+        """Return the share of the run that is behind it when `step` steps are done."""
         return self.share + (1.0 - self.share) * (step - self.step) / (self.total - self.step)
 
     def renewed(self, step: int, total: int) -> RunPlan:
-        """The plan that continues this one with another number of steps."""
+        """Return the plan that continues this one with another number of steps."""
         return RunPlan(total=total, step=step, share=self.behind(step))
 
 
 def learning_rate(config: TrainConfig, plan: RunPlan, step: int) -> float:
-    """The rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to 0."""
+    """Return the rate of step `step` (from 0): linear warm-up, then constant or half a cosine down to 0."""
     warm = min(1.0, max((step + 1) / max(1, config.warmup), 5.0 * plan.behind(step + 1)))
     fall = 1.0 if config.decay == "none" else 0.5 * (1 + math.cos(math.pi * plan.behind(step)))
     return config.learning_rate * warm * fall
@@ -553,7 +548,7 @@ def _require_of_a_network(name: str, own: Sequence[str]) -> None:
 
 
 def _read(text: str) -> Any:
-    """A value as TOML has it; else the text itself, e.g. of a choice."""
+    """Return a value as TOML has it; else the text itself, e.g. of a choice."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -86,7 +86,7 @@ def check_teacher(manifest: Manifest) -> None:
 
 
 def open_starts(config: DistilConfig, teacher: Bundle) -> PointSource:
-    """The points that `config` names, in the teacher's units; without a name those that it was drawn from."""
+    """Return the points that `config` names, in the teacher's units; without a name those that it was drawn from."""
     manifest = teacher.manifest
     domain = config.domain
     if config.data is None:
@@ -164,7 +164,7 @@ class DistilTask(Task):
         }
 
     def _losses(self, network: nn.Module, found: Questions) -> Tensor:
-        """Squared error of the mean velocity of each question, (N,)."""
+        """Return squared error of the mean velocity of each question, (N,)."""
         enabled = self.config.precision == "bfloat16"
         with torch.autocast(found.x.device.type, torch.bfloat16, enabled=enabled):
             answer = network(found.x, found.times, to=found.to)
@@ -173,7 +173,7 @@ class DistilTask(Task):
 
 
 def measured(teacher: Bundle, network: nn.Module, clean: Tensor, device: torch.device) -> Distilled:
-    """Distances between the answers of a flow map and of its teacher for points (N, D), on the better grid."""
+    """Return distances between the answers of a flow map and of its teacher for points (N, D), on the better grid."""
     manifest, schedule = teacher.manifest, teacher.schedule
     student = Denoiser(network, manifest.parameterisation, manifest.time_input)
     master = teacher.denoiser(device=device)
@@ -270,7 +270,7 @@ class Paths:
         return Questions(*(each[part.start - 2 * first : part.stop - 2 * first] for each in found))
 
     def batch(self, number: int, part: slice) -> tuple[Course, Course]:
-        """Rows `part` of each direction of batch `number`: paths from data and paths from noise."""
+        """Return rows `part` of each direction of batch `number`: paths from data and paths from noise."""
         config = self._config
         half, inner = config.batch // 2, config.teacher_evaluations - 1
         u = uniforms(config.seed, number, config.batch, _COLUMNS)
@@ -284,7 +284,7 @@ class Paths:
         )
 
     def held_out(self, most: int) -> tuple[Course, Course]:
-        """Paths from the first `most` held-out points, and as many from noise; always the same."""
+        """Return paths from the first `most` held-out points, and as many from noise; always the same."""
         clean = torch.from_numpy(self._starts.held_out[:most])
         generator = torch.Generator().manual_seed(_mixed(self._config.seed, _HELD_OUT))
         noise = torch.randn(2 * len(clean), *clean.shape[1:], generator=generator)
@@ -325,7 +325,7 @@ class Paths:
 
 
 def asked(paths: tuple[Course, Course], u: Tensor, denoiser: Denoiser) -> Questions:
-    """One question of each path, the directions by turns."""
+    """Return one question of each path, the directions by turns."""
     pairs = zip(*(_of_path(path, u[k::2], denoiser) for k, path in enumerate(paths)), strict=True)
     return Questions(*(torch.stack([one, two], 1).flatten(0, 1) for one, two in pairs))
 

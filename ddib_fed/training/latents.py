@@ -1,7 +1,5 @@
 """Learning the latents of an autoencoder: pictures become latents once, and are learned as pictures are."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 from functools import cached_property
@@ -23,8 +21,7 @@ from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.pictures import PictureTask, Start
 from ddib_fed.training.sources import Floats, PictureSource, Pixels
 
-TOGETHER = 16
-"""Pictures that are encoded at once."""
+TOGETHER = 16  # pictures that are encoded at once
 
 
 class Behind(NamedTuple):
@@ -34,7 +31,7 @@ class Behind(NamedTuple):
     bundle: Bundle
 
     def space(self, shape: tuple[int, ...], units: Normalisation | None = None) -> LatentSpace:
-        """Of samples of that shape."""
+        """Return the latent space of samples of this shape."""
         network, factor = self.bundle.manifest.network, self.bundle.factor
         assert isinstance(network, LibraryConfig)
         return LatentSpace(
@@ -45,7 +42,7 @@ class Behind(NamedTuple):
 
 
 def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | None:
-    """That of the config, or of the model that it starts from; it takes the pictures."""
+    """Open the autoencoder of the config or of its initial model; raise unless it takes the pictures."""
     which = config.latent or config.init
     folder = None if which is None else autoencoder_folder(str(which), required=config.latent is not None)
     if folder is None:
@@ -76,7 +73,7 @@ def as_latents(
     device: torch.device,
     progress: Progress | None,
 ) -> PictureSource:
-    """The latents of pictures, before they are normalised; with `flip` those of the mirrored ones too.
+    """Return the latents of pictures, before they are normalised; with `flip` those of the mirrored ones too.
 
     `units` may hold the map of a calibration, which acts on the pictures.
     """

@@ -4,8 +4,6 @@ With x = alpha x_0 + sigma eps the network learns v = alpha eps - sigma x_0 (arX
 eps - x_0 from x / (alpha + sigma), by squared error.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -49,7 +47,7 @@ def ask(
     eps: Tensor,
     lams: Tensor,
 ) -> Question:
-    """The question for clean samples and noise (B, C, ...) at lambdas (B,), float64, on the CPU."""
+    """Return the question for clean samples and noise (B, C, ...) at lambdas (B,), float64, on the CPU."""
     scales = [torch.sigmoid(sign * 2 * lams.double()).sqrt() for sign in (1, -1)]
     table = torch.stack([*scales, schedule.t_of_lam(lams)], dim=1)
     times = network_times(table, time_input)
@@ -70,7 +68,7 @@ class PointBatch(NamedTuple):
 
 
 def make_batch(x0: Tensor, eps: Tensor, lams: Tensor, *, reference: int, first: int = 0) -> PointBatch:
-    """Noisy points with their targets, all or some rows of a batch; row i of the batch has the level i mod K."""
+    """Return noisy points with their targets, all or some rows of a batch; row i of the batch has the level i mod K."""
     rows = torch.arange(first, first + len(eps), device=x0.device) % len(lams)
     own = x0[first : first + len(eps)]
     alpha = torch.sigmoid(2 * lams).sqrt().float()[rows, None]
@@ -86,7 +84,7 @@ def make_batch(x0: Tensor, eps: Tensor, lams: Tensor, *, reference: int, first: 
 def make_step_batch(
     x0: Tensor, eps: Tensor, u: Tensor, schedule: DiscreteSchedule, *, first: int = 0
 ) -> PointBatch:
-    """The public code's objective: noisy points at integer steps, and the noise as the target."""
+    """Return the public code's objective: noisy points at integer steps, and the noise as the target."""
     rows = torch.arange(first, first + len(eps), device=x0.device) % len(u)
     steps = (u.double() * schedule.steps).long().clamp_max(schedule.steps - 1)
     table = torch.tensor(schedule.at_steps(steps.tolist()), dtype=torch.float64)
@@ -98,7 +96,7 @@ def make_step_batch(
 def posterior_mean(
     x: Tensor, alpha: Tensor, sigma: Tensor, x0: Tensor, reference: int, *, first: int = 0
 ) -> Tensor:
-    """E[x_0 | x] where x_0 is one of the `reference` clean points in x's stretch of the batch."""
+    """Return E[x_0 | x] where x_0 is one of the `reference` clean points in x's stretch of the batch."""
     ratio = (alpha / sigma).square()
     asked = torch.cat([ratio / alpha * x, -0.5 * ratio], dim=1)
     keys = torch.cat([x0, x0.square().sum(1, keepdim=True)], dim=1)

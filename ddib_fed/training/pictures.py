@@ -61,7 +61,7 @@ class Start(NamedTuple):
 
 
 def open_start(config: TrainConfig, source: PictureSource, shape: tuple[int, ...] | None = None) -> Start:
-    """The start of a run on samples of that shape; None for those of the source."""
+    """Return the start of a run on samples of this shape, by default the source's."""
     channels, height, *_ = shape or source.shape
     if config.kind == "classifier":
         return _classifier_start(config, source)
@@ -105,7 +105,7 @@ def open_start(config: TrainConfig, source: PictureSource, shape: tuple[int, ...
 
 
 def _classifier_start(config: TrainConfig, source: PictureSource) -> Start:
-    """Fresh weights, for the levels and the units of the model to be guided."""
+    """Return fresh weights, for the levels and the units of the model to be guided."""
     channels, height, _ = source.shape
     follows = {"image_size": height, "in_channels": channels, "out_channels": len(source.classes)}
     network = _network(ClassifierConfig, config, {}, follows)
@@ -282,7 +282,7 @@ class PictureTask(Task):
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def shown(self, x: Tensor) -> Floats:
-        """Pictures of what the ODE made."""
+        """Return the pictures of network samples."""
         return self.normal.undo(x.numpy())
 
     def initial_network(self) -> nn.Module:
@@ -312,7 +312,7 @@ class PictureTask(Task):
         return self.take(piece.step, piece.first, piece.stop - piece.first).on(device)
 
     def take(self, step: int, first: int, count: int) -> Samples:
-        """Samples `first` to `first + count` of a step; each depends on (seed, step, sample) alone."""
+        """Return samples `first` to `first + count` of a step; each depends on (seed, step, sample) alone."""
         u = uniforms(self.config.seed, step, count, COLUMNS + (self.source.train.ndim == 5), first=first)
         chosen = self._chosen(step * self.config.batch + first, count)
         pictures = self.changed(chosen, u)
@@ -322,7 +322,7 @@ class PictureTask(Task):
         return Samples(x0, eps, self.labels(chosen, u[:, DROP]))
 
     def changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Floats:
-        """Training pictures in [-1, 1], mirrored and cut as the run has it."""
+        """Return training pictures in [-1, 1], mirrored and cut as the run has it."""
         pixels = self.source.train[chosen]
         if self.source.size is not None:
             pixels = random_crop(pixels, self.source.size, u[:, CORNER[pixels.ndim]])
@@ -338,7 +338,7 @@ class PictureTask(Task):
         return torch.from_numpy(np.where(withheld, len(self.source.classes), self.source.labels[chosen]))
 
     def _chosen(self, first: int, count: int) -> NDArray[np.int64]:
-        """Indices of the pictures at places `first` to `first + count` of the endless sequence of epochs."""
+        """Return indices of the pictures at places `first` to `first + count` of the endless sequence of epochs."""
         places = np.arange(first, first + count)
         total = len(self.source.train)
         found = np.empty(count, np.int64)
@@ -351,7 +351,7 @@ class PictureTask(Task):
         return found
 
     def _noisy(self, x: Floats, step: int, first: int) -> tuple[Tensor, Tensor]:
-        """Normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
+        """Return normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
         eps, filled = np.empty(x.shape, np.float32), np.empty(x.shape, np.float32)
         for row in range(len(x)):
             generator = generator_of(self.config.seed, step, first + row)
@@ -420,7 +420,7 @@ class PictureTask(Task):
         )
 
     def reference_pictures(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Two sets of the domain's pictures; samples and thresholds of structure are compared with these."""
+        """Return two sets of the domain's pictures; samples and thresholds of structure are compared with these."""
         return self.pictures.held_out, self.pictures.train
 
     def manifest(self) -> dict[str, Any]:
@@ -462,7 +462,7 @@ class PictureTask(Task):
         return losses
 
     def _draw(self, network: nn.Module, count: int, at_once: int, settings: SolverSettings) -> Floats:
-        """Pictures (N, C, H, W) in [-1, 1] that a network draws, always from the same noise."""
+        """Return pictures (N, C, H, W) in [-1, 1] that a network draws, always from the same noise."""
         device = next(network.parameters()).device
         noise = torch.randn(count, *self.source.shape, generator=torch.Generator().manual_seed(_SAMPLE_SEED))
         denoiser = Denoiser(network, self.start.parameterisation, self.start.time_input)
@@ -509,8 +509,7 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool) -> tuple[float
 # Changes that another head or scanner brings (`augment = "scan"`). In order, v in [0, 1]: a smooth displacement with a
 # change of scale; v^g; a smooth factor (bias field); noise. The strengths are those at which a model of one head
 # reconstructs another one (docs/own-pictures.md).
-SCALE = 0.08
-"""Deviation of the logarithm of a change of size."""
+SCALE = 0.08  # deviation of the logarithm of a change of size
 BEND, KNOTS = 0.02, 5
 """Deviation of the displacement at knots, as a share of the side, and knots along a side."""
 GAMMA, FACTOR, BIAS, NOISE = 0.25, 0.1, 0.15, 0.03
@@ -518,7 +517,7 @@ GAMMA, FACTOR, BIAS, NOISE = 0.25, 0.1, 0.15, 0.03
 
 
 def scan_like(pictures: NDArray[np.float32], seed: int, step: int, first: int) -> NDArray[np.float32]:
-    """Pictures (N, C, H, W) in [-1, 1], changed; each by (seed, step, number) alone."""
+    """Return pictures (N, C, H, W) in [-1, 1], changed; each by (seed, step, number) alone."""
     numbered = enumerate(pictures, first)
     return np.stack([_changed(each, generator_of(seed, step, number, stream=1)) for number, each in numbered])
 
@@ -541,6 +540,6 @@ def _changed(picture: NDArray[np.float32], draw: np.random.Generator) -> NDArray
 
 
 def _smooth(knots: NDArray[np.float64], height: int, width: int) -> Tensor:
-    """Fields (C, H, W) through knots (C, K, K)."""
+    """Return fields (C, H, W) through knots (C, K, K)."""
     small = torch.from_numpy(knots.astype(np.float32))[None]
     return functional.interpolate(small, (height, width), mode="bicubic", align_corners=True)[0]

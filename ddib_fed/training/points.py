@@ -4,8 +4,6 @@ The points of a step are a function of (seed, step, sample). A user's points are
 one scalar standard deviation, and a tenth of them is never trained on.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable
@@ -125,7 +123,7 @@ class PointTask(Task):
         }
 
     def _held_out_batch(self) -> PointBatch:
-        """Held-out points with their questions, with plain targets where there are too few for a posterior."""
+        """Return held-out points with their questions, with plain targets where there are too few for a posterior."""
         count = len(self.source.held_out)
         u = synthetic.uniforms(_HELD_OUT_SEED, self.config.seed, count, self._columns)
         levels = min(self.config.levels, count)
@@ -163,7 +161,7 @@ def open_points(config: TrainConfig) -> PointSource:
 
 
 def domain_source(domain: str, held_out_points: int, seed: int, *, step: int = 0) -> PointSource:
-    """Points of a synthetic domain, without end."""
+    """Draw points of a synthetic domain without end."""
     name = synthetic.domain_name(domain)
     held_out = synthetic.draw(name, held_out_points, seed, step=step)
     take = partial(synthetic.from_uniforms, name)
@@ -196,7 +194,7 @@ def points_source(path: Path, held_out_points: int) -> PointSource:
 
 
 def read_points(path: Path, dim: int | None = None) -> Floats:
-    """The array (N, D) of a .npy file, of dimension `dim` if that is given."""
+    """Read the array (N, D) of a .npy file, of dimension `dim` if that is given."""
     try:
         content = path.read_bytes()
     except OSError as error:

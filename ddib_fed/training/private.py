@@ -47,8 +47,7 @@ from ddib_fed.training.trainer import Task, Trainer, World
 ACCOUNTANT = "prv"  # needs less noise than `rdp`
 CLIP = 1.0
 """Norm to which the gradient of each sample is clipped; of ADAM's steps only its ratio to the noise counts."""
-DRAWS = 4
-"""Noise levels, with noise of their own, over which a sample's gradient is the mean."""
+DRAWS = 4  # noise levels, with noise of their own, over which a sample's gradient is the mean
 DELTA_SHARE = 0.1
 """Delta times the number of training samples: below 1, at which publishing one of them would be allowed."""
 KEY_FILE, KEY_BYTES = "noise.key", 32
@@ -58,7 +57,7 @@ _BATCHES = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def least_noise(*, epsilon: float, delta: float, rate: float, steps: int) -> float:
-    """The least noise multiplier with which so many steps spend at most `epsilon`, to 0.01 of it."""
+    """Return the least noise multiplier with which so many steps spend at most `epsilon`, to 0.01 of it."""
     from opacus.accountants.utils import get_noise_multiplier
 
     try:
@@ -107,7 +106,7 @@ class RunKey:
 
 
 def key_of_run(folder: Path, *, begun: bool) -> RunKey:
-    """The key of the run in `folder`; a new one where there is none."""
+    """Return the key of the run in `folder`, new for a new run; raise StateConflict if a begun run lost it."""
     path = folder / KEY_FILE
     if path.exists():
         secret = path.read_bytes()
@@ -174,7 +173,7 @@ def refuse_layers(network: nn.Module) -> None:
 
 class PrivatePoints(PointTask):
     def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
-        """The samples of these numbers (n,), n > 0, on the CPU; each depends on no other one."""
+        """Return the samples of these numbers (n,), n > 0, on the CPU; each depends on no other one."""
         shape, dim = (len(chosen), DRAWS), self.source.dim
         u = torch.from_numpy((np.arange(DRAWS) + key.uniforms("levels", step, shape)) / DRAWS).reshape(-1)
         eps = torch.from_numpy(key.normals("noise of points", step, (u.numel(), dim))).float()

@@ -6,8 +6,6 @@ out/run/checkpoint-00000250-DIGEST.safetensors  written whole; verified by the d
 out/run/progress.csv, loss.png, samples.png     as it goes; no weight depends on them
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import json
@@ -62,8 +60,7 @@ from ddib_fed.training.sources import PictureSource, normalisation, open_source
 from ddib_fed.training.trainer import Task, Trainer, World, measure, open_world, place_of
 
 RUN_FOLDER = "run"
-KEPT = 2
-"""Checkpoints."""
+KEPT = 2  # checkpoints
 TIME_SHARE = 0.93  # share of a time that is given to steps; the rest goes to records and the last sheet
 NEGLIGIBLE = 0.01  # a share of the steps that are left by which they are not planned anew
 UNSAVED_S, WRITING_SHARE = 60.0, 50.0
@@ -256,7 +253,7 @@ class _Run:
             self.world.decide(lambda: self._write_record(now))
 
     def finished(self) -> bool:
-        """Whether the bundle is there and says what this run says of it."""
+        """Return whether the bundle is there and agrees with this run."""
         if not (self.out / MANIFEST_FILE).exists():
             return False
         made = load_bundle(self.out).manifest
@@ -271,7 +268,7 @@ class _Run:
         return False
 
     def trainer(self) -> Trainer:
-        """A trainer at the newest checkpoint, or at step 0."""
+        """Return A trainer at the newest checkpoint, or at step 0."""
         task = self.opened.task(self.config)
         if self.opened.trainer is None:
             trainer = Trainer(task, self.world, self.plan)
@@ -357,7 +354,7 @@ class _Run:
         put_beside(self.out, measure_allowances(model, chosen, **how))
 
     def _found(self, *, resume: bool, force: bool) -> RunRecord | None:
-        """The run to resume, or None when there is none, or none any more."""
+        """Return the run to resume, or None when there is none, or none any more."""
         if force:
             for name in (MANIFEST_FILE, WEIGHTS_FILE, *AUTOENCODER, *BESIDE):
                 (self.out / name).unlink(missing_ok=True)
@@ -392,7 +389,7 @@ class _Run:
         write_file(self.folder / "run.json", record.model_dump_json(indent=2).encode(), private=True)
 
     def _plan_first(self, *, told: bool) -> None:
-        """The number of steps, from the cost of a step where a time is asked for, and a microbatch that fits."""
+        """Return the number of steps, from the cost of a step where a time is asked for, and a microbatch that fits."""
         config = self.config
         told = told and config.preset != "" and self.opened.trainer is None
         total = config.steps or 1
@@ -406,7 +403,7 @@ class _Run:
         self.plan = RunPlan(total=self.world.decide(lambda: total))
 
     def _longer(self, record: RunRecord, state: RunState) -> RunPlan | None:
-        """The plan with the steps or the time that are asked for now; None if these are not more."""
+        """Return the plan with the steps or the time that are asked for now; None if these are not more."""
         asked, total = self.config, self.config.steps or 0
         if asked.time_s is not None and asked.time_s > (record.length[1] or 0.0):
             total = int(asked.time_s * TIME_SHARE / state.seconds * state.step)
@@ -476,7 +473,7 @@ class _Run:
 
 
 def latest_checkpoint(folder: Path) -> tuple[RunState, dict[str, Tensor]] | None:
-    """The newest checkpoint of a run's folder, verified; None where there is none."""
+    """Read and verify the newest checkpoint of a run's folder; None where there is none."""
     path = max(folder.glob("checkpoint-*"), default=None)
     if path is None:
         return None
@@ -506,7 +503,7 @@ class Row(NamedTuple):
 
 
 def read_progress(path: Path) -> list[Row]:
-    """The lines of a progress.csv; a torn last line is left out."""
+    """Read the lines of a progress.csv; a torn last line is left out."""
     rows: list[Row] = []
     for line in path.read_text("utf-8").splitlines()[1:] if path.exists() else ():
         try:

@@ -3,8 +3,6 @@
 Held-out pictures are never trained on, nor do they decide the normalisation.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -68,7 +66,7 @@ class PictureSource:
 def array_source(
     name: str, train: Pixels, held_out: Pixels, *, labels: Labels | None = None, **further: Any
 ) -> PictureSource:
-    """Pictures that are in memory already; `further` are other attributes of `PictureSource`."""
+    """Return the source of pictures in memory; `further` are other attributes of `PictureSource`."""
     if len(train) < MIN_PICTURES:
         problem = f"{name} has {len(train)} training pictures; at least {MIN_PICTURES} are needed"
         raise InputError(problem, hint="add pictures")
@@ -88,7 +86,7 @@ def shipped_source(name: str) -> PictureSource:
 
 
 def normalisation(config: TrainConfig, source: PictureSource) -> Normalisation:
-    """Mean and deviation of the training pictures of each channel, rounded to what a manifest shows well."""
+    """Return mean and deviation of the training pictures of each channel, rounded to what a manifest shows well."""
     every = max(1, len(source.train) // _MOMENT_PICTURES, source.train.size // _MOMENT_NUMBERS)
     raw = Normalisation(colours=config.colours)
     sample = raw.recoloured(expand(source.train[::every]).astype(np.float64))
@@ -132,7 +130,7 @@ def open_source(
 
 
 def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = None) -> PictureSource:
-    """The pictures of `config.images`, decoded, fitted and split."""
+    """Return the pictures of `config.images`, decoded, fitted and split."""
     root, size = Path(str(config.images)), config.usual_size
     side = size + (size // CROP_ROOM if config.crop else 0)
     looked = look_at_studies(root, config, side, progress)
@@ -190,7 +188,7 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
 
 
 def _doubts(facts: Survey, rule: PictureRule) -> Iterable[str]:
-    """What is said of few pictures, and of pictures of another number of channels."""
+    """Yield warnings about few pictures, and about pictures with other channels."""
     if (count := sum(facts.channels.values())) < FEW:
         yield f"{count} pictures are few: expect a model that repeats them; --flip and --set crop=true help"
     others = sum(count for number, count in facts.channels.items() if number != rule.channels)
@@ -216,7 +214,7 @@ class OwnSamples(NamedTuple):
     test: Floats = np.empty(0, np.float32)
 
     def mixed(self) -> Floats:
-        """All of them, in an order of their own each: the held-out ones first."""
+        """Return all samples, each part shuffled, the held-out ones first."""
         rng = np.random.default_rng(SEED)
         return np.concatenate([part[rng.permutation(len(part))] for part in (self.held_out, self.train)])
 
@@ -251,7 +249,7 @@ def own_samples(
 
 
 def own_volumes(manifest: Manifest, root: Path, most: int) -> Iterator[Floats]:
-    """At most so many volumes (1, D, H, W) in [-1, 1], on their own grids: of .npy files, then of studies."""
+    """Yield at most so many volumes (1, D, H, W) in [-1, 1], on their own grids: of .npy files, then of studies."""
     form = manifest.picture or PictureFormat()
     rule = IntensityRule.parse(form.intensity or PERCENTILES)
     studies = open_volumes(root, "values" if rule.as_it_is else rule.text)
@@ -267,13 +265,14 @@ def own_volumes(manifest: Manifest, root: Path, most: int) -> Iterator[Floats]:
         else:
             numbers = np.concatenate(studies[at - len(arrays)].pixels.numbers)[..., 0]
         if numbers.ndim != 3:
-            raise InputError(f"{arrays[at]} is no volume of three axes", hint="one volume a file")
+            name = arrays[at] if at < len(arrays) else studies[at - len(arrays)].name
+            raise InputError(f"{name} is no volume of three axes", hint="one volume a file")
         numbers = numbers.astype(np.float32)[None]
         yield (2 * (numbers - form.low) / (form.high - form.low) - 1).clip(-1, 1).astype(np.float32)
 
 
 def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
-    """The shipped domain that is meant for a model; None where a folder or a file is."""
+    """Return the shipped domain that is meant for a model; None where a folder or a file is."""
     if which is None:
         which = carried_domain(manifest)
         if which is None:
@@ -295,7 +294,7 @@ def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
 
 
 def as_trained(manifest: Manifest, images: Path, **fields: Any) -> TrainConfig:
-    """How pictures are read for a model: as its manifest says that its own were; `fields` are further settings."""
+    """Return the settings by which a model's own pictures were read; `fields` are further settings."""
     channels, *_, width = manifest.sample_shape
     found: dict[str, Any] = {"images": images, "channels": channels, "size": width, **fields}
     if (made := manifest.picture) is not None:
@@ -305,6 +304,6 @@ def as_trained(manifest: Manifest, images: Path, **fields: Any) -> TrainConfig:
 
 
 def spaced(samples: Pixels, most: int) -> Any:
-    """At most so many rows, evenly spaced."""
+    """Return at most so many rows, evenly spaced."""
     rows = np.linspace(0, len(samples) - 1, min(most, len(samples)))
     return samples[np.unique(rows.round().astype(np.int64))]

@@ -32,8 +32,7 @@ from ddib_fed.terminal import end_with_parent, processes_here, require_torchrun,
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 
 T = TypeVar("T")
-_BUCKET = 16 << 20
-"""Numbers that are summed in one message."""
+_BUCKET = 16 << 20  # numbers that are summed in one message
 _PROBE_STEPS, _PROBE_S = 12, 3.0
 """At most so many steps, in about so many seconds, measure the cost of a step before the first."""
 
@@ -64,7 +63,7 @@ class World(NamedTuple):
                 tensor.copy_(part.view_as(tensor))
 
     def decide(self, choose: Callable[[], T]) -> T:
-        """What process 0's `choose` gives, or raises, in every process."""
+        """Return, or raise, in every process what `choose` does in process 0."""
         if self.size == 1:
             return choose()
         shared: list[Any] = [None, None]
@@ -82,7 +81,7 @@ class World(NamedTuple):
 
 @contextmanager
 def open_world(device: str) -> Iterator[World]:
-    """The world that the environment says (torchrun's variables), or one process."""
+    """Join the processes that torchrun's variables name; without them this one is alone."""
     require_torchrun("training")
     size, rank = started_together()[0], int(os.environ.get("RANK", "0"))
     place = place_of(device)
@@ -107,7 +106,7 @@ def open_world(device: str) -> Iterator[World]:
 
 
 def place_of(device: str) -> torch.device:
-    """This process's GPU, or the CPU."""
+    """Return this process's GPU, or the CPU; raise if a GPU is asked for and there is none."""
     cuda = torch.cuda.is_available()
     if device == "cuda" and not cuda:
         raise SettingsInvalid("torch finds no usable CUDA device", hint="--device cpu")
@@ -152,7 +151,7 @@ class Prefetch:
         self._next: tuple[Piece, Future[Any]] | None = None
 
     def get(self, piece: Piece, following: Piece | None) -> Any:
-        """The piece; `following` is begun, and given when it is asked for."""
+        """Return the samples of a piece, and begin those of `following`."""
         if self._thread is None:
             return self._make(piece)
         expected, self._next = self._next, None
@@ -170,7 +169,7 @@ class Prefetch:
 
 
 def _thread_pays(device: torch.device, threads: int) -> bool:
-    """Always beside a GPU, else where the threads of torch leave a core free."""
+    """Return whether a core is free beside the threads of torch, or a GPU computes."""
     if device.type == "cuda":
         return True
     free = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
@@ -197,15 +196,15 @@ class Task(ABC):
 
     @abstractmethod
     def fetch(self, piece: Piece, device: torch.device) -> Any:
-        """Rows of a step's batch on the device; a function of seed and piece, called on a thread of its own."""
+        """Return rows of a step's batch on the device; a function of seed and piece, called on a thread of its own."""
 
     @abstractmethod
     def loss(self, network: nn.Module, piece: Piece, samples: Any) -> tuple[Tensor, Tensor]:
-        """The piece's share of the batch's loss, to be differentiated, and the losses of its samples (n,)."""
+        """Return the piece's share of the batch's loss, to be differentiated, and the losses of its samples (n,)."""
 
     @abstractmethod
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
-        """The loss on samples that are never trained on, always with the same noise."""
+        """Return the loss on samples that are never trained on, always with the same noise."""
 
     @abstractmethod
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
@@ -213,10 +212,10 @@ class Task(ABC):
 
     @abstractmethod
     def manifest(self) -> dict[str, Any]:
-        """The fields of the bundle's manifest that follow from the task."""
+        """Return the fields of the bundle's manifest that follow from the task."""
 
     def aside(self) -> NDArray[np.float32] | None:
-        """Pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""
+        """Return pictures (N, C, H, W) in [-1, 1] that are never trained on, for the gate's bounds; None for none."""
         return None
 
 
@@ -244,7 +243,7 @@ class Trainer:
         self._prefetch = Prefetch(lambda piece: task.fetch(piece, world.device), world.device, ahead=ahead)
 
     def advance(self) -> Tensor:
-        """One optimiser step; its loss, which on CUDA is not waited for."""
+        """Take one optimiser step; return its loss, which on CUDA is not waited for."""
         losses = self._gradients()
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.plan, self.step)
@@ -255,7 +254,7 @@ class Trainer:
         return losses.double().mean()
 
     def spent(self) -> DifferentialPrivacy | None:
-        """What the steps so far have spent, of a run with differential privacy."""
+        """Return the privacy spent so far; None without differential privacy."""
         return None
 
     def close(self) -> None:
@@ -269,7 +268,7 @@ class Trainer:
             return self.task.held_out_loss(self.averaged().eval(), self.microbatch)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a checkpoint must hold, on the CPU."""
+        """Return all tensors of a checkpoint, on the CPU."""
         parts: dict[str, Mapping[str, Tensor]] = {
             "network": self.network.state_dict(),
             "ema": self.ema.averages,

@@ -89,7 +89,7 @@ def put_legs(folder: Path, legs: Sequence[TunedLeg], *, command: str = "") -> Tu
 
 
 def sets(manifest: Manifest, data: Path | str | None, effort: Effort) -> tuple[Floats, Floats, Floats]:
-    """Samples to learn from, to choose with, and to measure with; held-out ones first go to the last two."""
+    """Return samples to learn from, to choose with, and to measure with; held-out ones first go to the last two."""
     total = effort.fit + effort.choose + effort.held_out
     found = own_samples(manifest, data, total, effort.choose + effort.held_out)
     every = found.mixed()
@@ -132,7 +132,7 @@ class TuningLeg:
         tell(len(starts) + 1, len(starts) + 1)
 
     def _reference(self, x: Tensor, cond: Condition, evaluations: int) -> Tensor:
-        """Where many small steps take rows: even in lambda in a spectral network's frame, else on the default grid."""
+        """Take rows many small steps: even in lambda in a spectral network's frame, else on the default grid."""
         name = GRIDS[self.frame is not None]
         coordinates: Coordinates = "angle" if self.frame is None else "spectrum"
         start = None if self.sigma == 0.0 else -math.log(self.sigma)
@@ -154,7 +154,7 @@ class TuningLeg:
         return integrate(start(rows.x, rows.cond), self.model.denoiser())
 
     def roll(self, steps: LearnedSteps, rows: Rows, lams: Tensor) -> Tensor:
-        """The end of rows over the grid lams (n + 1,), from data to noise as given, differentiable in it.
+        """Return the end of rows over the grid lams (n + 1,), from data to noise as given, differentiable in it.
 
         It computes what `solvers.unipc` computes, with the levels as tensors.
         """
@@ -193,7 +193,7 @@ class TuningLeg:
 
 
 def _advanced(state: Tensor, nodes: Tensor, start: Tensor, end: Tensor, history: deque[Tensor]) -> Tensor:
-    """The state at `end` by the polynomial through the newest values."""
+    """Return the state at `end` by the polynomial through the newest values."""
     weights = integral_weights(nodes, start, end)
     for weight, value in zip(weights.to(state.dtype), history, strict=False):
         state = state + weight * value
@@ -201,13 +201,13 @@ def _advanced(state: Tensor, nodes: Tensor, start: Tensor, end: Tensor, history:
 
 
 def distances(found: Tensor, end: Tensor) -> Tensor:
-    """Of points the Euclidean distance, of pictures the root mean square difference; (N,)."""
+    """Return, of points the Euclidean distance, of pictures the root mean square difference; (N,)."""
     squares = (found.double() - end.double()).flatten(1).square()
     return (squares.sum(1) if found.ndim == 2 else squares.mean(1)).sqrt()
 
 
 def errors(found: Tensor, end: Tensor) -> Errors:
-    """Statistics of the distances, with an interval over samples. Not finite counts as the greatest error."""
+    """Return statistics of the distances, with an interval over samples. Not finite counts as the greatest error."""
     each: NDArray[np.float64] = distances(found, end).cpu().numpy()
     each = np.nan_to_num(each, nan=1e6, posinf=1e6).clip(max=1e6)
     mean = resample(len(each)).mean(each)
@@ -218,7 +218,7 @@ def errors(found: Tensor, end: Tensor) -> Errors:
 
 
 def objective(found: Tensor, end: Tensor) -> Tensor:
-    """See the module; a scalar, infinite where something is not finite."""
+    """Return the loss of the module's text: a scalar, infinite where something is not finite."""
     each = distances(found, end) + TINY
     value = each.mean().log() + each.log().mean()
     return torch.where(torch.isfinite(value), value, torch.full_like(value, torch.inf))
@@ -234,7 +234,7 @@ class Candidate(NamedTuple):
 def learn(
     leg: TuningLeg, evaluations: int, effort: Effort, seed: int, known: Sequence[LearnedSteps], tell: Told
 ) -> LearnedSteps:
-    """The steps of a leg. `known` are steps of more evaluations, of which thinned ones are candidates."""
+    """Learn the steps of a leg. `known` are steps of more evaluations, of which thinned ones are candidates."""
 
     def judged(steps: LearnedSteps) -> Candidate:
         return Candidate(float(objective(leg.learned_end(steps, leg.choose), leg.choose.end)), steps)
@@ -293,6 +293,6 @@ def learn(
 
 
 def lams_of(u: Tensor, start: float, end: float) -> Tensor:
-    """The grid (n + 1,) of the numbers u (n,)."""
+    """Return the grid (n + 1,) of the numbers u (n,)."""
     fallen = torch.cumsum(torch.softmax(u, 0), 0) * (start - end)
     return torch.cat([u.new_full((1,), start), start - fallen[:-1], u.new_full((1,), end)])

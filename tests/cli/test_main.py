@@ -17,6 +17,7 @@ import click
 import pytest
 from packaging.requirements import Requirement
 
+from ddib_fed import extensions
 from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import SECTIONS, cli, run
 from ddib_fed.errors import (
@@ -50,7 +51,7 @@ def failing(monkeypatch):
 
 
 def test_help_loads_nothing_heavy():
-    """`ddib --help` imports click and our errors, no torch, grpc, numpy, pydantic or rich."""
+    """Neither `ddib --help` nor the command modules of extensions import torch, grpc, numpy, pydantic or rich."""
     code = (
         "import sys; from ddib_fed.cli.main import run; assert run(['--help']) == 0;"
         "heavy = {'torch', 'grpc', 'numpy', 'pydantic', 'google', 'rich', 'cryptography'} & set(sys.modules);"
@@ -61,17 +62,14 @@ def test_help_loads_nothing_heavy():
 
 def test_a_broken_extension_is_named_with_its_distribution_and_ends_nothing_else(monkeypatch, capsys):
     """The help still lists the others; the command itself says which distribution is at fault."""
-    real = importlib.metadata.entry_points
     broken = importlib.metadata.EntryPoint("scanner", "no_such_module:scanner", "ddib_fed.commands")
-    monkeypatch.setattr(
-        importlib.metadata,
-        "entry_points",
-        lambda **where: (*real(**where), *([broken] if where["group"] == broken.group else [])),
-    )
+    points = {**extensions.extensions(broken.group), "scanner": broken}
+    monkeypatch.setattr(extensions, "extensions", lambda group: points)
+    monkeypatch.setattr(entry, "extensions", lambda group: points)
     assert run(["--help"]) == 0
     listed = " ".join(capsys.readouterr().out.split())
     assert "dicom Receive studies from a PACS" in listed
-    assert "the extension scanner of an unknown distribution cannot be loaded" in listed
+    assert "an unknown distribution: its 'scanner' of ddib_fed.commands cannot be loaded" in listed
     assert run(["scanner"]) == ExitCode.BAD_INPUT
     assert "no_such_module" in capsys.readouterr().err
 
