@@ -112,15 +112,7 @@ class Foreign:
             parameterisation=self.parameterisation, time_input="timestep", schedule=self.schedule,
             soften_sigma=self.given.soften_sigma or 0.0, latents=latents, classes=self.classes,
         )  # fmt: skip
-        return Imported(
-            manifest,
-            read.state,
-            tuple(facts),
-            {},
-            (),
-            tuple(warnings),
-            inside,
-        )
+        return Imported(manifest, read.state, tuple(facts), {}, (), tuple(warnings), inside)
 
     def _latents(self, encoder: Bundle, scale: float) -> LatentSpace:
         network, (mean, deviation) = encoder.manifest.network, self.moved
