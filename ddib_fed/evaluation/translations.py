@@ -30,8 +30,7 @@ OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
 SHEETS = frozenset({"sheet.png"})
 DOMAIN_PICTURES = 1000
-_RAW = (1.0, 0.0)
-"""Slope and intercept of a file whose numbers are raw values."""
+_RAW = (1.0, 0.0)  # slope and intercept of raw values
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class FoundPicture:
 
 
 def find_pictures(folder: Path) -> list[FoundPicture]:
-    """The translations in a folder: those with a record, or else every picture."""
+    """Return the translations in a folder: those with a record, or else every picture."""
     plain = by_name(folder)
     found = []
     for path in sorted(folder.rglob("*.json")):
@@ -72,7 +71,7 @@ def find_pictures(folder: Path) -> list[FoundPicture]:
 
 
 def by_name(folder: Path) -> dict[str, Path]:
-    """Every picture below a folder by its path without suffix; of two with one name the first."""
+    """Return every picture below a folder by its path without suffix; of two with one name the first."""
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
     found: dict[str, Path] = {}
@@ -90,7 +89,7 @@ class _Reader:
         self.done = self.resized = 0
 
     def stack(self, paths: Sequence[Path], span: Span | None, scales: Sequence[Span] = ()) -> Pictures:
-        """The samples in files, (N, C, *size); raw values outside of the span lie beyond [-1, 1]."""
+        """Return the samples in files, (N, C, *size); raw values outside of the span lie beyond [-1, 1]."""
         arrays: list[NDArray[np.float32]] = []
         for path, scale in zip(paths, scales or [_RAW] * len(paths), strict=True):
             picture, size = _read(path)
@@ -118,7 +117,7 @@ class _Reader:
 
 
 def _read(path: Path) -> tuple[Picture, tuple[int, ...]]:
-    """The picture in a file and its size; the slices of a volume lie one under the other."""
+    """Read the picture in a file and its size; the slices of a volume lie one under the other."""
     content = path.read_bytes() if path.suffix.lower() == ".npy" else b""
     if not holds_volume(content):
         picture = read_image(path)
@@ -128,7 +127,7 @@ def _read(path: Path) -> tuple[Picture, tuple[int, ...]]:
 
 
 def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
-    """Raw values, after a check that they are in the rule's units."""
+    """Return raw values; raise PictureMisfit unless they are in the rule's units."""
     try:
         return fit_picture(picture, rule).original
     except PictureMisfit as error:
@@ -150,15 +149,14 @@ class Translations:
     back: Pictures | None = field(repr=False)
     domain: Pictures | None = field(repr=False)
     notes: tuple[str, ...]
-    mapping: PictureMap | None = field(default=None, repr=False)
-    """Of the calibration under which all were translated."""
+    mapping: PictureMap | None = field(default=None, repr=False)  # of the calibration of all
 
     @property
     def mapped(self) -> Pictures | None:
         return None if self.mapping is None or self.source is None else self.mapping(self.source)
 
     def of(self, places: Sequence[int]) -> Translations:
-        """Select pictures by their places in `names`."""
+        """Return the pictures at these places in `names`."""
         some: dict[str, Any] = {
             kind: None if (stack := getattr(self, kind)) is None else stack[places]
             for kind in ("translated", "source", "truth", "back")
@@ -181,7 +179,7 @@ def read_translations(
 ) -> Translations:
     """Read a folder of translations with sources, truths, and other pictures of the target domain.
 
-    The mapping counts if it is of the calibration that every record names.
+    The mapping counts only if every record names its calibration.
     """
     found = find_pictures(folder)
     pictures = [each.picture for each in found]
@@ -218,11 +216,8 @@ def read_translations(
         )
     sides = (size, size) if size else _read(found[0].translated)[1]
     reader = _Reader(sides, sum(map(len, paths.values())), on_read, fit)
-    stacks = {
-        kind: reader.stack(chosen, spans[kind], scales.get(kind, ()))
-        for kind, chosen in paths.items()
-        if chosen
-    }
+    chosen = {kind: files for kind, files in paths.items() if files}
+    stacks = {kind: reader.stack(files, spans[kind], scales.get(kind, ())) for kind, files in chosen.items()}
     if isinstance(domain, np.ndarray):
         stacks["domain"] = domain
     if reader.resized:

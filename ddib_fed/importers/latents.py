@@ -43,8 +43,7 @@ LEAST_PSNR = 20.0
 more than 20, so others are tried too (`better_groups`)."""
 GROUPS_ON = 2  # samples
 BETTER = 1.0  # dB
-SIDE = {2: 512, 3: 64}
-"""Sides of what is tried at once."""
+SIDE = {2: 512, 3: 64}  # of a reconstruction, by dimensions
 BETAS = {
     "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": "scaled-linear",
     "scaled_linear": "scaled-linear", "sigmoid_beta": "sigmoid", "sigmoid": "sigmoid", "cosine": "cosine",
@@ -63,7 +62,7 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """What a folder holds: an autoencoder, a network on its latents, or one on pixels."""
+    """Content of a folder: an autoencoder, a network on its latents, or one on pixels."""
 
     folder: Path
     given: ImportOptions
@@ -206,7 +205,7 @@ def try_autoencoder(autoencoder: Bundle, samples: Iterable[NDArray[np.float32]])
 
 
 def better_groups(autoencoder: Bundle, samples: Sequence[NDArray[np.float32]]) -> str:
-    """A number of groups that reconstructs better than the autoencoder's, in words; empty where there is none."""
+    """Name a number of groups that reconstructs better than the autoencoder's; empty if none does."""
     made, few = autoencoder.manifest, samples[:GROUPS_ON]
     network = made.network
     assert isinstance(network, LibraryConfig)
@@ -231,13 +230,13 @@ def _middle(sides: tuple[int, ...], most: int, divisor: int) -> Iterator[slice]:
 
 
 def step_schedule(name: str, steps: int, ends: tuple[float, float]) -> ScheduleConfig:
-    """A schedule of integer steps between two betas, which cosine and the public linear one do not name."""
+    """Return a schedule of integer steps between two betas, left out for cosine and the public linear one."""
     if name == "cosine" or (name == "linear" and (steps, *ends) == (1000, 0.0001, 0.02)):
         return ScheduleConfig(name, steps)
     return ScheduleConfig(name, steps, beta_start=ends[0], beta_end=ends[1])
 
 
 def negated(read: Read, layer: str) -> Read:
-    """The network with minus its output: `layer` is its last, and linear."""
+    """Return the network with minus its output: `layer` is its last, and linear."""
     turned = {key: -value if key.startswith(f"{layer}.") else value for key, value in read.state.items()}
     return read._replace(state=turned)

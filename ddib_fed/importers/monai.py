@@ -138,7 +138,7 @@ def _fact(key: str, found: Found, read: Read) -> Fact:
 
 
 def _chosen(configs: Configs, kinds: tuple[str, ...]) -> Found | None:
-    """The definition of a class of these, one under a usual id first; another class under such an id is refused."""
+    """Return the definition of a class of these, a usual id first; raise if such an id has another class."""
     every, names = tuple(name for each in USUAL for name in each), USUAL[kinds]
     fitting = [each for each in configs.definitions(*kinds) if each.known]
     usual = sorted((each for each in fitting if each.key in names), key=lambda each: names.index(each.key))
@@ -166,7 +166,7 @@ def _network(
     spacing: tuple[float, ...] | None,
     axes: tuple[int, ...],
 ) -> LibraryConfig:
-    """The network of a definition, without settings that change how it computes and not what."""
+    """Return the network of a definition, without settings that change only how it is computed."""
     arguments, name = configs.arguments(found), found.name
     for key in ("with_conditioning", "include_top_region_index_input", "include_bottom_region_index_input"):
         if arguments.get(key):
@@ -214,7 +214,7 @@ def _modality(configs: Configs, found: Found, given: ImportOptions) -> int:
 def _require_latents(
     configs: Configs, found: Found, network: LibraryConfig, encoder: LibraryConfig | None
 ) -> None:
-    """Raise unless the network's channels are those of its latents, or of samples."""
+    """Raise SettingsInvalid unless the network takes its latents, or samples."""
     channels = network.in_channels
     if encoder is None and (configs.get("latent_shape", "latent_channels") or channels not in (1, 3)):
         raise found.refused(
@@ -229,7 +229,7 @@ def _require_latents(
 
 
 def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration with the definitions that FLIP's models.py and trainer.py have in code, where it is of FLIP."""
+    """Return a configuration, with definitions from the code of FLIP's models.py and trainer.py if it is FLIP's."""
     if not isinstance(net := config.get("net_config"), Mapping):
         return config
     stage, diffusion = net.get("stage_1", {}), net.get("diffusion_model", {})
@@ -249,7 +249,7 @@ def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _axes(configs: Configs, given: ImportOptions, facts: list[Fact], dims: int) -> tuple[int, ...]:
-    """Of the network's arrays, as those of a sample: depth upwards, height to the back, width to the right."""
+    """Return the network's axes as a sample's: depth upwards, height to the back, width to the right."""
     turned = next(iter(configs.definitions("Orientationd", "Orientation")), None)
     code = turned and configs.get(f"{turned.key}::axcodes")
     loaded = next(iter(configs.definitions("LoadImaged", "LoadImage")), None)
@@ -270,7 +270,7 @@ def _axes(configs: Configs, given: ImportOptions, facts: list[Fact], dims: int) 
 
 
 def _of_sample(values: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
-    """Numbers of the network's axes in the order of a sample's."""
+    """Return numbers of the network's axes in the order of a sample's."""
     places = {abs(axis): value for axis, value in zip(axes, values, strict=True)} if axes else {}
     return tuple(places[axis] for axis in sorted(places)) or values
 
@@ -337,7 +337,7 @@ def _sides(
     network: LibraryConfig,
     encoder: LibraryConfig | None,
 ) -> tuple[int, ...]:
-    """Of a sample, and not of its latent; `network` is the encoder itself where there is no other."""
+    """Return the sides of a sample, not of its latent; `network` is the encoder if it is the only one."""
     form = f"{'autoencoder' if encoder else 'network'}_data_format"
     inputs = (configs.metadata.get(form) or {}).get("inputs", {}).values()
     factor = 1 if encoder is None else encoder.divisor
@@ -434,7 +434,7 @@ def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mappi
 
 
 def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the names of now, of the package before MONAI 1.4 (`load_old_state_dict` of each network)."""
+    """Return the state under names of now, from those before MONAI 1.4 (`load_old_state_dict` of each network)."""
     found = dict(state)
     for key in wanted:
         old = (

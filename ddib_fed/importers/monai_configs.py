@@ -61,7 +61,7 @@ class Found(NamedTuple):
 
 
 def target_of(value: Any) -> str:
-    """The class that a value defines; empty where it defines none."""
+    """Return the class that a value defines; empty if it defines none."""
     target = value.get("_target_") if isinstance(value, Mapping) else None
     return target if isinstance(target, str) else ""
 
@@ -132,7 +132,7 @@ class Configs:
         return Found(key, self._file_of(key), target, value) if target else None
 
     def _is_disabled(self, key: str, value: Any) -> bool:
-        """Whether a definition is left out; one whose `_disabled_` is code counts, until its arguments are read."""
+        """Return whether a definition is left out; one whose `_disabled_` is code counts until it is read."""
         told = value.get("_disabled_") if isinstance(value, Mapping) else None
         told = self.get(f"{key}::_disabled_") if isinstance(told, str) else told
         return told.strip().lower() == "true" if isinstance(told, str) else bool(told)
@@ -166,7 +166,7 @@ class Configs:
                 left += [(f"{key}::{name}".removeprefix("::"), part) for name, part in parts][::-1]
 
     def get(self, *keys: str) -> Any:
-        """The value of the first of these ids that has one; None for code, which is not run."""
+        """Return the value of the first of these ids that has one; None for code, which is not run."""
         for key in keys:
             try:
                 if (value := self.value(self._raw(key), key)) is not None:
@@ -191,7 +191,7 @@ class Configs:
         return value
 
     def value(self, raw: Any, key: str, depth: int = 0) -> Any:
-        """`raw`, found at `key`, with references and arithmetic replaced by what they are."""
+        """Return `raw`, found at `key`, with references and arithmetic replaced by their values."""
         self._spend(key)
         if isinstance(raw, Mapping):
             return {name: self.value(part, f"{key}::{name}", depth + 1) for name, part in raw.items()}
@@ -254,7 +254,7 @@ _OPERATORS: Final[Mapping[type[ast.operator], Callable[[Any, Any], Any]]] = {
 
 
 def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
-    """The value of arithmetic on numbers, words and lists, where names are those of `told`; anything else raises."""
+    """Compute arithmetic on numbers, words and lists, with the names of `told`; raise ValueError for anything else."""
     match node:
         case ast.Constant(value=int() | float() | str() | None):
             return node.value
@@ -297,13 +297,12 @@ KEEPING: Final = re.compile(
     r"ResizeWithPadOrCrop|BoundingRect|FlattenSubKeys|AsDiscrete)(d|D|Dict)?"
 )
 """Transforms that change no value; random ones change none on the average."""
-ANSWERING: Final = re.compile("(SaveImage|Invert|Activations)(d|D|Dict)?")
-"""Transforms of the network's answer."""
+ANSWERING: Final = re.compile(
+    "(SaveImage|Invert|Activations)(d|D|Dict)?"
+)  # transforms of the network's answer
 LOADING: Final = re.compile("LoadImage")
-MAKING: Final = re.compile(r"\$[^(]*(transforms\.\w+|\bCompose)\(")
-"""Code that makes transforms."""
-PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")
-"""Code that takes a part of an array, as MONAI's bundles choose a channel."""
+MAKING: Final = re.compile(r"\$[^(]*(transforms\.\w+|\bCompose)\(")  # code that makes transforms
+PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")  # code that chooses a channel
 MODALITIES: Final = {
     "unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3, "mri": 8, "mri_t1": 9, "mri_t2": 10, "mri_flair": 11,
     "mri_pd": 12, "mri_dwi": 13, "mri_adc": 14, "mri_ssfp": 15, "mri_mra": 16,
@@ -325,7 +324,7 @@ class Scaled(NamedTuple):
         return self._replace(low=self.low * slope + offset, high=self.high * slope + offset)
 
     def fields(self) -> dict[str, Any]:
-        """Fields of a `PictureFormat`; none for the values of 8 bits."""
+        """Return the fields of a `PictureFormat`; none for the values of 8 bits."""
         if self.rule == "percentile":
             return intensity_fields(f"percentile:{self.black:g},{self.white:g}@0:65535")
         eight = (self.black, self.white) == (0.0, 255.0)
@@ -339,7 +338,7 @@ MAISI: Final = {"ct": Scaled("hu", -1000.0, 1000.0), "mr": Scaled("percentile", 
 def units_of(
     configs: Configs, given: ImportOptions, facts: list[Fact], read: Read
 ) -> tuple[Normalisation, dict[str, Any]]:
-    """Units of the network's samples; fields of a `PictureFormat` that say how values in files become samples."""
+    """Return units of the network's samples, and fields of a `PictureFormat` for values in files."""
     found = dict[Scaled, str]()
     for transforms in _lists(configs):
         place = transforms[-1].key.rpartition("::")[0] or transforms[-1].key
