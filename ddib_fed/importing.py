@@ -247,8 +247,8 @@ class Importer(Protocol):
 
 def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
     """Return the note on the data of imported weights."""
-    said = f"imported weights: {where} does not say what they were trained on"
-    return DataNote(note="; ".join((said, *warnings))[:4000])
+    sentence = f"imported weights: {where} does not say what they were trained on"
+    return DataNote(note="; ".join((sentence, *warnings))[:4000])
 
 
 def refused(source: str, key: str, problem: str, hint: str) -> BundleInvalid:

@@ -152,8 +152,8 @@ class Rehearsal:
             _translate(a, b, models, self, on_progress),
             _translate(b, a, models[::-1], self, on_progress),
         )
-        found = _found(a, models[0]), _found(b, models[1])
-        write_rehearsal(self.out / PAGE, found, ways, shared)
+        reports = _found(a, models[0]), _found(b, models[1])
+        write_rehearsal(self.out / PAGE, reports, ways, shared)
         return self.out / PAGE, models
 
 

@@ -291,10 +291,10 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
             (plan.window[1].start, geometry.width, plan.width, width),
         )
     )
-    given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
+    planes = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
     total = 0.0
     for channel, start, stop, band in _restored(x, rule, geometry):
-        wanted = given[min(channel, len(given) - 1)]
+        wanted = planes[min(channel, len(planes) - 1)]
         gap = band - _unit(wanted[start:stop], rule, clip=False)
         total += float(np.square(gap, dtype=np.float64).sum())
     return total / (rule.channels * height * width)

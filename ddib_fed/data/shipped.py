@@ -84,18 +84,18 @@ def _volume(kind: str) -> Bytes:
 
 def slabs_of(side: str, part: str) -> list[range]:
     """Return the slices of one part of one side, by slab."""
-    found: list[range] = []
+    slabs: list[range] = []
     start = FIRST_SLICE
     for owner, slices in itertools.cycle(SLABS.items()):
         end = start + slices
         if end > LAST_SLICE + 1:
             break
         if owner == part == "test":
-            found.append(range(start, end))
+            slabs.append(range(start, end))
         elif owner == side and part != "test":
-            found.append(range(start, end - 1) if part == "train" else range(end - 1, end))
+            slabs.append(range(start, end - 1) if part == "train" else range(end - 1, end))
         start = end + GAP
-    return found
+    return slabs
 
 
 def cut_head(name: str, side: str, part: str) -> Bytes:
@@ -134,8 +134,8 @@ def _seen(volume: Floats, places: NDArray[np.float64], depth: NDArray[np.floatin
     from scipy import ndimage
 
     where = [places[0], np.broadcast_to(depth, places[0].shape), places[1]]
-    found = ndimage.map_coordinates(volume, where, order=1, mode="constant")
-    return np.asarray(found.reshape(SLICE, FINER, SLICE, FINER).mean(axis=(1, 3)))
+    values = ndimage.map_coordinates(volume, where, order=1, mode="constant")
+    return np.asarray(values.reshape(SLICE, FINER, SLICE, FINER).mean(axis=(1, 3)))
 
 
 @lru_cache(maxsize=1)

@@ -77,9 +77,10 @@ def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:
     network = _network(str(real.device))
     with torch.no_grad():
         wanted = _outputs(network, real.expand(-1, 3, -1, -1), EARLY)
-    found = _outputs(network, made.expand(-1, 3, -1, -1), EARLY)
+    outputs = _outputs(network, made.expand(-1, 3, -1, -1), EARLY)
     gaps = [
-        (found[i] - wanted[i]).abs().flatten(1).mean(1) / wanted[i].abs().flatten(1).mean(1) for i in COMPARED
+        (outputs[i] - wanted[i]).abs().flatten(1).mean(1) / wanted[i].abs().flatten(1).mean(1)
+        for i in COMPARED
     ]
     return torch.stack(gaps).mean(0)
 
@@ -175,8 +176,8 @@ class SampleVerdict:
     @classmethod
     def of_figures(cls, figures: Mapping[str, float]) -> SampleVerdict | None:
         """Return the verdict in a manifest's figures of training; None if there is none."""
-        found = [figures[key] for each in fields(cls) if (key := f"samples_{each.name}") in figures]
-        return cls(*found) if len(found) == len(fields(cls)) else None
+        values = [figures[key] for each in fields(cls) if (key := f"samples_{each.name}") in figures]
+        return cls(*values) if len(values) == len(fields(cls)) else None
 
     def figures(self) -> dict[str, float]:
         return {f"samples_{name}": round(float(value), 5) for name, value in asdict(self).items()}
@@ -242,8 +243,8 @@ def textures(pictures: Pictures, rng: np.random.Generator) -> Pictures:
     phases = noise / np.maximum(np.abs(noise), 1e-12)
     phases[..., 0, 0] = 1.0
     spectrum = np.fft.rfft2(pictures.astype(np.float64))
-    made = np.fft.irfft2(spectrum * phases, s=pictures.shape[2:])
-    return np.clip(made, -1.0, 1.0).astype(np.float32)
+    turned = np.fft.irfft2(spectrum * phases, s=pictures.shape[2:])
+    return np.clip(turned, -1.0, 1.0).astype(np.float32)
 
 
 def _cut(rows: Matrix, reference: Matrix) -> Matrix:

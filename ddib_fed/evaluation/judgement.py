@@ -108,10 +108,10 @@ def baselines(
 def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> Pictures:
     """Bring each channel of pictures from the distribution of `source` to that of `target`, unpaired."""
     channels, shares = target.shape[1], np.linspace(0.0, 1.0, QUANTILES)
-    given, known = to_channels(pictures, channels), to_channels(source, channels)
-    out = np.empty_like(given)
+    shown, origin = to_channels(pictures, channels), to_channels(source, channels)
+    out = np.empty_like(shown)
     for channel in range(channels):
-        values = (stack[:, channel].reshape(-1) for stack in (known, target))
+        values = (stack[:, channel].reshape(-1) for stack in (origin, target))
         before, after = (
             np.quantile(all_of_it[:: -(-len(all_of_it) // MOST_PIXELS)].astype(np.float64), shares)
             for all_of_it in values
@@ -120,7 +120,7 @@ def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> P
         steps = np.unique(before)
         low = shares[np.searchsorted(before, steps, side="left")]
         high = shares[np.searchsorted(before, steps, side="right") - 1]
-        rank = np.interp(given[:, channel], steps, (low + high) / 2)
+        rank = np.interp(shown[:, channel], steps, (low + high) / 2)
         out[:, channel] = np.interp(rank, shares, after)
     return out
 

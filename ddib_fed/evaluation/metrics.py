@@ -144,9 +144,9 @@ def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray
     """Return the number of candidates (N, D) at least as near to query i (N, D) as candidate i, without it; (N,)."""
     a, b = np.asarray(asked, np.float64), np.asarray(answers, np.float64)
     distances = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2.0 * (a @ b.T)
-    own = np.diagonal(distances)[:, None]
-    slack = _EPSILON * np.maximum(1.0, np.abs(own))
-    return np.asarray((distances <= own + slack).sum(axis=1) - 1)
+    partner = np.diagonal(distances)[:, None]
+    slack = _EPSILON * np.maximum(1.0, np.abs(partner))
+    return np.asarray((distances <= partner + slack).sum(axis=1) - 1)
 
 
 def _flat(pictures: Pictures) -> NDArray[np.float64]:

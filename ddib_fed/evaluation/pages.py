@@ -182,9 +182,9 @@ def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
     """Return each fact with its value, or with its values and how many pictures have each."""
     rows = []
     for name, fact in _FACTS.items():
-        found = Counter(value for record in records if (value := fact(record)))
-        several = len(found) > 1
-        if values := [f"{value} ({count:,})" if several else value for value, count in found.items()]:
+        counts = Counter(value for record in records if (value := fact(record)))
+        several = len(counts) > 1
+        if values := [f"{value} ({count:,})" if several else value for value, count in counts.items()]:
             rows.append((name, ", ".join(values)))
     return rows
 
@@ -267,8 +267,8 @@ class SideFound:
 
     def advice(self) -> Iterator[str]:
         figures, losses = self.manifest.training.figures, self.held_out_losses
-        found = SampleVerdict.of_figures(figures)
-        if found is not None and found.level in {"not yet", "near"}:
+        measured = SampleVerdict.of_figures(figures)
+        if measured is not None and measured.level in {"not yet", "near"}:
             yield f"{self.verdict}. {MORE_TIME}"
         if losses and losses[-1] > RISEN * min(losses):
             yield (
@@ -333,17 +333,17 @@ def advice(
     sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> list[str]:
     """Return what to try next, the most important first."""
-    found: list[str] = []
+    suggestions: list[str] = []
     if shared:
-        found.append(
+        suggestions.append(
             f"{len(shared)} pictures are in both folders ({shared[0]}, for one): take them out of one. "
             "Two institutions would share none, so this rehearsal is too kind."
         )
-    found += [f"{side.domain}: {said}" for side in sides for said in side.advice()]
-    found += [f"{way.title}: {said}" for way in ways for said in way.advice()]
+    suggestions += [f"{side.domain}: {said}" for side in sides for said in side.advice()]
+    suggestions += [f"{way.title}: {said}" for way in ways for said in way.advice()]
     first, second = (shlex.quote(str(side.bundle)) for side in sides)
     usable = (
         f"Both models can be used as they are: ddib translate FOLDER --source {first} --target {second} --out DIR. A "
         "node serves a model by `bundle` under [model] in its node.toml."
     )
-    return [*(found or ["Nothing stands out. More training time is what usually helps next."]), usable]
+    return [*(suggestions or ["Nothing stands out. More training time is what usually helps next."]), usable]

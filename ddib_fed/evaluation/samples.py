@@ -370,12 +370,12 @@ def agreed(pixels: Pixels, rule: PictureRule) -> Array:
     """Return the array (C, H, W) of pixels; raise ShapeMismatch unless their size and type are the rule's."""
     shape, kind = (rule.height, rule.width, rule.channels), f"uint{rule.bits}"
     if pixels.shape != shape or pixels.dtype != kind:
-        said, wanted = (
+        actual, wanted = (
             f"{'x'.join(map(str, size))} of {of}"
             for size, of in ((pixels.shape, pixels.dtype), (shape, kind))
         )
         raise ShapeMismatch(
-            f"a picture of {said} came, {wanted} was agreed", facts={"got": said, "agreed": wanted}
+            f"a picture of {actual} came, {wanted} was agreed", facts={"got": actual, "agreed": wanted}
         )
     return to_array(Picture(pixels, ""), in_numbers(rule))[0]
 

@@ -2,7 +2,7 @@
 
 A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the files; in any other
 folder every picture is a translation. Sources and truths are found by name: the same path below their folder, whatever
-the suffix. Report are measured from the files where possible, else a record's figure is used (the model's own cycle,
+the suffix. Figures are measured from the files where possible, else a record's figure is used (the model's own cycle,
 before rounding; statistics of the latent).
 """
 
@@ -50,7 +50,7 @@ class FoundPicture:
 def find_pictures(folder: Path) -> list[FoundPicture]:
     """Return the translations in a folder: those with a record, or else every picture."""
     plain = by_name(folder)
-    found = []
+    pictures = []
     for path in sorted(folder.rglob("*.json")):
         record = None if _hidden(path, folder) else Record.read(path)
         if record is None:
@@ -63,22 +63,24 @@ def find_pictures(folder: Path) -> list[FoundPicture]:
             and (path.parent / written.file).is_file()
         }
         if (translated := files.pop(Part.TRANSLATION, None)) is not None:
-            found.append(FoundPicture(_name(translated, folder), translated, record, files))
-    found = found or [FoundPicture(name, path) for name, path in plain.items() if path.name not in SHEETS]
-    if not found:
+            pictures.append(FoundPicture(_name(translated, folder), translated, record, files))
+    pictures = pictures or [
+        FoundPicture(name, path) for name, path in plain.items() if path.name not in SHEETS
+    ]
+    if not pictures:
         raise FileMissing(f"{folder} holds no picture", hint="name the folder that holds the translations")
-    return found
+    return pictures
 
 
 def by_name(folder: Path) -> dict[str, Path]:
     """Return every picture below a folder by its path without suffix; of two with one name the first."""
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path, folder):
-            found.setdefault(_name(path, folder), path)
-    return found
+            paths.setdefault(_name(path, folder), path)
+    return paths
 
 
 class _Reader:
@@ -132,9 +134,9 @@ def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.flo
         return fit_picture(picture, rule).original
     except PictureMisfit as error:
         error.facts["model"] = f"--range {rule.low:g}:{rule.high:g}"
-        found = name_file(error, str(path))
-        found.hint = f"--range {error.facts['fits']}, or bring the file to the units of the others"
-        raise found from error
+        named = name_file(error, str(path))
+        named.hint = f"--range {error.facts['fits']}, or bring the file to the units of the others"
+        raise named from error
 
 
 @dataclass(frozen=True, slots=True)

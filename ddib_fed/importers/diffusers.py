@@ -86,10 +86,10 @@ def read(folder: Path, given: ImportOptions) -> Imported:
         why = "pictures have 1 or 3; of latents, name the whole pipeline, with its vae/"
         raise _refused_key(where, config, "in_channels", why)
     if encoder is not None:
-        made = _read_json(encoder / "config.json")
-        autoencoder = read_network(encoder, _config(made, str(encoder / "config.json")))
+        settings = _read_json(encoder / "config.json")
+        autoencoder = read_network(encoder, _config(settings, str(encoder / "config.json")))
         sides = tuple(side * autoencoder.network.divisor for side in sides)
-        scale, moved, warnings = _latent_units(made, str(encoder / "config.json"), index, spread)
+        scale, moved, warnings = _latent_units(settings, str(encoder / "config.json"), index, spread)
         facts.append(Fact("autoencoder", autoencoder.network.name, f"{encoder.name}/config.json"))
     elif not index:
         warnings.append(
@@ -115,13 +115,13 @@ def read(folder: Path, given: ImportOptions) -> Imported:
 def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: ImportOptions) -> Imported:
     """Read an autoencoder alone; the scale of its latents belongs to a model of them."""
     read = read_network(inside, _config(config, str(inside / "config.json")))
-    sides, said = given.size, "--size"
+    sides, basis = given.size, "--size"
     if sides is None:
         size = config.get("sample_size")
-        sides, said = (size if isinstance(size, int) else 256,) * 2, "config.json, or assumed: it takes any"
+        sides, basis = (size if isinstance(size, int) else 256,) * 2, "config.json, or assumed: it takes any"
     facts = [
         Fact("autoencoder", read.network.name, "config.json"),
-        Fact("size", "x".join(map(str, sides)), said),
+        Fact("size", "x".join(map(str, sides)), basis),
     ]
     if (scale := config.get("scaling_factor")) is not None:
         facts.append(Fact("scaling_factor", repr(scale), "config.json; kept by a model of its latents alone"))
@@ -338,14 +338,14 @@ def read_schedule(source: Mapping[str, Any], where: str) -> Levels:
             raise _refused_key(
                 where, source, "_class_name", f"only {', '.join((*SCHEDULERS, *FLOW, *EDM))} are read"
             )
-        said = SchedulerFile.model_validate(OTHER_ENDS.get(kind, {}) | dict(source))
+        levels = SchedulerFile.model_validate(OTHER_ENDS.get(kind, {}) | dict(source))
     except ValidationError as error:
         raise _refused_key(where, source, *first_problem(error)) from error
-    name = "cosine" if said.beta_schedule == "squaredcos_cap_v2" else BETAS[said.beta_schedule]
-    name = "zero-terminal-snr" if said.rescale_betas_zero_snr else name
-    schedule = step_schedule(name, said.num_train_timesteps, (said.beta_start, said.beta_end))
+    name = "cosine" if levels.beta_schedule == "squaredcos_cap_v2" else BETAS[levels.beta_schedule]
+    name = "zero-terminal-snr" if levels.rescale_betas_zero_snr else name
+    schedule = step_schedule(name, levels.num_train_timesteps, (levels.beta_start, levels.beta_end))
     schedule_from_config(schedule)
-    return Levels(schedule, PREDICTIONS[said.prediction_type])
+    return Levels(schedule, PREDICTIONS[levels.prediction_type])
 
 
 def _refused_key(where: str, source: Mapping[str, Any], key: str, why: str) -> SettingsInvalid:

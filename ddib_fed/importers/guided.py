@@ -49,39 +49,20 @@ BOTH: Table = {
     "rescale_timesteps": False,
 }
 MODEL: Table = {
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 4,
-    "num_heads_upsample": -1,
-    "num_head_channels": -1,
-    "attention_resolutions": (16, 8),
-    "num_classes": 1000,
-    "class_cond": False,
-    "learn_sigma": False,
-    "use_scale_shift_norm": True,
-    "resblock_updown": False,
-    "use_new_attention_order": False,
-    "dropout": 0.0,
-    "predict_xstart": False,
-}
+    "num_channels": 128, "num_res_blocks": 2, "num_heads": 4, "num_heads_upsample": -1,
+    "num_head_channels": -1, "attention_resolutions": (16, 8), "num_classes": 1000, "class_cond": False,
+    "learn_sigma": False, "use_scale_shift_norm": True, "resblock_updown": False,
+    "use_new_attention_order": False, "dropout": 0.0, "predict_xstart": False,
+}  # fmt: skip
 CLASSIFIER: Table = {
-    "out_channels": 1000,
-    "classifier_width": 128,
-    "classifier_depth": 2,
-    "classifier_attention_resolutions": (32, 16, 8),
-    "classifier_use_scale_shift_norm": True,
-    "classifier_resblock_updown": True,
-    "classifier_pool": "attention",
-}
+    "out_channels": 1000, "classifier_width": 128, "classifier_depth": 2,
+    "classifier_attention_resolutions": (32, 16, 8), "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True, "classifier_pool": "attention",
+}  # fmt: skip
 SAMPLING: Table = {
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-    "timestep_respacing": "",
-    "eta": 0.0,
-    "use_ddpm": False,
-    "use_ddim": True,
-    "clip_denoised": True,
-}
+    "diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": "", "eta": 0.0,
+    "use_ddpm": False, "use_ddim": True, "clip_denoised": True,
+}  # fmt: skip
 UNCONFIRMED = frozenset({
     "image_size", "diffusion_steps", "noise_schedule", "rescale_timesteps", "num_heads", "num_heads_upsample",
     "num_head_channels", "use_new_attention_order", "dropout", "predict_xstart",
@@ -115,31 +96,31 @@ def parse_flags(line: str, *, classifier: bool = False) -> Flags:
     """Parse the flags of a line such as the README's MODEL_FLAGS, with or without the variable's name."""
     wanted = {**BOTH, **(CLASSIFIER if classifier else MODEL)}
     other, whose = (MODEL, "of the model that it guides") if classifier else (CLASSIFIER, "of the classifier")
-    given: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     ignored: dict[str, str] = {}
     for key, text in _pairs(line):
         if key in wanted:
-            given.pop(key, None)  # as on a command line, the last one counts
+            values.pop(key, None)  # as on a command line, the last one counts
             if text:  # an empty one, as --channel_mult "", is the default
-                given[key] = _value(key, text, wanted[key])
+                values[key] = _value(key, text, wanted[key])
         elif key in other:
             ignored[key] = whose
         elif key in ELSEWHERE:
             ignored[key] = "it does not describe the weights"
         else:
             raise _unknown(key)
-    return Flags(given, ignored, line.strip())
+    return Flags(values, ignored, line.strip())
 
 
 def parse_sampling(line: str) -> dict[str, Value]:
     """Parse the flags of a line that say how to sample; the public code's others are passed over."""
-    given: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     for key, text in _pairs(line):
         if key in SAMPLING:
-            given[key] = _value(key, text, SAMPLING[key])
+            values[key] = _value(key, text, SAMPLING[key])
         elif key not in {*BOTH, *MODEL, *CLASSIFIER, *ELSEWHERE}:
             raise _unknown(key)
-    return given
+    return values
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
@@ -348,8 +329,10 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
 def _read_points(path: Path, options: ImportOptions) -> Imported:
     """Read the public code's 2-D checkpoint (`SyntheticModel`)."""
     options.refuse(("classifier", "fit", "intensity", "soften_sigma"), "does not go with --synthetic")
-    told: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(options.flags).given}
-    schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
+    settings: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(options.flags).given}
+    schedule = ScheduleConfig(
+        settings["noise_schedule"], settings["diffusion_steps"], settings["rescale_timesteps"]
+    )
     state, source = read_tensors(path).state, str(path)
     for key in (ENTER, "out.2.weight"):
         if key not in state or state[key].ndim != 2:
@@ -372,7 +355,7 @@ def _read_points(path: Path, options: ImportOptions) -> Imported:
         domain=options.domain,
         sample_shape=(in_channels,),
         network=network,
-        parameterisation="x0" if told["predict_xstart"] else "eps",
+        parameterisation="x0" if settings["predict_xstart"] else "eps",
         time_input="timestep",
         schedule=schedule,
         training=Training(command=f"imported from a public checkpoint, {path.name}"[:2000]),

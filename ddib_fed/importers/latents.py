@@ -147,8 +147,8 @@ class Foreign:
             ) from error
 
     def _bundle(self, read: Read) -> Bundle:
-        made = self._manifest(read, "autoencoder", read.network.in_channels)
-        return Imported(made, read.state).bundle(read.source)
+        manifest = self._manifest(read, "autoencoder", read.network.in_channels)
+        return Imported(manifest, read.state).bundle(read.source)
 
     def _tried(self, encoder: Bundle) -> Tried | None:
         if self.given.check is None:
@@ -206,21 +206,21 @@ def try_autoencoder(autoencoder: Bundle, samples: Iterable[NDArray[np.float32]])
 
 def better_groups(autoencoder: Bundle, samples: Sequence[NDArray[np.float32]]) -> str:
     """Name a number of groups that reconstructs better than the autoencoder's; empty if none does."""
-    made, few = autoencoder.manifest, samples[:GROUPS_ON]
-    network = made.network
+    whole, few = autoencoder.manifest, samples[:GROUPS_ON]
+    network = whole.network
     assert isinstance(network, LibraryConfig)
     if not network.name.startswith("AutoencoderK"):
         return ""
-    own, found = int(str(network.arguments.get("norm_num_groups", 32))), dict[int, float]()
+    configured, psnrs = int(str(network.arguments.get("norm_num_groups", 32))), dict[int, float]()
     for groups in (1, 2, 4, 8, 16, 32, 64):
         with suppress(SettingsInvalid):  # channels that do not divide
             arguments = {**network.arguments, "norm_num_groups": groups}
-            other = made.model_copy(update={"network": network.model_copy(update={"arguments": arguments})})
-            found[groups] = try_autoencoder(replace(autoencoder, manifest=other), few).psnr
-    best = max(found, key=lambda groups: found[groups])
-    if found[best] < found.get(own, 0.0) + BETTER:
+            other = whole.model_copy(update={"network": network.model_copy(update={"arguments": arguments})})
+            psnrs[groups] = try_autoencoder(replace(autoencoder, manifest=other), few).psnr
+    best = max(psnrs, key=lambda groups: psnrs[groups])
+    if psnrs[best] < psnrs.get(configured, 0.0) + BETTER:
         return ""
-    return f"norm_num_groups is {own}, and with {best} it would be {found[best]:.1f} dB"
+    return f"norm_num_groups is {configured}, and with {best} it would be {psnrs[best]:.1f} dB"
 
 
 def _middle(sides: tuple[int, ...], most: int, divisor: int) -> Iterator[slice]:

@@ -49,7 +49,7 @@ USUAL: Final = {
     AUTOENCODERS: ("autoencoder_def", "vqvae_def", "stage_1_def", "autoencoder", "vqvae", "vae"),
     SCHEDULERS: ("noise_scheduler", "scheduler"),
 }  # fmt: skip
-"""Ids of the definitions, where there are several of a kind (MAISI has those of its masks too)."""
+"""These ids decide where several definitions are of a kind, as MAISI has networks of its masks too."""
 WEIGHTS: Final = (".pt", ".pth", ".ckpt", ".safetensors")
 OF_SAMPLING: Final = frozenset({
     "clip_sample", "clip_sample_min", "clip_sample_max", "set_alpha_to_one", "steps_offset", "variance_type",
@@ -108,16 +108,16 @@ def _imported(folder: Path, given: ImportOptions) -> Imported:
         autoencoder, _ = _weights(configs, _network(configs, encoder, given, spacing, axes))
         facts.append(_fact("autoencoder", encoder, autoencoder))
     inner = None if autoencoder is None else autoencoder.network
-    told: dict[str, Any] = {}
+    levels: dict[str, Any] = {}
     if denoiser is not None:
         network = _network(configs, denoiser, given, spacing, axes)
         _require_latents(configs, denoiser, network, inner)
         read, further = _weights(configs, network)
         facts.append(_fact("network", denoiser, read))
         facts += [Fact(key, str(value), "told at each call") for key, value in network.fixed.items()]
-        told["schedule"], told["parameterisation"] = _schedule(configs, further, facts)
-        told["scale"] = _scale(configs, further)
-        if told["parameterisation"] == "flow":
+        levels["schedule"], levels["parameterisation"] = _schedule(configs, further, facts)
+        levels["scale"] = _scale(configs, further)
+        if levels["parameterisation"] == "flow":
             read = negated(read, "out.2.conv")
             facts.append(Fact("out.2.conv", "negated", "RFlowScheduler predicts x0 - eps"))
     whole = read or autoencoder
@@ -129,7 +129,7 @@ def _imported(folder: Path, given: ImportOptions) -> Imported:
         across = None if spacing is None else _of_sample(spacing, axes)
         picture = PictureFormat(fit="pad", slices="none", spacing=across, **form)
     return Foreign(
-        folder, given, autoencoder, read, sides, units, tuple(facts), picture=picture, **told
+        folder, given, autoencoder, read, sides, units, tuple(facts), picture=picture, **levels
     ).imported()  # fmt: skip
 
 
@@ -265,8 +265,8 @@ def _axes(configs: Configs, given: ImportOptions, facts: list[Fact], dims: int) 
         code, basis = "HW", "assumed; --axes WH where LoadImage read the pictures"
     facts.append(Fact("axes", code, basis))
     low = 3 - dims
-    found = tuple(int(math.copysign(abs(AXES[each]) - low, AXES[each])) for each in code if each in AXES)
-    return () if found == tuple(range(1, dims + 1)) else found
+    turns = tuple(int(math.copysign(abs(AXES[each]) - low, AXES[each])) for each in code if each in AXES)
+    return () if turns == tuple(range(1, dims + 1)) else turns
 
 
 def _of_sample(values: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
@@ -435,14 +435,14 @@ def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mappi
 
 def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state under names of now, from those before MONAI 1.4 (`load_old_state_dict` of each network)."""
-    found = dict(state)
+    tensors = dict(state)
     for key in wanted:
         old = (
             key.replace(".attn.to_", ".to_")
             .replace(".attn.out_proj.", ".proj_attn.")
             .replace("postconv", "conv")
         )
-        if key not in found and old in found:
-            found[key] = found.pop(old)
+        if key not in tensors and old in tensors:
+            tensors[key] = tensors.pop(old)
     # Of an attention without its last layer; weights of `generative` have it, and are never multiplied by it.
-    return {key: value for key, value in found.items() if key in wanted or ".proj_attn." not in key}
+    return {key: value for key, value in tensors.items() if key in wanted or ".proj_attn." not in key}

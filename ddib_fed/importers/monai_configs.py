@@ -25,7 +25,7 @@ from ddib_fed.importing import Fact, ImportOptions, Normalisation, intensity_fie
 
 SUFFIXES: Final = (".json", ".yaml", ".yml")
 RANKED: Final = ("inference", "train", "multi", "eval", "valid")
-"""Names of files that belong to one bundle and may repeat its definitions, as those of MAISI do not."""
+"""Files of these names belong to one bundle and may repeat its definitions; the files of MAISI do not."""
 MAX_YAML_BYTES: Final = 128 << 10  # of a file; the parser reads so much in half a second
 DEEPEST: Final = 32  # values in values, and references to references; the model zoo's bundles have up to 8
 MOST_VALUES: Final = 100_000
@@ -101,13 +101,13 @@ class Configs:
             )
 
     def definitions(self, *names: str) -> Iterator[Found]:
-        """Yield every definition that is not disabled, or those of the classes of these names."""
+        """Yield every definition that is not disabled, or only definitions of classes of these names."""
         for key, value in self._all:
             if (found := self._definition(key, value)) is not None and (not names or found.name in names):
                 yield found
 
     def lists(self) -> Iterator[list[Found]]:
-        """Yield the definitions in each list, in its order, those that it refers to among them; code as a class."""
+        """Yield the definitions in each list, in its order, with those it refers to; code counts as a class."""
         for key, value in self._all:
             if isinstance(value, str) and MAKING.match(value):
                 yield [Found(key, self._file_of(key), value, {})]
@@ -133,9 +133,9 @@ class Configs:
 
     def _is_disabled(self, key: str, value: Any) -> bool:
         """Return whether a definition is left out; one whose `_disabled_` is code counts until it is read."""
-        told = value.get("_disabled_") if isinstance(value, Mapping) else None
-        told = self.get(f"{key}::_disabled_") if isinstance(told, str) else told
-        return told.strip().lower() == "true" if isinstance(told, str) else bool(told)
+        flag = value.get("_disabled_") if isinstance(value, Mapping) else None
+        flag = self.get(f"{key}::_disabled_") if isinstance(flag, str) else flag
+        return flag.strip().lower() == "true" if isinstance(flag, str) else bool(flag)
 
     def _spend(self, key: str, values: int = 1) -> None:
         self._left -= values
@@ -211,8 +211,8 @@ class Configs:
         text = REFERENCE.sub(lambda found: names[found[0]], raw[1:].strip())
         try:
             tree = ast.parse(text, mode="eval").body
-            told = {name: self.value(each, key, depth + 1) for each, name in names.items()}
-            return computed(tree, told)
+            operands = {name: self.value(each, key, depth + 1) for each, name in names.items()}
+            return computed(tree, operands)
         except (
             ValueError, SyntaxError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError,
         ) as error:  # fmt: skip
@@ -229,11 +229,11 @@ def _parsed(path: Path) -> tuple[Mapping[str, Any], str]:
     hint = "move files that are no configurations of the networks out of the folder"
     text = read_small(path, hint=hint, max_bytes=MAX_CONFIG_BYTES if kind == "JSON" else MAX_YAML_BYTES)
     try:
-        found = parse_json(text) if kind == "JSON" else _yaml(text)
+        values = parse_json(text) if kind == "JSON" else _yaml(text)
     except (ValueError, RecursionError) as error:
         why = str(error).partition("\n")[0]
         raise BundleInvalid(f"{path}: it is not {kind} that is read: {why}", hint="copy it again") from error
-    return (found if isinstance(found, Mapping) else {}), text.decode(errors="replace")
+    return (values if isinstance(values, Mapping) else {}), text.decode(errors="replace")
 
 
 def _yaml(text: bytes) -> Any:
@@ -277,10 +277,10 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
                 raise ValueError("no number")
             if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1e6):
                 raise ValueError("a power out of all proportion")
-            found = _OPERATORS[type(node.op)](left, right)
-            if abs(found) > LARGEST if numbers else len(found) > LONGEST:
+            result = _OPERATORS[type(node.op)](left, right)
+            if abs(result) > LARGEST if numbers else len(result) > LONGEST:
                 raise ValueError("a number or a list out of all proportion")
-            return found
+            return result
     raise ValueError("no arithmetic")
 
 
@@ -376,8 +376,8 @@ def kind_of(told: Any) -> str:
     """Return "ct" or "mr" for a file of MAISI, such as diff_unet_3d_rflow-ct.pt, or a number of a modality."""
     if isinstance(told, int):
         return "" if not told else "ct" if told < MODALITIES["mri"] else "mr"
-    found = re.search(r"[-_](ct|mr)i?(?:[-_.]|$)", Path(told or "").name.lower())
-    return found[1] if found else ""
+    match = re.search(r"[-_](ct|mr)i?(?:[-_.]|$)", Path(told or "").name.lower())
+    return match[1] if match else ""
 
 
 def _kind(read: Read, given: ImportOptions) -> str:
@@ -425,7 +425,7 @@ def _listed(value: Any) -> list[Any]:
 
 def _scaled(configs: Configs, transforms: list[Found], given: ImportOptions, dims: int) -> Scaled | None:
     """Follow a list of transforms; return how it scales values, None if it does not; raise if that is unknown."""
-    found: Scaled | None = None
+    scaling: Scaled | None = None
     for each in transforms:
         keeps = KEEPING.fullmatch(each.name) or ANSWERING.fullmatch(each.name)
         keeps = keeps or PART.fullmatch(str(each.arguments.get("func")))
@@ -434,12 +434,12 @@ def _scaled(configs: Configs, transforms: list[Found], given: ImportOptions, dim
         configs.value(each.arguments.get("_disabled_"), f"{each.key}::_disabled_")  # raises where it is code
         settings = {key: raw for key, raw in each.arguments.items() if key not in {"dtype", "func"}}
         # Code raises here: it must not become the default of a setting.
-        told = {key: configs.value(raw, f"{each.key}::{key}") for key, raw in settings.items()}
+        numbers = {key: configs.value(raw, f"{each.key}::{key}") for key, raw in settings.items()}
         try:
-            found = _step(each, told, found, given, dims)
+            scaling = _step(each, numbers, scaling, given, dims)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise each.refused("", f"is {each.target[:60]}: {error}", RULE_HINT) from error
-    return found
+    return scaling
 
 
 def _step(
