@@ -11,78 +11,60 @@ from typing import TYPE_CHECKING, Any
 from ddib_fed.names import __version__ as __version__
 
 if TYPE_CHECKING:
-    from ddib_fed.api import translate as translate
-    from ddib_fed.calibration.record import Calibration as Calibration
-    from ddib_fed.calibration.record import Dial as Dial
-    from ddib_fed.client.client import Client as Client
-    from ddib_fed.client.dial import measure_dial as measure_dial
-    from ddib_fed.client.folder_run import Run as Run
-    from ddib_fed.client.jobs import Event as Event
-    from ddib_fed.client.jobs import Job as Job
-    from ddib_fed.client.jobs import Progress as Progress
-    from ddib_fed.client.jobs import Request as Request
-    from ddib_fed.client.parts import WrittenStudy as WrittenStudy
-    from ddib_fed.client.profile import Profile as Profile
-    from ddib_fed.client.results import Delivered as Delivered
-    from ddib_fed.client.results import Translated as Translated
-    from ddib_fed.data.study import Study as Study
-    from ddib_fed.engine.party import Party as Party
-    from ddib_fed.errors import DdibError as DdibError
-    from ddib_fed.figures import Figures as Figures
-    from ddib_fed.figures import evaluate as evaluate
-    from ddib_fed.importing import Imported as Imported
-    from ddib_fed.importing import Importer as Importer
-    from ddib_fed.importing import ImportOptions as ImportOptions
-    from ddib_fed.model import Model as Model
-    from ddib_fed.model import train as train
-    from ddib_fed.node.operator import Node as Node
-    from ddib_fed.protocol.messages import Domains as Domains
-    from ddib_fed.recognition import Reader as Reader
-    from ddib_fed.record import Guidance as Guidance
-    from ddib_fed.record import Record as Record
-    from ddib_fed.record import Settings as Settings
-    from ddib_fed.rehearsal import Rehearsal as Rehearsal
-    from ddib_fed.training.calibrating import CalibrationRequest as CalibrationRequest
-    from ddib_fed.training.calibrating import calibrate as calibrate
-    from ddib_fed.training.config import TrainConfig as TrainConfig
+    from ddib_fed.api import translate
+    from ddib_fed.calibration.record import Calibration, Dial
+    from ddib_fed.client.client import Client
+    from ddib_fed.client.dial import measure_dial
+    from ddib_fed.client.folder_run import Run
+    from ddib_fed.client.jobs import Event, Job, Progress, Request
+    from ddib_fed.client.profile import Profile
+    from ddib_fed.client.results import Delivered, Translated
+    from ddib_fed.engine.party import Party
+    from ddib_fed.errors import DdibError
+    from ddib_fed.figures import Figures, evaluate
+    from ddib_fed.client.parts import WrittenStudy
+    from ddib_fed.data.study import Study
+    from ddib_fed.importing import Imported, Importer, ImportOptions
+    from ddib_fed.model import Model, train
+    from ddib_fed.node.operator import Node
+    from ddib_fed.protocol.messages import Domains
+    from ddib_fed.recognition import Reader
+    from ddib_fed.record import Guidance, Record, Settings
+    from ddib_fed.rehearsal import Rehearsal
+    from ddib_fed.training.calibrating import CalibrationRequest, calibrate
+    from ddib_fed.training.config import TrainConfig
 
-_HOMES = {
-    "Calibration": "ddib_fed.calibration.record",
-    "CalibrationRequest": "ddib_fed.training.calibrating",
-    "Client": "ddib_fed.client.client",
-    "DdibError": "ddib_fed.errors",
-    "Delivered": "ddib_fed.client.results",
-    "Dial": "ddib_fed.calibration.record",
-    "Domains": "ddib_fed.protocol.messages",
-    "Event": "ddib_fed.client.jobs",
-    "Figures": "ddib_fed.figures",
-    "Guidance": "ddib_fed.record",
-    "ImportOptions": "ddib_fed.importing",
-    "Imported": "ddib_fed.importing",
-    "Importer": "ddib_fed.importing",
-    "Job": "ddib_fed.client.jobs",
-    "Model": "ddib_fed.model",
-    "Node": "ddib_fed.node.operator",
-    "Party": "ddib_fed.engine.party",
-    "Profile": "ddib_fed.client.profile",
-    "Progress": "ddib_fed.client.jobs",
-    "Reader": "ddib_fed.recognition",
-    "Record": "ddib_fed.record",
-    "Rehearsal": "ddib_fed.rehearsal",
-    "Request": "ddib_fed.client.jobs",
-    "Run": "ddib_fed.client.folder_run",
-    "Settings": "ddib_fed.record",
-    "Study": "ddib_fed.data.study",
-    "TrainConfig": "ddib_fed.training.config",
-    "Translated": "ddib_fed.client.results",
-    "WrittenStudy": "ddib_fed.client.parts",
-    "calibrate": "ddib_fed.training.calibrating",
-    "evaluate": "ddib_fed.figures",
-    "measure_dial": "ddib_fed.client.dial",
-    "train": "ddib_fed.model",
-    "translate": "ddib_fed.api",
+__all__ = [
+    "Calibration", "CalibrationRequest", "Client", "DdibError", "Delivered", "Dial", "Domains", "Event",
+    "Figures", "Guidance", "ImportOptions", "Imported", "Importer", "Job", "Model", "Node", "Party",
+    "Profile", "Progress", "Reader", "Record", "Rehearsal", "Request", "Run", "Settings", "Study", "TrainConfig",
+    "Translated", "WrittenStudy", "calibrate", "evaluate", "measure_dial", "train", "translate",
+]  # fmt: skip
+_NAMES = {
+    "ddib_fed.api": "translate",
+    "ddib_fed.calibration.record": "Calibration Dial",
+    "ddib_fed.client.client": "Client",
+    "ddib_fed.client.dial": "measure_dial",
+    "ddib_fed.client.folder_run": "Run",
+    "ddib_fed.client.jobs": "Event Job Progress Request",
+    "ddib_fed.client.profile": "Profile",
+    "ddib_fed.client.results": "Delivered Translated",
+    "ddib_fed.engine.party": "Party",
+    "ddib_fed.errors": "DdibError",
+    "ddib_fed.figures": "Figures evaluate",
+    "ddib_fed.client.parts": "WrittenStudy",
+    "ddib_fed.data.study": "Study",
+    "ddib_fed.recognition": "Reader",
+    "ddib_fed.importing": "ImportOptions Imported Importer",
+    "ddib_fed.model": "Model train",
+    "ddib_fed.node.operator": "Node",
+    "ddib_fed.protocol.messages": "Domains",
+    "ddib_fed.record": "Guidance Record Settings",
+    "ddib_fed.rehearsal": "Rehearsal",
+    "ddib_fed.training.calibrating": "CalibrationRequest calibrate",
+    "ddib_fed.training.config": "TrainConfig",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605 - the names are there
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:

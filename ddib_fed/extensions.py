@@ -20,10 +20,8 @@ OWN = "ddib-fed"
 def extensions(group: str) -> Mapping[str, EntryPoint]:
     """Return the entry points of a group, such as `ddib_fed.importers`, by name, third parties' first."""
     points = sorted(entry_points(group=group), key=lambda point: _distribution(point) != OWN)
-    found: dict[str, EntryPoint] = {}
-    for point in points:
-        found.setdefault(point.name, point)
-    return dict(sorted(found.items(), key=lambda item: (_distribution(item[1]) == OWN, item[0])))
+    by_name = {point.name: point for point in reversed(points)}
+    return dict(sorted(by_name.items(), key=lambda item: (_distribution(item[1]) == OWN, item[0])))
 
 
 def _distribution(point: EntryPoint) -> str:
@@ -31,15 +29,7 @@ def _distribution(point: EntryPoint) -> str:
 
 
 def extension(group: str, name: str) -> Any:
-    """Load an extension.
-
-    Raises
-    ------
-    ItemNotFound
-        No installed distribution has it.
-    ConfigError
-        It cannot be imported; the text names its distribution.
-    """
+    """Load an extension; raise ItemNotFound if none is installed, ConfigError if it cannot be imported."""
     point = extensions(group).get(name)
     if point is None:
         hint = f"there are {', '.join(extensions(group)) or 'none: install the package again'}"

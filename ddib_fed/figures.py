@@ -21,7 +21,6 @@ from ddib_fed.pages import write_page
 from ddib_fed.record import PictureFigures, Record
 
 FROM_RECORDS = ("cycle_mse", "cycle_psnr", "edge_correlation")
-MOST_ROWS = 200
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,11 +40,11 @@ class Figures:
     translations: Translations = field(repr=False)
 
     def tables(self) -> list[FigureTable]:
-        """Return the figures as tables: title, columns, rows, and what they are."""
+        """Return the figures as tables, each with a title, columns, rows and a note."""
         return tables(dict(self.report))
 
-    def write_page(self, path: Path, title: str, *, most_rows: int = MOST_ROWS) -> None:
-        """Write an HTML page: the worst pictures come first, and the page states how many it leaves out."""
+    def write_page(self, path: Path, title: str, *, most_rows: int = 200) -> None:
+        """Write an HTML page, the worst pictures first; it states how many it leaves out."""
         stacks = {
             kind: to_pixels(as_pictures(stack))
             for kind in ("source", "mapped", "translated", "truth", "back")
@@ -93,18 +92,16 @@ def evaluate(
     Parameters
     ----------
     folder
-        What `ddib translate` wrote, or any folder of pictures.
+        A folder that `ddib translate` wrote, or any folder of pictures.
     source, truth
         Folders with the sources and the true translations, by the same names.
     domain
-        Other pictures of the target domain: a folder, or (M, C, H, W) in [-1, 1]; for the feature distance and for
-        histogram matching.
+        Other pictures of the target domain, for the feature distance and histogram matching: a folder, or
+        (M, C, H, W) in [-1, 1].
     by_folder
         Whether intervals draw whole folders of pictures, such as the slices of one patient.
-    size
-        Height and width that all are resized to, pixels; None for those of the first translation.
-    fit
-        How: ``resize``, ``crop`` or ``pad``.
+    size, fit
+        Height and width that all are resized to, None for the first translation's; ``resize``, ``crop`` or ``pad``.
     span
         Raw values of black and white; None for the models' if the records have them, else those of the files' type.
     on_read
@@ -172,6 +169,7 @@ def evaluate(
 
 
 def _of_records(records: Sequence[Record]) -> Report | None:
+    """Return statistics of all latents by those in the records; None where a record has none."""
     keys = ("mean", "std", "kurtosis", "correlation")
     columns = [[getattr(record.latent, key) for record in records] for key in keys]
     if any(None in column for column in columns):

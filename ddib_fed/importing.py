@@ -50,13 +50,12 @@ __all__ = [
 ]  # fmt: skip
 
 CHECKED = 8
-Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]
-"""Own samples (C, *sides) in [-1, 1] for a manifest."""
+Reader = Callable[[Manifest], Iterable[NDArray[np.float32]]]  # own samples (C, *sides) in [-1, 1]
 
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """What is said of a checkpoint; None means that the value is read from the files.
+    """Options of an import; None means that the value is read from the files.
 
     Attributes
     ----------
@@ -68,20 +67,14 @@ class ImportOptions:
         Whether it is the public code's noisy classifier, or its 2-D network.
     fit
         How pictures of another size are fitted; None for crop, as the public code.
-    soften_sigma : float
-        Noise level of softening before encoding; None for 0.
-    scale_factor : float
-        What latents are multiplied by.
+    soften_sigma, scale_factor : float
+        Noise level of softening before encoding, None for 0; factor of latents.
     check : Path or callable
         Own samples that an autoencoder is to reconstruct.
-    size : tuple of int
-        Sides of a sample, pixels or voxels.
-    intensity : str
-        How values of volumes and maps become numbers, as of `ddib translate`.
-    values : (float, float)
-        What black and white were in training.
-    spacing : (float, float, float)
-        Millimetres between voxels, x, y, z.
+    size, spacing : tuple
+        Sides of a sample, pixels or voxels; millimetres between voxels, x, y, z.
+    intensity, values
+        How values of volumes and maps become numbers, as of `ddib translate`; black and white in training.
     modality, axes : str
         Of MAISI; of the network's arrays, such as RAS.
     """
@@ -120,7 +113,7 @@ class ImportOptions:
         return own_samples(manifest, self.check, CHECKED, CHECKED).mixed()
 
     def picture(self) -> PictureFormat:
-        """Return how pictures become samples, where no file says it."""
+        """Return how pictures become samples, if no file says it."""
         return PictureFormat(
             fit=self.fit or "crop", **intensity_fields(self.intensity) if self.intensity else {}
         )
@@ -134,7 +127,7 @@ class ImportOptions:
 
 
 class Fact(NamedTuple):
-    """A setting of an imported model, and where it is from."""
+    """A setting of an imported model, and its origin."""
 
     key: str
     value: str
@@ -143,27 +136,20 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A model read from other code's files, not yet a bundle.
+    """A model read from other code's files, not yet a bundle; SettingsInvalid if there is no such schedule.
 
     Attributes
     ----------
     manifest
-        What it is; nested parts may be given as dicts: ``Manifest(network={"kind": "unet", ...}, ...)``.
+        Nested parts may be given as dicts: ``Manifest(network={"kind": "unet", ...}, ...)``.
     state : Mapping
         Its tensors by the names of the network, float32.
-    facts
-        Its settings with their origins, to be shown.
-    ignored : Mapping
-        Settings without effect, with the reason.
+    facts, ignored
+        Its settings with their origins, to be shown; settings without effect, with the reason.
     remarks, warnings
         Sentences.
     autoencoder : Imported or None
         Of a model of latents.
-
-    Raises
-    ------
-    SettingsInvalid
-        There is no schedule of these settings.
     """
 
     manifest: Manifest
@@ -181,15 +167,16 @@ class Imported:
     def read(cls, path: str | Path, options: ImportOptions | None = None) -> Imported:
         """Read a checkpoint by the first importer that recognises it, third parties' first.
 
+        An importer that cannot be loaded is left out, with a warning.
+
         Raises
         ------
         BundleInvalid, FileMissing
             Its files cannot be read, or tensors are not those of the network.
         SettingsInvalid
-            A setting cannot be computed exactly, or is told by no file.
+            A setting cannot be computed exactly, or no file has it.
         UsageError
-            An option says nothing of such a checkpoint, or no importer recognises it. An importer that cannot be
-            loaded is left out, with a warning.
+            An option has no effect on such a checkpoint, or no importer recognises it.
         """
         path, options = Path(path), options or ImportOptions()
         importers, broken = loaded("ddib_fed.importers")
@@ -204,19 +191,15 @@ class Imported:
         raise UsageError("; ".join((f"no importer recognises {path}", *broken)), hint=f"there are {known}")
 
     def bundle(self, source: str = "the new model") -> Bundle:
-        """Return the model in memory; BundleInvalid, which names `source`, unless the tensors are the network's."""
+        """Return the model in memory; raise BundleInvalid, naming `source`, unless the tensors fit the network."""
         encoder = None if self.autoencoder is None else self.autoencoder.bundle(source)
         return make_bundle(self.manifest, self.state, autoencoder=encoder, source=source)
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> Model:
         """Write the model as a bundle, with its autoencoder beside it.
 
-        Raises
-        ------
-        AlreadyExists
-            The folder is there, and `overwrite` is not set.
-        BundleInvalid
-            The tensors are not those of the network, or hold NaN or infinity.
+        Raises AlreadyExists if the folder exists and `overwrite` is not set, BundleInvalid if the tensors do not fit
+        the network, or hold NaN or infinity.
         """
         with TemporaryDirectory() as folder:
             beside = None
@@ -260,8 +243,9 @@ class Importer(Protocol):
 
 
 def import_note(where: str, warnings: tuple[str, ...]) -> DataNote:
-    said = f"imported weights: {where} does not say what they were trained on"
-    return DataNote(note="; ".join((said, *warnings))[:4000])
+    """Return the note on the data of imported weights."""
+    sentence = f"imported weights: {where} does not say what they were trained on"
+    return DataNote(note="; ".join((sentence, *warnings))[:4000])
 
 
 def refused(source: str, key: str, problem: str, hint: str) -> BundleInvalid:
@@ -270,7 +254,7 @@ def refused(source: str, key: str, problem: str, hint: str) -> BundleInvalid:
 
 
 def require_fit(network: AnyConfig, state: Mapping[str, Tensor], source: str, hint: str) -> None:
-    """Raise BundleInvalid unless the tensors are those of the network."""
+    """Raise BundleInvalid unless the tensors fit the network."""
     for key, problem in misfits(network, state):
         raise refused(source, key, problem, hint)
 
@@ -284,15 +268,13 @@ WRAPPERS = (
 _AVERAGED = re.compile(r"ema_(0?\.\d+)_(\d+)\.pt")
 _RAW = re.compile(r"model(\d+)\.pt")
 _OPTIMISER = re.compile(r"opt\d*\.pt")
-
-
+# Prefixes of tensors: by parallel runs and torch.compile, and by Lightning and other trainers.
 _WRAPPED = re.compile(r"(?<![^.])(?:module|_orig_mod)\.")
 _TRAINED = re.compile(r"^(?:diffusion\.|model\.(?!diffusion_model\.))+")
-"""What parallel runs and torch.compile put into the names of tensors, and Lightning and other trainers before them."""
 
 
 class WeightsFile(NamedTuple):
-    """Tensors in float32; the optimiser steps that the file's name tells; what is said of the file."""
+    """Tensors in float32, the optimiser steps in the file's name, and remarks on the file."""
 
     state: Mapping[str, Tensor]
     steps: int
@@ -300,7 +282,7 @@ class WeightsFile(NamedTuple):
 
 
 def read_tensors(path: Path) -> WeightsFile:
-    """The state dict in a file of safetensors or in a pickled checkpoint, of which only tensors are read."""
+    """Read the state dict in a file of safetensors or in a pickled checkpoint; only tensors are read."""
     if not path.is_file():
         raise FileMissing(f"there is no file {path}")
     if path.suffix == ".safetensors":
@@ -322,7 +304,7 @@ def read_tensors(path: Path) -> WeightsFile:
 
 
 def loaded_checkpoint(path: Path) -> Any:
-    """What a pickle holds, of which only tensors and plain values are read."""
+    """Load a pickle, of which only tensors and plain values are read."""
     if not path.is_file():
         raise BundleInvalid(f"{path}: it is no regular file", hint="copy the checkpoint itself there")
     try:
@@ -360,10 +342,12 @@ def states_in(loaded: Any) -> Iterator[dict[str, Tensor]]:
 
 
 def unwrapped(found: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the tensors without the prefixes of parallel runs and torch.compile."""
     return renamed(found, lambda key: _WRAPPED.sub("", key), path)
 
 
 def renamed(found: Mapping[str, Tensor], rename: Callable[[str], str], path: Path) -> dict[str, Tensor]:
+    """Return the tensors under new names; raise BundleInvalid if two get one name."""
     state: dict[str, Tensor] = {}
     for key, tensor in found.items():
         if rename(key) in state:

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 Samples = NDArray[np.float32]
 Label = int | str | None
 Told = Callable[[int, int], None]
-SHEET_PICTURES = 64
-NUMBERS = (12, 16, 20)
 PLAIN = Settings()
 
 
@@ -91,32 +89,26 @@ class Model:
         ----------
         which
             The name of a model that ships (``moons``, ``satellite``, ...), or the folder of a bundle.
-        device
-            ``cpu``, ``cuda`` or ``cuda:1``.
-        dtype
-            Of the network: ``float32``, ``bfloat16`` or ``float16``; what is integrated stays float32. The error of
-            each is in docs/operating.md.
+        device, dtype
+            ``cpu``, ``cuda`` or ``cuda:1``, and the network's ``float32``, ``bfloat16`` or ``float16``; what is
+            integrated stays float32. The error of each is in docs/operating.md.
         classifier
             A bundle of a classifier of noisy pictures, for guidance by `Guidance.classifier_scale`.
         size
             Height and width (volumes: depth, height, width) to which samples are brought, to be translated in
             overlapping tiles. Both models of a translation need the same.
-        threads
-            Threads of torch; None leaves them as they are.
-        batch
-            Pictures that are integrated together; 0 for 16 (of points 5,000).
+        threads, batch
+            Threads of torch, None to leave them as they are; pictures that are integrated together, 0 for 16 (of
+            points 5,000).
         without
-            Files beside the weights that are not read, because they are to be written anew.
+            Files beside the weights that are not read, because they will be written anew.
 
         Raises
         ------
-        ModelNotFound
-            There is no such model.
-        BundleInvalid
-            A file is damaged, was changed, or does not fit.
+        ModelNotFound, BundleInvalid
+            There is no such model; a file is damaged, was changed, or does not fit.
         SettingsInvalid
-            The size does not suit the model; at the first use, that the device or dtype does not exist here, or that
-            the classifier does not fit.
+            The size does not suit the model; at the first use: the device, dtype or classifier does not.
         """
         with extra("node", "torch", "a model in this process needs torch, which is not installed"):
             from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle, shipped_name
@@ -132,8 +124,8 @@ class Model:
     def to(self, target: Model) -> InProcess:
         """Return a client whose node is this process: this model encodes, `target` decodes.
 
-        Jobs are kept in memory, and computed while their results are taken. Their requests may ask what only models of
-        one process do: `soften`, `seed`, `calibration`, `flags`.
+        Jobs are kept in memory, and computed while their results are taken. Their requests may use `soften`, `seed`,
+        `calibration` and `flags`, which nodes refuse.
         """
         from ddib_fed.client.in_process import InProcess
 
@@ -153,7 +145,7 @@ class Model:
 
     @property
     def manifest(self) -> Manifest:
-        """What the model says of itself."""
+        """Description of the model: network, samples, schedule and training."""
         return self.bundle.manifest
 
     @property
@@ -163,17 +155,17 @@ class Model:
 
     @property
     def domain(self) -> str:
-        """The name of its domain."""
+        """Name of its domain."""
         return self.manifest.domain
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point."""
+        """Shape of one sample: (C, H, W) of a picture, (C, D, H, W) of a volume, (D,) of a point."""
         return self.manifest.sample_shape
 
     @property
     def classes(self) -> Classes:
-        """The classes to decode to: the model's, or of a model without those of its classifier."""
+        """Classes to decode to: of the model, or else of its classifier."""
         classifier = self._opening.get("classifier")
         owner = self.manifest
         if owner.num_classes is None and classifier is not None:
@@ -182,7 +174,7 @@ class Model:
 
     @property
     def verdict(self) -> SampleVerdict | None:
-        """How its samples compare with training data, as training measured it; None where it did not."""
+        """Comparison of its samples with training data; None where training measured none."""
         from ddib_fed.evaluation.features import SampleVerdict
 
         return SampleVerdict.of_figures(self.manifest.training.figures)
@@ -202,27 +194,18 @@ class Model:
         seed: int = 0,
         on_progress: Told | None = None,
     ) -> Samples:
-        """Draw samples.
+        """Draw samples, (count, *shape) float32: points in the units of the data, pictures in [-1, 1].
 
         Parameters
         ----------
-        count
-            How many.
         settings
             How the ODE is integrated.
-        label
-            The class to draw, by number or name, where the model has classes.
-        guidance
-            Towards the class.
+        label, guidance
+            The class to draw, by number or name, and guidance towards it.
         seed
             Of the noise; pictures are the first `count` of a seed.
         on_progress
             Called with (network evaluations done, in all).
-
-        Returns
-        -------
-        ndarray
-            (count, *shape) float32: points in the units of the data, pictures in [-1, 1].
 
         Raises
         ------
@@ -245,33 +228,19 @@ class Model:
         overwrite: bool = False,
         **how: Any,
     ) -> dict[str, Any]:
-        """Draw samples into a folder, with a sheet and report.json, which is written last.
+        """Draw samples into a folder, with a sheet and report.json, which is written last; return the report.
 
-        Points: samples.npy, latent.npy and samples.png. Pictures: sample_0.png and on (volumes: sample_0.npy), and
-        sheet.png.
+        Points are written as samples.npy, latent.npy and samples.png; pictures as sample_0.png and on (volumes:
+        sample_0.npy), and sheet.png.
 
         Parameters
         ----------
-        folder
-            Is made.
         count
-            How many; None for 10,000 points or 64 pictures.
+            None for 10,000 points or 64 pictures.
         settings, how
             As of `sample`.
         overwrite
-            Whether results in the folder may be replaced.
-
-        Returns
-        -------
-        dict
-            The content of report.json.
-
-        Raises
-        ------
-        AlreadyExists
-            The folder holds results.
-        SettingsInvalid
-            As of `sample`.
+            Whether results in the folder may be replaced; else AlreadyExists is raised.
         """
         folder = Path(folder)
         if (folder / "report.json").exists() and not overwrite:
@@ -327,7 +296,7 @@ class Model:
         data = self.manifest.data
         note = "" if data is None else data.note or data.source
         caption = ". ".join(filter(None, [self.domain, note]))
-        save_sheet(folder / "sheet.png", {"samples": samples[:SHEET_PICTURES]}, caption=caption)
+        save_sheet(folder / "sheet.png", {"samples": samples[:64]}, caption=caption)
         scale = dict(zip(("slope", "intercept"), file_rule(self.manifest).output_scale, strict=True))
         about = {"class": request.target_class, "count": count, "guidance": asdict(request.guidance)}
         return {**about, "output_scale": scale, "pictures": names}
@@ -340,9 +309,8 @@ class Model:
 
         counter = Counter(request.settings.evaluations * turns(self.party, len(noise)), on_progress)
         noises = point_draw(request.seed, 0, noise.shape[1])
-        return self.party.decode(
-            ToDecode(0, Latent.from_array(noise), draw=noises), request.leg(counter)
-        ).samples
+        inputs = ToDecode(0, Latent.from_array(noise), draw=noises)
+        return self.party.decode(inputs, request.leg(counter)).samples
 
     def encode(
         self,
@@ -363,23 +331,18 @@ class Model:
             How the ODE is integrated, and to what depth.
         label
             Class of the samples, by number or name.
-        soften
-            Noise level sigma / alpha to which pictures are diffused first; None for the model's own.
-        seed
-            Of that noise.
+        soften, seed
+            Noise level sigma / alpha to which pictures are diffused first, None for the model's own; its seed.
 
         Returns
         -------
         ndarray
-            (N, *latent shape) float32, of N(0, I) at full depth; the latent shape is that of a sample but for models
-            behind an autoencoder.
+            (N, *latent shape) float32, of N(0, I) at full depth; an autoencoder alone changes the shape.
 
         Raises
         ------
-        ShapeMismatch, NotFinite
-            The samples do not fit.
-        SettingsInvalid
-            The settings or the class do not fit the model.
+        ShapeMismatch, NotFinite, SettingsInvalid
+            The samples, the settings or the class do not fit the model.
         LatentNotGaussian
             A latent is unlike those of the model's domain.
         """
@@ -389,13 +352,11 @@ class Model:
 
         model = self.party.model
         request = replace(self._array_settings(settings, label, seed=seed), soften=soften)
-        items = (
-            item_of(number, part, model, model, request) for number, part in enumerate(self._parts(samples))
-        )
+        parts = enumerate(self._parts(samples))
+        items = (item_of(number, part, model, model, request) for number, part in parts)
         inputs = (ToEncode(item.number, item.samples, request.target_class, item.noise) for item in items)
-        return np.concatenate(
-            [only(outcome).latent.data for outcome in self.party.encode_each(inputs, request.leg())]
-        )
+        outcomes = self.party.encode_each(inputs, request.leg())
+        return np.concatenate([only(outcome).latent.data for outcome in outcomes])
 
     def decode(
         self,
@@ -406,26 +367,19 @@ class Model:
         guidance: Guidance = UNGUIDED,
         seed: int = 0,
     ) -> Samples:
-        """Decode latents to samples.
+        """Decode latents (N, *latent shape) float32, of the depth that the settings name, to samples (N, *shape).
 
         Parameters
         ----------
-        latents
-            (N, *latent shape) float32, of the depth that the settings name.
-        settings, label, guidance, seed
-            As of `sample`; the seed is of what noise the settings draw.
-
-        Returns
-        -------
-        ndarray
-            (N, *shape) float32: points in the units of the data, pictures in [-1, 1].
+        settings, label, guidance
+            As of `sample`.
+        seed
+            Of the noise that the settings draw.
 
         Raises
         ------
-        ShapeMismatch, NotFinite
-            The latents do not fit.
-        SettingsInvalid
-            The settings, the class or the guidance do not fit the model.
+        ShapeMismatch, NotFinite, SettingsInvalid
+            The latents, the settings, the class or the guidance do not fit the model.
         LatentNotGaussian
             A latent is not of N(0, I).
         """
@@ -439,16 +393,15 @@ class Model:
         def items() -> Any:
             for number, part in enumerate(self._parts(latents)):
                 name = f"{seed} {number}".encode()
-                noises = (
+                draw = (
                     picture_draw(model, name, "decode")
                     if model.is_picture
                     else point_draw(seed, 0, part.shape[1])
                 )
-                yield ToDecode(number, Latent.from_array(part), request.target_class, noises)
+                yield ToDecode(number, Latent.from_array(part), request.target_class, draw)
 
-        samples = np.concatenate(
-            [only(outcome).samples for outcome in self.party.decode_each(items(), request.leg())]
-        )
+        outcomes = self.party.decode_each(items(), request.leg())
+        samples = np.concatenate([only(outcome).samples for outcome in outcomes])
         return samples.clip(-1.0, 1.0) if model.is_picture else samples
 
     def integrate(
@@ -460,30 +413,20 @@ class Model:
         back: bool = False,
         on_progress: Told | None = None,
     ) -> Samples:
-        """Follow the ODE with states as they are: nothing is softened, refused or clipped.
+        """Follow the ODE with states as they are: nothing is softened, refused or clipped; return the other end.
 
         Parameters
         ----------
         x
             (N, *latent shape) float32 in the units of the ODE (`units`).
         settings
-            How, and from the data end to what depth.
+            How, and from the data end to what depth; SettingsInvalid is raised if they do not fit the model.
         sigma
             Noise level sigma / alpha of the data end; 0 for the data itself.
         back
             From noise to data.
         on_progress
             Called with (network evaluations done, in all).
-
-        Returns
-        -------
-        ndarray
-            The states at the other end.
-
-        Raises
-        ------
-        SettingsInvalid
-            The settings do not fit the model.
         """
         import torch
 
@@ -529,10 +472,7 @@ class Model:
     ) -> OwnSamples:
         """Return at most so many samples of the model's domain, evenly spaced, as `train`, `held_out` and `test`.
 
-        Parameters
-        ----------
-        which
-            A folder of pictures, or a .npy file of points; None for the domain that ships, which alone has `test`.
+        `which` is a folder of pictures or a .npy file of points; None for the domain that ships, which has `test`.
         """
         from ddib_fed.training.sources import own_samples
 
@@ -574,14 +514,14 @@ class Model:
 
     def tune(
         self,
-        evaluations: Sequence[int] = NUMBERS,
+        evaluations: Sequence[int] = (12, 16, 20),
         *,
         data: str | Path | None = None,
         soften_sigma: float | None = None,
         seed: int = 0,
         on_progress: Callable[[str, int, int], None] = lambda *_: None,
     ) -> Tuned:
-        """Learn where the solver steps, so that fewer evaluations are as exact, and write steps.json.
+        """Learn where the solver steps, so that fewer evaluations are as exact; write steps.json and return it.
 
         The steps are learned from this model alone; its digest stays. `Settings(grid="learned")` uses them.
 
@@ -597,19 +537,12 @@ class Model:
         seed
             All random draws follow from it.
         on_progress
-            Called with (what is being done, done, in all).
-
-        Returns
-        -------
-        Tuned
-            The learned steps, with their errors on held-out samples.
+            Called with (stage, done, in all).
 
         Raises
         ------
-        InputError
-            There are too few samples.
-        SettingsInvalid
-            A number cannot be learned.
+        InputError, SettingsInvalid
+            There are too few samples; a number cannot be learned.
         UsageError
             The model ships: copy it first.
         """
@@ -641,10 +574,8 @@ class Model:
                     learned.append(tune.learn(leg, number, effort, seed, learned, tell))
                     legs.append(leg.measured(learned[-1]))
                 # Decoding is learned from noise, and in every other row of pictures from a latent: what a node decodes.
-                starts, sigma = (
-                    [tune.noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)],
-                    0.0,
-                )
+                starts = [tune.noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)]
+                sigma = 0.0
                 if model.is_picture:
                     for start, rows in zip(starts, leg.sets, strict=True):
                         start[::2] = rows.end[::2]
@@ -663,7 +594,7 @@ class Model:
         on_encoding: Told | None = None,
         on_scan: Told | None = None,
     ) -> str:
-        """Measure what the model's own latents and pictures look like, for the gate and for marks of doubt.
+        """Measure the model's own latents and pictures, for the gate and for marks of doubt.
 
         Bounds of the gate are written into gate.json beside the weights. A model of pictures without thresholds of
         structure gets them if `data` names pictures; they are in the manifest, so the digest changes then.
@@ -698,10 +629,8 @@ class Model:
             put_beside(folder, self._bounds(data, seed, on_encoding, skip_bad=skip_bad))
         except InputError as error:
             problem = error
-        lacks = manifest.structure is None and (manifest.sample_kind, manifest.role) == (
-            "picture",
-            "generator",
-        )
+        generates = manifest.sample_kind == "picture" and manifest.role == "generator"
+        lacks = manifest.structure is None and generates
         if lacks and data is not None and shipped_name(manifest, data) is None:
             put_thresholds(folder, Path(data), skip_bad=skip_bad, progress=on_scan)
         elif problem is not None:
@@ -732,22 +661,10 @@ class Model:
             return measure_allowances(model, samples, command=command, seed=seed, tell=on_encoding)
 
     def export(self, path: str | Path) -> str:
-        """Write a model of the public DDIB code's 2-D network as that code's checkpoint.
+        """Write a model of the public DDIB code's 2-D network as that code's checkpoint; return the flags it needs.
 
-        Parameters
-        ----------
-        path
-            The file, a state dict in float32; the public scripts look for models/synthetic/log2D0/model000000.pt.
-
-        Returns
-        -------
-        str
-            The flags that the public scripts need.
-
-        Raises
-        ------
-        SettingsInvalid
-            The network is another one.
+        The file is a state dict in float32; the public scripts look for models/synthetic/log2D0/model000000.pt.
+        SettingsInvalid is raised for any other network.
         """
         import torch
 
@@ -780,10 +697,10 @@ class Model:
     def public_settings(
         line: str, manifests: Sequence[Manifest], evaluations: int | None = None
     ) -> tuple[SolverSettings, bool | None]:
-        """Return the settings of a line of the public code's flags, and whether they say to clip.
+        """Return the settings in a line of the public code's flags, and whether they say to clip.
 
-        Without `evaluations` their number is that of the flags' steps, which must be the same for all the models;
-        without flags that say it at most 48. Raises SettingsInvalid for a flag that the public code does not have.
+        Without `evaluations` the flags' steps count, which must be the same for all models; without those at most 48.
+        SettingsInvalid is raised for a flag that the public code does not have.
         """
         from ddib_fed.engine.arrays import public_sampling
 
@@ -810,7 +727,7 @@ class Model:
 
 
 def _noise(count: int, dim: int, seed: int) -> Samples:
-    """Noise (count, dim) of points, around the origin in the order of their angle."""
+    """Draw noise (count, dim) of points, around the origin in the order of their angle."""
     import torch
 
     noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
@@ -820,7 +737,7 @@ def _noise(count: int, dim: int, seed: int) -> Samples:
 
 
 def _noted(words: str, data: str | Path | None, seed: int) -> str:
-    """The command as it is kept beside the weights: without paths."""
+    """Return the command as it is kept beside the weights: without paths."""
     return f"ddib model {words}{' --data PATH' if data else ''}{f' --seed {seed}' if seed else ''}"
 
 
@@ -838,17 +755,15 @@ def train(
 
     Parameters
     ----------
-    config
-        What is learned, and how.
     out
         The bundle's folder; the run, with its progress and checkpoints, is in out/run.
     source
-        Pictures that are in memory already, instead of those that the config names.
+        Pictures in memory, instead of those that the config names.
     resume
-        Continue the run in `out`, if there is one of the same settings and data; one that is finished too, when more
-        steps or more time are asked for than it had.
+        Continue the run in `out`, if it has the same settings and data; a finished one too, if more steps or time
+        are asked for.
     force
-        Remove what is in `out`, and begin.
+        Remove the content of `out`, and begin.
     on_progress
         Called with the step, the steps in all, the loss and the rate.
     at_terminal
@@ -858,10 +773,8 @@ def train(
     ------
     AlreadyExists
         `out` holds a run or a model, and neither `resume` nor `force` is set.
-    StateConflict
-        The run in `out` is of other settings or other data.
-    InputError
-        The data cannot be used.
+    StateConflict, InputError
+        The run in `out` is of other settings or data; the data cannot be used.
 
     Examples
     --------

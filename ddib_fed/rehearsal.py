@@ -35,12 +35,9 @@ from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import RUN_FOLDER, read_progress, train
 from ddib_fed.training.sources import name_of, normalisation, open_source
 
-# Of the time that is given, this goes to training; the rest to looking, translating and judging.
-TRAINING_SHARE = 0.9
+TRAINING_SHARE = 0.9  # of the time; the rest goes to reading, translating and judging
 PAGE = "index.html"
-MOST_ON_SHEET = 48
-OnProgress = Callable[[str, int, int, str], None]
-"""Told (what is being done, done, in all, remark)."""
+OnProgress = Callable[[str, int, int, str], None]  # stage, done, in all, remark
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +55,7 @@ class _Side:
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """What two institutions do, in one process: two folders of pictures become two models and translations both ways.
+    """A rehearsal of two institutions in one process: two folders become two models and translations both ways.
 
     Attributes
     ----------
@@ -70,10 +67,8 @@ class Rehearsal:
         Of both trainings; its `images` is replaced.
     time_s : float or None
         Seconds for the whole; None for the config's steps.
-    pictures : int
-        Held-out pictures that are translated in each direction, at most.
-    evaluations : int
-        Network evaluations of each leg.
+    pictures, evaluations : int
+        Held-out pictures translated in each direction, at most; network evaluations of each leg.
     calibration
         Under which its source is translated.
     """
@@ -89,7 +84,7 @@ class Rehearsal:
 
     @property
     def sides(self) -> folders.Sides:
-        """The two folders, and those of test pictures where there are some; UsageError where one is missing."""
+        """The two folders, and their test pictures or None; UsageError where one is missing."""
         sides = folders.two_sides(self.a) if self.b is None else (self.a, self.b, None, None)
         if sides is None:
             raise UsageError(
@@ -104,26 +99,10 @@ class Rehearsal:
         say: Callable[[str], None] = lambda _: None,
         on_progress: OnProgress = lambda *_: None,
     ) -> tuple[Path, tuple[Model, Model]]:
-        """Do what is not done yet, and write one page.
+        """Finish the rehearsal, continuing unless `force` removes the earlier one; return its page and the two models.
 
-        Parameters
-        ----------
-        force
-            Remove what is there, and begin.
-        say, on_progress
-            Called with remarks, and with (what is being done, done, in all, remark).
-
-        Returns
-        -------
-        tuple
-            The page, and the two models.
-
-        Raises
-        ------
-        InputError
-            A folder cannot be trained on.
-        StateConflict
-            The folder holds a rehearsal of other settings.
+        `say` is called with remarks, `on_progress` with (stage, done, in all, remark). Raises InputError for a folder
+        that cannot be trained on, StateConflict if `out` holds a rehearsal of other settings.
         """
         require_alone("a rehearsal")
         pictures_a, pictures_b, test_a, test_b = sides = self.sides
@@ -173,8 +152,8 @@ class Rehearsal:
             _translate(a, b, models, self, on_progress),
             _translate(b, a, models[::-1], self, on_progress),
         )
-        found = _found(a, models[0]), _found(b, models[1])
-        write_rehearsal(self.out / PAGE, found, ways, shared)
+        reports = _found(a, models[0]), _found(b, models[1])
+        write_rehearsal(self.out / PAGE, reports, ways, shared)
         return self.out / PAGE, models
 
 
@@ -192,11 +171,7 @@ def _look(letter: str, path: Path, test: Path | None, wanted: Rehearsal, show: O
 
 
 def _translate(
-    source: _Side,
-    target: _Side,
-    models: tuple[Model, Model],
-    wanted: Rehearsal,
-    show: OnProgress,
+    source: _Side, target: _Side, models: tuple[Model, Model], wanted: Rehearsal, show: OnProgress
 ) -> WayFound:
     out = wanted.out / f"{source.letter}-to-{target.letter}"
     domains = models[0].domain, models[1].domain
@@ -241,7 +216,7 @@ def _sheet(figures: Figures) -> bytes:
     """Draw some held-out pictures, spread evenly, their translations and what came back."""
     found = figures.translations
     count = len(found.names)
-    rows = np.linspace(0, count - 1, min(MOST_ON_SHEET, count)).astype(int)
+    rows = np.linspace(0, count - 1, min(48, count)).astype(int)
     stacks = {
         "source": found.source,
         "the map alone": found.mapped,

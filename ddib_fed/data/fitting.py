@@ -21,28 +21,21 @@ from ddib_fed.errors import PictureMisfit, SettingsInvalid, ShapeMismatch
 Problem = Literal["type", "scale", "window", "colour"]
 
 TYPE_RANGES: Final = {"uint8": (0.0, 255.0), "uint16": (0.0, 65535.0), "int16": (-32768.0, 32767.0)}
-"""The range of each integer type."""
 OWN_RANGES: Final = frozenset({*TYPE_RANGES.values(), (0.0, 1.0), (-1.0, 1.0)})
 """Ranges that are a complete scale: values far outside belong to another one."""
-LEAST_HELD: Final = 0.95
-"""Part of a model's range that a picture's type must be able to hold."""
-FEW: Final = 0.01
-"""Part of a picture's values too small to decide anything, like a detector's bright pixel."""
-BYTE_WIDTH: Final = 128.0
-"""A range within 0 to 255 that is at least so wide is one of 8 bits, whatever percentiles it was cut at."""
+LEAST_HELD: Final = 0.95  # part of a model's range that a picture's type must be able to hold
+FEW: Final = 0.01  # part of a picture's values that decides nothing, like a detector's bright pixel
+BYTE_WIDTH: Final = 128.0  # a range within 0 to 255 that is so wide has 8 bits, whatever percentiles cut it
 UNIT_WIDTH: Final = 64.0
-"""Floats from -1 to 1 are no raw values of a range that is at least so wide; of one to 20 or 50, as of uptake or rain,
-a faint picture has no others."""
-_TOPS: Final = {"uint8": (255,), "uint16": (4095, 16383, 65535)}
-"""The largest numbers that files of a type have: those of 12 and 14 bits lie in files of 16, too."""
+"""Floats in [-1, 1] are no raw values of so wide a range; a faint picture of one to 20 or 50, as of rain, has them."""
+_TOPS: Final = {"uint8": (255,), "uint16": (4095, 16383, 65535)}  # 12 and 14 bits lie in files of 16, too
 # Beyond a range: (widths of it that count as far, part of the values that may lie outside, widths that one value may).
 # A whole scale has nothing outside but what a filter overshoots by and a bright pixel; a window of a longer scale has,
 # and Hounsfield units, which go below zero, lie many widths outside a window of the brain.
 _WHOLE: Final = (0.05, 1.0, 1.0)
 _WINDOW: Final = (8.0, 0.5, np.inf)
 _SIGNED_WINDOW: Final = (64.0, 0.95, np.inf)
-LUMA: Final = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in a grey value (ITU-R BT.601), as Pillow has them."""
+LUMA: Final = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +51,7 @@ class Use:
 
 
 def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = False) -> Use:
-    """How the values of a picture, of any real type, lie in the range of a model whose units they are."""
+    """Return statistics of a picture's values; raise PictureMisfit unless they are in the units of a range."""
     pixels, width = picture.pixels, high - low
     least, most = float(pixels.min()), float(pixels.max())
     slack = 1e-6 * width  # 255.00001 is a rounding of 255
@@ -78,7 +71,7 @@ def check_numbers(picture: Picture, low: float, high: float, *, windows: bool = 
 
 
 def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Use:
-    """How the values of a picture lie in the range of a model whose units they are; arguments as of `fit_picture`."""
+    """Raise PictureMisfit unless a picture is in the units and colours of a model; arguments as of `fit_picture`."""
     use = check_numbers(picture, rule.low, rule.high, windows=windows)
     if rule.channels == 1 and not grey and picture.pixels.shape[2] == 3:
         # Whether more than a few pixels have channels that differ by a 32nd of the range's width.
@@ -92,7 +85,7 @@ def check_fit(picture: Picture, rule: PictureRule, *, windows: bool = False, gre
 
 
 def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> Problem | None:
-    """Why values of a type cannot be in the units of a range."""
+    """Return why values of a type cannot be in the units of a range; None if they can."""
     width = high - low
     span = TYPE_RANGES.get(dtype.name)
     if span is not None and min(span[1], high) - max(span[0], low) < LEAST_HELD * width:
@@ -106,9 +99,7 @@ def _problem(dtype: np.dtype[np.generic], low: float, high: float, use: Use) -> 
     return "scale" if allowance == _WHOLE else "window"
 
 
-def _allowance(
-    dtype: np.dtype[np.generic], low: float, high: float, least: float
-) -> tuple[float, float, float]:
+def _allowance(dtype: np.dtype[Any], low: float, high: float, least: float) -> tuple[float, float, float]:
     eight_bits = dtype == np.uint16 and low >= 0 and high <= 255 and high - low >= BYTE_WIDTH
     if (low, high) in OWN_RANGES or eight_bits:
         return _WHOLE
@@ -130,7 +121,7 @@ def _misfit(pixels: Pixels, problem: Problem, low: float, high: float, use: Use)
 
 
 def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple[float, float]:
-    """The probable range of a model for such pictures, judging from one picture."""
+    """Return the probable range of a model for such pictures, judging from one picture."""
     if problem == "scale" and dtype.kind == "f" and -1 <= use.low < use.high <= 1:
         return (0.0, 1.0) if use.low >= 0 else (-1.0, 1.0)
     if problem != "window" and dtype.name in _TOPS:
@@ -143,8 +134,7 @@ def _own_range(dtype: np.dtype[np.generic], problem: Problem, use: Use) -> tuple
 Array = NDArray[np.float32]
 Fit = Literal["pad", "crop", "resize"]
 
-MIN_LEVELS = 16
-"""A range narrower than this many whole numbers is stretched over the type on output instead of being rounded."""
+MIN_LEVELS = 16  # a narrower range is stretched over the type on output instead of being rounded
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +187,10 @@ class _Plan(NamedTuple):
 
 
 def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
-    """A picture converted for a model, after the check of its units.
+    """Convert a picture for a model, after the check of its units.
 
-    Args:
-        picture: The picture.
-        rule: Of the model.
-        windows: Values may lie outside of a range that is a window of a longer scale.
-        grey: Colours may become grey.
+    With `windows` values may lie outside of a range that is a window of a longer scale; with `grey` colours may become
+    grey.
     """
     use = check_fit(picture, rule, windows=windows, grey=grey)
     samples, geometry = to_array(picture, rule)
@@ -212,7 +199,7 @@ def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, g
 
 
 def read_fitted(path: Path, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
-    """The picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`."""
+    """Read the picture in a file, converted for a model; arguments as of `read_image` and `fit_picture`."""
     picture = read_image(path)
     try:
         return fit_picture(picture, rule, windows=windows, grey=grey)
@@ -221,7 +208,7 @@ def read_fitted(path: Path, rule: PictureRule, *, windows: bool = False, grey: b
 
 
 def to_array(picture: Picture, rule: PictureRule) -> tuple[Array, Geometry]:
-    """The array (C, H, W) of a picture, float32 in [-1, 1], and the picture's size."""
+    """Return the array (C, H, W) of a picture, float32 in [-1, 1], and its size."""
     return _array(picture, rule, clip=True), Geometry(*picture.pixels.shape[:2])
 
 
@@ -248,7 +235,7 @@ def _array(picture: Picture, rule: PictureRule, *, clip: bool) -> Array:
 def file_range(
     pixels: Pixels, span: tuple[float, float] | None, scale: tuple[float, float]
 ) -> tuple[float, float] | None:
-    """The numbers in a file that are black and white: those of a span of raw values, or the whole range of its type."""
+    """Return the numbers in a file that are black and white: of a span of raw values, or of its whole type."""
     if span is not None:
         slope, intercept = scale
         return (span[0] - intercept) / slope, (span[1] - intercept) / slope
@@ -256,12 +243,11 @@ def file_range(
 
 
 def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) -> Pixels:
-    """The picture of a model's array (C, H, W) as numbers for a file, with the fit undone."""
+    """Return the picture of a model's array (C, H, W) as numbers for a file, with the fit undone."""
     wanted = (rule.channels, rule.height, rule.width)
     if x.shape != wanted:
-        raise ShapeMismatch(
-            f"the array is {x.shape}, not {wanted}", facts={"shape": str(x.shape), "expected": str(wanted)}
-        )
+        facts = {"shape": str(x.shape), "expected": str(wanted)}
+        raise ShapeMismatch(f"the array is {x.shape}, not {wanted}", facts=facts)
     slope, intercept = (np.float32(part) for part in rule.output_scale)
     scale, low = np.float32((rule.high - rule.low) / 2), np.float32(rule.low)
     kind = np.uint8 if rule.bits == 8 else np.uint16
@@ -275,7 +261,7 @@ def from_array(x: Array, rule: PictureRule, geometry: Geometry | None = None) ->
 def _restored(
     x: Array, rule: PictureRule, geometry: Geometry | None
 ) -> Iterator[tuple[int, int, int, Array]]:
-    """(channel, start, stop, these rows) of a model's array with the fit undone, in [-1, 1]."""
+    """Yield (channel, start, stop, these rows) of a model's array with the fit undone, in [-1, 1]."""
     if geometry is not None:
         x = x[(slice(None), *_plan(rule, geometry).place)]
     size = _size_of(rule, geometry)
@@ -288,14 +274,14 @@ def _restored(
 
 
 def fitted_size(rule: PictureRule, geometry: Geometry) -> tuple[int, int] | None:
-    """(H, W) to which a picture is scaled for a model; None where that is its own size."""
+    """Return (H, W) to which a picture is scaled for a model; None for its own size."""
     plan = _plan(rule, geometry)
     scaled = (plan.height, plan.width)
     return None if scaled == geometry else scaled
 
 
 def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
-    """Mean squared error in [-1, 1] of a model's array, with the fit undone, to the picture that was fitted."""
+    """Return the mean squared error in [-1, 1] of a model's array, the fit undone, to the fitted picture."""
     geometry = Geometry(*picture.pixels.shape[:2])
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     top, left = (
@@ -305,21 +291,20 @@ def own_size_mse(x: Array, rule: PictureRule, picture: Picture) -> float:
             (plan.window[1].start, geometry.width, plan.width, width),
         )
     )
-    given = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
+    planes = list(_planes(picture.pixels[top : top + height, left : left + width], rule.channels))
     total = 0.0
     for channel, start, stop, band in _restored(x, rule, geometry):
-        wanted = given[min(channel, len(given) - 1)]
+        wanted = planes[min(channel, len(planes) - 1)]
         gap = band - _unit(wanted[start:stop], rule, clip=False)
         total += float(np.square(gap, dtype=np.float64).sum())
     return total / (rule.channels * height * width)
 
 
-FIXED: Final = 32 << 20
-"""Of a large picture: what decoders keep for themselves."""
+FIXED: Final = 32 << 20  # memory of decoders, for a large picture
 
 
 def memory_of(content: bytes, limits: ImageLimits, rule: PictureRule) -> int:
-    """Upper bound of the memory to read this file and write a picture of its size, in bytes; without the file."""
+    """Return the most bytes needed to read this file and write a picture of its size, without the file."""
     cost = cost_of(content, limits)
     lying = Geometry(cost.geometry.width, cost.geometry.height)
     after = max(
@@ -334,7 +319,7 @@ def fixed_bytes(geometry: Geometry) -> int:
 
 
 def _input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
-    """Bytes that `to_array` needs at most in addition to the picture, of which `itemsize` is that of its numbers."""
+    """Return the most bytes that `to_array` needs beside a picture with numbers of `itemsize` bytes."""
     plan = _plan(rule, geometry)
     first = (geometry.height // 2, geometry.width // 2) if plan.halvings else (plan.height, plan.width)
     of_one = 1 if itemsize == 1 else 4
@@ -342,7 +327,7 @@ def _input_bytes(geometry: Geometry, itemsize: int, rule: PictureRule) -> int:
 
 
 def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
-    """Bytes needed at most to make a PNG of this size from a model's array, or to compare one with the picture."""
+    """Return the most bytes needed to make a PNG of this size from a model's array, or to compare them."""
     plan, (height, width) = _plan(rule, geometry), _size_of(rule, geometry)
     numbers = height * width * rule.channels * rule.bits // 8
     plane = _resize_bytes(plan.size, (height, width), 4)
@@ -350,7 +335,7 @@ def output_bytes(geometry: Geometry, rule: PictureRule) -> int:
 
 
 def _resize_bytes(size: tuple[int, int], wanted: tuple[int, int], itemsize: int) -> int:
-    """Bytes needed at most for a plane (H, W) and its resizing: the plane, the intermediate one, the result."""
+    """Return the most bytes needed for a plane (H, W), the intermediate one and the result of its resizing."""
     (height, width), (to_height, to_width) = size, wanted
     between = max(height * to_width, width * to_height)
     return itemsize * (height * width + between + to_height * to_width)
@@ -387,7 +372,7 @@ def _halvings(h: int, w: int, height: int, width: int) -> int:
 
 
 def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
-    """(H, W) of the output for a model's array: the original's, or for ``crop`` the cropped part's."""
+    """Return (H, W) of the output for a model's array: the original's, or for ``crop`` the cropped part's."""
     if geometry is None:
         return rule.height, rule.width
     plan = _plan(rule, geometry)
@@ -398,7 +383,7 @@ def _size_of(rule: PictureRule, geometry: Geometry | None) -> tuple[int, int]:
 
 
 def _planes(pixels: Pixels, channels: int) -> Iterator[Pixels]:
-    """The planes (H, W) of pixels (H, W, C); one grey plane of colours for a model of grey pictures."""
+    """Yield the planes (H, W) of pixels (H, W, C); one grey plane of colours for a model of grey pictures."""
     if pixels.shape[2] == 1 or channels == 3:
         yield from np.moveaxis(pixels, 2, 0)
         return
@@ -421,7 +406,7 @@ def _unit(plane: Pixels, rule: PictureRule, *, clip: bool) -> Array:
 
 
 def _unit_image(plane: Pixels, rule: PictureRule, *, clip: bool) -> Any:
-    """The same as Pillow's, made block by block: a large plane is never there twice."""
+    """Return the unit values as a Pillow image, made block by block: a large plane is never in memory twice."""
     image = Image.new("F", plane.shape[::-1])
     for start, stop in bands(*plane.shape):
         image.paste(_pillow(_unit(plane[start:stop], rule, clip=clip)), (0, start))
@@ -429,11 +414,11 @@ def _unit_image(plane: Pixels, rule: PictureRule, *, clip: bool) -> Any:
 
 
 def _pillow(plane: Pixels) -> Any:
-    """A plane as Pillow's: mode ``L`` of uint8, ``F`` of float32."""
+    """Return a plane as a Pillow image: mode ``L`` of uint8, ``F`` of float32."""
     return Image.fromarray(np.ascontiguousarray(plane))
 
 
 def _resize(image: Any, height: int, width: int, *, box: bool = False) -> Any:
-    """One of Pillow's pictures at another size: by its box filter, or else its bicubic one."""
+    """Resize a Pillow image by its box filter, or else its bicubic one."""
     kind = Image.Resampling.BOX if box else Image.Resampling.BICUBIC
     return image if image.size == (width, height) else image.resize((width, height), resample=kind)

@@ -32,19 +32,17 @@ if TYPE_CHECKING:
     Array = NDArray[np.float32]
 
 MAGIC = b"\x93NUMPY"
-MAX_HEADER = 4_096
-"""Bytes of a header; numpy writes 118 for points. Too short for a nesting that exhausts the parser."""
+MAX_HEADER = 4_096  # numpy writes 118 bytes for points; too short for a nesting that exhausts the parser
 
 
 class Header(NamedTuple):
     dtype: np.dtype[Any]
     fortran_order: bool
     shape: tuple[int, ...]
-    start: int
-    """Where the numbers begin."""
+    start: int  # of the numbers
 
     def numbers(self, data: bytes) -> NDArray[Any]:
-        """The array in the bytes of the file, which are not copied."""
+        """Return the array in the bytes of the file, not copied; raise PointsUnreadable if it has another size."""
         # Python's whole numbers: the product of forged lengths would wrap round in numpy's.
         size = math.prod(self.shape) * self.dtype.itemsize
         if size != len(data) - self.start:
@@ -56,33 +54,28 @@ class Header(NamedTuple):
 
 
 def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None = None) -> Array:
-    """Points from the bytes of a .npy file, format 1.0 to 3.0."""
+    """Parse points from the bytes of a .npy file, format 1.0 to 3.0."""
     if len(data) > max_bytes:
-        raise PointsTooMany(
-            f"{len(data)} bytes, {max_bytes} are the limit",
-            facts={"size_bytes": len(data), "limit_bytes": max_bytes},
-        )
+        facts = {"size_bytes": len(data), "limit_bytes": max_bytes}
+        raise PointsTooMany(f"{len(data)} bytes, {max_bytes} are the limit", facts=facts)
     header = read_header(data)
     shape, wanted = header.shape, f"(N, {dim or 'D'})"
     if len(shape) != 2 or min(shape) < 1 or dim not in {None, shape[1]}:
         text = "x".join(map(str, shape[:8]))[:100] or "none"
         raise ShapeMismatch(f"the array is {text}, not {wanted}", facts={"shape": text, "expected": wanted})
     if shape[0] > max_points:
-        raise PointsTooMany(
-            f"{shape[0]} points, {max_points} are the limit",
-            facts={"points": shape[0], "limit_points": max_points},
-        )
+        facts = {"points": shape[0], "limit_points": max_points}
+        raise PointsTooMany(f"{shape[0]} points, {max_points} are the limit", facts=facts)
     with np.errstate(over="ignore", invalid="ignore"):
         points = np.array(header.numbers(data), dtype=np.float32, order="C")
     if wrong := int(points.size - np.isfinite(points).sum()):
-        raise NotFinite(
-            f"{wrong} of {points.size} values are not finite float32", facts={"not_finite": wrong}
-        )
+        problem = f"{wrong} of {points.size} values are not finite float32"
+        raise NotFinite(problem, facts={"not_finite": wrong})
     return points
 
 
 def to_npy(points: Array) -> bytes:
-    """The bytes of a .npy file, format 1.0: little-endian float32 in C order; the same for the same points."""
+    """Return the bytes of a .npy file, format 1.0, little-endian float32 in C order: equal for equal points."""
     file = io.BytesIO()
     array = np.ascontiguousarray(points, dtype="<f4")
     np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
@@ -90,7 +83,7 @@ def to_npy(points: Array) -> bytes:
 
 
 def read_header(data: bytes) -> Header:
-    """The checked header of a .npy."""
+    """Parse and check the header of a .npy."""
     if not data:
         raise _unreadable("the file is empty")
     if tuple(data[6:8]) not in {(1, 0), (2, 0), (3, 0)}:
@@ -115,14 +108,12 @@ def _unreadable(why: str, **facts: str) -> PointsUnreadable:
 
 
 MANY_ROWS: Final = 16
-FEW_COLUMNS: Final = 4
-"""Fewer columns than any picture of at least `MANY_ROWS` rows."""
-SOME_COLUMNS: Final = 16
-"""Floats in so few columns and `MANY_ROWS` times as many rows are points, too."""
+FEW_COLUMNS: Final = 4  # fewer than any picture of at least `MANY_ROWS` rows has
+SOME_COLUMNS: Final = 16  # floats in so few columns and `MANY_ROWS` times as many rows are points, too
 
 
 def refuse_points(content: bytes) -> None:
-    """Raise if a file expected to be a picture is a .npy of points (N, D)."""
+    """Raise KindMismatch if a file expected to be a picture is a .npy of points (N, D)."""
     header = _header(content)
     if header is None or len(header.shape) != 2:
         return
@@ -134,7 +125,7 @@ def refuse_points(content: bytes) -> None:
 
 
 def refuse_picture(content: bytes, dim: int | None = None) -> None:
-    """Raise if a .npy expected to be points (N, D) is a picture."""
+    """Raise KindMismatch if a .npy expected to be points (N, D) is a picture."""
     header = _header(content)
     if header is None:
         return
@@ -166,7 +157,7 @@ def _mismatch(holds: str, takes: str) -> KindMismatch:
 
 
 def _header(content: bytes) -> Header | None:
-    """The header of a .npy; None for anything else, and for a header that the decoder will refuse."""
+    """Return the header of a .npy; None for anything else, and for a header that the decoder will refuse."""
     try:
         return read_header(content) if content.startswith(MAGIC) else None
     except PointsUnreadable:
@@ -182,7 +173,7 @@ _REASONS: Final[Mapping[str, str]] = {
 
 
 def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]:
-    """The problem with a file and its remedy, from the facts of a `PictureMisfit` or `KindMismatch`."""
+    """Return the problem with a file and its remedy, from the facts of a `PictureMisfit` or `KindMismatch`."""
     if not {"holds", "takes"} <= facts.keys() or facts.get("problem", "type") not in _REASONS:
         return "", ""
     takes, problem = facts["takes"], facts.get("problem", "")
@@ -203,7 +194,7 @@ def explain(facts: Mapping[str, str], name: str = "the file") -> tuple[str, str]
 
 
 def name_file(error: DdibError, name: str) -> DdibError:
-    """The same error for a file of this name; where its facts tell enough, its text is written again from them."""
+    """Return the error for a file of this name, written again from its facts if they suffice."""
     if isinstance(error, PictureMisfit | KindMismatch):
         detail, hint = explain(error.facts, name)
         return type(error)(detail or f"{name}: {error.detail}", hint=hint or error.hint, facts=error.facts)

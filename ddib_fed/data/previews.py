@@ -13,20 +13,16 @@ from ddib_fed.data.pictures import Pixels, encode_png, image_format, shown_pixel
 from ddib_fed.data.points import FEW_COLUMNS, parse_npy, read_header
 
 MEDIA: Final = {"PNG": "image/png", "JPEG": "image/jpeg"}
-WINDOW: Final = (0.5, 99.5)
-"""Percentiles of the values that are shown black and white."""
-Window = tuple[float, float]
-"""The numbers that are shown black and white."""
+WINDOW: Final = (0.5, 99.5)  # percentiles of black and white
+Window = tuple[float, float]  # numbers of black and white
 MAX_POINTS: Final = 10_000_000
-SIZE: Final = 256
-"""Pixels of a drawing of points, height and width."""
+SIZE: Final = 256  # pixels of a drawing of points, height and width
 _SPREAD: Final = 1.06
-_PNG_BITS_AT: Final = 24
-"""Where a PNG says how many bits a value has."""
+_PNG_BITS_AT: Final = 24  # where a PNG has the bits of a value
 
 
 def preview(path: Path, window: Window | None = None) -> tuple[bytes, str]:
-    """Return bytes and media type of what a browser shows of a file."""
+    """Return bytes and media type of a file as a browser shows it."""
     content = path.read_bytes()
     kind = image_format(content)
     if kind == "JPEG" or (kind == "PNG" and b"\x00" < content[_PNG_BITS_AT : _PNG_BITS_AT + 1] <= b"\x08"):
@@ -50,7 +46,7 @@ def _window(values: Pixels) -> Window:
 
 
 def shown(values: Pixels, window: Window | None = None) -> NDArray[np.uint8]:
-    """Return pixels (H, W, C) as 8 bits, the window's numbers black and white; those of 8 bits are as they are."""
+    """Return pixels (H, W, C) as 8 bits, the window's numbers black and white; pixels of 8 bits stay."""
     if values.dtype == np.uint8:
         return np.asarray(values, np.uint8)
     low, high = window or _window(values)

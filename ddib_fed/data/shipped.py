@@ -35,37 +35,28 @@ def package_folder(package: str, module: str, *, needed_by: str = "data") -> Pat
 
 # The visible part of a coronal slice of the 1 mm template, and its reduced size.
 FIELD = (slice(18, 178), slice(0, 160))
-SLICE, FINER = 48, 3
-"""Pixels along a side, and places along a pixel's side that it is the mean of."""
-FIRST_SLICE, LAST_SLICE = 45, 190
-"""Where a slice is large; beyond lie the tips of the head."""
+SLICE, FINER = 48, 3  # pixels along a side; places averaged along a pixel's side
+FIRST_SLICE, LAST_SLICE = 45, 190  # beyond lie the tips of the head
 GAP = 5
-SLABS = MappingProxyType({"source": 6, "test": 12, "target": 6})
-"""Slices of a slab of each owner, in the order in which they follow one another, over and over."""
+SLABS = MappingProxyType({"source": 6, "test": 12, "target": 6})  # slices of each slab, over and over
 
 # One averaged head has few slices: number of training sheets through the slabs of a domain, and their largest shift.
 SHEETS = 5_000
 SHEET_SEED = 1_521
-TURN = 8.0
-"""Degrees."""
-STRETCH = 0.2
-"""Of the logarithm of the scale."""
-SHIFT = 0.12
-"""Of half the field."""
-KNOTS, BEND = 5, 4.0
-"""Places along a side where a sheet is pulled within its plane, and the standard deviation of the pull in mm."""
-CURVE = 0.7
-"""Standard deviation of the pull out of the plane at the same places, in half thicknesses of the slab; kept in it."""
+TURN = 8.0  # degrees
+STRETCH = 0.2  # of the logarithm of the scale
+SHIFT = 0.12  # of half the field
+KNOTS, BEND = 5, 4.0  # places along a side that are pulled within the plane, by this deviation in mm
+CURVE = 0.7  # deviation of the pull out of the plane, in half thicknesses of the slab, which is not left
 
 # Spin echo: repetition and echo time in ms; proton density, T1 and T2 in ms of grey matter, white matter and fluid.
 REPETITION, ECHO = 5000.0, 100.0
 TISSUES = ((0.82, 1330.0, 95.0), (0.70, 830.0, 75.0), (1.0, 4000.0, 1500.0))
-BRIGHTEST = float((1 - np.exp(-REPETITION / 4000.0)) * np.exp(-ECHO / 1500.0))
-"""Signal of pure fluid, which becomes white."""
+BRIGHTEST = float((1 - np.exp(-REPETITION / 4000.0)) * np.exp(-ECHO / 1500.0))  # pure fluid is white
 
 
 def _head(name: str) -> Floats:
-    """The head in one contrast, (197, 233, 189) float32 in [0, 1]; 0 outside of the brain.
+    """Return the head in one contrast, (197, 233, 189) float32 in [0, 1]; 0 outside of the brain.
 
     T2: S = sum_k p_k PD_k (1 - exp(-TR / T1_k)) exp(-TE / T2_k) of the shares p_k of the tissues.
     """
@@ -92,23 +83,23 @@ def _volume(kind: str) -> Bytes:
 
 
 def slabs_of(side: str, part: str) -> list[range]:
-    """The slices of one part of one side, by slab."""
-    found: list[range] = []
+    """Return the slices of one part of one side, by slab."""
+    slabs: list[range] = []
     start = FIRST_SLICE
     for owner, slices in itertools.cycle(SLABS.items()):
         end = start + slices
         if end > LAST_SLICE + 1:
             break
         if owner == part == "test":
-            found.append(range(start, end))
+            slabs.append(range(start, end))
         elif owner == side and part != "test":
-            found.append(range(start, end - 1) if part == "train" else range(end - 1, end))
+            slabs.append(range(start, end - 1) if part == "train" else range(end - 1, end))
         start = end + GAP
-    return found
+    return slabs
 
 
 def cut_head(name: str, side: str, part: str) -> Bytes:
-    """The slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side."""
+    """Cut the slices (N, 1, 48, 48) of a part from the head in the contrast `name`, for one side."""
     # Down, through the slices, across.
     volume = np.ascontiguousarray(_head(name)[FIELD[0], :, FIELD[1]].transpose(2, 1, 0)[::-1])
     slabs = slabs_of(side, part)
@@ -118,12 +109,11 @@ def cut_head(name: str, side: str, part: str) -> Bytes:
     else:
         sheets = [_seen(volume, _places_of_pixels(), np.float32(at)) for slab in slabs for at in slab]
     levels = np.clip(np.stack(sheets), 0.0, 1.0) * 255.0
-    pictures: Bytes = np.rint(levels).astype(np.uint8)[:, None]
-    return pictures
+    return np.asarray(np.rint(levels), np.uint8)[:, None]
 
 
 def _sheet(volume: Floats, slab: range, generator: np.random.Generator) -> Floats:
-    """A curved sheet through a slab, rotated, stretched, shifted and bent: augmentation of one head."""
+    """Cut a curved sheet through a slab, rotated, stretched, shifted and bent: augmentation of one head."""
     angle, scale, ratio, down, right, through = generator.uniform(-1, 1, 6)
     pulls = generator.normal(0, 1, (3, KNOTS, KNOTS))
     turn = np.radians(TURN) * angle
@@ -140,13 +130,12 @@ def _sheet(volume: Floats, slab: range, generator: np.random.Generator) -> Float
 
 
 def _seen(volume: Floats, places: NDArray[np.float64], depth: NDArray[np.floating] | np.floating) -> Floats:
-    """The volume (H, slices, W) at places (2, h, w) of slices `depth`, means over squares of `FINER`; black outside."""
+    """Sample the volume (H, slices, W) at places (2, h, w) of slices `depth`, by means; black outside."""
     from scipy import ndimage
 
     where = [places[0], np.broadcast_to(depth, places[0].shape), places[1]]
-    found = ndimage.map_coordinates(volume, where, order=1, mode="constant")
-    small: Floats = found.reshape(SLICE, FINER, SLICE, FINER).mean(axis=(1, 3))
-    return small
+    values = ndimage.map_coordinates(volume, where, order=1, mode="constant")
+    return np.asarray(values.reshape(SLICE, FINER, SLICE, FINER).mean(axis=(1, 3)))
 
 
 @lru_cache(maxsize=1)
@@ -164,30 +153,25 @@ def _smooth(knots: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=1)
 def _splines() -> NDArray[np.float64]:
-    """Cubic splines through the knots along a side, (finer pixels, KNOTS)."""
+    """Return cubic splines through the knots along a side, (finer pixels, KNOTS)."""
     from scipy import ndimage
 
     factor = (SLICE * FINER / KNOTS, 1)
-    splines: NDArray[np.float64] = ndimage.zoom(
-        np.eye(KNOTS), factor, order=3, mode="nearest", grid_mode=True
-    )
-    return splines
+    return np.asarray(ndimage.zoom(np.eye(KNOTS), factor, order=3, mode="nearest", grid_mode=True))
 
 
 # Blocks of the head: too large for slabs that take turns, so both sides learn from the same two regions.
-BLOCK, BLOCK_MM = 32, 2
-"""Voxels along a side, and millimetres from one to the next."""
+BLOCK, BLOCK_MM = 32, 2  # voxels along a side, and millimetres from one to the next
 REGIONS = MappingProxyType({"train": ((14, 81), (155, 222)), "held_out": ((86, 150),), "test": ((86, 150),)})
 """Slices from back to front: those of training end 5 mm before the others. Held out is the lower half of the middle."""
 BLOCKS, BLOCK_SEED = MappingProxyType({"train": 1_500, "held_out": 60, "test": 24}), 2_009
-LEAST_BRAIN = 0.25
-"""Of a block."""
+LEAST_BRAIN = 0.25  # of a block
+# Largest angle in degrees and logarithm of the scale, and deviation of the displacement in voxels, of training.
 BLOCK_TURN, BLOCK_STRETCH, BLOCK_BEND = 10.0, 0.1, 1.0
-"""Largest angle in degrees and logarithm of the scale, and deviation of the displacement in voxels, of training."""
 
 
 def cut_blocks(name: str, part: str) -> Bytes:
-    """Blocks (N, 1, 32, 32, 32) of a part of the head: from below, from the front, from the left."""
+    """Cut blocks (N, 1, 32, 32, 32) of a part of the head: from below, from the front, from the left."""
     from scipy import ndimage
 
     head = _head(name.removesuffix("-volume")).transpose(2, 1, 0)
@@ -221,7 +205,7 @@ def cut_blocks(name: str, part: str) -> Bytes:
 
 
 def _turned(angles: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
-    """Rotations about the three axes, one after another, with a change of scale."""
+    """Return rotations about the three axes, one after another, with a change of scale."""
     whole: NDArray[np.float64] = np.eye(3) * np.exp(BLOCK_STRETCH * scale)
     for axis, angle in enumerate(angles):
         turn, others = np.eye(3), [other for other in range(3) if other != axis]
@@ -235,20 +219,15 @@ def _turned(angles: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
 # twice that. At detail 4 the relief is as it comes, and the satellite's pixels are twice as large.
 MAP_SIZE = (2700, 1350)
 FILES = MappingProxyType({"satellite": "bmng.jpg", "relief": "shadedrelief.jpg", "etopo": "etopo1.jpg"})
-CROP, LARGE_CROP = 32, 64
-"""Sides in pixels of detail 1."""
-STRIPE = 75
-"""Width of a stripe in pixels: 10 degrees."""
+CROP, LARGE_CROP = 32, 64  # sides in pixels of detail 1
+STRIPE = 75  # width in pixels: 10 degrees
 STRIPES = ("source", "target", "source", "target", "test")
 """Whose ground the stripes are, repeated around the globe; every seventh of a domain's own is held out of training."""
-ROWS = (112, 1088)
-"""From 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels."""
+ROWS = (112, 1088)  # 75 degrees north to 55 degrees south: beyond lie ice and stretched pixels
 TRAIN_STEP, TEST_STEP = 2, 16
 """Pixels of detail 1 between neighbouring crops, which overlap; those of training `detail` times as far apart."""
-LARGE_STEPS = 4, 14
-"""Of large crops, of which a stripe has few: of training and of test."""
-LAND = (0.15, 0.9)
-"""Share of a crop that is land, at least and at most: coasts."""
+LARGE_STEPS = 4, 14  # of large crops, of which a stripe has few: of training and of test
+LAND = (0.15, 0.9)  # least and greatest share of a crop that is land: coasts
 WATER = (25, 5)
 """Blue less red, and blue less green, from which on the relief map shows water; its lowlands are teal, a green."""
 
@@ -277,7 +256,7 @@ def _land() -> NDArray[np.int64]:
 
 
 def cut_map(name: str, side: str, part: str, detail: int = 1, crop: int = CROP) -> Bytes:
-    """The crops (N, 3, crop detail, crop detail) of a part from a map, for one side."""
+    """Cut the crops (N, 3, crop detail, crop detail) of a part from a map, for one side."""
     globe, width = _globe(FILES[name], detail), crop * detail
     step = TEST_STEP if part == "test" else TRAIN_STEP * detail
     if crop == LARGE_CROP:
@@ -288,7 +267,7 @@ def cut_map(name: str, side: str, part: str, detail: int = 1, crop: int = CROP) 
 
 
 def stripes_of(side: str, part: str) -> list[int]:
-    """Numbers of the stripes of one part of one side."""
+    """Return the numbers of the stripes of one part of one side."""
     count = MAP_SIZE[0] // STRIPE
     owner = "test" if part == "test" else side
     own = [number for number in range(count) if STRIPES[number % len(STRIPES)] == owner]
@@ -299,7 +278,7 @@ def stripes_of(side: str, part: str) -> list[int]:
 
 
 def coasts_in(stripe: int, step: int, crop: int = CROP) -> list[tuple[int, int]]:
-    """Upper left corners of the crops of one stripe that show a coast."""
+    """Return the upper left corners of the crops of one stripe that show a coast."""
     table, area = _land(), crop * crop
     found = []
     first, last = stripe * STRIPE, (stripe + 1) * STRIPE - crop
@@ -381,14 +360,13 @@ class ShippedPictures:
 
 def shipped_domain(name: str) -> ShippedDomain:
     if name not in SHIPPED:
-        raise DomainNotFound(
-            f"there is no shipped picture domain {name!r}", hint=f"there are: {', '.join(SHIPPED)}"
-        )
+        hint = f"there are: {', '.join(SHIPPED)}"
+        raise DomainNotFound(f"there is no shipped picture domain {name!r}", hint=hint)
     return SHIPPED[name]
 
 
 def shipped_bytes(name: str, parts: Sequence[str] = PARTS) -> tuple[Bytes, ...]:
-    """The pictures of a domain to train on, held out and to test with, or only some of these."""
+    """Return the pictures of a domain to train on, held out and to test with, or some of these."""
     domain = shipped_domain(name)
     if len(domain.shape) == 4:
         return tuple(cut_blocks(name, part) for part in parts)

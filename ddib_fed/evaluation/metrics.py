@@ -33,21 +33,18 @@ if TYPE_CHECKING:
     from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.manifest import Manifest, StructureThresholds
 
-Pictures = NDArray[np.float32]
-"""(N, C, H, W), or (N, C, D, H, W) of volumes, in [-1, 1], C being 1 or 3."""
+Pictures = NDArray[np.float32]  # (N, C, H, W), or (N, C, D, H, W) of volumes, in [-1, 1], C being 1 or 3
 Points = NDArray[np.floating]
-Figures = NDArray[np.float64]
-"""(N,), one for each picture."""
+Figures = NDArray[np.float64]  # (N,)
 
 RANGE = 2.0
 MOST_PSNR = 120.0
 """The PSNR of equal pictures, instead of infinity: JSON has none, and float32 does not resolve more."""
 WINDOW = 7
-"""Side of SSIM's windows: pictures must be at least as large."""
 
 
 class Similarity(NamedTuple):
-    """Of corresponding pictures; each (N,) float64."""
+    """Figures of corresponding pictures, each (N,) float64."""
 
     psnr: Figures
     ssim: Figures
@@ -70,7 +67,7 @@ def psnr(pictures: Pictures, truth: Pictures) -> Figures:
 
 
 def to_psnr(errors: Figures) -> Figures:
-    """The PSNR in dB of each MSE in [-1, 1]."""
+    """Return the PSNR in dB of each MSE in [-1, 1]."""
     least = RANGE**2 / 10 ** (MOST_PSNR / 10)
     figures: Figures = 10.0 * np.log10(RANGE**2 / np.maximum(errors, least))
     return figures
@@ -94,7 +91,7 @@ def spread(figures: Figures) -> dict[str, float]:
 
 
 def _check_pair(pictures: Pictures, truth: Pictures) -> None:
-    """Raise unless two stacks have one shape (N, C, *sides)."""
+    """Raise ShapeMismatch unless two stacks have one shape (N, C, *sides)."""
     if pictures.shape != truth.shape or pictures.ndim not in {4, 5} or 0 in pictures.shape:
         raise ShapeMismatch(
             f"two stacks of pictures of one shape (N, C, H, W) are expected, not {pictures.shape} and {truth.shape}"
@@ -102,7 +99,7 @@ def _check_pair(pictures: Pictures, truth: Pictures) -> None:
 
 
 def to_channels(pictures: Pictures, channels: int) -> Pictures:
-    """Pictures (N, C, *sides) with the given number of channels: colour becomes grey by luma, grey is repeated."""
+    """Return pictures (N, C, *sides) with 1 or 3 channels: colour becomes grey by luma, grey is repeated."""
     have = pictures.shape[1] if pictures.ndim >= 4 else 0
     if have not in {1, 3} or channels not in {1, 3}:
         raise ShapeMismatch(f"pictures of shape {pictures.shape} cannot be brought to {channels} channels")
@@ -115,7 +112,7 @@ def to_channels(pictures: Pictures, channels: int) -> Pictures:
 
 
 def picture_rule(manifest: Manifest) -> PictureRule:
-    """The rule in a picture model's manifest for converting files to its input and back."""
+    """Return the rule for files of a model of pictures; raise UsageError for any other model."""
     if manifest.sample_kind != "picture":
         raise UsageError(
             f"{manifest.name} is a model of {manifest.sample_kind}s, not of pictures",
@@ -125,7 +122,7 @@ def picture_rule(manifest: Manifest) -> PictureRule:
 
 
 def file_rule(manifest: Manifest) -> PictureRule:
-    """The same of a model of pictures or of volumes, whose slices lie one under the other."""
+    """Return the rule for files of a model of pictures, or of volumes with their slices one under another."""
     from ddib_fed.models.manifest import PictureFormat  # torch, which a client lacks
 
     channels, *rows, width = manifest.sample_shape
@@ -136,7 +133,6 @@ def file_rule(manifest: Manifest) -> PictureRule:
 NEAREST = 5
 _EPSILON = 1e-12
 COMPARED = 16
-"""Side to which pictures are reduced before they are compared."""
 
 
 def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAREST) -> NDArray[np.bool_]:
@@ -145,44 +141,40 @@ def hits_by_pixels(translated: Pictures, truth: Pictures, *, nearest: int = NEAR
 
 
 def ranks(asked: NDArray[np.floating], answers: NDArray[np.floating]) -> NDArray[np.int64]:
-    """Number of candidates (N, D) at least as near to query i (N, D) as candidate i, without itself; (N,)."""
+    """Return the number of candidates (N, D) at least as near to query i (N, D) as candidate i, without it; (N,)."""
     a, b = np.asarray(asked, np.float64), np.asarray(answers, np.float64)
     distances = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2.0 * (a @ b.T)
-    own = np.diagonal(distances)[:, None]
-    slack = _EPSILON * np.maximum(1.0, np.abs(own))
-    closer: NDArray[np.int64] = (distances <= own + slack).sum(axis=1) - 1
-    return closer
+    partner = np.diagonal(distances)[:, None]
+    slack = _EPSILON * np.maximum(1.0, np.abs(partner))
+    return np.asarray((distances <= partner + slack).sum(axis=1) - 1)
 
 
 def _flat(pictures: Pictures) -> NDArray[np.float64]:
-    wide = np.asarray(pictures, np.float64)
-    rows = wide.reshape(*wide.shape[:2], -1)
-    flat: NDArray[np.float64] = (rows - rows.mean(axis=2, keepdims=True)).reshape(len(pictures), -1)
-    return flat
+    rows = np.asarray(pictures, np.float64).reshape(*pictures.shape[:2], -1)
+    return np.asarray((rows - rows.mean(axis=2, keepdims=True)).reshape(len(pictures), -1))
 
 
 def reduced(pictures: Pictures) -> Pictures:
-    """Pictures (N, C, H, W) as rows of means of blocks of pixels, (N, D)."""
+    """Return pictures (N, C, H, W) as rows of means of blocks of pixels, (N, D)."""
     count, channels, height, width = pictures.shape
     block = max(1, min(height, width) // COMPARED)
     cut = pictures[:, :, : height // block * block, : width // block * block]
     means = cut.reshape(count, channels, height // block, block, width // block, block).mean((3, 5))
-    rows: Pictures = means.reshape(count, -1).astype(np.float32)
-    return rows
+    return np.asarray(means.reshape(count, -1), np.float32)
 
 
 def nearest(some: Pictures, others: Pictures) -> NDArray[np.float64]:
-    """Distance of each row (N, D) to the nearest of others (M, D), over its distance to their mean; (N,)."""
+    """Return the distance of each row (N, D) to the nearest of others (M, D), over that to their mean; (N,)."""
     if some.ndim != 2 or some.shape[1:] != others.shape[1:] or not len(some) or not len(others):
         raise ShapeMismatch(f"rows {some.shape} beside {others.shape}")
     mean = others.mean(0)
-    known, squares = others - mean, np.square(others - mean).sum(1)
-    found = np.empty(len(some))
+    centred, squares = others - mean, np.square(others - mean).sum(1)
+    distances = np.empty(len(some))
     for number, row in enumerate(some - mean):
         norm = float(np.square(row).sum())
-        apart = float((squares - 2 * (known @ row)).min()) + norm
-        found[number] = np.sqrt(max(apart, 0.0) / max(norm, 1e-6))
-    return found
+        gap = float((squares - 2 * (centred @ row)).min()) + norm
+        distances[number] = np.sqrt(max(gap, 0.0) / max(norm, 1e-6))
+    return distances
 
 
 SLICED_POINTS = 10_000
@@ -194,21 +186,22 @@ POOL_SEED = 987_654_321
 
 
 def cycle_error(original: Points, returned: Points) -> dict[str, float]:
-    """Median, mean, 99th percentile and maximum of |original - returned| over the rows of two (N, ...) arrays."""
+    """Return median, mean, 99th percentile and maximum of |original - returned| over rows of (N, ...) arrays."""
     if original.shape != returned.shape or len(original) == 0:
         raise ShapeMismatch(f"cannot compare points of shape {original.shape} with {returned.shape}")
     gap = (np.asarray(original, np.float64) - np.asarray(returned, np.float64)).reshape(len(original), -1)
     error = np.linalg.norm(gap, axis=1)
-    return {
-        "median": float(np.median(error)),
-        "mean": float(error.mean()),
-        "p99": float(np.quantile(error, 0.99)),
-        "max": float(error.max()),
+    figures = {
+        "median": np.median(error),
+        "mean": error.mean(),
+        "p99": np.quantile(error, 0.99),
+        "max": error.max(),
     }
+    return {name: float(figure) for name, figure in figures.items()}
 
 
 def sliced_w2(a: Points, b: Points) -> float:
-    """Sliced 2-Wasserstein distance between the clouds (N, D) and (M, D)."""
+    """Return the sliced 2-Wasserstein distance between the clouds (N, D) and (M, D)."""
     if a.ndim != 2 or b.ndim != 2 or a.shape[1:] != b.shape[1:] or 0 in a.shape or 0 in b.shape:
         raise ShapeMismatch(f"two clouds (N, D) with the same D are expected, not {a.shape} and {b.shape}")
     count = min(SLICED_POINTS, len(a), len(b))
@@ -226,7 +219,7 @@ def sliced_w2(a: Points, b: Points) -> float:
 
 
 def sliced_w2_floor(pool: Points, count: int) -> float:
-    """The mean distance of two draws of `count` points from the same (N, D)."""
+    """Return the mean distance of two draws of `count` points from one pool (N, D)."""
     rng = np.random.default_rng(POOL_SEED)
     pairs = (rng.integers(0, len(pool), (2, count)) for _ in range(FLOOR_PAIRS))
     return float(np.mean([sliced_w2(pool[first], pool[second]) for first, second in pairs]))
@@ -242,16 +235,10 @@ def reference_points(domain: str, count: int) -> NDArray[np.float32]:
 
 
 def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
-    """Distance of a cloud (N, 2) from a synthetic domain, measured to as many independent points of it."""
+    """Return the distance of a cloud (N, 2) from as many independent points of a synthetic domain."""
     count = min(len(cloud), SLICED_POINTS)
-    return {
-        "sliced_w2": sliced_w2(cloud, reference_points(domain, count)),
-        "sliced_w2_floor": domain_sliced_w2_floor(domain, count),
-        "points": count,
-    }
-
-
-NOISE_SEED = 410_23530
+    distance, least = sliced_w2(cloud, reference_points(domain, count)), domain_sliced_w2_floor(domain, count)
+    return {"sliced_w2": distance, "sliced_w2_floor": least, "points": count}
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,14 +263,13 @@ def noise_statistics(shape: tuple[int, ...]) -> LatentStatistics:
 
     from ddib_fed.diffusion.gaussianity import measure
 
-    generator = torch.Generator().manual_seed(NOISE_SEED)
-    return measure(torch.randn(shape, generator=generator))
+    return measure(torch.randn(shape, generator=torch.Generator().manual_seed(410_23530)))
 
 
 def by_frequency(
     latents: NDArray[np.float32], originals: NDArray[np.float32], penalty: float
 ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
-    """What reads pictures from latents, fitted to pairs of both (N, C, *sides) in the model's units.
+    """Fit a reader of pictures from latents to pairs of both (N, C, *sides) in the model's units.
 
     For each frequency x = m_x + W (z - m_z) over the channels, W (C, C) by ridge regression.
     """
@@ -300,9 +286,9 @@ def by_frequency(
     second = second + size[..., None, None] / len(latents) ** 0.5 * torch.eye(z.shape[1], dtype=z.dtype)
     weights = torch.linalg.solve(second, seen.mT @ wanted)
 
-    def inverse(given: NDArray[np.float32]) -> NDArray[np.float32]:
-        found = cosines(torch.from_numpy(given).double(), axes) - centres[0]
-        answer = (found.movedim(rows, last) @ weights).movedim(last, rows) + centres[1]
+    def inverse(latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        waves = cosines(torch.from_numpy(latents).double(), axes) - centres[0]
+        answer = (waves.movedim(rows, last) @ weights).movedim(last, rows) + centres[1]
         return pictures(answer, axes).float().numpy()
 
     return inverse
@@ -312,11 +298,10 @@ CHANCE_QUANTILE = 0.95
 """On the test crops of the shipped maps this marks 94 % of unrelated pairs and 8 % of true ones."""
 CHANCE_PAIRS = 2_000
 LEAST_DIFFERS = 0.05
-"""The least threshold: as much differs in good translations; pairs of nearly black slices do not differ at all."""
-MOST_OF_CLASSES, MOST_CLUSTERED, MOST_ROUNDS = 400, 200_000, 50
-"""Pictures and pixels of which two classes are found, and rounds."""
+"""As much differs in good translations; pairs of nearly black slices do not differ at all."""
+MOST_OF_CLASSES, MOST_CLUSTERED, MOST_ROUNDS = 400, 200_000, 50  # pictures, pixels, rounds of two-means
 _BLOCK_PIXELS = 1 << 22
-"""Pairs are measured in blocks of so many pixels, so that large pictures do not lie in memory as floats all at once."""
+"""Pairs are measured in blocks, because large pictures would fill the memory as floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,10 +318,9 @@ def structure(
     mapping: PictureMap | None = None,
     thresholds: StructureThresholds | None = None,
 ) -> Structure:
-    """Edge correlation of pictures (N, C, *sides) in [-1, 1] with their translations.
+    """Compare edges of pictures (N, C, *sides) in [-1, 1] with those of their translations.
 
-    With a mapping also which pixels have another class, of the two of the thresholds, than the source's have when
-    they are mapped.
+    With a mapping also mark the pixels whose class, of the two of the thresholds, is not the mapped source's.
     """
     before, after = _luma(source), _luma(translated)
     if before.shape != after.shape or 0 in before.shape:
@@ -350,28 +334,25 @@ def structure(
 
 
 def classes(units: NDArray[np.floating], centres: NDArray[np.floating]) -> NDArray[np.intp]:
-    """Which of the centres (K, C) each pixel of pictures (N, C, H, W), a mean of 3 x 3, is nearest to: (N, H, W)."""
+    """Return the nearest of the centres (K, C) to each pixel, a mean of 3 x 3, of (N, C, H, W): (N, H, W)."""
     height, width = units.shape[2:]
     padded = np.pad(units, [(0, 0), (0, 0), (1, 1), (1, 1)], mode="edge")
     near = sum(padded[:, :, i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9.0
     gaps = [np.square(near - each[:, None, None]).sum(axis=1) for each in centres]
-    found: NDArray[np.intp] = np.argmin(gaps, axis=0)
-    return found
+    return np.asarray(np.argmin(gaps, axis=0))
 
 
 def two_classes(units: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Two centres (2, C) that the pixels of pictures (N, C, H, W) gather around, by the two-means of Lloyd (1982)."""
+    """Return two centres (2, C) of the pixels of pictures (N, C, H, W), by the two-means of Lloyd (1982)."""
     pixels = np.moveaxis(units, 1, -1).reshape(-1, units.shape[1]).astype(np.float64)
     pixels = pixels[:: -(-len(pixels) // MOST_CLUSTERED)]
     centred = pixels - pixels.mean(0)
     axes = np.linalg.svd(centred, full_matrices=False)[2]
-    found = [_two_means(pixels, centred @ axis > 0.0) for axis in axes]
-    centres: NDArray[np.float64] = min(found, key=lambda each: each[0])[1]
-    return centres
+    return min((_two_means(pixels, centred @ axis > 0.0) for axis in axes), key=lambda pair: pair[0])[1]
 
 
 def _two_means(pixels: NDArray[np.float64], first: NDArray[np.bool_]) -> tuple[float, NDArray[np.float64]]:
-    """The sum of squares and the centres that Lloyd's rounds lead to from a division of pixels (N, C)."""
+    """Return the sum of squares and the centres after Lloyd's rounds from a division of pixels (N, C)."""
     spent, centres = np.inf, np.stack([pixels.mean(0)] * 2)
     for _ in range(MOST_ROUNDS):
         if first.all() or not first.any():
@@ -388,7 +369,7 @@ def _two_means(pixels: NDArray[np.float64], first: NDArray[np.bool_]) -> tuple[f
 def calibrate_by_chance(
     some: NDArray[Any], others: NDArray[Any], *, units: Normalisation
 ) -> StructureThresholds:
-    """Thresholds from unrelated pictures: the level of a translation that lost its picture."""
+    """Return thresholds from unrelated pictures: the level of a translation that lost its picture."""
     from ddib_fed.models.manifest import StructureThresholds
 
     if len(some) == 0 or len(others) == 0 or some.shape[1:] != others.shape[1:]:
@@ -401,10 +382,8 @@ def calibrate_by_chance(
     for start in range(0, len(first), block):
         a, b = expand(some[first[start : start + block]]), expand(others[second[start : start + block]])
         kept = structure(a, units.mapped(b))
-        other = (classes(units.plain.apply(a), centres) != classes(units.plain.apply(b), centres)).mean(
-            (1, 2)
-        )
-        blocks.append(np.stack([kept.edge_correlation, other]))
+        other = classes(units.plain.apply(a), centres) != classes(units.plain.apply(b), centres)
+        blocks.append(np.stack([kept.edge_correlation, other.mean((1, 2))]))
     edges, others = np.concatenate(blocks, axis=1)
     return StructureThresholds(
         edge_correlation=round(float(np.quantile(edges, CHANCE_QUANTILE)), 4),
@@ -421,11 +400,10 @@ def doubtful(kept: Structure, thresholds: StructureThresholds) -> NDArray[np.boo
 
 
 def sharpness(pictures: Pictures) -> Figures:
-    """The mean change of luma from pixel to pixel, over all axes, (N,)."""
+    """Return the mean change of luma from pixel to pixel, over all axes, (N,)."""
     luma = _luma(pictures)
     steps = (np.abs(np.diff(luma, axis=axis)).reshape(len(luma), -1) for axis in range(1, luma.ndim))
-    found: Figures = np.mean([step.mean(axis=1) for step in steps], axis=0)
-    return found
+    return np.asarray(np.mean([step.mean(axis=1) for step in steps], axis=0))
 
 
 def _luma(pictures: Pictures) -> NDArray[np.float64]:
@@ -433,7 +411,6 @@ def _luma(pictures: Pictures) -> NDArray[np.float64]:
 
 
 def _edge_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    # Of volumes in each axial slice.
     first, second = (np.hypot(*np.gradient(grey, axis=(-2, -1))).ravel() for grey in (a, b))
     first, second = first - first.mean(), second - second.mean()
     scale = float(np.linalg.norm(first) * np.linalg.norm(second))
@@ -442,7 +419,7 @@ def _edge_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 FEWEST = 8
 MOST = 4_000
-"""Pictures that are read, spread over the folder: `CHANCE_PAIRS` pairs need no more."""
+"""`CHANCE_PAIRS` pairs need no more pictures, spread over the folder."""
 
 
 def put_thresholds(
@@ -470,5 +447,5 @@ def put_thresholds(
             hint="add pictures of the domain",
         )
     pictures = load(entries[:: -(-len(entries) // MOST)], rule)
-    found = calibrate_by_chance(pictures[::2], pictures[1::2], units=manifest.normalisation)
-    return amend_bundle(model, structure=found)
+    thresholds = calibrate_by_chance(pictures[::2], pictures[1::2], units=manifest.normalisation)
+    return amend_bundle(model, structure=thresholds)

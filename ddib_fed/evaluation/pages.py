@@ -32,10 +32,8 @@ if TYPE_CHECKING:
     from ddib_fed.models.manifest import Manifest
 
 MOST_BYTES = 1 << 30
-JPEG_FROM = 64
-"""Pixels of the longer side from which a preview is a JPEG: as a PNG it would have three times the bytes."""
-MANY = 200
-"""Pictures from which previews are smaller."""
+JPEG_FROM = 64  # pixels of the longer side; as a PNG it would have three times the bytes
+MANY = 200  # pictures, beyond which previews are smaller
 SIDE, SIDE_OF_MANY = 384, 192
 SHOWN = 96
 RED = (220, 20, 60)
@@ -47,14 +45,12 @@ COLUMNS: Final[Mapping[str, str]] = {
     "differs": "differs from the map",
 }
 
-Preview = NDArray[np.uint8]
-"""(H, W, 3)."""
-Drawn = dict[str, Preview | None]
-"""Pictures of one file, each under its kind: source, translated, returned."""
+Preview = NDArray[np.uint8]  # (H, W, 3)
+Drawn = dict[str, Preview | None]  # by kind: source, translated, returned, differs
 
 
 def _drawn(each: FoundPicture, side: int) -> Drawn:
-    """The pictures of one file, each with the longer side at most `side` pixels."""
+    """Return the pictures of one file, each with the longer side at most `side` pixels."""
     figures, back = each.picture, each.picture.back_scale
     given, made = figures.source_range, figures.target_range
     files = {
@@ -77,7 +73,7 @@ def write_results(
     *,
     on_drawn: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Write the page of what was translated to `target`, of `total` files, and why others are missing."""
+    """Write the page of `total` files translated to `target`, with the reasons why others are missing."""
     files = sorted(results, key=lambda each: (-each.record.severity, each.name))
     side = SIDE if len(files) <= MANY else SIDE_OF_MANY
     given = {
@@ -117,43 +113,45 @@ def write_results(
 def picture_row(
     name: str, drawn: Drawn, figures: Sequence[object], mark: str = "", address: str = ""
 ) -> dict[str, Any]:
-    """A picture's row on a page; each of its pictures as a file, what it is, and its width there."""
-    cells: list[tuple[bytes, str, int] | None] = []
-    for kind, pixels in drawn.items():
-        if pixels is None:
-            cells.append(None)
-        else:
-            width = max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
-            cells.append((encoded(pixels), f"{name}, {kind}", width))
+    """Return a picture's row on a page: each picture as a file, its description, and its width on the page."""
+
+    def cell(kind: str, pixels: Preview) -> tuple[bytes, str, int]:
+        width = max(1, round(SHOWN * pixels.shape[1] / max(pixels.shape[:2])))
+        return encoded(pixels), f"{name}, {kind}", width
+
+    cells = [None if pixels is None else cell(kind, pixels) for kind, pixels in drawn.items()]
     return {"name": name, "address": address, "mark": mark, "pictures": cells, "figures": figures}
 
 
 def verdict(total: int, results: Sequence[FoundPicture], missing: int) -> str:
-    """How many are translated, doubtful and left out; before that, which were not translated at their own size."""
+    """Count translated, doubtful and missing files; first name those not translated at their own size."""
     done, doubtful = len(results), sum(bool(each.record.doubtful) for each in results)
-    said = f"{done:,} of {total:,} files are translated"
+    sentence = f"{done:,} of {total:,} files are translated"
     if any(each.record.doubtful is not None for each in results):
-        said += f"; doubtful: {doubtful:,}" if doubtful else "; none is marked doubtful"
-    said += f"; left out or failed: {missing:,}." if missing else "."
+        sentence += f"; doubtful: {doubtful:,}" if doubtful else "; none is marked doubtful"
+    sentence += f"; left out or failed: {missing:,}." if missing else "."
     fitted = Record.fitted_line([(each.name, each.record) for each in results])
-    return f"{fitted}. {said}" if fitted else said
+    return f"{fitted}. {sentence}" if fitted else sentence
 
 
 def _remarks(results: Sequence[FoundPicture]) -> list[str]:
     values = [p for each in results if (p := each.picture.cycle_psnr) is not None]
-    said = Record.doubt_lines([(each.name, each.record) for each in results])
+    notes = Record.doubt_lines([(each.name, each.record) for each in results])
     if values:
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
-        said.append(f"Round trip: median {middle:.1f} dB, nine in ten between {low:.1f} and {high:.1f} dB.")
+        notes.append(f"Round trip: median {middle:.1f} dB, nine in ten between {low:.1f} and {high:.1f} dB.")
     elif all(each.record.doubtful is None for each in results):
-        said.append(
+        notes.append(
             "Nothing was measured that could mark a picture as doubtful: translate with --cycle to have it."
         )
     if clipped := sum(bool(each.picture.clipped) for each in results):
-        said.append(
+        notes.append(
             f"{clipped:,} pictures have values outside the range of the source's model; these were clipped."
         )
-    return [*said, "These pictures are made by machine. The figures here say nothing about findings in them."]
+    return [
+        *notes,
+        "These pictures are made by machine. The figures here say nothing about findings in them.",
+    ]
 
 
 _FACTS: Final[Mapping[str, Callable[[Record], str]]] = {
@@ -181,12 +179,12 @@ _FACTS: Final[Mapping[str, Callable[[Record], str]]] = {
 
 
 def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """Each fact with its value, or with its values and how many pictures have each."""
+    """Return each fact with its value, or with its values and how many pictures have each."""
     rows = []
     for name, fact in _FACTS.items():
-        found = Counter(value for record in records if (value := fact(record)))
-        several = len(found) > 1
-        if values := [f"{value} ({count:,})" if several else value for value, count in found.items()]:
+        counts = Counter(value for record in records if (value := fact(record)))
+        several = len(counts) > 1
+        if values := [f"{value} ({count:,})" if several else value for value, count in counts.items()]:
             rows.append((name, ", ".join(values)))
     return rows
 
@@ -194,9 +192,7 @@ def provenance(records: Sequence[Record]) -> list[tuple[str, str]]:
 def preview(
     path: Path, side: int, span: tuple[float, float] | None, scale: tuple[float, float] = (1.0, 0.0)
 ) -> Preview | None:
-    """The picture in a file, or the middle slices of a volume, its longer side at most `side`; None if it cannot be
-    drawn.
-    """
+    """Draw the picture in a file, or the middle slices of a volume, of at most `side`; None if it cannot be drawn."""
     limits = ImageLimits(max_bytes=MOST_BYTES)
     try:
         if path.suffix == ".dcm":  # a slice that `ddib translate` wrote
@@ -209,21 +205,19 @@ def preview(
         factor = min(1.0, side / max(pixels.shape[:2]))
         height, width = (max(1, round(length * factor)) for length in pixels.shape[:2])
         rule = PictureRule(3, height, width, "resize", low, max(high, low + 1e-6))
-        drawn: Preview = to_pixels(to_array(Picture(pixels, ""), rule)[0][None])[0]
+        return np.asarray(to_pixels(to_array(Picture(pixels, ""), rule)[0][None])[0])
     except DdibError:
         return None
-    return drawn
 
 
 def reddened(pixels: Preview, digits: str) -> Preview:
-    """A preview (H, W, 3) with red where the record says that the translation differs from the map."""
+    """Mark a preview (H, W, 3) red where the record says that the translation differs from the map."""
     weight = 0.7 * undigits(digits, pixels.shape[:2])[..., None]
-    drawn: Preview = np.rint((1.0 - weight) * pixels + weight * np.array(RED, np.float32)).astype(np.uint8)
-    return drawn
+    return np.asarray(np.rint((1.0 - weight) * pixels + weight * np.array(RED, np.float32)), np.uint8)
 
 
 def encoded(pixels: Preview) -> bytes:
-    """A preview as a file: PNG where it is small, else JPEG."""
+    """Encode a preview: as PNG if it is small, else as JPEG."""
     if max(pixels.shape[:2]) < JPEG_FROM:
         return encode_png(pixels)
     file = io.BytesIO()
@@ -273,8 +267,8 @@ class SideFound:
 
     def advice(self) -> Iterator[str]:
         figures, losses = self.manifest.training.figures, self.held_out_losses
-        found = SampleVerdict.of_figures(figures)
-        if found is not None and found.level in {"not yet", "near"}:
+        measured = SampleVerdict.of_figures(figures)
+        if measured is not None and measured.level in {"not yet", "near"}:
             yield f"{self.verdict}. {MORE_TIME}"
         if losses and losses[-1] > RISEN * min(losses):
             yield (
@@ -330,25 +324,26 @@ def write_rehearsal(
     path: Path, sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> None:
     title = f"Rehearsal of {' and '.join(side.domain for side in sides)}"
-    said = advice(sides, ways, shared)
-    write_page(path, "rehearsal.html", title=title, advice=said, ways=ways, sides=sides)
+    write_page(
+        path, "rehearsal.html", title=title, advice=advice(sides, ways, shared), ways=ways, sides=sides
+    )
 
 
 def advice(
     sides: tuple[SideFound, SideFound], ways: tuple[WayFound, WayFound], shared: Sequence[str]
 ) -> list[str]:
-    """What to try next, the most important first."""
-    found: list[str] = []
+    """Return what to try next, the most important first."""
+    suggestions: list[str] = []
     if shared:
-        found.append(
+        suggestions.append(
             f"{len(shared)} pictures are in both folders ({shared[0]}, for one): take them out of one. "
             "Two institutions would share none, so this rehearsal is too kind."
         )
-    found += [f"{side.domain}: {said}" for side in sides for said in side.advice()]
-    found += [f"{way.title}: {said}" for way in ways for said in way.advice()]
+    suggestions += [f"{side.domain}: {said}" for side in sides for said in side.advice()]
+    suggestions += [f"{way.title}: {said}" for way in ways for said in way.advice()]
     first, second = (shlex.quote(str(side.bundle)) for side in sides)
     usable = (
         f"Both models can be used as they are: ddib translate FOLDER --source {first} --target {second} --out DIR. A "
         "node serves a model by `bundle` under [model] in its node.toml."
     )
-    return [*(found or ["Nothing stands out. More training time is what usually helps next."]), usable]
+    return [*(suggestions or ["Nothing stands out. More training time is what usually helps next."]), usable]

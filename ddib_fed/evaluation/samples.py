@@ -54,13 +54,12 @@ from ddib_fed.models.units import PictureMap
 from ddib_fed.record import CycleError, PictureFigures, digits
 
 Array = NDArray[np.float32]
-REFUSE = "refuse"
-"""The size rule that accepts pictures of the model's own size alone."""
+REFUSE = "refuse"  # the size rule that accepts the model's own size alone
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What a client's file holds."""
+    """Samples in a client's file."""
 
     samples: Array
     original: Array
@@ -73,28 +72,28 @@ class Given:
 
     @property
     def geometry(self) -> Geometry:
-        """The size of results: the one that the picture had, unless they keep the models', as volumes always do."""
+        """Size of results: the picture's, unless they keep the models', as volumes always do."""
         assert self.picture is not None
         if self.model_size or self.picture.depth:
             return Geometry(math.prod(self.samples.shape[2:-1]), self.samples.shape[-1])
         return Geometry(self.picture.height, self.picture.width)
 
     def at_model_size(self) -> Given:
-        """The same for results that keep the models' size."""
+        """Return a copy for results that keep the models' size."""
         enlarged_from = dict.fromkeys(("fitted_height", "fitted_width"))  # nothing is enlarged again
         picture = None if self.picture is None else self.picture.model_copy(update=enlarged_from)
         return dataclasses.replace(self, picture=picture, model_size=True)
 
 
 class SampleFile(NamedTuple):
-    """What came back as a file, and what is recorded of it."""
+    """A result as a file, and its record."""
 
     file: bytes
     figures: Mapping[str, Any] = MappingProxyType({})
 
 
 class PointSamples:
-    """Clouds of points, .npy in and out; for the methods see `PictureSamples`, some have nothing to do here."""
+    """Clouds of points, .npy in and out; methods as of `PictureSamples`."""
 
     format: str = "NPY"
     formats: frozenset[str] = frozenset({"NPY"})
@@ -106,9 +105,8 @@ class PointSamples:
     def refusal(self, given: str) -> DdibError:
         if given:
             return picture_for_points(given, self._dim)
-        return PointsUnreadable(
-            "an unknown media type for a model of points", facts={"takes": ".npy files of points"}
-        )
+        problem = "an unknown media type for a model of points"
+        return PointsUnreadable(problem, facts={"takes": ".npy files of points"})
 
     def read(self, content: bytes, size_rule: str) -> Given:  # noqa: ARG002 - points have no size
         refuse_picture(content, self._dim)
@@ -135,7 +133,6 @@ class PointSamples:
         return SampleFile(self.file(samples))
 
     def file(self, samples: Array) -> bytes:
-        """Samples of the own model as a file."""
         return to_npy(samples)
 
     def returned(self, given: Given, back: Decoded) -> SampleFile:
@@ -162,14 +159,14 @@ class PictureSamples:
         self.formats = frozenset(limits.formats)
 
     def refusal(self, given: str) -> DdibError:
-        """The error for a file of a format that is not accepted."""
+        """Return the error for a file of a format that is not accepted."""
         return ImageUnreadable(
             f"{given or 'an unknown media type'} is not accepted",
             facts={"formats": ", ".join(self._limits.formats)},
         )
 
     def read(self, content: bytes, size_rule: str) -> Given:
-        """The samples in a client's file, and the part of its record that is known before it is translated."""
+        """Read the samples in a client's file, and the part of its record known before the translation."""
         rule = self._rule
         fitted = fit_picture(self._decoded(content), rule)
         check_size(fitted.geometry, rule, size_rule)
@@ -192,16 +189,16 @@ class PictureSamples:
         return Given(fitted.samples.reshape(shape), fitted.original.reshape(shape), figures)
 
     def memory(self, content: bytes) -> int:
-        """Bytes that reading takes at most beside the file, by its header; 0 for what `read` will refuse."""
+        """Return the bytes that reading takes at most beside the file, by its header; 0 if it will be refused."""
         return memory_of(content, self._limits, self._rule)
 
     def output_memory(self, given: Given) -> int:
-        """Bytes that writing a file of this size takes at most."""
+        """Return the bytes that writing a file of this size takes at most."""
         rules = self._rule, dataclasses.replace(self._rule, bits=16)
         return fixed_bytes(given.geometry) + max(output_bytes(given.geometry, rule) for rule in rules)
 
     def answer(self, file: bytes, rule: PictureRule | None, count: int) -> Array:  # noqa: ARG002 - one a file
-        """The samples in a peer's answer to a latent of `count` samples; `rule` is that of its pictures."""
+        """Read a peer's answer to a latent of `count` samples, by the rule of its pictures."""
         assert rule is not None
         return read_answer(file, rule)
 
@@ -214,7 +211,7 @@ class PictureSamples:
         *,
         blend: float = 0.0,
     ) -> SampleFile:
-        """The translation by the rule of the target, with what it kept of the source's structure.
+        """Write the translation by the target's rule, with figures of the structure that it kept.
 
         A share `blend` of the result is the source's own picture, mapped by the calibration.
         """
@@ -228,28 +225,16 @@ class PictureSamples:
         if blend and mapping is not None:
             samples = (1.0 - blend) * samples + blend * mapping(given.samples)
         file = self._file(samples, in_numbers(dataclasses.replace(rule, fit=own)), given.geometry)
-        figures: dict[str, float | str | None] = {
-            "low": rule.low,
-            "high": rule.high,
-            "bits": rule.bits,
-            **dict(zip(("slope", "intercept"), rule.output_scale, strict=True)),
-            "edge_correlation": float(kept.edge_correlation[0]),
-        }
+        figures: dict[str, float | str | None] = {"low": rule.low, "high": rule.high, "bits": rule.bits}
+        figures |= dict(zip(("slope", "intercept"), rule.output_scale, strict=True))
+        figures["edge_correlation"] = float(kept.edge_correlation[0])
         if least is not None:
-            figures |= {
-                "least_edge_correlation": least.edge_correlation,
-                "structure_doubtful": bool(doubtful(kept, least)[0]),
-            }
+            figures["least_edge_correlation"] = least.edge_correlation
+            figures["structure_doubtful"] = bool(doubtful(kept, least)[0])
             if kept.differs is not None:
-                share = float(kept.differs[0].mean())
-                figures |= {
-                    "differs": share,
-                    "most_differs": least.differs,
-                    "differs_at": digits(kept.differs[0]),
-                }
-        if (
-            mapping is not None and mapping.forced
-        ):  # marks by a map that was refused for its figures say nothing
+                figures |= {"differs": float(kept.differs[0].mean()), "most_differs": least.differs}
+                figures["differs_at"] = digits(kept.differs[0])
+        if mapping is not None and mapping.forced:  # a map refused for its figures marks nothing
             figures["structure_doubtful"] = True
         return SampleFile(file, {"picture": figures})
 
@@ -257,7 +242,7 @@ class PictureSamples:
         return self._file(samples, self._rule)
 
     def returned(self, given: Given, back: Decoded) -> SampleFile:
-        """The picture that came back, with the error of the round trip at the model's size."""
+        """Write the picture that came back, with the error of the round trip at the model's size."""
         error = mse(back.samples.clip(-1.0, 1.0), given.original)
         figures = {"cycle_mse": float(error[0]), "cycle_psnr": float(to_psnr(error)[0])}
         if self._model.bundle.autoencoder is not None:
@@ -266,12 +251,12 @@ class PictureSamples:
         return SampleFile(self._file(back.samples, self._rule, given.geometry), {"picture": figures})
 
     def returned_at_own_size(self, content: bytes, back: Decoded) -> Mapping[str, float]:
-        """Figures of a fitted picture's round trip at its own size; `content` is the client's file."""
+        """Return figures of a fitted picture's round trip at the size in the client's file."""
         error = own_size_mse(back.samples[0], self._rule, decode_image(content, self._limits))
         return {"cycle_mse": error, "cycle_psnr": float(to_psnr(np.array([error]))[0])}
 
     def _seen(self, samples: Array) -> Array:
-        """The part of which the structure is compared."""
+        """Return the part whose structure is compared."""
         return samples
 
     def _file(self, samples: Array, rule: PictureRule, geometry: Geometry | None = None) -> bytes:
@@ -285,10 +270,8 @@ class PictureSamples:
         return encode_png(pixels)
 
 
-MOST_SLICES = 16
-"""Of a volume whose edges are compared."""
-NUMBER_BYTES = 20
-"""Memory for a voxel's number while a volume is read, and while one is written beside what it is compared with."""
+MOST_SLICES = 16  # of a volume whose edges are compared
+NUMBER_BYTES = 20  # memory for a voxel's number while a volume is read, or written and compared
 
 
 class VolumeSamples(PictureSamples):
@@ -333,15 +316,15 @@ class VolumeSamples(PictureSamples):
         return " x ".join(map(str, self._shape[:3]))
 
     def _check_shape(self, content: bytes) -> None:
-        """Raise unless a .npy has the model's spatial shape; the number of channels is checked when it is decoded."""
-        found = volume_shape(read_header(content))
-        if found[:3] != self._shape[:3]:
-            said = " x ".join(map(str, found[:3]))
+        """Raise ShapeMismatch unless a .npy has the model's sides; channels are checked when it is decoded."""
+        shape = volume_shape(read_header(content))
+        if shape[:3] != self._shape[:3]:
+            size = " x ".join(map(str, shape[:3]))
             raise ShapeMismatch(
-                f"a volume of {said} voxels where {self._called} alone is taken",
+                f"a volume of {size} voxels where {self._called} alone is taken",
                 hint="ddib translate brings NIfTI files and DICOM series to the model's size; of larger volumes both "
                 "operators may set [model] scene",
-                facts={"size": said, "expected": self._called},
+                facts={"size": size, "expected": self._called},
             )
 
     def _seen(self, samples: Array) -> Array:
@@ -367,7 +350,7 @@ def samples_of(model: DomainModel, limits: ImageLimits, max_points: int) -> Samp
 
 
 def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
-    """Raise unless a size rule accepts a picture of this size."""
+    """Raise ShapeMismatch unless a size rule accepts a picture of this size."""
     if size_rule == REFUSE and (geometry.height, geometry.width) != (rule.height, rule.width):
         said, wanted = f"{geometry.height}x{geometry.width}", f"{rule.height}x{rule.width}"
         raise ShapeMismatch(
@@ -378,27 +361,27 @@ def check_size(geometry: Geometry, rule: PictureRule, size_rule: str) -> None:
 
 
 def read_answer(content: bytes, rule: PictureRule) -> Array:
-    """The picture (1, C, H, W) that a peer answered with, at the model's size."""
+    """Read the picture (1, C, H, W) in a peer's answer, at the model's size."""
     limits = ImageLimits(max_bytes=len(content), max_pixels=rule.height * rule.width, formats=("PNG",))
     return agreed(decode_image(content, limits).pixels, rule)[None]
 
 
 def agreed(pixels: Pixels, rule: PictureRule) -> Array:
-    """The array (C, H, W) of pixels that are exactly of a rule's size and type."""
+    """Return the array (C, H, W) of pixels; raise ShapeMismatch unless their size and type are the rule's."""
     shape, kind = (rule.height, rule.width, rule.channels), f"uint{rule.bits}"
     if pixels.shape != shape or pixels.dtype != kind:
-        said, wanted = (
+        actual, wanted = (
             f"{'x'.join(map(str, size))} of {of}"
             for size, of in ((pixels.shape, pixels.dtype), (shape, kind))
         )
         raise ShapeMismatch(
-            f"a picture of {said} came, {wanted} was agreed", facts={"got": said, "agreed": wanted}
+            f"a picture of {actual} came, {wanted} was agreed", facts={"got": actual, "agreed": wanted}
         )
     return to_array(Picture(pixels, ""), in_numbers(rule))[0]
 
 
 def in_numbers(rule: PictureRule) -> PictureRule:
-    """The same rule for the numbers of a file, where these are not the raw values."""
+    """Return the rule for the numbers of a file, where these are not the raw values."""
     if rule.output_scale == (1.0, 0.0):
         return rule
     return dataclasses.replace(rule, low=0.0, high=float(rule.top))

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 ACROSS = 8
-CELL = 96
-"""Pixels that the longer side of a small picture is at least brought to."""
+CELL = 96  # least pixels of the longer side
 MOST_SCALE = 4
 GAP, MARGIN, LINE = 4, 12, 18
 LEAST_WIDTH = 480
@@ -44,7 +43,7 @@ def contact_sheet(
     across: int = ACROSS,
     caption: str = "",
 ) -> bytes:
-    """A PNG of all stages, by their titles, of all pictures, `across` pictures per band."""
+    """Draw a PNG of all stages, by their titles, of all pictures, `across` pictures per band."""
     stages = {title: as_pictures(pictures) for title, pictures in stages.items()}
     sizes = {(len(pictures), *pictures.shape[2:]) for pictures in stages.values()}
     if len(sizes) != 1:
@@ -92,7 +91,7 @@ def save_sheet(path: Path, stages: Mapping[str, Pictures], **how: Any) -> None:
 
 
 def as_pictures(stack: Pictures) -> Pictures:
-    """Pictures (N, C, H, W) of themselves, or of the middle slices of volumes (N, C, D, H, W)."""
+    """Return pictures (N, C, H, W), or the middle slices of volumes (N, C, D, H, W)."""
     if stack.ndim == 4:
         return stack
     return np.stack([np.moveaxis(middle_slices(np.moveaxis(each, 0, -1)), -1, 0) for each in stack])
@@ -112,7 +111,7 @@ def _text_width(text: str) -> int:
 
 
 def _lines(text: str, room: int) -> list[str]:
-    """A text wrapped between words to lines of this many pixels; a longer word gets its own line."""
+    """Wrap a text between words to lines of this many pixels; a longer word gets its own line."""
     lines: list[str] = []
     for word in text.split():
         if lines and _text_width(f"{lines[-1]} {word}") <= room:
@@ -132,8 +131,7 @@ def _cut(text: str, room: int) -> str:
 
 Points = NDArray[np.floating]
 
-LIMIT = 3.0
-"""Half the side of every panel, in standard deviations of the data."""
+LIMIT = 3.0  # half the side of every panel, in standard deviations
 PANEL_INCHES = 2.6
 DPI = 150
 DARK = "#3c3c46"
@@ -141,7 +139,7 @@ FRAME = "#d4d4dc"
 
 
 def clouds(named: Sequence[tuple[str, Points]], path: Path, *, caption: str = "") -> None:
-    """The stages of a translation, each point keeping its colour."""
+    """Draw the stages of a translation, each point in its own colour."""
     from matplotlib.figure import Figure
 
     foot = 0.3 if caption else 0.08

@@ -2,7 +2,7 @@
 
 A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the files; in any other
 folder every picture is a translation. Sources and truths are found by name: the same path below their folder, whatever
-the suffix. Report are measured from the files where possible, else a record's figure is used (the model's own cycle,
+the suffix. Figures are measured from the files where possible, else a record's figure is used (the model's own cycle,
 before rounding; statistics of the latent).
 """
 
@@ -30,8 +30,7 @@ OnRead = Callable[[int, int], None]
 Span = tuple[float, float]
 SHEETS = frozenset({"sheet.png"})
 DOMAIN_PICTURES = 1000
-_RAW = (1.0, 0.0)
-"""Slope and intercept of a file whose numbers are raw values."""
+_RAW = (1.0, 0.0)  # slope and intercept of raw values
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +48,9 @@ class FoundPicture:
 
 
 def find_pictures(folder: Path) -> list[FoundPicture]:
-    """The translations in a folder: those with a record, or else every picture."""
+    """Return the translations in a folder: those with a record, or else every picture."""
     plain = by_name(folder)
-    found = []
+    pictures = []
     for path in sorted(folder.rglob("*.json")):
         record = None if _hidden(path, folder) else Record.read(path)
         if record is None:
@@ -64,22 +63,24 @@ def find_pictures(folder: Path) -> list[FoundPicture]:
             and (path.parent / written.file).is_file()
         }
         if (translated := files.pop(Part.TRANSLATION, None)) is not None:
-            found.append(FoundPicture(_name(translated, folder), translated, record, files))
-    found = found or [FoundPicture(name, path) for name, path in plain.items() if path.name not in SHEETS]
-    if not found:
+            pictures.append(FoundPicture(_name(translated, folder), translated, record, files))
+    pictures = pictures or [
+        FoundPicture(name, path) for name, path in plain.items() if path.name not in SHEETS
+    ]
+    if not pictures:
         raise FileMissing(f"{folder} holds no picture", hint="name the folder that holds the translations")
-    return found
+    return pictures
 
 
 def by_name(folder: Path) -> dict[str, Path]:
-    """Every picture below a folder by its path without suffix; of two with one name the first."""
+    """Return every picture below a folder by its path without suffix; of two with one name the first."""
     if not folder.is_dir():
         raise FileMissing(f"no such folder: {folder}")
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not _hidden(path, folder):
-            found.setdefault(_name(path, folder), path)
-    return found
+            paths.setdefault(_name(path, folder), path)
+    return paths
 
 
 class _Reader:
@@ -90,7 +91,7 @@ class _Reader:
         self.done = self.resized = 0
 
     def stack(self, paths: Sequence[Path], span: Span | None, scales: Sequence[Span] = ()) -> Pictures:
-        """The samples in files, (N, C, *size); raw values outside of the span lie beyond [-1, 1]."""
+        """Return the samples in files, (N, C, *size); raw values outside of the span lie beyond [-1, 1]."""
         arrays: list[NDArray[np.float32]] = []
         for path, scale in zip(paths, scales or [_RAW] * len(paths), strict=True):
             picture, size = _read(path)
@@ -118,7 +119,7 @@ class _Reader:
 
 
 def _read(path: Path) -> tuple[Picture, tuple[int, ...]]:
-    """The picture in a file and its size; the slices of a volume lie one under the other."""
+    """Read the picture in a file and its size; the slices of a volume lie one under the other."""
     content = path.read_bytes() if path.suffix.lower() == ".npy" else b""
     if not holds_volume(content):
         picture = read_image(path)
@@ -128,14 +129,14 @@ def _read(path: Path) -> tuple[Picture, tuple[int, ...]]:
 
 
 def _original(picture: Picture, path: Path, rule: PictureRule) -> NDArray[np.float32]:
-    """Raw values, after a check that they are in the rule's units."""
+    """Return raw values; raise PictureMisfit unless they are in the rule's units."""
     try:
         return fit_picture(picture, rule).original
     except PictureMisfit as error:
         error.facts["model"] = f"--range {rule.low:g}:{rule.high:g}"
-        found = name_file(error, str(path))
-        found.hint = f"--range {error.facts['fits']}, or bring the file to the units of the others"
-        raise found from error
+        named = name_file(error, str(path))
+        named.hint = f"--range {error.facts['fits']}, or bring the file to the units of the others"
+        raise named from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +151,14 @@ class Translations:
     back: Pictures | None = field(repr=False)
     domain: Pictures | None = field(repr=False)
     notes: tuple[str, ...]
-    mapping: PictureMap | None = field(default=None, repr=False)
-    """Of the calibration under which all were translated."""
+    mapping: PictureMap | None = field(default=None, repr=False)  # of the calibration of all
 
     @property
     def mapped(self) -> Pictures | None:
         return None if self.mapping is None or self.source is None else self.mapping(self.source)
 
     def of(self, places: Sequence[int]) -> Translations:
-        """Select pictures by their places in `names`."""
+        """Return the pictures at these places in `names`."""
         some: dict[str, Any] = {
             kind: None if (stack := getattr(self, kind)) is None else stack[places]
             for kind in ("translated", "source", "truth", "back")
@@ -181,7 +181,7 @@ def read_translations(
 ) -> Translations:
     """Read a folder of translations with sources, truths, and other pictures of the target domain.
 
-    The mapping counts if it is of the calibration that every record names.
+    The mapping counts only if every record names its calibration.
     """
     found = find_pictures(folder)
     pictures = [each.picture for each in found]
@@ -218,11 +218,8 @@ def read_translations(
         )
     sides = (size, size) if size else _read(found[0].translated)[1]
     reader = _Reader(sides, sum(map(len, paths.values())), on_read, fit)
-    stacks = {
-        kind: reader.stack(chosen, spans[kind], scales.get(kind, ()))
-        for kind, chosen in paths.items()
-        if chosen
-    }
+    chosen = {kind: files for kind, files in paths.items() if files}
+    stacks = {kind: reader.stack(files, spans[kind], scales.get(kind, ())) for kind, files in chosen.items()}
     if isinstance(domain, np.ndarray):
         stacks["domain"] = domain
     if reader.resized:

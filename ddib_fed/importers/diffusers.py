@@ -49,10 +49,7 @@ MAX_JSON_BYTES: Final = 4 << 20
 _ADAPTER = re.compile(
     r"(?:.*(?<![fp])lora.*|adapter_model.*)\.(?:safetensors|bin|pt|pth)|adapter_config\.json", re.IGNORECASE
 )
-_ADAPTED = re.compile(r"(?:^|[._])(?:lora(?:[._]|$)|hada_w\d|lokr_w\d)", re.IGNORECASE)
-"""A tensor of one."""
-
-
+_ADAPTED = re.compile(r"(?:^|[._])(?:lora(?:[._]|$)|hada_w\d|lokr_w\d)", re.IGNORECASE)  # its tensors
 uses: Final = ("fit", "soften_sigma", "scale_factor", "check", "size", "intensity")
 
 
@@ -89,10 +86,10 @@ def read(folder: Path, given: ImportOptions) -> Imported:
         why = "pictures have 1 or 3; of latents, name the whole pipeline, with its vae/"
         raise _refused_key(where, config, "in_channels", why)
     if encoder is not None:
-        made = _read_json(encoder / "config.json")
-        autoencoder = read_network(encoder, _config(made, str(encoder / "config.json")))
+        settings = _read_json(encoder / "config.json")
+        autoencoder = read_network(encoder, _config(settings, str(encoder / "config.json")))
         sides = tuple(side * autoencoder.network.divisor for side in sides)
-        scale, moved, warnings = _latent_units(made, str(encoder / "config.json"), index, spread)
+        scale, moved, warnings = _latent_units(settings, str(encoder / "config.json"), index, spread)
         facts.append(Fact("autoencoder", autoencoder.network.name, f"{encoder.name}/config.json"))
     elif not index:
         warnings.append(
@@ -116,15 +113,15 @@ def read(folder: Path, given: ImportOptions) -> Imported:
 
 
 def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: ImportOptions) -> Imported:
-    """An autoencoder alone; the scale of its latents belongs to a model of them."""
+    """Read an autoencoder alone; the scale of its latents belongs to a model of them."""
     read = read_network(inside, _config(config, str(inside / "config.json")))
-    sides, said = given.size, "--size"
+    sides, basis = given.size, "--size"
     if sides is None:
         size = config.get("sample_size")
-        sides, said = (size if isinstance(size, int) else 256,) * 2, "config.json, or assumed: it takes any"
+        sides, basis = (size if isinstance(size, int) else 256,) * 2, "config.json, or assumed: it takes any"
     facts = [
         Fact("autoencoder", read.network.name, "config.json"),
-        Fact("size", "x".join(map(str, sides)), said),
+        Fact("size", "x".join(map(str, sides)), basis),
     ]
     if (scale := config.get("scaling_factor")) is not None:
         facts.append(Fact("scaling_factor", repr(scale), "config.json; kept by a model of its latents alone"))
@@ -136,7 +133,7 @@ def _autoencoder(folder: Path, inside: Path, config: Mapping[str, Any], given: I
 def _latent_units(
     source: Mapping[str, Any], where: str, index: Mapping[str, Any], spread: float
 ) -> tuple[Fact | None, tuple[Any, Any], list[str]]:
-    """Of latents z in the ODE's units (z - mean) scale / deviation: the scale, and mean and deviation."""
+    """Return scale, mean and deviation of latents z in the ODE's units (z - mean) scale / deviation."""
     scale, shift = source.get("scaling_factor"), source.get("shift_factor")
     mean, deviation = source.get("latents_mean"), source.get("latents_std")
     if shift and mean:
@@ -179,7 +176,7 @@ def read_network(inside: Path, config: LibraryConfig) -> Read:
 
 
 def check_pipeline(folder: Path) -> Mapping[str, Any]:
-    """The index of a pipeline, empty where there is none; raises where it has other components than are read."""
+    """Return the index of a pipeline, empty without one; raise SettingsInvalid for components that are not read."""
     index = _read_json(folder / INDEX) if (folder / INDEX).is_file() else {}
     components: dict[str, str] = {}
     for path in sorted(folder.glob("*/config.json")):
@@ -215,7 +212,7 @@ def check_pipeline(folder: Path) -> Mapping[str, Any]:
 
 
 def _holds_adapter(path: Path) -> bool:
-    """Whether a file of safetensors has tensors of an adapter; only its header is read."""
+    """Return whether a file of safetensors has tensors of an adapter; only its header is read."""
     if path.suffix.lower() != ".safetensors" or not path.is_file():
         return False
     try:
@@ -255,7 +252,6 @@ SCHEDULERS = tuple(f"{name}Scheduler" for name in (
     "DEISMultistep", "UniPCMultistep", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "HeunDiscrete",
     "KDPM2Discrete", "KDPM2AncestralDiscrete",
 ))  # fmt: skip
-"""Whose betas are those that the network was trained on."""
 OTHER_ENDS: Final = {name: {"beta_start": 0.00085, "beta_end": 0.012} for name in SCHEDULERS[-3:]}
 """Defaults of schedulers whose betas are not the usual ones."""
 FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
@@ -342,18 +338,18 @@ def read_schedule(source: Mapping[str, Any], where: str) -> Levels:
             raise _refused_key(
                 where, source, "_class_name", f"only {', '.join((*SCHEDULERS, *FLOW, *EDM))} are read"
             )
-        said = SchedulerFile.model_validate(OTHER_ENDS.get(kind, {}) | dict(source))
+        levels = SchedulerFile.model_validate(OTHER_ENDS.get(kind, {}) | dict(source))
     except ValidationError as error:
         raise _refused_key(where, source, *first_problem(error)) from error
-    name = "cosine" if said.beta_schedule == "squaredcos_cap_v2" else BETAS[said.beta_schedule]
-    name = "zero-terminal-snr" if said.rescale_betas_zero_snr else name
-    schedule = step_schedule(name, said.num_train_timesteps, (said.beta_start, said.beta_end))
+    name = "cosine" if levels.beta_schedule == "squaredcos_cap_v2" else BETAS[levels.beta_schedule]
+    name = "zero-terminal-snr" if levels.rescale_betas_zero_snr else name
+    schedule = step_schedule(name, levels.num_train_timesteps, (levels.beta_start, levels.beta_end))
     schedule_from_config(schedule)
-    return Levels(schedule, PREDICTIONS[said.prediction_type])
+    return Levels(schedule, PREDICTIONS[levels.prediction_type])
 
 
 def _refused_key(where: str, source: Mapping[str, Any], key: str, why: str) -> SettingsInvalid:
-    """The error for a setting in a file that cannot be computed exactly."""
+    """Return the error for a setting in a file that cannot be computed exactly."""
     value = json.dumps(source.get(key.partition(".")[0]), default=str)[:80]
     return SettingsInvalid(
         f"{where}: {key} is {value}: {why}",
@@ -376,7 +372,7 @@ def network_config(source: Mapping[str, Any], where: str) -> LibraryConfig:
 
 
 def _config(source: Mapping[str, Any], where: str) -> LibraryConfig:
-    """The network of a config.json, or its autoencoder."""
+    """Return the network of a config.json, or its autoencoder."""
     name = str(source["_class_name"])
     # The tiny autoencoder writes a key that its constructor does not take.
     apart = {"block_out_channels"} if "encoder_block_out_channels" in source else set[str]()
@@ -390,7 +386,7 @@ def _config(source: Mapping[str, Any], where: str) -> LibraryConfig:
 
 
 def _of_dit(arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
-    """Without what the DiT's former class said of other kinds of transformer, where it says that this is none."""
+    """Drop settings of the DiT's former class that are off and unknown to the class of now."""
     with extra("diffusers", "diffusers", "networks of diffusers need the diffusers library"):
         from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
     known = inspect.signature(DiTTransformer2DModel.__init__).parameters

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import ValidationError
 from torch import Tensor
 
-from ddib_fed.errors import BundleInvalid, SettingsInvalid
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.files import first_problem
 from ddib_fed.importing import (
     ClassifierConfig,
@@ -49,39 +49,20 @@ BOTH: Table = {
     "rescale_timesteps": False,
 }
 MODEL: Table = {
-    "num_channels": 128,
-    "num_res_blocks": 2,
-    "num_heads": 4,
-    "num_heads_upsample": -1,
-    "num_head_channels": -1,
-    "attention_resolutions": (16, 8),
-    "num_classes": 1000,
-    "class_cond": False,
-    "learn_sigma": False,
-    "use_scale_shift_norm": True,
-    "resblock_updown": False,
-    "use_new_attention_order": False,
-    "dropout": 0.0,
-    "predict_xstart": False,
-}
+    "num_channels": 128, "num_res_blocks": 2, "num_heads": 4, "num_heads_upsample": -1,
+    "num_head_channels": -1, "attention_resolutions": (16, 8), "num_classes": 1000, "class_cond": False,
+    "learn_sigma": False, "use_scale_shift_norm": True, "resblock_updown": False,
+    "use_new_attention_order": False, "dropout": 0.0, "predict_xstart": False,
+}  # fmt: skip
 CLASSIFIER: Table = {
-    "out_channels": 1000,
-    "classifier_width": 128,
-    "classifier_depth": 2,
-    "classifier_attention_resolutions": (32, 16, 8),
-    "classifier_use_scale_shift_norm": True,
-    "classifier_resblock_updown": True,
-    "classifier_pool": "attention",
-}
+    "out_channels": 1000, "classifier_width": 128, "classifier_depth": 2,
+    "classifier_attention_resolutions": (32, 16, 8), "classifier_use_scale_shift_norm": True,
+    "classifier_resblock_updown": True, "classifier_pool": "attention",
+}  # fmt: skip
 SAMPLING: Table = {
-    "diffusion_steps": 1000,
-    "noise_schedule": "linear",
-    "timestep_respacing": "",
-    "eta": 0.0,
-    "use_ddpm": False,
-    "use_ddim": True,
-    "clip_denoised": True,
-}
+    "diffusion_steps": 1000, "noise_schedule": "linear", "timestep_respacing": "", "eta": 0.0,
+    "use_ddpm": False, "use_ddim": True, "clip_denoised": True,
+}  # fmt: skip
 UNCONFIRMED = frozenset({
     "image_size", "diffusion_steps", "noise_schedule", "rescale_timesteps", "num_heads", "num_heads_upsample",
     "num_head_channels", "use_new_attention_order", "dropout", "predict_xstart",
@@ -112,34 +93,34 @@ class Flags(NamedTuple):
 
 
 def parse_flags(line: str, *, classifier: bool = False) -> Flags:
-    """The flags of a line such as the README's MODEL_FLAGS, with or without the variable's name."""
+    """Parse the flags of a line such as the README's MODEL_FLAGS, with or without the variable's name."""
     wanted = {**BOTH, **(CLASSIFIER if classifier else MODEL)}
     other, whose = (MODEL, "of the model that it guides") if classifier else (CLASSIFIER, "of the classifier")
-    given: dict[str, Value] = {}
+    values: dict[str, Value] = {}
     ignored: dict[str, str] = {}
     for key, text in _pairs(line):
         if key in wanted:
-            given.pop(key, None)  # as on a command line, the last one counts
+            values.pop(key, None)  # as on a command line, the last one counts
             if text:  # an empty one, as --channel_mult "", is the default
-                given[key] = _value(key, text, wanted[key])
+                values[key] = _value(key, text, wanted[key])
         elif key in other:
             ignored[key] = whose
         elif key in ELSEWHERE:
             ignored[key] = "it does not describe the weights"
         else:
             raise _unknown(key)
-    return Flags(given, ignored, line.strip())
+    return Flags(values, ignored, line.strip())
 
 
 def parse_sampling(line: str) -> dict[str, Value]:
-    """The flags of a line that say how to sample; the public code's others are passed over."""
-    given: dict[str, Value] = {}
+    """Parse the flags of a line that say how to sample; the public code's others are passed over."""
+    values: dict[str, Value] = {}
     for key, text in _pairs(line):
         if key in SAMPLING:
-            given[key] = _value(key, text, SAMPLING[key])
+            values[key] = _value(key, text, SAMPLING[key])
         elif key not in {*BOTH, *MODEL, *CLASSIFIER, *ELSEWHERE}:
             raise _unknown(key)
-    return given
+    return values
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
@@ -160,24 +141,24 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
         yield key.replace("-", "_"), value
 
 
-_TRUE, _FALSE = ("yes", "true", "t", "y", "1"), ("no", "false", "f", "n", "0")
+_BOOLEANS = {
+    **dict.fromkeys(("yes", "true", "t", "y", "1"), True),
+    **dict.fromkeys(("no", "false", "f", "n", "0"), False),
+}
 
 
 def _value(key: str, text: str, default: Value) -> Value:
-    """The value in `text`, of the type of the flag's default."""
+    """Parse the value in `text`, of the type of the flag's default."""
     try:
         if isinstance(default, bool):
-            said = text.lower()
-            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}[said]
+            return _BOOLEANS[text.lower()]
         if isinstance(default, tuple):
             parts = (part.strip() for part in text.split(",") if part)
             return tuple(float(part) if "." in part else int(part) for part in parts)
         return type(default)(text)
     except (ValueError, KeyError) as error:
-        hint = "write it as for the public code"
-        raise SettingsInvalid(
-            f"the flag --{key} cannot be {text!r}", hint=hint, facts={"field": key}
-        ) from error
+        problem, hint = f"the flag --{key} cannot be {text!r}", "write it as for the public code"
+        raise SettingsInvalid(problem, hint=hint, facts={"field": key}) from error
 
 
 def _unknown(key: str) -> SettingsInvalid:
@@ -210,7 +191,7 @@ OTHERS = {
 
 
 def recognises(path: Path) -> bool:
-    """Return whether it may be a file; what is wrong with it is said when it is read."""
+    """Return whether it may be a file; `read` raises what is wrong with it."""
     return not path.is_dir()
 
 
@@ -256,7 +237,7 @@ class Settled(NamedTuple):
 
 
 def settle(state: Mapping[str, Tensor], flags: Flags, *, classifier: bool, source: str) -> Settled:
-    """The network of the flags and the public defaults, after the check that `state` has its tensors."""
+    """Return the network of the flags and the public defaults; raise unless `state` has its tensors."""
     _require_public_code(state, source)
     if classifier == any(key.startswith("output_blocks.") for key in state):
         what, hint = "a classifier", "add --classifier"
@@ -325,15 +306,11 @@ USUAL = (
 )
 
 
-def _refused(source: str, key: str, problem: str, hint: str = USUAL) -> BundleInvalid:
-    return refused(source, key, problem, hint)
-
-
 def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
-    """Raise unless the tensors are those of a picture network of the public code; name other kinds."""
+    """Raise BundleInvalid unless the tensors are of a picture network of the public code; name other kinds."""
     if ENTER in state and state[ENTER].ndim == 2:
         problem = "it is the public code's network for points"
-        raise _refused(source, ENTER, problem, "import it with --synthetic")
+        raise refused(source, ENTER, problem, "import it with --synthetic")
     for pattern, kind in OTHERS.items():
         key = next((key for key in state if re.search(pattern, key)), None)
         if key is not None:
@@ -343,21 +320,23 @@ def _require_public_code(state: Mapping[str, Tensor], source: str) -> None:
                 "the scheduler, a UNet2DModel of pixels",
             )  # fmt: skip
     if ENTER not in state or state[ENTER].ndim != 4:
-        raise _refused(source, ENTER, "the tensor is missing or has another number of dimensions")
+        raise refused(source, ENTER, "the tensor is missing or has another number of dimensions", USUAL)
     if (channels := state[ENTER].shape[1]) not in {1, 3}:
         problem = f"it takes {channels} channels, pictures have 1 (grey) or 3 (colour)"
-        raise _refused(source, ENTER, f"{problem}; upsamplers and latent models are others")
+        raise refused(source, ENTER, f"{problem}; upsamplers and latent models are others", USUAL)
 
 
 def _read_points(path: Path, options: ImportOptions) -> Imported:
     """Read the public code's 2-D checkpoint (`SyntheticModel`)."""
     options.refuse(("classifier", "fit", "intensity", "soften_sigma"), "does not go with --synthetic")
-    told: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(options.flags).given}
-    schedule = ScheduleConfig(told["noise_schedule"], told["diffusion_steps"], told["rescale_timesteps"])
+    settings: dict[str, Any] = {**BOTH, **MODEL, "diffusion_steps": 4000, **parse_flags(options.flags).given}
+    schedule = ScheduleConfig(
+        settings["noise_schedule"], settings["diffusion_steps"], settings["rescale_timesteps"]
+    )
     state, source = read_tensors(path).state, str(path)
     for key in (ENTER, "out.2.weight"):
         if key not in state or state[key].ndim != 2:
-            raise _refused(source, key, "the tensor is missing or has another number of dimensions")
+            raise refused(source, key, "the tensor is missing or has another number of dimensions", USUAL)
     num_channels, in_channels = state[ENTER].shape
     try:
         network = SyntheticConfig(
@@ -367,7 +346,7 @@ def _read_points(path: Path, options: ImportOptions) -> Imported:
             num_res_blocks=len({key.split(".")[2] for key in state if key.startswith("input_blocks.1.")}),
         )
     except ValidationError as error:
-        raise _refused(source, ENTER, "no network of this kind has these sizes") from error
+        raise refused(source, ENTER, "no network of this kind has these sizes", USUAL) from error
     require_fit(network, state, source, USUAL)
     steps = f"{schedule.name}, {schedule.steps} steps"
     warning = f"without --flags these are the public defaults, which no tensor confirms: {steps}"
@@ -376,7 +355,7 @@ def _read_points(path: Path, options: ImportOptions) -> Imported:
         domain=options.domain,
         sample_shape=(in_channels,),
         network=network,
-        parameterisation="x0" if told["predict_xstart"] else "eps",
+        parameterisation="x0" if settings["predict_xstart"] else "eps",
         time_input="timestep",
         schedule=schedule,
         training=Training(command=f"imported from a public checkpoint, {path.name}"[:2000]),

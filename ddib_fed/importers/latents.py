@@ -43,8 +43,7 @@ LEAST_PSNR = 20.0
 more than 20, so others are tried too (`better_groups`)."""
 GROUPS_ON = 2  # samples
 BETTER = 1.0  # dB
-SIDE = {2: 512, 3: 64}
-"""Sides of what is tried at once."""
+SIDE = {2: 512, 3: 64}  # of a reconstruction, by dimensions
 BETAS = {
     "linear_beta": "linear", "linear": "linear", "scaled_linear_beta": "scaled-linear",
     "scaled_linear": "scaled-linear", "sigmoid_beta": "sigmoid", "sigmoid": "sigmoid", "cosine": "cosine",
@@ -63,7 +62,7 @@ class Read(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """What a folder holds: an autoencoder, a network on its latents, or one on pixels."""
+    """Content of a folder: an autoencoder, a network on its latents, or one on pixels."""
 
     folder: Path
     given: ImportOptions
@@ -112,15 +111,7 @@ class Foreign:
             parameterisation=self.parameterisation, time_input="timestep", schedule=self.schedule,
             soften_sigma=self.given.soften_sigma or 0.0, latents=latents, classes=self.classes,
         )  # fmt: skip
-        return Imported(
-            manifest,
-            read.state,
-            tuple(facts),
-            {},
-            (),
-            tuple(warnings),
-            inside,
-        )
+        return Imported(manifest, read.state, tuple(facts), {}, (), tuple(warnings), inside)
 
     def _latents(self, encoder: Bundle, scale: float) -> LatentSpace:
         network, (mean, deviation) = encoder.manifest.network, self.moved
@@ -156,8 +147,8 @@ class Foreign:
             ) from error
 
     def _bundle(self, read: Read) -> Bundle:
-        made = self._manifest(read, "autoencoder", read.network.in_channels)
-        return Imported(made, read.state).bundle(read.source)
+        manifest = self._manifest(read, "autoencoder", read.network.in_channels)
+        return Imported(manifest, read.state).bundle(read.source)
 
     def _tried(self, encoder: Bundle) -> Tried | None:
         if self.given.check is None:
@@ -214,22 +205,22 @@ def try_autoencoder(autoencoder: Bundle, samples: Iterable[NDArray[np.float32]])
 
 
 def better_groups(autoencoder: Bundle, samples: Sequence[NDArray[np.float32]]) -> str:
-    """A number of groups that reconstructs better than the autoencoder's, in words; empty where there is none."""
-    made, few = autoencoder.manifest, samples[:GROUPS_ON]
-    network = made.network
+    """Name a number of groups that reconstructs better than the autoencoder's; empty if none does."""
+    whole, few = autoencoder.manifest, samples[:GROUPS_ON]
+    network = whole.network
     assert isinstance(network, LibraryConfig)
     if not network.name.startswith("AutoencoderK"):
         return ""
-    own, found = int(str(network.arguments.get("norm_num_groups", 32))), dict[int, float]()
+    configured, psnrs = int(str(network.arguments.get("norm_num_groups", 32))), dict[int, float]()
     for groups in (1, 2, 4, 8, 16, 32, 64):
         with suppress(SettingsInvalid):  # channels that do not divide
             arguments = {**network.arguments, "norm_num_groups": groups}
-            other = made.model_copy(update={"network": network.model_copy(update={"arguments": arguments})})
-            found[groups] = try_autoencoder(replace(autoencoder, manifest=other), few).psnr
-    best = max(found, key=lambda groups: found[groups])
-    if found[best] < found.get(own, 0.0) + BETTER:
+            other = whole.model_copy(update={"network": network.model_copy(update={"arguments": arguments})})
+            psnrs[groups] = try_autoencoder(replace(autoencoder, manifest=other), few).psnr
+    best = max(psnrs, key=lambda groups: psnrs[groups])
+    if psnrs[best] < psnrs.get(configured, 0.0) + BETTER:
         return ""
-    return f"norm_num_groups is {own}, and with {best} it would be {found[best]:.1f} dB"
+    return f"norm_num_groups is {configured}, and with {best} it would be {psnrs[best]:.1f} dB"
 
 
 def _middle(sides: tuple[int, ...], most: int, divisor: int) -> Iterator[slice]:
@@ -239,13 +230,13 @@ def _middle(sides: tuple[int, ...], most: int, divisor: int) -> Iterator[slice]:
 
 
 def step_schedule(name: str, steps: int, ends: tuple[float, float]) -> ScheduleConfig:
-    """A schedule of integer steps between two betas, which cosine and the public linear one do not name."""
+    """Return a schedule of integer steps between two betas, left out for cosine and the public linear one."""
     if name == "cosine" or (name == "linear" and (steps, *ends) == (1000, 0.0001, 0.02)):
         return ScheduleConfig(name, steps)
     return ScheduleConfig(name, steps, beta_start=ends[0], beta_end=ends[1])
 
 
 def negated(read: Read, layer: str) -> Read:
-    """The network with minus its output: `layer` is its last, and linear."""
+    """Return the network with minus its output: `layer` is its last, and linear."""
     turned = {key: -value if key.startswith(f"{layer}.") else value for key, value in read.state.items()}
     return read._replace(state=turned)

@@ -49,7 +49,7 @@ USUAL: Final = {
     AUTOENCODERS: ("autoencoder_def", "vqvae_def", "stage_1_def", "autoencoder", "vqvae", "vae"),
     SCHEDULERS: ("noise_scheduler", "scheduler"),
 }  # fmt: skip
-"""Ids of the definitions, where there are several of a kind (MAISI has those of its masks too)."""
+"""These ids decide where several definitions are of a kind, as MAISI has networks of its masks too."""
 WEIGHTS: Final = (".pt", ".pth", ".ckpt", ".safetensors")
 OF_SAMPLING: Final = frozenset({
     "clip_sample", "clip_sample_min", "clip_sample_max", "set_alpha_to_one", "steps_offset", "variance_type",
@@ -108,16 +108,16 @@ def _imported(folder: Path, given: ImportOptions) -> Imported:
         autoencoder, _ = _weights(configs, _network(configs, encoder, given, spacing, axes))
         facts.append(_fact("autoencoder", encoder, autoencoder))
     inner = None if autoencoder is None else autoencoder.network
-    told: dict[str, Any] = {}
+    levels: dict[str, Any] = {}
     if denoiser is not None:
         network = _network(configs, denoiser, given, spacing, axes)
         _require_latents(configs, denoiser, network, inner)
         read, further = _weights(configs, network)
         facts.append(_fact("network", denoiser, read))
         facts += [Fact(key, str(value), "told at each call") for key, value in network.fixed.items()]
-        told["schedule"], told["parameterisation"] = _schedule(configs, further, facts)
-        told["scale"] = _scale(configs, further)
-        if told["parameterisation"] == "flow":
+        levels["schedule"], levels["parameterisation"] = _schedule(configs, further, facts)
+        levels["scale"] = _scale(configs, further)
+        if levels["parameterisation"] == "flow":
             read = negated(read, "out.2.conv")
             facts.append(Fact("out.2.conv", "negated", "RFlowScheduler predicts x0 - eps"))
     whole = read or autoencoder
@@ -129,7 +129,7 @@ def _imported(folder: Path, given: ImportOptions) -> Imported:
         across = None if spacing is None else _of_sample(spacing, axes)
         picture = PictureFormat(fit="pad", slices="none", spacing=across, **form)
     return Foreign(
-        folder, given, autoencoder, read, sides, units, tuple(facts), picture=picture, **told
+        folder, given, autoencoder, read, sides, units, tuple(facts), picture=picture, **levels
     ).imported()  # fmt: skip
 
 
@@ -138,7 +138,7 @@ def _fact(key: str, found: Found, read: Read) -> Fact:
 
 
 def _chosen(configs: Configs, kinds: tuple[str, ...]) -> Found | None:
-    """The definition of a class of these, one under a usual id first; another class under such an id is refused."""
+    """Return the definition of a class of these, a usual id first; raise if such an id has another class."""
     every, names = tuple(name for each in USUAL for name in each), USUAL[kinds]
     fitting = [each for each in configs.definitions(*kinds) if each.known]
     usual = sorted((each for each in fitting if each.key in names), key=lambda each: names.index(each.key))
@@ -166,7 +166,7 @@ def _network(
     spacing: tuple[float, ...] | None,
     axes: tuple[int, ...],
 ) -> LibraryConfig:
-    """The network of a definition, without settings that change how it computes and not what."""
+    """Return the network of a definition, without settings that change only how it is computed."""
     arguments, name = configs.arguments(found), found.name
     for key in ("with_conditioning", "include_top_region_index_input", "include_bottom_region_index_input"):
         if arguments.get(key):
@@ -214,7 +214,7 @@ def _modality(configs: Configs, found: Found, given: ImportOptions) -> int:
 def _require_latents(
     configs: Configs, found: Found, network: LibraryConfig, encoder: LibraryConfig | None
 ) -> None:
-    """Raise unless the network's channels are those of its latents, or of samples."""
+    """Raise SettingsInvalid unless the network takes its latents, or samples."""
     channels = network.in_channels
     if encoder is None and (configs.get("latent_shape", "latent_channels") or channels not in (1, 3)):
         raise found.refused(
@@ -229,7 +229,7 @@ def _require_latents(
 
 
 def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A configuration with the definitions that FLIP's models.py and trainer.py have in code, where it is of FLIP."""
+    """Return a configuration, with definitions from the code of FLIP's models.py and trainer.py if it is FLIP's."""
     if not isinstance(net := config.get("net_config"), Mapping):
         return config
     stage, diffusion = net.get("stage_1", {}), net.get("diffusion_model", {})
@@ -249,7 +249,7 @@ def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _axes(configs: Configs, given: ImportOptions, facts: list[Fact], dims: int) -> tuple[int, ...]:
-    """Of the network's arrays, as those of a sample: depth upwards, height to the back, width to the right."""
+    """Return the network's axes as a sample's: depth upwards, height to the back, width to the right."""
     turned = next(iter(configs.definitions("Orientationd", "Orientation")), None)
     code = turned and configs.get(f"{turned.key}::axcodes")
     loaded = next(iter(configs.definitions("LoadImaged", "LoadImage")), None)
@@ -265,12 +265,12 @@ def _axes(configs: Configs, given: ImportOptions, facts: list[Fact], dims: int) 
         code, basis = "HW", "assumed; --axes WH where LoadImage read the pictures"
     facts.append(Fact("axes", code, basis))
     low = 3 - dims
-    found = tuple(int(math.copysign(abs(AXES[each]) - low, AXES[each])) for each in code if each in AXES)
-    return () if found == tuple(range(1, dims + 1)) else found
+    turns = tuple(int(math.copysign(abs(AXES[each]) - low, AXES[each])) for each in code if each in AXES)
+    return () if turns == tuple(range(1, dims + 1)) else turns
 
 
 def _of_sample(values: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Any, ...]:
-    """Numbers of the network's axes in the order of a sample's."""
+    """Return numbers of the network's axes in the order of a sample's."""
     places = {abs(axis): value for axis, value in zip(axes, values, strict=True)} if axes else {}
     return tuple(places[axis] for axis in sorted(places)) or values
 
@@ -337,7 +337,7 @@ def _sides(
     network: LibraryConfig,
     encoder: LibraryConfig | None,
 ) -> tuple[int, ...]:
-    """Of a sample, and not of its latent; `network` is the encoder itself where there is no other."""
+    """Return the sides of a sample, not of its latent; `network` is the encoder if it is the only one."""
     form = f"{'autoencoder' if encoder else 'network'}_data_format"
     inputs = (configs.metadata.get(form) or {}).get("inputs", {}).values()
     factor = 1 if encoder is None else encoder.divisor
@@ -434,15 +434,15 @@ def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mappi
 
 
 def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the names of now, of the package before MONAI 1.4 (`load_old_state_dict` of each network)."""
-    found = dict(state)
+    """Return the state under names of now, from those before MONAI 1.4 (`load_old_state_dict` of each network)."""
+    tensors = dict(state)
     for key in wanted:
         old = (
             key.replace(".attn.to_", ".to_")
             .replace(".attn.out_proj.", ".proj_attn.")
             .replace("postconv", "conv")
         )
-        if key not in found and old in found:
-            found[key] = found.pop(old)
+        if key not in tensors and old in tensors:
+            tensors[key] = tensors.pop(old)
     # Of an attention without its last layer; weights of `generative` have it, and are never multiplied by it.
-    return {key: value for key, value in found.items() if key in wanted or ".proj_attn." not in key}
+    return {key: value for key, value in tensors.items() if key in wanted or ".proj_attn." not in key}

@@ -25,7 +25,7 @@ from ddib_fed.importing import Fact, ImportOptions, Normalisation, intensity_fie
 
 SUFFIXES: Final = (".json", ".yaml", ".yml")
 RANKED: Final = ("inference", "train", "multi", "eval", "valid")
-"""Names of files that belong to one bundle and may repeat its definitions, as those of MAISI do not."""
+"""Files of these names belong to one bundle and may repeat its definitions; the files of MAISI do not."""
 MAX_YAML_BYTES: Final = 128 << 10  # of a file; the parser reads so much in half a second
 DEEPEST: Final = 32  # values in values, and references to references; the model zoo's bundles have up to 8
 MOST_VALUES: Final = 100_000
@@ -61,7 +61,7 @@ class Found(NamedTuple):
 
 
 def target_of(value: Any) -> str:
-    """The class that a value defines; empty where it defines none."""
+    """Return the class that a value defines; empty if it defines none."""
     target = value.get("_target_") if isinstance(value, Mapping) else None
     return target if isinstance(target, str) else ""
 
@@ -101,13 +101,13 @@ class Configs:
             )
 
     def definitions(self, *names: str) -> Iterator[Found]:
-        """Yield every definition that is not disabled, or those of the classes of these names."""
+        """Yield every definition that is not disabled, or only definitions of classes of these names."""
         for key, value in self._all:
             if (found := self._definition(key, value)) is not None and (not names or found.name in names):
                 yield found
 
     def lists(self) -> Iterator[list[Found]]:
-        """Yield the definitions in each list, in its order, those that it refers to among them; code as a class."""
+        """Yield the definitions in each list, in its order, with those it refers to; code counts as a class."""
         for key, value in self._all:
             if isinstance(value, str) and MAKING.match(value):
                 yield [Found(key, self._file_of(key), value, {})]
@@ -132,10 +132,10 @@ class Configs:
         return Found(key, self._file_of(key), target, value) if target else None
 
     def _is_disabled(self, key: str, value: Any) -> bool:
-        """Whether a definition is left out; one whose `_disabled_` is code counts, until its arguments are read."""
-        told = value.get("_disabled_") if isinstance(value, Mapping) else None
-        told = self.get(f"{key}::_disabled_") if isinstance(told, str) else told
-        return told.strip().lower() == "true" if isinstance(told, str) else bool(told)
+        """Return whether a definition is left out; one whose `_disabled_` is code counts until it is read."""
+        flag = value.get("_disabled_") if isinstance(value, Mapping) else None
+        flag = self.get(f"{key}::_disabled_") if isinstance(flag, str) else flag
+        return flag.strip().lower() == "true" if isinstance(flag, str) else bool(flag)
 
     def _spend(self, key: str, values: int = 1) -> None:
         self._left -= values
@@ -166,7 +166,7 @@ class Configs:
                 left += [(f"{key}::{name}".removeprefix("::"), part) for name, part in parts][::-1]
 
     def get(self, *keys: str) -> Any:
-        """The value of the first of these ids that has one; None for code, which is not run."""
+        """Return the value of the first of these ids that has one; None for code, which is not run."""
         for key in keys:
             try:
                 if (value := self.value(self._raw(key), key)) is not None:
@@ -191,7 +191,7 @@ class Configs:
         return value
 
     def value(self, raw: Any, key: str, depth: int = 0) -> Any:
-        """`raw`, found at `key`, with references and arithmetic replaced by what they are."""
+        """Return `raw`, found at `key`, with references and arithmetic replaced by their values."""
         self._spend(key)
         if isinstance(raw, Mapping):
             return {name: self.value(part, f"{key}::{name}", depth + 1) for name, part in raw.items()}
@@ -211,8 +211,8 @@ class Configs:
         text = REFERENCE.sub(lambda found: names[found[0]], raw[1:].strip())
         try:
             tree = ast.parse(text, mode="eval").body
-            told = {name: self.value(each, key, depth + 1) for each, name in names.items()}
-            return computed(tree, told)
+            operands = {name: self.value(each, key, depth + 1) for each, name in names.items()}
+            return computed(tree, operands)
         except (
             ValueError, SyntaxError, TypeError, ArithmeticError, LookupError, RecursionError, MemoryError,
         ) as error:  # fmt: skip
@@ -229,11 +229,11 @@ def _parsed(path: Path) -> tuple[Mapping[str, Any], str]:
     hint = "move files that are no configurations of the networks out of the folder"
     text = read_small(path, hint=hint, max_bytes=MAX_CONFIG_BYTES if kind == "JSON" else MAX_YAML_BYTES)
     try:
-        found = parse_json(text) if kind == "JSON" else _yaml(text)
+        values = parse_json(text) if kind == "JSON" else _yaml(text)
     except (ValueError, RecursionError) as error:
         why = str(error).partition("\n")[0]
         raise BundleInvalid(f"{path}: it is not {kind} that is read: {why}", hint="copy it again") from error
-    return (found if isinstance(found, Mapping) else {}), text.decode(errors="replace")
+    return (values if isinstance(values, Mapping) else {}), text.decode(errors="replace")
 
 
 def _yaml(text: bytes) -> Any:
@@ -254,7 +254,7 @@ _OPERATORS: Final[Mapping[type[ast.operator], Callable[[Any, Any], Any]]] = {
 
 
 def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
-    """The value of arithmetic on numbers, words and lists, where names are those of `told`; anything else raises."""
+    """Compute arithmetic on numbers, words and lists, with the names of `told`; raise ValueError for anything else."""
     match node:
         case ast.Constant(value=int() | float() | str() | None):
             return node.value
@@ -277,10 +277,10 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
                 raise ValueError("no number")
             if isinstance(node.op, ast.Pow) and (abs(right) > 64 or abs(left) > 1e6):
                 raise ValueError("a power out of all proportion")
-            found = _OPERATORS[type(node.op)](left, right)
-            if abs(found) > LARGEST if numbers else len(found) > LONGEST:
+            result = _OPERATORS[type(node.op)](left, right)
+            if abs(result) > LARGEST if numbers else len(result) > LONGEST:
                 raise ValueError("a number or a list out of all proportion")
-            return found
+            return result
     raise ValueError("no arithmetic")
 
 
@@ -297,13 +297,12 @@ KEEPING: Final = re.compile(
     r"ResizeWithPadOrCrop|BoundingRect|FlattenSubKeys|AsDiscrete)(d|D|Dict)?"
 )
 """Transforms that change no value; random ones change none on the average."""
-ANSWERING: Final = re.compile("(SaveImage|Invert|Activations)(d|D|Dict)?")
-"""Transforms of the network's answer."""
+ANSWERING: Final = re.compile(
+    "(SaveImage|Invert|Activations)(d|D|Dict)?"
+)  # transforms of the network's answer
 LOADING: Final = re.compile("LoadImage")
-MAKING: Final = re.compile(r"\$[^(]*(transforms\.\w+|\bCompose)\(")
-"""Code that makes transforms."""
-PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")
-"""Code that takes a part of an array, as MONAI's bundles choose a channel."""
+MAKING: Final = re.compile(r"\$[^(]*(transforms\.\w+|\bCompose)\(")  # code that makes transforms
+PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")  # code that chooses a channel
 MODALITIES: Final = {
     "unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3, "mri": 8, "mri_t1": 9, "mri_t2": 10, "mri_flair": 11,
     "mri_pd": 12, "mri_dwi": 13, "mri_adc": 14, "mri_ssfp": 15, "mri_mra": 16,
@@ -325,7 +324,7 @@ class Scaled(NamedTuple):
         return self._replace(low=self.low * slope + offset, high=self.high * slope + offset)
 
     def fields(self) -> dict[str, Any]:
-        """Fields of a `PictureFormat`; none for the values of 8 bits."""
+        """Return the fields of a `PictureFormat`; none for the values of 8 bits."""
         if self.rule == "percentile":
             return intensity_fields(f"percentile:{self.black:g},{self.white:g}@0:65535")
         eight = (self.black, self.white) == (0.0, 255.0)
@@ -339,7 +338,7 @@ MAISI: Final = {"ct": Scaled("hu", -1000.0, 1000.0), "mr": Scaled("percentile", 
 def units_of(
     configs: Configs, given: ImportOptions, facts: list[Fact], read: Read
 ) -> tuple[Normalisation, dict[str, Any]]:
-    """Units of the network's samples; fields of a `PictureFormat` that say how values in files become samples."""
+    """Return units of the network's samples, and fields of a `PictureFormat` for values in files."""
     found = dict[Scaled, str]()
     for transforms in _lists(configs):
         place = transforms[-1].key.rpartition("::")[0] or transforms[-1].key
@@ -377,8 +376,8 @@ def kind_of(told: Any) -> str:
     """Return "ct" or "mr" for a file of MAISI, such as diff_unet_3d_rflow-ct.pt, or a number of a modality."""
     if isinstance(told, int):
         return "" if not told else "ct" if told < MODALITIES["mri"] else "mr"
-    found = re.search(r"[-_](ct|mr)i?(?:[-_.]|$)", Path(told or "").name.lower())
-    return found[1] if found else ""
+    match = re.search(r"[-_](ct|mr)i?(?:[-_.]|$)", Path(told or "").name.lower())
+    return match[1] if match else ""
 
 
 def _kind(read: Read, given: ImportOptions) -> str:
@@ -426,7 +425,7 @@ def _listed(value: Any) -> list[Any]:
 
 def _scaled(configs: Configs, transforms: list[Found], given: ImportOptions, dims: int) -> Scaled | None:
     """Follow a list of transforms; return how it scales values, None if it does not; raise if that is unknown."""
-    found: Scaled | None = None
+    scaling: Scaled | None = None
     for each in transforms:
         keeps = KEEPING.fullmatch(each.name) or ANSWERING.fullmatch(each.name)
         keeps = keeps or PART.fullmatch(str(each.arguments.get("func")))
@@ -435,12 +434,12 @@ def _scaled(configs: Configs, transforms: list[Found], given: ImportOptions, dim
         configs.value(each.arguments.get("_disabled_"), f"{each.key}::_disabled_")  # raises where it is code
         settings = {key: raw for key, raw in each.arguments.items() if key not in {"dtype", "func"}}
         # Code raises here: it must not become the default of a setting.
-        told = {key: configs.value(raw, f"{each.key}::{key}") for key, raw in settings.items()}
+        numbers = {key: configs.value(raw, f"{each.key}::{key}") for key, raw in settings.items()}
         try:
-            found = _step(each, told, found, given, dims)
+            scaling = _step(each, numbers, scaling, given, dims)
         except (TypeError, ValueError, ArithmeticError) as error:
             raise each.refused("", f"is {each.target[:60]}: {error}", RULE_HINT) from error
-    return found
+    return scaling
 
 
 def _step(
