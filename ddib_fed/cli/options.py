@@ -54,7 +54,7 @@ def group(**attributes: Any) -> Callable[[Callable[..., Any]], Group]:
 
 
 def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Decorator:
-    """An option from how the help writes it, such as `--out DIR`.
+    """Return an option from how the help writes it, such as `--out DIR`.
 
     What stands for the value gives its type, without one the option is a flag; `kind` is another type, or the values to
     choose from. A bare name before the option is that of the parameter. A default is shown.
@@ -77,7 +77,7 @@ def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Deco
 
 
 def read_by(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """The callback of an option whose text a function reads; its ValueError says what is wrong."""
+    """Return the callback of an option whose text `parse` reads; its ValueError becomes the message."""
 
     def call(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
         try:
@@ -138,7 +138,7 @@ def confirm(question: str) -> bool:
 
 
 def usual_threads() -> int:
-    """Threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
+    """Return the threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdecimal() and int(said) else 1
 

@@ -70,7 +70,7 @@ def _option(name: str, config: type[TrainConfig]) -> Decorator:
 
 
 def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
-    """The options that were given, and the command line."""
+    """Return the options that were typed, and the command line."""
     said = {name: value for name, value in settings.items() if value is not None}
     threads = {"threads": options.usual_threads()}
     return {**threads, **said, **further, "command": shlex.join(["ddib", *sys.argv[1:]])[:2000]}
