@@ -31,7 +31,7 @@ Given = Image.Image | NDArray[Any] | str | Path
 
 
 def contents(samples: Given | Sequence[Given]) -> list[bytes]:
-    """The file of each sample: PNG for PIL pictures, .npy for arrays, a path's own bytes."""
+    """Return the file of each sample: PNG for PIL pictures, .npy for arrays, a path's own bytes."""
     listed = list(samples) if isinstance(samples, list | tuple) else [samples]
     if not listed:
         raise UsageError("no samples were given", hint="pass a picture, an array, a path, or a list of them")
@@ -157,7 +157,7 @@ def translate(
 
 
 def _scene_of(model: DomainModel, content: bytes, settings: Settings) -> tuple[int, int] | None:
-    """The scene (H, W) as which a picture is translated in tiles; None for one that is fitted to the model's size."""
+    """Return (H, W) if a picture is translated in tiles; None if it is fitted to the model's size."""
     from ddib_fed.record import MOST_TILES, tiles_in
 
     form = model.manifest.picture

@@ -107,7 +107,7 @@ def measure_points(sent: Path, folder: Path, drawn: Path) -> DemoPart:
 
 
 def tell_what_crossed(records: Sequence[Record], latent_bytes: int) -> None:
-    """Who got what, and what that shows."""
+    """Print what each institution got, and that latents are invertible."""
     target = records[0].target_institution.partition(".")[0]
     back = sum(record.wire_bytes for record in records) - latent_bytes
     say(

@@ -236,7 +236,7 @@ def error_class(reason: str) -> type[DdibError]:
 
 
 def first_of(refused: Mapping[int, DdibError]) -> DdibError:
-    """The error of the first item, which names the items that were refused with it."""
+    """Return the error of the first item, which names the other refused items."""
     first = refused[min(refused)]
     first.refused = {number: error.reason for number, error in refused.items()}
     return first
@@ -328,7 +328,7 @@ NEXT_STEPS: Mapping[str, str] = {
 
 
 def next_step(error: DdibError) -> str:
-    """What to try: the error's own hint, else the table's line for its class or the nearest parent."""
+    """Return the error's own hint, else the table's line for its class or the nearest parent."""
     if error.hint:
         return error.hint
     policy, least = error.facts.get("policy", ""), error.facts.get("least", "")
@@ -373,7 +373,7 @@ STEPS: Mapping[str, str] = {
 
 
 def step_in_words(error: DdibError) -> str:
-    """What somebody at the page can do about an error, without a command of a shell where there is another way."""
+    """Return the next step for a person at the page, without a shell command where possible."""
     if isinstance(error, ExtraMissing):
         return f"in a terminal: {error.hint}; then start the page again"
     return _of_class(error, STEPS)

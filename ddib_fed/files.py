@@ -53,7 +53,7 @@ def make_private_folders(folder: Path) -> None:
 
 
 def private_folder(folder: Path) -> Path:
-    """As `make_private_folders`; others lose their rights to one that exists."""
+    """Make a folder as `make_private_folders` does, and make an existing one private."""
     make_private_folders(folder)
     if folder.stat().st_mode & 0o077:
         folder.chmod(0o700)
@@ -61,7 +61,7 @@ def private_folder(folder: Path) -> Path:
 
 
 def model_folder(path: Path) -> Path:
-    """As `private_folder`, for weights; in somebody else's folder the files are private all the same."""
+    """Make a folder of weights, private if this user may change it; its files are private in any case."""
     make_private_folders(path)
     with suppress(PermissionError):
         private_folder(path)
@@ -131,7 +131,7 @@ def write_file(path: Path, data: bytes, *, private: bool = False, overwrite: boo
 
 
 def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
-    """Bring files to the disk, side by side: a journal then commits many at once, and each waits for one commit."""
+    """Sync files side by side, so that one commit of the journal covers many; return errors by position."""
 
     def sync(path: Path | str) -> OSError | None:
         try:
@@ -150,7 +150,7 @@ def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
 
 @cache
 def _syncing() -> ThreadPoolExecutor:
-    """Threads that stay: to start some for each group of files takes longer than to sync it."""
+    """Return lasting threads: starting some for each group of files takes longer than syncing it."""
     return ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="sync")
 
 
@@ -193,7 +193,7 @@ def write_json(path: Path, figures: Mapping[str, Any], *, private: bool = False)
 
 
 def has_sha256(path: Path, sha256: object) -> bool:
-    """Whether a file is there and has this digest, hex."""
+    """Return whether a file exists and has this SHA-256, hex."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
@@ -209,7 +209,7 @@ def parse_json(data: bytes | str) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if it cannot be read."""
+    """Return the object in a JSON file; None if it cannot be read."""
     try:
         found = parse_json(path.read_bytes())
     except (OSError, ValueError):
@@ -247,7 +247,7 @@ def copy_folder(source: Path, path: Path) -> None:
 
 
 def read_private(path: Path, *, hint: str = "", max_bytes: int = MAX_SMALL_FILE_BYTES) -> bytes:
-    """The content of a secret file, if only its owner can read or replace it."""
+    """Return the content of a secret file; raise unless only its owner can read or replace it."""
     for folder in dict.fromkeys((path.parent, path.resolve().parent)):
         if folder.is_dir():
             refuse_open_folder(folder)
@@ -291,7 +291,7 @@ def read_small(
     pipe: bool = False,
     max_bytes: int = MAX_SMALL_FILE_BYTES,
 ) -> bytes:
-    """The content of a small file: a regular one, unless `pipe`; one that others cannot read, if `private`."""
+    """Return a small file's content; it must be regular unless `pipe`, and unreadable for others if `private`."""
 
     def without_waiting(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_NONBLOCK)
@@ -326,7 +326,7 @@ Value = Mapping[str, "Value"] | Sequence["Value"] | str | bool | int | float
 
 
 def canonical_json(value: Value) -> bytes:
-    """The canonical text of a value, as ASCII bytes.
+    """Return the canonical text of a value, as ASCII bytes.
 
     Raises:
         ValueError: A string is not printable ASCII, an integer is over 2^53 - 1, a number is not finite.
@@ -336,7 +336,7 @@ def canonical_json(value: Value) -> bytes:
 
 
 def _narrowed(value: Value) -> Any:
-    """The value in the types that the library writes; ambiguous values are refused."""
+    """Return the value in the types that the library writes; raise for an ambiguous one."""
     if isinstance(value, str):
         if not (value.isascii() and value.isprintable()):
             raise ValueError("only printable ASCII is hashed")
@@ -351,7 +351,7 @@ def _narrowed(value: Value) -> Any:
 
 
 def require(ok: bool, field: str, detail: str) -> None:
-    """For domain types, which check what they demand of their fields where they are made."""
+    """Raise MessageInvalid with the field unless `ok`; domain types check their fields with it."""
     if not ok:
         raise MessageInvalid(f"{field}: {detail}", facts={"field": field})
 
@@ -390,7 +390,7 @@ def problem_text(error: ValidationError) -> str:
 
 
 def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigError:
-    """The error of a text that is no TOML; a table that is declared twice is named with its lines."""
+    """Return the error of invalid TOML; it names the lines of a table that is declared twice."""
     lines = [line.partition("#")[0].strip() for line in text.splitlines()]
     tables = [each for each in lines if re.fullmatch(r"\[[\w.\"' -]+\]", each)]
     twice = next((each for each in tables if tables.count(each) > 1), None)
@@ -402,7 +402,7 @@ def _not_toml(path: Path, text: str, error: tomllib.TOMLDecodeError) -> ConfigEr
 
 
 def _explain(model: type[BaseModel], item: Any) -> str:
-    """One line for one pydantic error, with a suggestion where a key is misspelt."""
+    """Return one line for one pydantic error, with a suggestion for a misspelt key."""
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] == "extra_forbidden":
         known = _keys_at(model, item["loc"][:-1])
@@ -414,7 +414,7 @@ def _explain(model: type[BaseModel], item: Any) -> str:
 
 
 def _keys_at(model: type[BaseModel], location: tuple[str | int, ...]) -> list[str]:
-    """The keys of the table in which a wrong key stands."""
+    """Return the known keys of the table that has a wrong key."""
     current: Any = model
     for part in location:
         field = current.model_fields.get(str(part)) if current else None

@@ -32,7 +32,7 @@ _SIZE: Final = re.compile(r"[1-9][0-9]{0,4}(x[1-9][0-9]{0,4}){1,2}")
 
 
 def size_from(text: str) -> tuple[int, ...]:
-    """Height and width in pixels from a text as ``700x150``; of volumes the depth before them."""
+    """Return height and width in pixels of a text such as ``700x150``; of volumes depth first."""
     if _SIZE.fullmatch(text) is None:
         raise ValueError(
             f"{text!a} is no size: write HEIGHTxWIDTH in pixels, e.g. 700x150, or DEPTHxHEIGHTxWIDTH of volumes"
@@ -73,21 +73,21 @@ def label_from(text: str, otherwise: str) -> str:
 
 
 def is_institution(text: str) -> bool:
-    """Whether it is a DNS name in lower case: two labels or more, the last of two characters or more and no number."""
+    """Return whether it is a lower-case DNS name of two labels or more, whose last is no number."""
     last = text.rpartition(".")[2]
     named = _INSTITUTION.fullmatch(text) is not None and not last.isdigit()
     return named and len(last) >= 2 and len(text) <= MAX_DNS_NAME
 
 
 def check_institution(text: str) -> str:
-    """The name itself."""
+    """Return the name; raise ValueError unless it is one of an institution."""
     if not is_institution(text):
         raise ValueError(f"{text!a} is no institution: a DNS name in lower case, e.g. north.example")
     return text
 
 
 def readable(name: str) -> str:
-    """A DNS name with the letters beyond ASCII that its labels stand for."""
+    """Return a DNS name with the letters beyond ASCII that its labels stand for."""
 
     def read(label: str) -> str:
         try:
@@ -99,7 +99,7 @@ def readable(name: str) -> str:
 
 
 def resembles(name: str, other: str) -> bool:
-    """Whether a person may take one name for the other: letters of different alphabets that look alike."""
+    """Return whether a person may confuse two names whose letters of different alphabets look alike."""
 
     def plain(text: str) -> str:
         letters = unicodedata.normalize("NFKD", readable(text)).lower()
@@ -118,7 +118,7 @@ def is_domain(text: str) -> bool:
 
 
 def check_domain(text: str) -> str:
-    """The name itself."""
+    """Return the name; raise ValueError unless it is one of a domain."""
     if not is_domain(text):
         raise ValueError(
             f"{text!a} is no name of a domain: {DOMAIN_RULE}, e.g. {domain_from(text) or 'brain-t1'}"

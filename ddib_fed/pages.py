@@ -51,7 +51,7 @@ def write_page(path: Path, template: str, *, overwrite: bool = True, **values: A
 
 
 def cell(value: object) -> str:
-    """A value of a table: a dash for None, a float with three significant digits."""
+    """Format a table's value: a dash for None, a float with three significant digits."""
     if value is None:
         return "–"
     if isinstance(value, float):
@@ -65,7 +65,7 @@ def data_uri(picture: bytes) -> str:
 
 
 def beside(path: str) -> str:
-    """The address of a file beside the page; empty for a path that leads elsewhere."""
+    """Return the address of a file beside the page; empty for a path that leads elsewhere."""
     if path.startswith("/") or ".." in path.split("/"):
         return ""
     return "./" + quote(path, errors="surrogateescape")

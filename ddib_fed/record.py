@@ -66,7 +66,7 @@ class Classes:
     names: Sequence[str] = ()
 
     def number(self, text: str) -> int:
-        """The number of a class given by name or number."""
+        """Return the number of a class given by name or number."""
         asked = text.strip()
         if not self.count:
             raise SettingsInvalid(f"{self.owner} has no classes", hint="omit the class")
@@ -150,7 +150,7 @@ class Settings:
 
     @classmethod
     def like(cls, other: object) -> Settings:
-        """Those of a message, or of an integration that may have more."""
+        """Return the settings in a message, or in a class with further fields."""
         return cls(*(getattr(other, field.name) for field in fields(cls)))
 
     def of_quality(self, quality: str | None) -> Settings:
@@ -354,7 +354,7 @@ class Record(_Section):
         return *models, *guided, self.solver, self.soften_sigma, self.shared_noise
 
     def with_(self, **changes: Any) -> Self:
-        """A copy with other values; `picture` and `seconds` may be mappings, which are merged into what is there."""
+        """Return a copy with other values; mappings for `picture` and `seconds` are merged into the old ones."""
         picture, seconds = changes.get("picture"), changes.get("seconds")
         if isinstance(picture, Mapping):
             changes["picture"] = (self.picture or PictureFigures()).model_copy(update=dict(picture))
@@ -452,7 +452,7 @@ class Record(_Section):
         return lines
 
     def judged(self) -> Self:
-        """A copy that says whether the translation is doubtful, where a figure can be held against a bound."""
+        """Return a copy that says whether the translation is doubtful; None if no figure has a bound."""
         picture = self.picture
         if picture is None or (picture.cycle_psnr is None and picture.structure_doubtful is None):
             return self.model_copy(update={"doubtful": None, "doubts": None})
@@ -473,7 +473,7 @@ class Record(_Section):
 
     @classmethod
     def parse(cls, raw: object) -> Record | None:
-        """A record; None when it is none, or cannot be used."""
+        """Return the record in a JSON value; None if it is invalid."""
         if not isinstance(raw, Mapping) or raw.get("format") != FORMAT:
             return None
         try:
@@ -483,7 +483,7 @@ class Record(_Section):
 
     @classmethod
     def read(cls, path: Path) -> Record | None:
-        """The record in a file; None when there is none that can be read."""
+        """Return the record in a file; None if it cannot be read."""
         try:
             return cls.parse(parse_json(path.read_bytes()))
         except (OSError, ValueError):
@@ -491,7 +491,7 @@ class Record(_Section):
 
 
 def tiles_in(height: int, width: int, tile: tuple[int, int]) -> int:
-    """Into how many tiles that overlap by half a picture is cut; 0 where a tile is larger, or is all of it."""
+    """Return the number of half-overlapping tiles of a picture; 0 if a tile is larger, or is all of it."""
     if height < tile[0] or width < tile[1] or (height, width) == tuple(tile):
         return 0
     rows, columns = (
@@ -510,7 +510,7 @@ CELLS = 32
 
 
 def digits(differs: NDArray[Any]) -> str:
-    """Means of (H, W) in [0, 1] over at most `CELLS` x `CELLS` cells, as hexadecimal digits, rows separated by "/"."""
+    """Write means of (H, W) in [0, 1] over at most `CELLS` x `CELLS` cells as hexadecimal rows, joined by "/"."""
     cell = -(-max(differs.shape) // CELLS)
     rows = []
     for top in range(0, differs.shape[0], cell):
@@ -522,7 +522,7 @@ def digits(differs: NDArray[Any]) -> str:
 
 
 def undigits(text: str, size: tuple[int, int]) -> NDArray[np.float32]:
-    """What `digits` wrote, as (H, W) of a size."""
+    """Read the text of `digits` as an array (H, W) of a size."""
     import numpy as np
 
     grid = np.array([[int(digit, 16) for digit in row] for row in text.split("/")], np.float32) / 15.0

@@ -70,7 +70,7 @@ def _write(stream: IO[str], lines: Iterable[str], *, dim: bool = False) -> None:
 
 @contextmanager
 def sentences_aside() -> Iterator[None]:
-    """Inside, what is said goes to stderr, so that stdout holds a document for scripts alone (`print_json`)."""
+    """Send sentences to stderr inside the block, so that stdout holds only a document (`print_json`)."""
     before = _aside.set(True)
     try:
         yield
@@ -103,7 +103,7 @@ def relay(write: Callable[[IO[str]], object]) -> None:
 
 
 def emit(value: object, text: Callable[[], object] | None = None) -> None:
-    """The result of a command with `options.OUTCOME`: one JSON document if that is asked for, else its own lines."""
+    """Print the result of a command: one JSON document with `--format json`, else its own lines."""
     if is_aside():
         print_json(value)
     elif text is not None:
@@ -119,14 +119,14 @@ def print_json(value: object) -> None:
 
 
 def plain(value: object) -> Any:
-    """Dataclasses, pydantic models, enums, bytes (as hex), paths, times and tuples as JSON values."""
+    """Convert dataclasses, pydantic models, enums, bytes (to hex), paths, times and tuples to JSON values."""
     from pydantic_core import to_jsonable_python  # which commands without a document need not load
 
     return to_jsonable_python(value, bytes_mode="hex", fallback=dict)
 
 
 def moment(unix_s: float) -> str | None:
-    """A time for scripts: ISO 8601 in UTC, e.g. 2026-11-26T17:40:00Z; None for 0, which means not yet or unknown."""
+    """Format a time for scripts as 2026-11-26T17:40:00Z; None for 0, which means not yet or unknown."""
     try:
         return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%dT%H:%M:%SZ}" if unix_s else None
     except (OverflowError, OSError, ValueError):
@@ -152,7 +152,7 @@ def lines(pairs: Mapping[str, str]) -> None:
 
 
 def listed(prefix: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """A line for each of some JSON values, and one for each object of a list; what is empty is left out."""
+    """Return a line for each JSON value and for each object of a list, without empty ones."""
     rows: dict[str, str] = {}
     for key, value in values.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -179,7 +179,7 @@ def _text(value: object) -> str:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console that shows text as it is: without markup, links or emoji codes, and escaped."""
+    """Return a rich console that escapes text and knows no markup, links or emoji codes."""
     from rich.console import Console  # which takes a while to import
 
     class Plain(Console):
@@ -194,7 +194,7 @@ def console(*, stderr: bool = False) -> Console:
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, err: bool = False
 ) -> None:
-    """A small table; a column is to the right with ">" before its name, and is not wrapped with "!"."""
+    """Print a table; ">" before a column's name aligns it to the right, and "!" forbids wrapping."""
     from rich.box import SIMPLE_HEAD
     from rich.measure import Measurement
     from rich.table import Table
@@ -226,7 +226,7 @@ _LINES = 10
 
 @contextmanager
 def bar(what: str) -> Iterator[Show]:
-    """A function that shows progress."""
+    """Give a function that shows progress."""
     if not sys.stderr.isatty():
         yield _ten_lines(what)
         return
@@ -237,7 +237,7 @@ def bar(what: str) -> Iterator[Show]:
 
 @contextmanager
 def bars() -> Iterator[Callable[[str, int, int, str], None]]:
-    """As `bar`, for one part after the other: called with (what, done, total, remark)."""
+    """Give a function of (what, done, total, remark) that shows one part after the other, as `bar`."""
     with ExitStack() as stack:
         now: dict[str, Show] = {}
 
@@ -254,7 +254,7 @@ def bars() -> Iterator[Callable[[str, int, int, str], None]]:
 def drawing(
     name: str, remark: str = "", *, left: bool = False, transient: bool = False, disable: bool = False
 ) -> Progress:
-    """Bars on stderr, drawn by rich, to be entered; texts are escaped."""
+    """Return rich's bars on stderr, a context manager; texts are escaped."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
     columns = [
@@ -280,7 +280,7 @@ def _text_column(text_format: str) -> TextColumn:
 
 
 def _ten_lines(what: str) -> Show:
-    """Ten lines in all, with the time that the rest takes at the same pace."""
+    """Return a function that prints ten lines in all, with the time left at the same pace."""
     said, begun = 0, None
 
     def show(done: int, total: int, remark: str = "") -> None:
@@ -338,7 +338,7 @@ def explained(error: Exception, file: object = None) -> DdibError:
 
 
 def _look(error: OSError) -> str:
-    """What shows why the operating system refused."""
+    """Return a command that shows why the operating system refused."""
     if error.filename is None:
         return ""
     place = shlex.quote(str(error.filename))
@@ -392,7 +392,7 @@ PR_SET_PDEATHSIG: Final = 1
 
 
 def started_together() -> tuple[int, str]:
-    """How many processes were started together, and by what; 1 and nothing for one alone."""
+    """Return the number of processes started together and their starter; 1 and "" for one alone."""
     for variable, starter in STARTERS.items():
         text = os.environ.get(variable, "")
         if text.isdecimal():
@@ -406,13 +406,13 @@ def leads() -> bool:
 
 
 def processes_here() -> int:
-    """How many of them run on this machine."""
+    """Return the number of these processes on this machine."""
     text = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(text)) if text.isdecimal() else started_together()[0]
 
 
 def require_alone(what: str) -> None:
-    """Return in a process that is alone."""
+    """Raise UsageError unless this process was started alone."""
     count, starter = started_together()
     if count > 1:
         raise UsageError(
@@ -422,7 +422,7 @@ def require_alone(what: str) -> None:
 
 
 def require_torchrun(what: str) -> None:
-    """Return in a process that is alone, or one of several that torchrun started and that know of each other."""
+    """Raise UsageError unless this process is alone or was started by torchrun."""
     count, starter = started_together()
     if count > 1 and starter != STARTERS[TORCHRUN]:
         raise UsageError(
@@ -440,7 +440,7 @@ def end_with_parent() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Inside, Ctrl-C ends the program without a word: Python would show the traceback of whatever is imported."""
+    """Let Ctrl-C end the program silently: Python would show a traceback of the module being imported."""
     handled = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if handled:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

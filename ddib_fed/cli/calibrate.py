@@ -578,7 +578,7 @@ def how_jobs_use(calibration: ddib_fed.Calibration, node: ddib_fed.Node) -> tupl
     """Return what a source does, once both have signed, so that its jobs use it: lines for its operator."""
     short, target, config = calibration.sha256.hex()[:12], calibration.target.institution, node.config
     if node.calibrations.usable(calibration):
-        return (f"jobs to {target} use it from now on; ddib translate --no-calibration leaves it out",)
+        return (f"jobs to {target} use it from now on; ddib translate --calibration none leaves it out",)
     file, model = config.folder / f"{short}.json", config.paths.bundle
     images = config.train.pictures(config.folder) or "PICTURES"
     which = "--images" if images == "PICTURES" or Path(images).is_absolute() else "--domain"

@@ -195,7 +195,7 @@ def _say_marks(delivered: Sequence[ddib_fed.Delivered]) -> None:
 
 
 def _print_results(delivered: Sequence[ddib_fed.Delivered]) -> None:
-    """A table of the results; a column without any value is left out."""
+    """Print a table of the results, without columns that have no value."""
     rows = [
         {"file": item.file, "": "doubtful" if item.provenance.doubtful else "", **item.provenance.figures}
         for item in delivered

@@ -284,7 +284,7 @@ def delete(job_id: str, profile_path: Path | None) -> None:
 
 
 def when(unix_s: float) -> str:
-    """A time for people, in the machine's own zone; `-` when there is none, or none that a calendar has."""
+    """Return a time for people, in this machine's zone; `-` if it is missing or beyond the calendar."""
     try:
         return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M") if unix_s else "-"
     except (OverflowError, OSError, ValueError):  # the last hours of the year 9999, east of Greenwich

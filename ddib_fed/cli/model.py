@@ -6,14 +6,14 @@ Heavy imports wait until a command runs.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 import ddib_fed
-from ddib_fed import Figures, Guidance, Model, Settings
+from ddib_fed import Figures, Model
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, option, usual_threads
 from ddib_fed.cli.train import train
@@ -28,7 +28,9 @@ DATA = option(
     "Folder of pictures of the model's domain that it was not trained on, or a .npy file of its points; default: the "
     "domain that ships.",
 )
-_OF_PICTURES = ("target_class", "classifier", "classifier_scale", "guidance", "batch", "dtype", "device")
+OF_PICTURES = ("classifier", "classifier-scale", "guidance", "batch", "dtype")
+OF_SAMPLING = ("solver", "grid", "flags", *OF_PICTURES)
+"""Of `--set`, `ddib model sample` takes these alone: nothing is encoded."""
 DEVICE = option("--device", "Device to compute on.", ("cpu", "cuda"), default="cpu")
 
 
@@ -70,7 +72,7 @@ def list_() -> None:
 
     The name of a shipped model can be given wherever a command says that MODEL may be a shipped one; for tune and
     measure copy it first: `ddib model get`. Learned steps are the numbers of evaluations for which a model's steps were
-    tuned (`--grid learned`).
+    tuned (`--set grid=learned`).
     """
     shipped = Model.shipped()
     columns = ["!name", "domain", "!samples", ">parameters", ">MB", "learned steps", "!digest"]
@@ -297,9 +299,9 @@ def tune(
     """Learn where the solver steps on a model, so that fewer evaluations are as exact.
 
     The steps are learned for encoding and for decoding, from this model alone, and written into steps.json beside its
-    weights with their error on held-out samples; the model's digest does not change. `--grid learned` uses them, with
-    one of the numbers learned: for example `ddib model tune models/a --evaluations 12 16 20`. Steps of encoding belong
-    to one softening. MODEL is the bundle's folder.
+    weights with their error on held-out samples; the model's digest does not change. `--set grid=learned` uses them,
+    with one of the numbers learned: for example `ddib model tune models/a --evaluations 12 16 20`. Steps of encoding
+    belong to one softening. MODEL is the bundle's folder.
     """
     counts = {*evaluations, *further}
     model = Model.open(folder, device=device, threads=usual_threads())
@@ -343,77 +345,63 @@ def measure(*, folder: Path, device: str, **given: Any) -> None:
     emit(values, lambda: lines(text))
 
 
-def take_settings(given: dict[str, Any], manifests: Sequence[Any]) -> tuple[Settings, bool, bool | None]:
-    """Return the settings of the options, whether they are the public code's, and whether its flags say to clip.
-
-    Removes `solver`, `evaluations`, `grid`, `quality` and `flags` from `given`; contradictions are usage errors.
-    """
-    solver, evaluations, grid = (given.pop(name) for name in ("solver", "evaluations", "grid"))
-    quality, line = given.pop("quality"), given.pop("flags")
-    if line is None:
-        return Settings(solver, 0, evaluations, grid).of_quality(quality), False, None
-    if quality is not None or grid != "default" or (options.is_given("solver") and solver != "ddim"):
-        raise UsageError(
-            "--flags is the public code's ddim along its own grid", hint="omit --solver, --grid and --quality"
-        )
-    asked = evaluations if options.is_given("evaluations") else None
-    settings, clip = Model.public_settings(line, manifests, asked)
-    return settings, True, clip
-
-
 @model.command()
 @options.MODEL
 @options.OUT_RESULTS
 @option("count --n N", "Number of samples; default: 10,000 points or 64 pictures.", click.IntRange(1))
 @option("--seed N", "Seed of the noise.", click.IntRange(0), default=0)
 @options.EVALUATIONS
-@options.SOLVER
-@options.GRID
 @options.QUALITY
-@options.FLAGS
 @options.TARGET_CLASS
-@options.CLASSIFIER
-@options.with_options(options.GUIDING)
-@options.BATCH
-@options.DTYPE
 @options.DEVICE
+@options.SET
 @options.FORCE
 @options.OUTCOME
-def sample(*, which: str, out: Path, count: int | None, seed: int, force: bool, **given: Any) -> None:
+def sample(
+    *,
+    which: str,
+    out: Path,
+    count: int | None,
+    seed: int,
+    device: str,
+    force: bool,
+    settings: dict[str, Any],
+    **given: Any,
+) -> None:
     """Draw points, pictures or volumes from a model.
 
     Points: samples.npy, latent.npy, samples.png and report.json. Pictures: sample_0.png and on (volumes: sample_0.npy),
-    sheet.png and report.json.
+    sheet.png and report.json. Of --set it takes solver, grid, flags, guidance, classifier, classifier-scale, batch and
+    dtype.
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    weight = given["classifier_scale"]
-    if given["classifier"] is None:
-        why = "weighs --classifier, which is not given"
-        options.refuse_idle(("classifier_scale",), why, hint="add --classifier MODEL")
-    elif weight is None:
-        weight = 1.0
-    model = Model.open(
-        which,
-        device=given["device"],
-        dtype=given["dtype"],
-        classifier=given["classifier"],
-        threads=usual_threads(),
-        batch=given["batch"],
-    )
+    others = [name for name in options.SETTINGS if name not in OF_SAMPLING]
+    options.refuse_settings(settings, others, "has no effect on samples", hint="omit it")
+    model = options.open_model(which, settings, device)
     pictures = model.manifest.sample_kind != "point"
     if not pictures:
-        options.refuse_idle(_OF_PICTURES, f"is for pictures, and {which} is a model of points")
-    settings, public, clip = take_settings(given, [model.manifest])
-    guidance = Guidance(given["guidance"], weight, clip=(public and pictures) if clip is None else clip)
+        why = f"is for pictures, and {which} is a model of points"
+        options.refuse_idle(("target_class", "device"), why)
+        options.refuse_settings(settings, OF_PICTURES, why, hint="omit it")
+    request = options.asked(settings, **given)
+    solver, clip = request.settings, False
+    if "flags" in settings:
+        if given["quality"] or "grid" in settings or settings.get("solver", "ddim") != "ddim":
+            raise UsageError(
+                "flags are the public code's ddim along its own grid", hint="omit solver, grid and --quality"
+            )
+        evaluations = solver.evaluations if options.is_given("evaluations") else None
+        solver, clips = Model.public_settings(request.flags, [model.manifest], evaluations)
+        clip = pictures if clips is None else clips
     how: dict[str, Any] = {
-        "label": given["target_class"] or None,
-        "guidance": guidance,
+        "label": request.target_class or None,
+        "guidance": replace(request.guidance, clip=clip),
         "seed": seed,
         "overwrite": force,
     }
     with bar("sampling") as show:
-        report = model.draw(out, count, settings, on_progress=show, **how)
+        report = model.draw(out, count, solver, on_progress=show, **how)
     if pictures:
         lines({"pictures": str(report["count"]), "sheet": str(out / "sheet.png"), "written": str(out)})
         emit({"out": out, "samples": report["count"], "digest": model.digest, **report})

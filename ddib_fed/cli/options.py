@@ -54,7 +54,7 @@ def group(**attributes: Any) -> Callable[[Callable[..., Any]], Group]:
 
 
 def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Decorator:
-    """An option from how the help writes it, such as `--out DIR`.
+    """Return an option from how the help writes it, such as `--out DIR`.
 
     What stands for the value gives its type, without one the option is a flag; `kind` is another type, or the values to
     choose from. A bare name before the option is that of the parameter. A default is shown.
@@ -76,19 +76,8 @@ def option(written: str, text: str, kind: Any = None, **attributes: Any) -> Deco
     )
 
 
-def with_options(options: tuple[Decorator, ...]) -> Decorator:
-    """Return a decorator that adds these options, in their order."""
-
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
-
-
 def read_by(parse: Callable[[str], Any]) -> Callable[..., Any]:
-    """The callback of an option whose text a function reads; its ValueError says what is wrong."""
+    """Return the callback of an option whose text `parse` reads; its ValueError becomes the message."""
 
     def call(ctx: click.Context, param: click.Parameter, value: str | None) -> Any:
         try:
@@ -149,41 +138,14 @@ def confirm(question: str) -> bool:
 
 
 def usual_threads() -> int:
-    """Threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
+    """Return the threads of torch: OMP_NUM_THREADS, else one, because more are often slower."""
     said = os.environ.get("OMP_NUM_THREADS", "")
     return int(said) if said.isdecimal() and int(said) else 1
 
 
 SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
-
-
 SIDES = read_by(size_from)
-BATCH = option("--batch N", "Pictures: batch size.", click.IntRange(1, 4096), default=16)
-CALIBRATION = option(
-    "--calibration FILE",
-    "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
-    "its name.",
-)
-DTYPE = option(
-    "--dtype",
-    "Pictures: dtype of the networks; the integrated state stays float32. At 48 evaluations of the shipped "
-    "satellite model the solver's own error is 4e-3 in a decoded picture and 3e-4 in a latent (root mean square, of "
-    "deviation 1); bfloat16 adds 5e-3 and 1e-2, float16 1e-4 and 7e-4. On a CPU with instructions for it bfloat16 is "
-    "faster from about 4 pictures at once; float16 is for GPUs.",
-    ("float32", "bfloat16", "float16"),
-    default="float32",
-)
 DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu")
-CLASSIFIER = option("--classifier MODEL", "Pictures: bundle of the classifier for guidance to a class.")
-FLAGS = option(
-    "--flags FLAGS",
-    "Sample a model with integer steps as the public code does with these flags of its own: --diffusion_steps, "
-    "--noise_schedule, --timestep_respacing, --eta, --use_ddpm True for ancestral sampling, --clip_denoised; its "
-    "others have no effect.",
-    str,
-)
-
-
 PROFILE = option(
     "profile_path --profile FILE",
     "The client's profile; default: $DDIB_PROFILE, ./client.toml, ./client/client.toml or ~/.config/ddib/client.toml.",
@@ -232,21 +194,6 @@ EVALUATIONS = option(
     click.IntRange(1, 10_000),
     default=48,
 )
-SOLVER = option(
-    "--solver",
-    "Solver of the ODE; flow-map takes 1 to 8 evaluations of a model from `ddib model distil`.",
-    ("unipc", "ddim", "flow-map"),
-    default="unipc",
-)
-
-
-GRID = option(
-    "--grid",
-    "Grid of the steps; learned are those that `ddib model tune` found for each model, whose numbers of evaluations "
-    "`ddib model show` lists.",
-    ("default", "uniform-lambda", "integer", "learned"),
-    default="default",
-)
 QUALITY = option(
     "--quality",
     "Instead of solver, --evaluations and grid: draft takes 12 evaluations along learned steps (each model tuned "
@@ -270,17 +217,6 @@ SOURCE_CLASS = option(
     str,
     default="",
 )
-GUIDANCE = option(
-    "--guidance SCALE",
-    "Classifier-free guidance towards --target-class, if the model was trained with dropped labels; 1 is none.",
-    click.FloatRange(0, 1000),
-)
-CLASSIFIER_SCALE = option(
-    "--classifier-scale SCALE",
-    "Guidance towards --target-class by the classifier of the model that decodes, with this weight.",
-    click.FloatRange(0, 1000),
-)
-GUIDING = (GUIDANCE, CLASSIFIER_SCALE)
 INTENSITY = option(
     "--intensity RULE",
     "How values of volumes and maps become the model's numbers: values, hu, window:CENTRE,WIDTH[@LOW:HIGH] or "
@@ -465,6 +401,22 @@ def refuse_settings(settings: Mapping[str, Any], names: Iterable[str], why: str,
     for name in names:
         if name in settings:
             raise UsageError(f"--set {name} {why}", hint=hint)
+
+
+def open_model(name: str, settings: Mapping[str, Any], device: str) -> ddib_fed.Model:
+    """Open a model as `--set` says; raise UsageError for the weight of a classifier that is not given."""
+    if "classifier" not in settings:
+        why = "weighs the classifier, which is not given"
+        refuse_settings(settings, ("classifier-scale",), why, hint="add --set classifier=MODEL")
+    return ddib_fed.Model.open(
+        name,
+        device=device,
+        dtype=settings.get("dtype", "float32"),
+        classifier=settings.get("classifier"),
+        size=settings.get("size"),
+        threads=usual_threads(),
+        batch=settings.get("batch", 0),
+    )
 
 
 FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path))

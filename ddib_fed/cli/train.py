@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -18,7 +18,7 @@ import click
 import ddib_fed
 from ddib_fed import Model, TrainConfig
 from ddib_fed.cli import options
-from ddib_fed.cli.options import CALIBRATION, Decorator, with_options
+from ddib_fed.cli.options import Decorator
 from ddib_fed.errors import UsageError
 from ddib_fed.terminal import bars, emit, leads, lines, listed, outcome, plain, say
 
@@ -34,8 +34,17 @@ SET = options.option(
 
 
 def train_options(names: Iterable[str], config: type[TrainConfig] = TrainConfig) -> Decorator:
-    """An option for each of these fields; None is not given. OMP_NUM_THREADS says the threads."""
-    return with_options(tuple(_option(name, config) for name in names if name != "threads"))
+    """Return a decorator that adds an option for each of these fields, with None as default.
+
+    OMP_NUM_THREADS sets the threads.
+    """
+
+    def add(command: Callable[..., Any]) -> Callable[..., Any]:
+        for name in reversed([name for name in names if name != "threads"]):
+            command = _option(name, config)(command)
+        return command
+
+    return add
 
 
 def _option(name: str, config: type[TrainConfig]) -> Decorator:
@@ -61,7 +70,7 @@ def _option(name: str, config: type[TrainConfig]) -> Decorator:
 
 
 def given(settings: Mapping[str, Any], **further: Any) -> dict[str, Any]:
-    """The options that were given, and the command line."""
+    """Return the options that were typed, and the command line."""
     said = {name: value for name, value in settings.items() if value is not None}
     threads = {"threads": options.usual_threads()}
     return {**threads, **said, **further, "command": shlex.join(["ddib", *sys.argv[1:]])[:2000]}
@@ -155,7 +164,11 @@ def trained(model: Model) -> dict[str, object]:
     click.IntRange(1),
     default=64,
 )
-@CALIBRATION
+@options.option(
+    "--calibration FILE",
+    "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
+    "its name.",
+)
 @options.OUT_RESULTS
 @options.FORCE
 @options.OUTCOME

@@ -27,32 +27,17 @@ def _open_models(
     hint = "omit it, or translate --to INSTITUTION/DOMAIN"
     options.refuse_idle(("detach", "profile_path"), "is for nodes", hint=hint)
     require_alone("a translation without nodes")
-    if "classifier" not in settings:
-        why = "weighs the classifier, which is not given"
-        options.refuse_settings(settings, ("classifier-scale",), why, hint="add --set classifier=MODEL")
-
-    def opened(name: str) -> ddib_fed.Model:
-        return ddib_fed.Model.open(
-            name,
-            device=device,
-            dtype=settings.get("dtype", "float32"),
-            classifier=settings.get("classifier"),
-            size=settings.get("size"),
-            threads=options.usual_threads(),
-            batch=settings.get("batch", 0),
-        )
-
-    own = opened(source)
-    if len(own.shape) == 1:
+    encoder = options.open_model(source, settings, device)
+    if len(encoder.shape) == 1:
         why = f"is for pictures, and {source} is a model of points"
         options.refuse_settings(settings, OF_PICTURES, why, hint="omit it")
         options.refuse_idle(("calibration",), why, hint="omit it")
-    elif not settings.get("soften-sigma", own.manifest.soften_sigma) and "flags" not in settings:
+    elif not settings.get("soften-sigma", encoder.manifest.soften_sigma) and "flags" not in settings:
         why = "sets the noise of softening and of flags, and there is neither"
         hint = "omit it; soften-sigma=0.05, or flags with --eta 0.5, draws noise"
         options.refuse_settings(settings, ("seed",), why, hint=hint)
-    other = own if target == source else opened(target)
-    client = own.to(other)
+    decoder = encoder if target == source else options.open_model(target, settings, device)
+    client = encoder.to(decoder)
     return client, client.target
 
 

@@ -482,7 +482,7 @@ class Client(Connection):
                 raise
 
     def watch(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """Events of a job after a sequence number, until it has ended; survives a restart of the node."""
+        """Yield events of a job after a sequence number until it has ended, also over a restart of the node."""
         last = after
         patience = self.patience()
         while True:
@@ -690,7 +690,7 @@ class Client(Connection):
 def _send_once(
     stub: TranslationServiceStub, header: pb.JobHeader, items: Sequence[Payload], trace: Span
 ) -> pb.SubmitJobResponse:
-    """One try of SubmitJob; an item that cannot be read ends it with its own error."""
+    """Call SubmitJob once; raise the error of an item that cannot be read."""
     from ddib_fed.protocol.streams import stream
 
     unread: list[Exception] = []
@@ -714,7 +714,7 @@ def _send_once(
 
 
 def name_item(error: DdibError, items: Sequence[Payload]) -> None:
-    """The error with the file's name, if the node named the item, and with what does not fit."""
+    """Put the file's name and its misfit into the error, if the node named the item."""
     number = error.facts.get("item", "")
     if not (is_number(number) and int(number) < len(items)):
         return

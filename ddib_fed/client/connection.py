@@ -115,7 +115,7 @@ class Connection:
         self.drop()
 
     def stub(self) -> translation_pb2_grpc.TranslationServiceStub:
-        """The service over the current channel, which has a certificate that is not due for renewal if that works."""
+        """Return the service over the current channel, after renewing a certificate that is due."""
         if self.reached and time.monotonic() - self._looked >= LOOK_EVERY_S:
             self.renew()
         return translation_pb2_grpc.TranslationServiceStub(self.channel())
@@ -162,7 +162,7 @@ class Connection:
         return Patience(limit, self._busy_s if while_busy else 0.0, self._on_wait, self._aborted)
 
     def failure(self, error: grpc.RpcError) -> DdibError:
-        """The error of a failed call, with the hop; an answer with a reason shows that the node is reachable."""
+        """Return the error of a failed call, with the hop; note that a node that gave a reason is reachable."""
         if self.aborted:
             return Cancelled("the connection was ended", hop=self.hop)
         failure = from_rpc_error(error, self.hop)
@@ -180,7 +180,7 @@ class Connection:
 
     @contextmanager
     def streaming(self, method: str, request: Message, most_s: float, **how: Any) -> Iterator[Any]:
-        """The answers of a call, which is ended with the block."""
+        """Open a streaming call, which ends with the block."""
         timeout = max(1.0, min(most_s, self._expires - time.time()))
         call = self.invoke(lambda stub: getattr(stub, method)(request, timeout=timeout, **how))
         try:
@@ -213,12 +213,12 @@ class Connection:
                 self.drop()
 
     def explained(self, failure: DdibError) -> DdibError:
-        """A failure with the cause of the failed connection, where that is what it is."""
+        """Return a failure with the cause of the failed connection, if the connection failed."""
         self._diagnosed = time.monotonic()
         return diagnosis.explained(failure, self.profile.diagnosis)
 
     def _sooner(self, failure: DdibError) -> DdibError:
-        """As `explained`, of a node that never answered, once: a wrong address or certificate stays wrong."""
+        """Raise the cause once if the node never answered: a wrong address or certificate stays wrong."""
         if self.reached or self._diagnosed > -math.inf:
             return failure
         found = self.explained(failure)

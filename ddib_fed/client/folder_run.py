@@ -415,7 +415,7 @@ class Run:
                 self._receive(client, *self._pending.popleft())
 
     def submit(self) -> None:
-        """Only submit what is neither on the disk nor in an unfinished job."""
+        """Submit what is neither on the disk nor in an unfinished job, without waiting for results."""
         with locked(self.out), self.opened() as client, self._explained(client):
             self._begin(client)
             while self._waiting:

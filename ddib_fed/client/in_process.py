@@ -283,7 +283,7 @@ class InProcess(Client):
             job.put(state=JobState.FINISHED)
 
     def _result(self, job: _Job, given: Given, found: TranslatedItem) -> Translated:
-        """The files and the record of an item, as a source node makes them."""
+        """Return the files and the record of an item, as a source node makes them."""
         item, source, target = job.files[found.item.number], self._source.model, self._target.model
         if job.job.model_size:
             given = given.at_model_size()
@@ -345,7 +345,7 @@ def _file(suffix: str, data: bytes) -> ResultFile:
 
 
 def _described(model: DomainModel) -> dict[str, Any]:
-    """Fields of a domain's message; the classes are the model's, or those of the classifier that guides one without."""
+    """Return fields of a domain's message, with the classes of the model or of its classifier."""
     manifest, classes = model.manifest, _classes(model)
     return {
         "domain": manifest.domain,

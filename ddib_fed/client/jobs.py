@@ -342,7 +342,7 @@ class Progress:
     ) -> None: ...
 
     def wait(self, error: DdibError, delay_s: float) -> None:
-        """A call waits for the node, which is away or busy, and is tried again after so many seconds."""
+        """Note that a call waits for a node that is away or busy, and is tried again after `delay_s`."""
         if not self.waits:
             say(self.waiting(error, delay_s), err=True)
         self.waits += 1
@@ -361,32 +361,32 @@ class Progress:
         """Show a sentence."""
 
     def study(self, number: int, study: Study | None) -> None:
-        """A study can be translated; None for one that an earlier run has finished."""
+        """Note a study that can be translated; None if an earlier run has finished it."""
 
     def parts(self, number: int, paths: Sequence[Path]) -> None:
-        """From now on jobs are of these items of a study."""
+        """Note that further jobs are of these items of a study."""
 
     def study_written(self, number: int, written: WrittenStudy, study: Study | None) -> None:
-        """The output of a study is on the disk; None for one that an earlier run has finished."""
+        """Note that the output of a study is on the disk; `study` is None if an earlier run wrote it."""
 
     def whole(self, total: int, done: int) -> None:
-        """So many files are translated, and so many of them are on the disk already."""
+        """Note the number of files, and how many are on the disk already."""
 
     def submitted(self, job_id: str, items: int) -> None:
-        """The node has accepted a job."""
+        """Note that the node has accepted a job."""
 
     def begin(self, job_id: str, names: Sequence[str]) -> None:
-        """From now on events are of this job, whose items have these names."""
+        """Note that further events are of this job, whose items have these names."""
         self.job_id, self.names = job_id, names
 
     def name_of(self, item: int) -> str:
         return self.names[item] if item < len(self.names) else f"item {item}"
 
     def event(self, event: Event) -> None:
-        """Something happened in the job."""
+        """Show an event of the job."""
 
     def written(self, result: Delivered) -> None:
-        """A result is on the disk."""
+        """Note that a result is on the disk."""
 
     def job_ended(self, job_id: str, state: JobState) -> None:
-        """A job has ended, and its results are written."""
+        """Note that a job has ended and its results are written."""

@@ -274,7 +274,7 @@ def _place_of(path: Path) -> tuple[int, int] | None:
 
 
 def not_written(error: OSError, out: Path, kept: str) -> DdibError:
-    """The error about a file that cannot be written; `kept` says what there is of the others."""
+    """Return the error of a file that cannot be written; `kept` says where the other results are."""
     place, full = error.filename or out, is_disk_full(error)
     first = f"df -h {shlex.quote(str(out))}" if full else f"namei -l {shlex.quote(str(place))}"
     return (DiskFull if full else InputError)(
@@ -334,7 +334,7 @@ def _check_ours(record: Path, item: FileItem, result: Translated) -> None:
 
 
 def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
-    """The results of these files that are on the disk already, by their place in `items`."""
+    """Yield the results of these files that are on the disk already, numbered as in `items`."""
     for number, item in enumerate(items):
         path = out / f"{item.name}.json"
         record = Record.read(path) if item.asked and path.exists() else None
@@ -349,7 +349,7 @@ def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
 
 
 def unfinished(items: Sequence[FileItem], out: Path) -> list[JobFile]:
-    """The unfinished jobs in a folder that have one of these items as it is now."""
+    """Return the unfinished jobs in a folder that share an unchanged item with `items`."""
     current = set(items)
     found = (JobFile.read(path) for path in sorted(out.glob(f"{STATE_PREFIX}*.json")))
     return [job for job in found if not current.isdisjoint(job.items)]

@@ -77,7 +77,7 @@ class Session:
         return f"http://127.0.0.1:{self.port}/{self.folder}/start?token={self.token}"
 
     def take(self, token: str) -> bool:
-        """Whether this is the token, which is spent with it."""
+        """Return whether this is the unspent token, and spend it."""
         if not self.token or not _same(token, self.token):
             return False
         self.token = ""
@@ -114,7 +114,7 @@ class Guard:
             await self._app(inner, receive, sending)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """The answer to a request that does not pass; None for one that does."""
+        """Return the answer to a request that is refused; None if it passes."""
         headers, session = Headers(scope=scope), self._session
         host = headers.get("host", "")
         if host not in session.hosts:
@@ -165,7 +165,7 @@ def page(template: str, status: int = 200, **values: Any) -> Response:
 
 
 def application(routes: Sequence[BaseRoute]) -> Starlette:
-    """An application whose errors are answers, as `error_values`."""
+    """Return an application that answers errors with `error_values`."""
     return Starlette(
         routes=[*routes, Mount("/static", StaticFiles(directory=STATIC))],
         exception_handlers=dict.fromkeys((DdibError, OSError, Exception), _error_answer),
@@ -183,7 +183,7 @@ def _error_answer(request: Request, raised: Exception) -> Response:
 
 
 def error_values(error: DdibError) -> dict[str, str]:
-    """What a page shows of an error: what failed, where, and what to try."""
+    """Return what a page shows of an error: problem, place and next step."""
     return {
         "detail": error.detail or error.sentence,
         "reason": error.reason,
@@ -195,7 +195,7 @@ def error_values(error: DdibError) -> dict[str, str]:
 
 @contextmanager
 def hinted_in_words() -> Iterator[None]:
-    """Errors that leave have the hint of `step_in_words`."""
+    """Replace the hint of an error by `step_in_words`."""
     try:
         yield
     except DdibError as error:

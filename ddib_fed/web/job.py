@@ -170,7 +170,7 @@ class PageJob(Progress):
         return str(origin.given.relative_to(self._dropped))
 
     def stop(self) -> tuple[str, ...]:
-        """Have nothing more submitted; the jobs that are at the node now, for being cancelled there."""
+        """Stop submitting; return the jobs at the node, which the caller cancels."""
         self.stopped = True
         self.now = "stopping"
         return tuple(self.running)
@@ -271,7 +271,7 @@ class PageJob(Progress):
         return found
 
     def outputs(self, study: int | None = None) -> Sequence[Path]:
-        """The files of a study, or every file in the folder of the results so far."""
+        """Return the files of a study, or every result so far."""
         if study is not None:
             if study not in self.joined:
                 raise ItemNotFound(f"volume or map {study} is not put together yet")
@@ -282,7 +282,7 @@ class PageJob(Progress):
         return [path for path in found if not _UNFINISHED.search(path.relative_to(self.out).as_posix())]
 
     def progress(self) -> dict[str, object]:
-        """What the page shows of its progress: one count over all jobs."""
+        """Return the progress for the page, counted over all jobs."""
         return {
             "done": self._done,
             "items": self.items,

@@ -69,7 +69,7 @@ class Researcher:
                     self._clients.discard(client)
 
     def close(self) -> None:
-        """The server stops: open answers end, and so do calls of the node; jobs go on there."""
+        """End open answers and calls of the node when the server stops; jobs continue at the node."""
         with self._lock:
             self.closing = True
             clients = tuple(self._clients)
@@ -234,7 +234,7 @@ class Researcher:
 
 
 def _archive(paths: Sequence[Path], root: Path, name: str, folder: Path) -> Response:
-    """One file of these, which are not compressed again; it has no name in the folder, and goes when it is sent."""
+    """Answer with an uncompressed archive of these files, in an unnamed file that is removed once sent."""
     made = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed when it is sent
 
     def parts() -> Iterator[bytes]:

@@ -98,7 +98,7 @@ class Uploads:
             self.remove(each.number)
 
     def take(self) -> tuple[Upload, ...]:
-        """All files, which are the caller's from now on."""
+        """Hand over all files, and forget them."""
         with self._lock:
             taken, self._files = tuple(self._files.values()), {}
         return taken
@@ -109,18 +109,18 @@ class Uploads:
 
 
 def safe_label(name: str) -> str:
-    """The path that a browser names, without what leads out of a folder, hides a file or does not print."""
+    """Return the browser's path without parts that leave a folder, hide a file or do not print."""
     parts = (part.strip().lstrip(". ") for part in escape(name.strip())[:MAX_NAME].split("/"))
     return "/".join(_shortened(part.encode()) for part in parts if part)
 
 
 def _shortened(name: bytes) -> str:
-    """A name without its middle, if no file of results could be called after it."""
+    """Cut the middle of a name that is too long for the files of results."""
     return (name if len(name) <= MAX_PART else name[: MAX_PART - 40] + name[-40:]).decode(errors="ignore")
 
 
 def renamed(error: DdibError, folder: Path) -> DdibError:
-    """The error with the names that the person knows instead of paths in a private folder."""
+    """Put the names that the person knows into an error, in place of paths in a private folder."""
     for private in (f"{folder}: {DROPPED}/", f"{folder}/"):
         error.detail = error.detail.replace(private, "")
     error.detail = error.detail.replace(str(folder), "the DICOM files")
@@ -152,7 +152,7 @@ def _looked_at(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
 
 
 def arranged(files: Sequence[Upload], folder: Path) -> Path:
-    """The folder that is translated: the files as they lay in what was dropped; of one name they get numbers."""
+    """Arrange the files in a folder as they were dropped; numbers tell files of one name apart."""
     dropped = folder / DROPPED
     # The deepest first: a file that is called like a folder gets a number.
     for each in sorted(files, key=lambda each: -each.label.count("/")):

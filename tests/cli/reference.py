@@ -101,7 +101,7 @@ def further() -> str:
         f"| `{each.name}={_cell(each.metavar)}` | {'' if each.here else 'yes'} | {_cell(each.text)} |"
         for each in SETTINGS.values()
     ]
-    text = "Further settings of `ddib translate` and `ddib dicom receive`; `--set help` prints them."
+    text = "Settings of `ddib translate`, `ddib dicom receive` and `ddib model sample`; `--set help` prints them."
     return "\n".join(
         [
             "## `--set NAME=VALUE`",

@@ -69,7 +69,7 @@ POINTS = "translate points.npy --source moons --target checkerboards --evaluatio
     ("line", "named"),
     [
         (f"{PICTURES} --set classifier-scale=3", "classifier=MODEL"),
-        ("model sample dropped --n 1 --evaluations 3 --guidance 3", "--target-class"),
+        ("model sample dropped --n 1 --evaluations 3 --set guidance=3", "--target-class"),
     ],
 )
 def test_guidance_without_what_it_needs_is_refused(refused, line, named):
@@ -113,7 +113,9 @@ def test_the_public_network_is_trained_sampled_exported_and_imported(ddib, tmp_p
     out, again = tmp_path / "m", tmp_path / "again"
     sets = ("--set", "noise_schedule=cosine", "--set", "diffusion_steps=200")
     ddib(model, "train", "--domain", "moons", *PUBLIC, *sets, "--batch", 64, "--steps", 5, "--out", out)
-    ddib(model, "sample", out, "--flags", "--timestep_respacing ddim20", "--n", 50, "--out", tmp_path / "s")
+    ddib(
+        model, "sample", out, "--set", "flags=--timestep_respacing ddim20", "--n", 50, "--out", tmp_path / "s"
+    )
     report = json.loads((tmp_path / "s" / "report.json").read_text())
     assert report["settings"]["evaluations"] == 20
     said = ddib(model, "export", out, "--out", tmp_path / "log2D0" / "model000000.pt").output
