@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from ddib_fed.client.dial import measure_dial
     from ddib_fed.client.folder_run import Run
     from ddib_fed.client.jobs import Event, Job, Progress, Request
+    from ddib_fed.client.parts import WrittenStudy
     from ddib_fed.client.profile import Profile
     from ddib_fed.client.results import Delivered, Translated
+    from ddib_fed.data.study import Study
     from ddib_fed.engine.party import Party
     from ddib_fed.errors import DdibError
     from ddib_fed.figures import Figures, evaluate
-    from ddib_fed.client.parts import WrittenStudy
-    from ddib_fed.data.study import Study
     from ddib_fed.importing import Imported, Importer, ImportOptions
     from ddib_fed.model import Model, train
     from ddib_fed.node.operator import Node
