@@ -8,8 +8,8 @@
     if __name__ == "__main__":
         sys.exit(command(measure, "pictures/large"))
 
-`python -m benchmarks.pictures.large` measures and writes docs/benchmarks/pictures/large.json. With `--smoke` it does the
-same on as little as shows that it runs (at most 5 s) and writes nothing; `make check` runs the smoke of each.
+`python -m benchmarks.pictures.large` measures and writes docs/benchmarks/pictures/large.json. With `--smoke` it does
+the same on as little as shows that it runs (at most 5 s) and writes nothing; `make check` runs the smoke of each.
 """
 
 from __future__ import annotations
