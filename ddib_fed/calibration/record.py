@@ -187,6 +187,7 @@ class Calibration(_Saved):
 
     Examples
     --------
+    >>> from ddib_fed import Calibration
     >>> calibration = Calibration.open("satellite-as-relief")
     >>> print(calibration.kind, calibration.source, calibration.target, calibration.dial, sep="; ")
     colour-map; satellite; relief; share 0.75, temperature 0.9, blend 0.3
