@@ -7,14 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.denoiser import (
-    Condition,
-    Denoiser,
-    LevelTable,
-    Parameterisation,
-    Places,
-    TimeInput,
-)
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Parameterisation, Places, TimeInput
 from ddib_fed.diffusion.schedule import Level, Schedule
 
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)

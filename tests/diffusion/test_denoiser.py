@@ -318,8 +318,7 @@ def test_merged_requests_get_what_each_gets_alone(name):
 
 
 @pytest.mark.parametrize(
-    ("time_input", "told"),
-    [("timestep", 0.25), ("lambda", 0.5), ("scaled-lambda", 2.0)],
+    ("time_input", "told"), [("timestep", 0.25), ("lambda", 0.5), ("scaled-lambda", 2.0)]
 )
 def test_a_network_hears_the_time_as_it_was_trained(time_input, told):
     """Weights know one scale: with another a shipped model answers with noise."""

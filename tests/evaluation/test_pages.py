@@ -17,14 +17,7 @@ from PIL import Image
 
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation.pages import (
-    SideFound,
-    WayFound,
-    advice,
-    preview,
-    verdict,
-    write_results,
-)
+from ddib_fed.evaluation.pages import SideFound, WayFound, advice, preview, verdict, write_results
 from ddib_fed.evaluation.sheets import DOUBT, clouds, contact_sheet, to_pixels
 from ddib_fed.evaluation.translations import FoundPicture, find_pictures, read_translations
 from ddib_fed.figures import evaluate

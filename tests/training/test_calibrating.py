@@ -55,8 +55,7 @@ def replaced(rng: np.random.Generator, other: Path) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("files", "groups", "at_most", "replacements"),
-    [(300, None, 250, 20), (300, 200, 4_000, 12)],
+    ("files", "groups", "at_most", "replacements"), [(300, None, 250, 20), (300, 200, 4_000, 12)]
 )
 def test_one_file_moves_the_histogram_by_no_more_than_is_stated(
     tmp_path: Path, files: int, groups: int | None, at_most: int, replacements: int

@@ -16,14 +16,7 @@ from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.data.shipped import SHIPPED
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import (
-    BundleInvalid,
-    DdibError,
-    ExitCode,
-    InputError,
-    SettingsInvalid,
-    UsageError,
-)
+from ddib_fed.errors import BundleInvalid, DdibError, ExitCode, InputError, SettingsInvalid, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names

@@ -96,10 +96,7 @@ def few(folder):
 
 @pytest.mark.parametrize(
     ("spoil", "says", "hint"),
-    [
-        (mixed, r"03.png: uint16\n", "mogrify -depth 8"),
-        (few, "at least 8", "add pictures"),
-    ],
+    [(mixed, r"03.png: uint16\n", "mogrify -depth 8"), (few, "at least 8", "add pictures")],
 )
 def test_a_second_folder_that_cannot_be_trained_on_is_refused_before_the_first_is(two, spoil, says, hint):
     spoil(two / "dark")
@@ -131,15 +128,5 @@ def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
         one.run()
     for name in ("trainA", "trainB", "testB"):
         (tmp_path / name).mkdir()
-    assert one.sides == (
-        tmp_path / "trainA",
-        tmp_path / "trainB",
-        None,
-        tmp_path / "testB",
-    )
-    assert both.sides == (
-        tmp_path,
-        tmp_path / "other",
-        None,
-        None,
-    )
+    assert one.sides == (tmp_path / "trainA", tmp_path / "trainB", None, tmp_path / "testB")
+    assert both.sides == (tmp_path, tmp_path / "other", None, None)

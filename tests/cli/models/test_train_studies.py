@@ -22,10 +22,7 @@ from ddib_fed.training.sources import PictureSource, folder_source
 from tests.formats.dicom.files import words_of, write_contrasts, write_series
 from tests.formats.maps import write_map
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::PendingDeprecationWarning:affine")]
 TINY = (
     "--size", 8, "--set", "model_channels=32", "--set", "channel_mult=1", "--set", "num_res_blocks=1", "--batch", 8,
     "--steps", 2,

@@ -20,15 +20,7 @@ from ddib_fed.importers.diffusers import read_schedule
 from ddib_fed.importing import ImportOptions
 from ddib_fed.models.bundle import Bundle, load_bundle, make_bundle
 from tests.models.importers.test_diffusers import TINY
-from tests.models.importers.test_monai import (
-    LEG_WITHIN,
-    STEPS,
-    WITHIN,
-    close,
-    decoded,
-    encoded,
-    noise,
-)
+from tests.models.importers.test_monai import LEG_WITHIN, STEPS, WITHIN, close, decoded, encoded, noise
 
 pytestmark = pytest.mark.slow
 

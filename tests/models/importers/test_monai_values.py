@@ -100,10 +100,7 @@ def test_black_and_white_are_those_of_the_samples_transforms(
 @pytest.mark.parametrize(
     ("transforms", "said"),
     [
-        (
-            [LOAD, SCORE],
-            r"train::pre::1 is monai\.transforms\.NormalizeIntensityd.* a deviation of its own",
-        ),
+        ([LOAD, SCORE], r"train::pre::1 is monai\.transforms\.NormalizeIntensityd.* a deviation of its own"),
         ([LOAD, {**FIXED, "nonzero": True}], "a deviation of its own"),
         ([LOAD, FIXED], "no file says black and white .* --range"),
         ([LOAD, {"_target_": "HistogramNormalized", "keys": "image"}], "HistogramNormalized"),
