@@ -1,7 +1,5 @@
 """Writes the reference of the public Python interface as HTML: `make docs`, or python -m tests.api.reference FOLDER."""
 
-from __future__ import annotations
-
 import sys
 from html.parser import HTMLParser
 from pathlib import Path

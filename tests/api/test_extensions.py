@@ -1,7 +1,5 @@
 """Another distribution adds a format, an importer, a command and a solver; broken ones are named and break nothing."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import tomllib

@@ -1,7 +1,5 @@
 """`ddib_fed.Model` on arrays: what it draws, encodes and decodes, where it writes, and what it refuses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

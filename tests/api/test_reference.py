@@ -1,7 +1,5 @@
 """The reference of the Python interface: everything public is in it, and its links lead somewhere."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

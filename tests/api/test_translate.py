@@ -1,7 +1,5 @@
 """`ddib_fed.translate` on what a notebook has: arrays, PIL pictures, paths; what it returns, and what it refuses."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

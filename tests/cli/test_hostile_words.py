@@ -1,7 +1,5 @@
 """What a peer file, a peer or a node says is shown, and does nothing else; what reaches a node's log."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Command lines that are printed can be pasted: one a line, paths quoted, the configuration named where needed."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shlex

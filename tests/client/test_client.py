@@ -1,7 +1,5 @@
 """The typed client against a real server over mutual TLS, well-behaved and not."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

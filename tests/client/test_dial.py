@@ -1,7 +1,5 @@
 """The dial: which setting is proposed, of translations whose nearness to the map follows from the setting."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

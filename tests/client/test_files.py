@@ -1,7 +1,5 @@
 """What becomes an item and what does not, and client.toml: strict, found in the usual places, relative to itself."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The exact oracle: for data N(m, S) the networks and the probability-flow ODE are known in closed form."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

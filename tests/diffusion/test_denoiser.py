@@ -3,8 +3,6 @@
 Guides are held against Gaussians whose conditional scores are known; scenes are blended from tiles.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Schedules: closed forms, inverses, ends, and the public code's tables."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

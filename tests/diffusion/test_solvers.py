@@ -1,7 +1,5 @@
 """Solvers against the exact map of Gaussian data: order, time reversal, what they ask, and what is read off them."""
 
-from __future__ import annotations
-
 import contextlib
 
 import pytest

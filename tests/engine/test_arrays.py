@@ -1,7 +1,5 @@
 """Pictures cross the bridge alike in any batch, in the units of each model, for the class that was asked for."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -3,8 +3,6 @@
 Fair between flows by cost and weight, the oldest first, merged where nobody waits for it.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import threading

@@ -3,8 +3,6 @@
 Of a pool further: which worker gets which work, and what becomes of it when workers end, with scripted workers.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import importlib.util

@@ -1,7 +1,5 @@
 """Whoever encodes counts evaluations and encodes again what is unusual; whoever decodes has fixed bounds."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future

@@ -3,8 +3,6 @@
 Each leg is in the basis of the calibration, by the encoder and the steps that were asked for.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time

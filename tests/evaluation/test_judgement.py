@@ -1,7 +1,5 @@
 """What is said of translations and samples, with intervals; baselines need no network."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Folders of translations are read whole; pages show the worst first and advise by figures, sheets the very pixels."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html

@@ -1,7 +1,5 @@
 """Volumes as samples of a model, in and out."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Callable
 

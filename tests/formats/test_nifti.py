@@ -1,7 +1,5 @@
 """NIfTI volumes that nibabel carries: there and back by slices, with their affine and orientation."""
 
-from __future__ import annotations
-
 import gzip
 
 import nibabel

@@ -1,7 +1,5 @@
 """Whole volumes on the grid of a model, and back on their own: places, spacing, orientation, and what does not fit."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import subprocess

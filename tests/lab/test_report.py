@@ -1,7 +1,5 @@
 """The attacks read what can be read, and nothing of noise; the report is stored beside the weights and shown."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

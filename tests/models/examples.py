@@ -1,7 +1,5 @@
 """Small models that tests save, load and damage."""
 
-from __future__ import annotations
-
 import torch
 
 from ddib_fed.models.bundle import Bundle, make_bundle

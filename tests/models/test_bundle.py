@@ -1,7 +1,5 @@
 """Bundles: what is saved is what is loaded, and each way of being damaged is refused with file and field."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

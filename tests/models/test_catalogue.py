@@ -1,7 +1,5 @@
 """The models that ship are whole, small and listed; a copy appears whole or not at all."""
 
-from __future__ import annotations
-
 import pytest
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ExtraMissing, ModelNotFound

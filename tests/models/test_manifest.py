@@ -1,7 +1,5 @@
 """What a manifest says of pictures: optional fields, what is refused, digests that stay."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

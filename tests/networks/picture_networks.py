@@ -1,7 +1,5 @@
 """Small picture networks with weights that are nowhere zero."""
 
-from __future__ import annotations
-
 import torch
 
 from ddib_fed.models.manifest import Manifest, PictureFormat

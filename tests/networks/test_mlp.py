@@ -1,7 +1,5 @@
 """Networks of points: times told once or for each row, and the two levels of a flow map."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The spectrum gives what a Gaussian model of pictures would answer, and asks the network about white noise."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """The ADM UNet: sizes of public checkpoints, times and classes by row, precisions, memory."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

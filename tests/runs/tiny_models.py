@@ -1,7 +1,5 @@
 """Models of small pictures with random weights: all that a bridge does, in milliseconds."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """A calibration's pictures, what an aggregate counts, and what is measured of a calibration."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Tuning: the differentiable leg is the solver's, a search never ends worse than it began, figures are held out."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Volumes to train on: what becomes of NIfTI files of several spacings and orientations, and of too few."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel

@@ -1,7 +1,5 @@
 """Who may use a page on loopback: each refusal, and the one way in; and the server, which leaves nothing behind."""
 
-from __future__ import annotations
-
 import gc
 import socket
 import threading

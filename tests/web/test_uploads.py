@@ -1,7 +1,5 @@
 """Uploads: private files under safe names, read as `ddib translate` will read them."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 

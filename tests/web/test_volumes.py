@@ -1,7 +1,5 @@
 """Volumes and many files through the page's addresses, over a source node's double that gives negatives back."""
 
-from __future__ import annotations
-
 import io
 import re
 import zipfile

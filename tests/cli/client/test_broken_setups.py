@@ -1,7 +1,5 @@
 """Set-ups in which a client cannot use its node, each named by `ddib doctor` and by every other command."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -1,7 +1,5 @@
 """What a command says of its progress, and where its page goes."""
 
-from __future__ import annotations
-
 import html
 import re
 

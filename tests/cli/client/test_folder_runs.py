@@ -1,7 +1,5 @@
 """`ddib translate FOLDER`: names, bad files, limits of the node, and how it goes on after an interruption."""
 
-from __future__ import annotations
-
 import json
 import signal
 import threading

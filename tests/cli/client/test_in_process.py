@@ -1,7 +1,5 @@
 """`ddib translate --source MODEL --target MODEL`: the command between nodes, over two models of this process."""
 
-from __future__ import annotations
-
 import io
 import json
 from dataclasses import replace

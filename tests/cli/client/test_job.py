@@ -1,7 +1,5 @@
 """`ddib job ...` and `ddib domains` against a real server over mutual TLS; `ddib web` as a process."""
 
-from __future__ import annotations
-
 import http.cookiejar
 import json
 import os

@@ -1,7 +1,5 @@
 """`ddib translate` against a real server over mutual TLS: what is sent, written, acknowledged and said."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import signal

@@ -1,7 +1,5 @@
 """Commands of models list, copy, train, sample, show, tune, measure and evaluate, and overwrite nothing."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

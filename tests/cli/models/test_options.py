@@ -1,7 +1,5 @@
 """An option that has no effect or contradicts a model is refused; the public code's options, and its checkpoints."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

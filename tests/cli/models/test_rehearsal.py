@@ -1,7 +1,5 @@
 """Two folders become two models, translations both ways and one page; what was stopped goes on."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`ddib model train --images` on DICOM series, NIfTI and maps: what is learned is what `ddib translate` sends."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

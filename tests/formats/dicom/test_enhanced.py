@@ -1,7 +1,5 @@
 """Enhanced files, whose frames are slices, and compressed ones: read as plain slices are, and written as they were."""
 
-from __future__ import annotations
-
 import io
 import struct
 from copy import deepcopy

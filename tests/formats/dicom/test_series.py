@@ -1,7 +1,5 @@
 """Series of real files: which files they have, their names, order, units and pixels; and the derived series."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections import Counter

@@ -1,7 +1,5 @@
 """Pipelines of diffusers become bundles that compute what the library computes; the rest is refused by name."""
 
-from __future__ import annotations
-
 import json
 import math
 

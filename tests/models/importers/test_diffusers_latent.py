@@ -1,7 +1,5 @@
 """Latent pipelines and autoencoders of diffusers become models that compute what the library computes."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

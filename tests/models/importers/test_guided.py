@@ -1,7 +1,5 @@
 """Public checkpoints become bundles of the network of their flags; anything else is refused by what differs."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest

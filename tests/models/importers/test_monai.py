@@ -1,7 +1,5 @@
 """MONAI's bundles, MAISI's checkpoints and FLIP's files become models that compute what the library computes."""
 
-from __future__ import annotations
-
 import json
 import re
 from itertools import pairwise

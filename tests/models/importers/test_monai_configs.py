@@ -1,7 +1,5 @@
 """Configurations of a MONAI bundle from elsewhere: what would never end is refused by its name."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What becomes black and white in a MONAI bundle: read from its transforms, asked for, never dropped without a word."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
