@@ -40,7 +40,7 @@ class GaussianNetwork(nn.Module):
             return torch.sigmoid(2 * times).sqrt(), torch.sigmoid(-2 * times).sqrt()
         low = torch.full_like(times, self.schedule.lambda_min)
         high = torch.full_like(times, self.schedule.lambda_max)
-        for _ in range(80):  # by bisection: times grow with noise
+        for _ in range(50):  # by bisection: times grow with noise
             middle = 0.5 * (low + high)
             noisier = self.schedule.t_of_lam(middle) > times
             low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)

@@ -9,7 +9,7 @@ import pytest
 from ddib_fed.data.folder import expand
 from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, draw_samples, item_of, point_draw
+from ddib_fed.engine.arrays import ArraySettings, draw_samples, point_draw
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, open_party
 from ddib_fed.engine.model import DomainModel, check_guidance, check_label
@@ -43,22 +43,8 @@ def test_latents_of_shipped_volumes_are_noise_wherever_the_block_lies(domain):
     """In the middle of a head it is brighter than all others, at its edge it is background; the gate lets both pass."""
     (test,) = shipped_bytes(domain, ["test"])
     party = open_party(pretrained(domain))
-    found = translate_array(expand(test[[2, 6, 10, 11]]), party, party, ArraySettings(FEW))
+    found = translate_array(expand(test[[6, 10]]), party, party, ArraySettings(FEW))
     assert np.abs(found.latent.mean((1, 2, 3, 4))).max() < 0.05
-
-
-def test_slices_of_one_volume_have_one_draw_and_two_volumes_have_two(north):
-    """As from a node: two latents of different volumes share no noise."""
-    picture, model = pictures(1)[0][:1], north.model
-    drawn = [
-        item_of(0, picture, model, model, ArraySettings(FEW, volume_sha256=volume)).noise(
-            picture, (1, 3, 8, 8)
-        )
-        for volume in (b"one", b"one", b"two", b"")
-    ]
-    np.testing.assert_array_equal(drawn[0], drawn[1])
-    for other in drawn[2:]:
-        assert abs(np.corrcoef(drawn[0].ravel(), other.ravel())[0, 1]) < 0.5
 
 
 def test_points_are_given_the_same_noise_in_any_parts():

@@ -9,7 +9,6 @@ import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -193,14 +192,6 @@ def test_a_calling_thread_computes_at_the_end_of_what_it_does_together(model) ->
     with pytest.raises(Draining):
         futures[0].result()
     assert batcher.counters["calls"] == 12
-
-
-def test_progress_is_told_after_each_step(model, batcher) -> None:
-    steps: list[tuple[int, int]] = []
-    batcher.submit(decoding(1), on_step=lambda *at: steps.append(at)).result(60)
-    assert steps == [(step, 12) for step in range(1, 13)]
-    part = replace(decoding(5), label=np.arange(5)).part(slice(1, 3))
-    assert (part.rows, part.label.tolist()) == (2, [1, 2])
 
 
 # Whose rows run next

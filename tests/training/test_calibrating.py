@@ -175,8 +175,10 @@ def test_an_anchor_without_partner_is_named(tmp_path: Path, lonely: str) -> None
         anchors_of(RULES, (tmp_path / "a", tmp_path / "b"))
 
 
-def test_a_rotation_of_latents_is_fitted_to_an_aggregate_of_latents(tmp_path: Path) -> None:
+def test_a_rotation_of_latents_is_fitted_to_an_aggregate_of_latents(tmp_path: Path, monkeypatch) -> None:
     """Both models have one autoencoder; the aggregate's cells are of its channels, and its units name it."""
+    monkeypatch.setattr("ddib_fed.calibration.fit.FINE", 1000)
+    monkeypatch.setattr("ddib_fed.calibration.fit.KEPT", 6)
     own = autoencoder(1)
     north, south = (latent_model(seed, own, name) for seed, name in ((1, "north"), (2, "south")))
     folders, rng = (tmp_path / "north", tmp_path / "south"), np.random.default_rng(0)

@@ -237,7 +237,7 @@ def test_a_short_run_learns_pictures(spots, tmp_path):
     found = {}
     for spectral in (False, True):
         network = {**TINY_NETWORK, "spectral": spectral}
-        config = tiny_pictures(network=network, steps=120, checkpoint_every=60, learning_rate=3e-3, ema=0.9)
+        config = tiny_pictures(network=network, steps=80, checkpoint_every=40, learning_rate=3e-3, ema=0.9)
         train(config, tmp_path / str(spectral), source=spots)
         rows = rows_of(tmp_path / str(spectral))
         found[spectral] = float(rows[0]["loss"]), float(rows[-1]["held_out"])

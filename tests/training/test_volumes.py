@@ -65,8 +65,9 @@ def test_volumes_become_blocks_of_one_spacing_and_orientation(folder: Path) -> N
 
 
 def test_a_model_of_volumes_is_trained_says_its_grid_and_finds_its_data_again(
-    folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("ddib_fed.training.pictures.SAMPLES", 8)
     made = train(config(folder), tmp_path / "model").manifest
     assert (made.sample_kind, made.sample_shape) == ("volume", (1, 16, 16, 16))
     assert made.picture.spacing == (2.0, 2.0, 2.0)

@@ -210,15 +210,6 @@ def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, 
     assert written() == RESULTS
 
 
-def test_a_job_that_the_node_does_not_list_yet_is_the_same_job(translate, north, written):
-    assert translate("--detach") == 0
-    before = list(north.service.jobs)
-    north.service.jobs.clear()
-    assert translate() == 0
-    assert list(north.service.jobs) == before
-    assert written() == RESULTS
-
-
 def test_a_file_that_changes_meanwhile_is_translated_as_it_is_now(translate, scans, north, tmp_path, capsys):
     """The job of its earlier content gives the other results; that one stays at the node, and is named."""
     assert translate("--detach") == 0

@@ -58,16 +58,6 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     assert "0.003" in shown
 
 
-def test_acknowledges_only_what_is_written(translate, scan, north, tmp_path):
-    """When the client acknowledges a result to the node, the result and its record are there under their names."""
-    there = []
-    north.script.on_acknowledge = lambda request: there.extend(
-        (tmp_path / "out" / name).exists() for name in ("scan.npy", "scan.json")
-    )
-    assert translate(scan) == 0
-    assert there == [True, True]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "code"),
     [
