@@ -155,12 +155,9 @@ route(handler, "{level}")
 def said(code: str, *, level: str = "debug", **environment: str) -> tuple[str, str]:
     """What a process with this code writes to stdout, which is its log, and to stderr."""
     done = subprocess.run(
-        [sys.executable, "-c", SETUP.format(level=level) + code],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", SETUP.format(level=level) + code], capture_output=True, text=True, check=False,
         env={**os.environ, **environment},
-    )
+    )  # fmt: skip
     return done.stdout, done.stderr
 
 

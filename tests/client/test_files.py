@@ -81,12 +81,9 @@ def test_pipes_are_ignored_and_dead_links_are_not(tmp_path):
 
 def text(**changes: str) -> str:
     values = {
-        "institution": "north.example",
-        "name": "alice",
-        "source_address": "localhost:7443",
-        "source_identity": "node-1.north.example",
-        "pki": "pki",
-    }
+        "institution": "north.example", "name": "alice", "source_address": "localhost:7443",
+        "source_identity": "node-1.north.example", "pki": "pki",
+    }  # fmt: skip
     return render_client_toml(**(values | changes))
 
 

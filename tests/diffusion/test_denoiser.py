@@ -225,17 +225,10 @@ def test_where_tiles_agree_a_scene_gets_the_answer_of_the_whole() -> None:
     assert torch.allclose(tiled.at(x, places, labels), inner.at(x, places, labels), atol=1e-6)
 
 
-def test_a_round_trip_of_a_scene_closes_where_tiles_disagree() -> None:
-    tiled = Tiled(Denoiser(OfItsMean().double()), (8, 8), (12, 28))
-    x, settings = noise(1, 1, 12, 28), SolverSettings(evaluations=48)
-    latent = encode(x, tiled, COSINE, settings)
-    assert (latent - x).abs().max() > 0.1
-    assert (decode(latent, tiled, COSINE, settings) - x).abs().max() < 1e-3
-
-
-def test_blocks_of_a_volume_are_tiles_too() -> None:
-    tiled = Tiled(Denoiser(OfItsMean().double()), (8, 8, 8), (10, 12, 20))
-    x, settings = noise(1, 1, 10, 12, 20), SolverSettings(evaluations=48)
+@pytest.mark.parametrize("sides", [(12, 28), (10, 12, 20)], ids=["scene", "volume"])
+def test_a_round_trip_closes_where_tiles_disagree(sides) -> None:
+    tiled = Tiled(Denoiser(OfItsMean().double()), (8,) * len(sides), sides)
+    x, settings = noise(1, 1, *sides), SolverSettings(evaluations=48)
     latent = encode(x, tiled, COSINE, settings)
     assert (latent - x).abs().max() > 0.1
     assert (decode(latent, tiled, COSINE, settings) - x).abs().max() < 1e-3

@@ -173,7 +173,7 @@ def test_errors_of_the_model_reach_the_caller_as_they_are(executor):
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_ends_or_hangs_loses_nothing_and_is_replaced(pool, fate, monkeypatch):
-    monkeypatch.setattr(executors, "SILENT_S", 15.0)
+    monkeypatch.setattr(executors, "SILENT_S", 8.0)
     wait_until(lambda: pool.counters["ready"] == 2, PATIENCE_S)
     before = dict(pool.counters)
     settings = SolverSettings(evaluations=2_400, solver="ddim", grid="uniform-lambda")

@@ -44,13 +44,9 @@ FLOOR = Leg(SolverSettings(evaluations=8), least_evaluations=8)
 def narrow(soften_sigma: float = 0.0, weights_sha256: str = "ab" * 32) -> Allowances:
     """Bounds within which no latent of a picture is."""
     return Allowances(
-        weights_sha256=weights_sha256,
-        soften_sigma=soften_sigma,
-        measured=1,
-        checked=0,
-        beyond=0,
+        weights_sha256=weights_sha256, soften_sigma=soften_sigma, measured=1, checked=0, beyond=0,
         pictures=PictureAllowances(names=NAMES, low=(50.0,) * len(NAMES), high=(51.0,) * len(NAMES)),
-    )
+    )  # fmt: skip
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -27,14 +27,10 @@ def whole():
     source = blocks(12)
     truth = -source
     return judge(
-        np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1),
-        source=source,
-        truth=truth,
-        back=np.clip(source + 0.02, -1, 1),
-        domain=-blocks(16, seed=2),
-        marks=[True, *[False] * 11],
+        np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1), source=source, truth=truth,
+        back=np.clip(source + 0.02, -1, 1), domain=-blocks(16, seed=2), marks=[True, *[False] * 11],
         clusters=np.arange(12) // 2,
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.slow

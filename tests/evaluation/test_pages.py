@@ -95,13 +95,9 @@ def test_what_came_back_has_the_sources_numbers(tmp_path):
     x, scale = blocks(1), {"slope": 2000 / 255, "intercept": -1000.0}
     write(tmp_path / "t", np.concatenate([x, x]), names=["ct", "ct_back"])
     record(
-        tmp_path / "t",
-        "ct",
-        files={"returned": "ct_back.png"},
-        **scale,
-        back_slope=scale["slope"],
+        tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale, back_slope=scale["slope"],
         back_intercept=-1000.0,
-    )
+    )  # fmt: skip
     found = read_translations(tmp_path / "t", span=(-1000, 1000))
     assert found.back == pytest.approx(x, abs=0.01)
     record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale)

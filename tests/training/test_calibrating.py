@@ -39,15 +39,9 @@ def replaced(rng: np.random.Generator, other: Path) -> bytes:
     blank = encode_png(np.full((SIZE, SIZE, 3), rng.choice([0, 255]), np.uint8))
     deep = encode_png(np.full((SIZE, SIZE, 1), 60_000, np.uint16))
     choices = (
-        picture(rng),
-        picture(rng),
-        blank,
-        picture(rng, size=7),
-        deep,
-        other.read_bytes(),
-        blank[:40],
+        picture(rng), picture(rng), blank, picture(rng, size=7), deep, other.read_bytes(), blank[:40],
         b"no picture",
-    )
+    )  # fmt: skip
     return choices[rng.integers(len(choices))]
 
 

@@ -90,15 +90,7 @@ def test_a_series_and_a_volume_come_back_as_they_went(drop, finished, browser, n
     assert not list(folder.glob("*.parts"))
 
 
-@pytest.mark.parametrize(
-    ("figures", "seen"),
-    [
-        ({"edge_correlation": 0.1, "least_edge_correlation": 0.2}, "Edges agree with the original no better"),
-        ({"differs": 0.4, "most_differs": 0.3}, "those parts may be wrong."),
-        ({"differs": 0.1, "most_differs": 0.3}, "its figures do not show that it is right."),
-    ],
-)
-def test_a_doubt_on_the_page_is_what_was_seen(figures, seen, drop, finished, north, tmp_path: Path) -> None:
+def test_a_doubt_on_the_page_is_what_was_seen(drop, finished, north, tmp_path: Path) -> None:
     """Without commands and options of a terminal, and without colours that the page does not draw."""
 
     def doubtful(messages):
@@ -106,7 +98,9 @@ def test_a_doubt_on_the_page_is_what_was_seen(figures, seen, drop, finished, nor
             if message.result.HasField("provenance"):
                 made = message.result.provenance
                 made.calibration_sha256, made.calibration_kind = "4" * 64, "rotation"
-                made.picture.MergeFrom(pb.PictureFigures(structure_doubtful=True, **figures))
+                made.picture.MergeFrom(
+                    pb.PictureFigures(structure_doubtful=True, differs=0.4, most_differs=0.3)
+                )
         return messages
 
     north.script.tamper = doubtful
@@ -114,7 +108,7 @@ def test_a_doubt_on_the_page_is_what_was_seen(figures, seen, drop, finished, nor
     doubts = [value["doubts"] for name, value in finished(target=TARGET) if name == "result"]
     assert len(doubts) == 3
     for (doubt,) in doubts:
-        assert seen in doubt
+        assert "those parts may be wrong." in doubt
         assert not re.search(r"\bddib\b|--\w|`|\bred\b", doubt)
 
 

@@ -181,16 +181,8 @@ def folder(tmp_path):
 def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, tmp_path):
     out = tmp_path / "m"
     options = [
-        "--classes",
-        "folders",
-        "--set",
-        "label_dropout=0.2",
-        "--fit",
-        "crop",
-        "--range",
-        "0:200",
-        "--flip",
-    ]
+        "--classes", "folders", "--set", "label_dropout=0.2", "--fit", "crop", "--range", "0:200", "--flip",
+    ]  # fmt: skip
     result = ddib(model, "train", "--images", folder, "--out", out, *SMALL, *options)
     made = load_bundle(out).manifest
     assert (made.domain, made.sample_shape, made.classes) == ("scans", (3, 8, 8), ("even", "odd"))

@@ -15,17 +15,10 @@ from tests.training.examples import blobs
 pytestmark = pytest.mark.slow
 
 CONFIG = TrainConfig(
-    kind="pictures",
-    size=8,
+    kind="pictures", size=8,
     network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 1, "spectral": True},
-    batch=8,
-    steps=6,
-    warmup=2,
-    checkpoint_every=3,
-    samples=2,
-    soften_sigma=0.02,
-    held_out=0.3,
-)
+    batch=8, steps=6, warmup=2, checkpoint_every=3, samples=2, soften_sigma=0.02, held_out=0.3,
+)  # fmt: skip
 
 
 class StoppedError(Exception):

@@ -192,12 +192,8 @@ def test_nothing_of_a_header_is_in_the_bundle(ddib, given, tmp_path):
     """Neither the canaries, nor any other text of the headers, nor a name of a file; in no file of the run either."""
     for number in range(2):
         ct(
-            given,
-            number,
-            PatientName=CANARY,
-            PatientID=f"{CANARY}-{number}",
-            StudyDescription=f"{CANARY}-study",
-        )
+            given, number, PatientName=CANARY, PatientID=f"{CANARY}-{number}", StudyDescription=f"{CANARY}-study",
+        )  # fmt: skip
     said = ddib()
     words = {word for path in given.rglob("IM*") for word in words_of(path)} | {CANARY}
     manifest = json.loads((tmp_path / "m" / "manifest.json").read_text())

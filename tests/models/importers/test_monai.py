@@ -61,11 +61,8 @@ def basis(found: Imported) -> dict[str, str]:
 
 def names(dims: int, channels: int) -> dict[str, Any]:
     return {
-        "spatial_dims": dims,
-        "latent_channels": LATENT,
-        "channels": channels,
-        "include_body_region": False,
-    }
+        "spatial_dims": dims, "latent_channels": LATENT, "channels": channels, "include_body_region": False,
+    }  # fmt: skip
 
 
 def noise(*shape: int, seed: int = 5) -> Tensor:
@@ -177,12 +174,8 @@ def test_a_latent_bundle_computes_what_the_library_computes(dims, kind, nets, sc
         tmp_path / "b", config, {"model.pt": theirs.state_dict(), "vae.pt": {"model": encoder.state_dict()}}
     )
     scaling = {
-        "_target_": "ScaleIntensityRangePercentilesd",
-        "lower": 0,
-        "upper": 99.5,
-        "b_min": 0,
-        "b_max": 1,
-    }
+        "_target_": "ScaleIntensityRangePercentilesd", "lower": 0, "upper": 99.5, "b_min": 0, "b_max": 1,
+    }  # fmt: skip
     training = {"scale_factor": "$3 / 2", "spacing": [1.0, 1.0, 2.5], "pre": [scaling] if dims == 3 else []}
     (folder / "configs" / "train.json").write_text(json.dumps(training))
     found = monai.read(folder, ImportOptions("brain"))
@@ -257,12 +250,8 @@ def test_axes_are_those_of_the_transforms(dims, transforms, told, axes, nets, tm
     theirs = made(nets.DiffusionModelUNet, UNET, names(dims, 1))
     sides = [8, 16, 4][:dims]
     config = {
-        "spatial_dims": dims,
-        "channels": 1,
-        "network_def": UNET,
-        "scheduler": DDIM,
-        "image_size": [1, *sides],
-    }
+        "spatial_dims": dims, "channels": 1, "network_def": UNET, "scheduler": DDIM, "image_size": [1, *sides],
+    }  # fmt: skip
     folder = write(tmp_path, {**config, "transforms": transforms}, {"model.pt": theirs.state_dict()})
     (folder / "configs" / "inference.json").rename(folder / "configs" / "inference.yaml")  # JSON is YAML
     bundle, t = monai.read(folder, ImportOptions("axes", axes=told)).bundle(), torch.tensor([5.0])
@@ -290,11 +279,8 @@ def test_maisis_checkpoint_is_told_its_modality_and_spacing(scheduler, nets, sch
     encoder = made(AutoencoderKlMaisi, MAISI_KL, told)
     theirs = made(DiffusionModelUNetMaisi, MAISI_UNET, told, seed=1)
     definition = {
-        **told,
-        "autoencoder_def": MAISI_KL,
-        "diffusion_unet_def": MAISI_UNET,
-        "noise_scheduler": scheduler,
-    }
+        **told, "autoencoder_def": MAISI_KL, "diffusion_unet_def": MAISI_UNET, "noise_scheduler": scheduler,
+    }  # fmt: skip
     definition |= {"mask_generation_autoencoder_def": {**MAISI_KL, "in_channels": 8, "out_channels": 4}}
     (tmp_path / "config_network_rflow.json").write_text(json.dumps(definition))
     torch.save(encoder.state_dict(), tmp_path / "autoencoder.pt")
@@ -413,12 +399,8 @@ def test_betas_are_the_librarys(kind, told, nets, schedulers, tmp_path):
     network = made(nets.DiffusionModelUNet, UNET, names(2, 1))
     definition = {"_target_": f"monai.networks.schedulers.{kind}", **told}
     config = {
-        "spatial_dims": 2,
-        "channels": 1,
-        "network_def": UNET,
-        "scheduler": definition,
-        "image_size": 16,
-    }
+        "spatial_dims": 2, "channels": 1, "network_def": UNET, "scheduler": definition, "image_size": 16,
+    }  # fmt: skip
     found = monai.read(
         write(tmp_path, config, {"model.pt": network.state_dict()}), ImportOptions("betas")
     ).manifest
@@ -540,12 +522,8 @@ def test_own_samples_measure_the_scale_and_catch_wrong_groups(bundle, trained):
         monai.read(folder, given)
     assert not monai.read(folder, ImportOptions("brain", scale_factor=50.0)).warnings
     pixels = {
-        "latent_channels": None,
-        "latent_shape": None,
-        "channels": 1,
-        "image_size": 16,
-        "autoencoder_def": None,
-    }
+        "latent_channels": None, "latent_shape": None, "channels": 1, "image_size": 16, "autoencoder_def": None,
+    }  # fmt: skip
     pixels |= {"network_def.in_channels": LATENT, "network_def.out_channels": LATENT}
     assert "no autoencoder, which --check tries" in monai.read(bundle(pixels), given).warnings[0]
     folder = bundle()

@@ -20,22 +20,13 @@ pytestmark = pytest.mark.slow
 
 LOAD = {"_target_": "LoadImaged", "keys": ["image", "label"]}
 WINDOW = {
-    "_target_": "ScaleIntensityRanged",
-    "keys": "image",
-    "a_min": -500,
-    "a_max": 1500,
-    "b_min": 0,
-    "b_max": 1,
-}
+    "_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -500, "a_max": 1500, "b_min": 0, "b_max": 1,
+}  # fmt: skip
 LABELS = {**WINDOW, "keys": ["label"], "a_min": 0, "a_max": 4}
 SHARES = {
-    "_target_": "ScaleIntensityRangePercentilesd",
-    "keys": ["image"],
-    "lower": 1,
-    "upper": 99,
-    "b_min": 0,
+    "_target_": "ScaleIntensityRangePercentilesd", "keys": ["image"], "lower": 1, "upper": 99, "b_min": 0,
     "b_max": 1,
-}
+}  # fmt: skip
 SCORE = {"_target_": "monai.transforms.NormalizeIntensityd", "keys": ["image"]}
 FIXED = {**SCORE, "subtrahend": 0.5, "divisor": 0.5}
 KEEPS = [
