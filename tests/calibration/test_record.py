@@ -240,12 +240,8 @@ def test_a_withdrawn_node_and_a_client_sign_nothing(pair, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("shift", "seen", "says"),
-    [
-        (2 * DAY, 10 * DAY, "expired at"),
-        (-2 * DAY, 10 * DAY, "not valid before"),
-        (DAY / 12, 0 * DAY, "future"),
-    ],
-)
+    [(2 * DAY, 10 * DAY, "expired at"), (-2 * DAY, 10 * DAY, "not valid before"), (DAY / 12, 0 * DAY, "future")],
+)  # fmt: skip
 def test_a_certificate_that_was_not_valid_at_signing_or_a_signature_of_the_future_is_refused(
     pair, shift, seen, says
 ) -> None:

@@ -53,13 +53,8 @@ def head(path: Path, orientation: str, degrees: float, spacing: tuple[float, ...
 
 @pytest.mark.parametrize(
     ("orientation", "degrees", "spacing"),
-    [
-        ("RAS", 0, (1.0, 1.0, 1.0)),
-        ("LPI", 0, (1.3, 1.3, 3.0)),
-        ("PSR", 12, (1.0, 2.5, 0.8)),
-        ("IRP", -9, (3, 1, 1)),
-    ],
-)
+    [("RAS", 0, (1.0, 1.0, 1.0)), ("LPI", 0, (1.3, 1.3, 3.0)), ("PSR", 12, (1.0, 2.5, 0.8)), ("IRP", -9, (3, 1, 1))],
+)  # fmt: skip
 def test_a_volume_of_any_orientation_lies_where_it_lay(
     orientation: str, degrees: float, spacing: tuple[float, ...], tmp_path: Path
 ) -> None:

@@ -106,13 +106,10 @@ DAMAGE = {
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-4]),
         "weights_sha256",
     ),
-    "missing tensor": (
-        lambda f: reweigh(f, {k: v for k, v in state().items() if k != "leave.bias"}),
-        "leave.bias",
-    ),
+    "missing tensor": (lambda f: reweigh(f, {k: v for k, v in state().items() if k != "leave.bias"}), "leave.bias"),
     "other tensor shape": (lambda f: reweigh(f, {**state(), "leave.bias": torch.zeros(3)}), "leave.bias"),
     "not finite": (lambda f: reweigh(f, {**state(), "leave.bias": torch.full((2,), math.nan)}), "leave.bias"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE)

@@ -106,14 +106,10 @@ def test_settings_of_another_kind_of_run_are_refused(wrong, why):
     ("config", "size", "why"),
     [
         (tiny(), 15, "15 pixels do not divide by 2"),
-        (
-            tiny(network={**TINY, "in_channels": 1}),
-            16,
-            "in_channels follows from the pictures and is 3, not 1",
-        ),
+        (tiny(network={**TINY, "in_channels": 1}), 16, "in_channels follows from the pictures and is 3, not 1"),
         (tiny(network={**TINY, "num_res_blocks": [1]}), 16, "num_res_blocks"),
     ],
-)
+)  # fmt: skip
 def test_a_network_that_does_not_fit_is_refused(config, size, why):
     with pytest.raises(SettingsInvalid, match=why):
         AutoencoderTask(config, source(size)).initial_network()

@@ -182,19 +182,11 @@ def calibrated(grey, tmp_path, made, **fields):
     [
         ({"kind": "rotation", "map": SWAP}, SettingsInvalid, "no model is trained"),
         ({"expires": datetime(2026, 2, 1, tzinfo=UTC)}, CalibrationExpired, "2026-02-01"),
-        (
-            {"source": CalibratedSide(domain="spots", units=Normalisation(std=0.2))},
-            CalibrationUnits,
-            "does not have",
-        ),
-        (
-            {"source": CalibratedSide(domain="rings", units=Normalisation(std=0.2))},
-            CalibrationForeign,
-            "rings",
-        ),
+        ({"source": CalibratedSide(domain="spots", units=Normalisation(std=0.2))}, CalibrationUnits, "does not have"),
+        ({"source": CalibratedSide(domain="rings", units=Normalisation(std=0.2))}, CalibrationForeign, "rings"),
     ],
     ids=["rotation", "expired", "units", "foreign"],
-)
+)  # fmt: skip
 def test_a_calibration_that_is_not_the_runs_is_refused(grey, tmp_path, change, error, says):
     """Each with its reason and a next step."""
     made = tone(load_bundle(grey).manifest.normalisation, **change)

@@ -65,18 +65,13 @@ MAP = {"edge_correlation": 0.8, "least_edge_correlation": 0.2, "most_differs": 0
 @pytest.mark.parametrize(
     ("figures", "calibration", "seen", "repair"),
     [
-        (
-            EDGES,
-            "",
-            "Edges agree with the original no better than in an unrelated picture",
-            "ddib calibrate (",
-        ),
+        (EDGES, "", "Edges agree with the original no better than in an unrelated picture", "ddib calibrate ("),
         (EDGES, "ab", "Edges agree with the original no better than in an unrelated picture", "dial"),
         (MAP | {"differs": 0.4}, "ab", "As much differs from the calibration's map of the original", "dial"),
         ({"edge_correlation": 0.8}, "ab", "Its calibration was used although", "More pictures"),
         (MAP | {"differs": 0.1}, "ab", "Its calibration was used although", "More pictures"),
     ],
-)
+)  # fmt: skip
 def test_a_doubt_is_what_was_seen_and_what_repairs_it(figures, calibration, seen, repair, tmp_path, capsys):
     """One sentence for each case, on the terminal and on the page; a picture without doubt is not named."""
     bad = PictureFigures(structure_doubtful=True, **figures)

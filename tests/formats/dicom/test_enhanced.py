@@ -133,14 +133,8 @@ def test_an_enhanced_file_without_its_groups_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "MR_small_RLE",
-        "MR_small_jp2klossless",
-        "MR_small_jpeg_ls_lossless",
-        "MR_small_bigendian",
-        "MR_small_implicit",
-    ],
-)
+    ["MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless", "MR_small_bigendian", "MR_small_implicit"],
+)  # fmt: skip
 def test_compressed_pictures_have_the_values_of_plain_ones(name):
     plain = only(DICOM / "MR_small.dcm", intensity="values").pixels.numbers
     np.testing.assert_array_equal(only(DICOM / f"{name}.dcm", intensity="values").pixels.numbers, plain)

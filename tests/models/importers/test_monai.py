@@ -380,16 +380,11 @@ def test_flips_file_is_read_with_what_its_trainer_has_in_code(nets, tmp_path):
     "told",
     [
         {},
-        {
-            "schedule": "scaled_linear_beta",
-            "beta_start": 0.0015,
-            "beta_end": 0.0195,
-            "num_train_timesteps": 1000,
-        },
+        {"schedule": "scaled_linear_beta", "beta_start": 0.0015, "beta_end": 0.0195, "num_train_timesteps": 1000},
         {"schedule": "sigmoid_beta", "num_train_timesteps": 300},
         {"schedule": "cosine", "prediction_type": "v_prediction"},
     ],
-)
+)  # fmt: skip
 def test_betas_are_the_librarys(kind, told, nets, schedulers, tmp_path):
     """To the last digits of float32, in which the library has them; but cosine, where it loses some to a difference."""
     cosine = told.get("schedule") == "cosine"
@@ -454,10 +449,7 @@ def test_a_missing_scale_factor_is_asked_for_and_never_assumed(bundle):
             {"network_def._target_": "scripts.nets.OwnUNet"},
             r"inference\.json: network_def::_target_ is scripts\.nets\.OwnUNet",
         ),
-        (
-            {"autoencoder_def._target_": "scripts.nets.VAE"},
-            r"autoencoder_def::_target_ is scripts\.nets\.VAE",
-        ),
+        ({"autoencoder_def._target_": "scripts.nets.VAE"}, r"autoencoder_def::_target_ is scripts\.nets\.VAE"),
         (
             {"noise_scheduler._target_": "scripts.rectified_flow.RFlowScheduler"},
             r"noise_scheduler::_target_ is .*rectified_flow",
@@ -478,15 +470,12 @@ def test_a_missing_scale_factor_is_asked_for_and_never_assumed(bundle):
         ({"noise_scheduler": None}, r"defines a scheduler"),
         ({"noise_scheduler.schedule": "secret"}, r"schedule is secret"),
         ({"noise_scheduler.sig_range": 4}, r"sig_range is 4"),
-        (
-            {"noise_scheduler._target_": RFLOW["_target_"], "noise_scheduler.steps_offset": 1},
-            r"steps_offset is 1",
-        ),
+        ({"noise_scheduler._target_": RFLOW["_target_"], "noise_scheduler.steps_offset": 1}, r"steps_offset is 1"),
         ({"latent_shape": None}, r"size of the samples"),
         ({"network_def.channels": [8, 24]}, r"its shape is|tensor"),
         ({"network_def.norm_num_groups": 7}, r"multiple of norm_num_groups|multiple"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_computed_exactly_is_refused_by_its_key(changes, said, bundle):
     with pytest.raises(DdibError, match=said) as caught:
         monai.read(bundle(changes), ImportOptions("brain", scale_factor=1.0))

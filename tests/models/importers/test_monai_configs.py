@@ -36,22 +36,14 @@ def aliases(form: str) -> str:
     [
         ("inference.json", laughs(), "more than 100,000 values, references and aliases expanded"),
         ("inference.json", sums(), "a29 is .* code, and only arithmetic|go round in a circle"),
-        (
-            "inference.yaml",
-            aliases("[*a{0}, *a{0}]"),
-            "more than 100,000 values, references and aliases expanded",
-        ),
-        (
-            "inference.yaml",
-            aliases("{{<<: [*a{0}, *a{0}]}}"),
-            "inference.yaml: it is not YAML that is read: .*merge",
-        ),
+        ("inference.yaml", aliases("[*a{0}, *a{0}]"), "more than 100,000 values, references and aliases expanded"),
+        ("inference.yaml", aliases("{{<<: [*a{0}, *a{0}]}}"), "inference.yaml: it is not YAML that is read: .*merge"),
         ("inference.yaml", "a: &a [*a]", "more than 32 values in each other"),
         ("inference.json", f'{{"a": {"[" * 900}{"]" * 900}}}', "more than 32 values in each other"),
         ("inference.json", f'{{"a": "{"x" * (1 << 20)}"}}', "larger than 1048576 bytes"),
     ],
     ids=["references", "sums", "aliases", "merges", "circle", "depth", "size"],
-)
+)  # fmt: skip
 def test_a_configuration_without_an_end_is_refused_by_its_name(name, text, said, tmp_path, refusal):
     (tmp_path / name).write_text(text)
     refusal(tmp_path, said)

@@ -62,19 +62,13 @@ def folder(weights, tmp_path):
         ([LOAD, WINDOW, LABELS], None, "values", (-500, 1500), (0, 1)),
         ([LOAD, *KEEPS, SHARES], None, "percentile:1,99@0:65535", (0, 65535), (0, 1)),
         ([LOAD, WINDOW, FIXED], None, "values", (-500, 1500), (-1, 1)),
-        (
-            ["@scale", {**FIXED, "subtrahend": [0.25], "divisor": [0.25]}],
-            None,
-            "values",
-            (-500, 1500),
-            (-1, 3),
-        ),
+        (["@scale", {**FIXED, "subtrahend": [0.25], "divisor": [0.25]}], None, "values", (-500, 1500), (-1, 3)),
         ([{**SCORE, "subtrahend": 100.0, "divisor": 50.0}], (-2.0, 3.0), "values", (0, 250), (-2, 3)),
         ([LOAD, SCORE | {"_disabled_": True}], None, None, (0, 255), (0, 1)),
         ([LOAD, WINDOW, SCORE | {"_disabled_": "$not @scores"}], None, "values", (-500, 1500), (0, 1)),
         ([{**WINDOW, "_target_": "ScaleIntensityRange", "keys": None}], None, "values", (-500, 1500), (0, 1)),
     ],
-)
+)  # fmt: skip
 def test_black_and_white_are_those_of_the_samples_transforms(
     transforms, values, rule, black_and_white, ends, folder
 ):
@@ -104,10 +98,7 @@ def test_black_and_white_are_those_of_the_samples_transforms(
         ([{"_target_": "HistogramNormalized", "keys": "image"}], "HistogramNormalized"),
         ([LOAD, "%other"], "other is HistogramNormalized"),
         ([LOAD, {**WINDOW, "b_min": "$-float(np.array(1))"}], "b_min is .*: it is code"),
-        (
-            [LOAD, {"_target_": "ScaleIntensityd", "keys": "image", "factor": "$x.y"}],
-            "factor is .*: it is code",
-        ),
+        ([LOAD, {"_target_": "ScaleIntensityd", "keys": "image", "factor": "$x.y"}], "factor is .*: it is code"),
         ([LOAD, {**WINDOW, "clip": "$foo.bar"}], "clip is .*: it is code"),
         ([LOAD, {**FIXED, "nonzero": "$foo()"}], "nonzero is .*: it is code"),
         (
@@ -119,7 +110,7 @@ def test_black_and_white_are_those_of_the_samples_transforms(
         ([LOAD, {**WINDOW, "b_min": -1e308, "b_max": 1e308}], "black is not below white"),
         ([LOAD, {**WINDOW, "b_min": 0, "b_max": 1e-310}], "black is not below white"),
     ],
-)
+)  # fmt: skip
 def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transforms, said, folder):
     """Refuse them, and take the rule and the range of the command in their place, not one of the two alone."""
     more = {"other": {"_target_": "HistogramNormalized", "keys": "image"}} if "%other" in transforms else {}
@@ -155,21 +146,10 @@ CODE = "$monai.transforms.Compose([monai.transforms.LoadImaged('image'), monai.t
         ({"preprocessing": "$Compose([LoadImage(), ScaleIntensity()])"}, "preprocessing is .*Compose"),
         ({"pre": [LOAD, "%other.json::h"]}, r"pre::1 is %other\.json::h"),
         ({"pre": [LOAD, "@gone"]}, "gone is @gone"),
-        (
-            {"pre": [LOAD, *UNKNOWN, {"_target_": "SaveImaged", "keys": "image"}]},
-            "pre::1 is HistogramNormalized",
-        ),
+        ({"pre": [LOAD, *UNKNOWN, {"_target_": "SaveImaged", "keys": "image"}]}, "pre::1 is HistogramNormalized"),
     ],
-    ids=[
-        "joined lists",
-        "an appended definition",
-        "code",
-        "bare code",
-        "another file",
-        "nothing",
-        "saved samples",
-    ],
-)
+    ids=["joined lists", "an appended definition", "code", "bare code", "another file", "nothing", "saved samples"],
+)  # fmt: skip
 def test_transforms_are_found_wherever_they_are_written(more, said, folder):
     with pytest.raises(SettingsInvalid, match=said):
         monai.read(folder(**more), ImportOptions("ct"))
