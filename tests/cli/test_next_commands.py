@@ -11,24 +11,7 @@ import click
 import pytest
 
 from ddib_fed.cli.main import cli, run
-from ddib_fed.cli.options import with_config
 from ddib_fed.node.command import node_command
-
-
-@pytest.mark.parametrize(
-    ("variable", "path", "words"),
-    [
-        ("", "node.toml", ""),
-        ("", "My node/node.toml", " --config 'My node/node.toml'"),
-        ("north/node.toml", "north/node.toml", ""),
-    ],
-)
-def test_the_configuration_is_named_where_the_next_command_would_not_find_it(
-    monkeypatch: pytest.MonkeyPatch, variable: str, path: str, words: str
-) -> None:
-    monkeypatch.setenv("DDIB_CONFIG", variable)
-    assert with_config(Path(path)) == words
-
 
 PRODUCT = Path(__file__).parents[2]
 _COMMAND = re.compile(

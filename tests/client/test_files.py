@@ -50,7 +50,6 @@ def test_a_header_that_must_stay_is_refused_with_the_command_that_sends_pixels(t
     "content", [MAP, in_the_guise_of(tiff({256: 1})), in_the_guise_of(b"\x89PNG\r\n\x1a\n")]
 )
 def test_nor_do_such_bytes_leave_without_a_name(content):
-    """As a notebook passes them."""
     with pytest.raises(InputError, match="stays on this machine") as caught:
         payloads([npy(points()), content])
     assert caught.value.facts["item"] == "1"

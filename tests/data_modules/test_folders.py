@@ -174,7 +174,6 @@ def test_a_range_is_given_by_values_percentiles_or_the_type(ramp, spec, low, hig
 
 @pytest.mark.parametrize("spec", ["", "5:5", "a:b", "p99:p1", "p1:p101", "nan:1"])
 def test_what_is_no_range_is_refused(ramp, spec):
-    """Also an empty one, and an endless one."""
     with pytest.raises(SettingsInvalid):
         choose_range(ramp, spec)
 

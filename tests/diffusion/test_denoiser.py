@@ -368,7 +368,6 @@ def test_an_exact_map_is_exact_with_any_number_of_steps(exact, evaluations):
 
 
 def test_merged_steps_get_what_each_gets_alone(exact):
-    """One call answers a step, another step and a velocity."""
     x = gaussian_samples(6, HALF)
     levels, to = [FIRST, LAST, HALF], [HALF, FIRST, None]
     together = merged(exact, x, levels, [2, 3, 1], None, to)

@@ -226,7 +226,6 @@ def test_a_closed_executor(kind):
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
-    """And what can be done instead."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(
         importlib.metadata, "version", Mock(side_effect=importlib.metadata.PackageNotFoundError)

@@ -149,7 +149,6 @@ def test_a_picture_that_is_unlike_the_usual_ones_passes_as_the_model_makes_it_an
 
 
 def test_whoever_decodes_has_neither_the_samples_nor_the_bounds():
-    """The same numbers pass there."""
     drawn = torch.Generator().manual_seed(0)
     latent, picture = torch.randn(2, 1, 3, 16, 16, generator=drawn)
     pass_latent(latent, Leg(), Made(48))

@@ -191,7 +191,6 @@ def test_tuning_again_replaces_the_same_leg_and_keeps_the_others(saved):
     ],
 )
 def test_numbers_out_of_range_are_refused(saved, change, words):
-    """Before anything is computed with them."""
     assert words in damaged(saved, lambda fields: change(fields["legs"][0]))
 
 

@@ -41,7 +41,6 @@ def kit(tmp_path) -> Path:
 
 
 def test_classes_are_numbered_by_their_sorted_wordnet_ids(kit):
-    """Groups of classes are no classes."""
     table = read_labels(kit)
     assert table.wnids == SORTED
     assert dict(table.number_of) == {1: 2, 2: 1, 3: 0}

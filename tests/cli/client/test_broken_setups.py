@@ -183,7 +183,6 @@ def doctor(profile) -> int:
 
 
 def test_all_is_well(north, capsys):
-    """Each step with what was found."""
     assert doctor(north.profile_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [

@@ -99,7 +99,6 @@ def test_results_of_two_models_are_said_to_be(tmp_path, capsys):
 
 
 def test_an_item_whose_record_cannot_be_read_is_on_the_page(tmp_path):
-    """Such as one of a later release."""
     found, made = run(tmp_path, []), tmp_path / "head.nii.gz"
     made.write_bytes(b"")
     items = [{"plane": 0, **Record(picture=PictureFigures()).stored()}, {"plane": 1, "format": 99}]

@@ -201,7 +201,7 @@ def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_transl
     (place / "sent" / "board.png").write_bytes(
         encode_png(np.repeat(board[..., None], 3, axis=2).astype(np.uint8))
     )
-    pair = ("sent", "--source", "satellite", "--target", "relief", "--evaluations", "12")
+    pair = ("sent", "--source", "satellite", "--target", "relief", "--evaluations", "8")
     with pytest.raises(JobFailed, match="LATENT_NOT_GAUSSIAN") as refused:
         translate(*pair)
     assert "train the source's model longer" in refused.value.hint

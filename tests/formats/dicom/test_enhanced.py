@@ -225,7 +225,6 @@ def test_a_deflated_file_is_read_unless_it_becomes_too_large(tmp_path, monkeypat
     ("name", "marker"), [("MR_small_jpeg_ls_lossless", 0xF7), ("SC_rgb_jpeg_gdcm", 0xC3)]
 )
 def test_a_stream_of_another_size_than_its_header_is_not_decoded(name, marker, tmp_path):
-    """Which could ask for gigabytes."""
     content = bytearray((DICOM / f"{name}.dcm").read_bytes())
     at = content.index(bytes([0xFF, marker])) + 5
     content[at : at + 4] = struct.pack(">HH", 60_000, 60_000)

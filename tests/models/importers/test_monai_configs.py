@@ -65,7 +65,6 @@ def test_two_files_that_define_a_network_without_an_end_are_refused(network, sai
 
 @pytest.mark.parametrize("name", ["inference.json", "model.pt"])
 def test_a_file_that_is_linked_to_an_endless_one_is_refused(name, tmp_path, refusal):
-    """Refuse a configuration, and weights."""
     scheduler = {"_target_": SCHEDULER}
     network = {"_target_": "DiffusionModelUNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 1}
     (tmp_path / "train.json").write_text(json.dumps({"network_def": network, "noise_scheduler": scheduler}))
