@@ -147,15 +147,6 @@ def test_series_of_one_patient_are_held_out_together(given):
     assert not any(CANARY in line for line in said)
 
 
-def test_how_series_are_shown_and_typed_changes_nothing_that_is_learned(given, tmp_path):
-    """Hounsfield units of MONOCHROME1 are those of MONOCHROME2, and a topogram among the slices is left out."""
-    for number, shown in enumerate(("MONOCHROME1", "MONOCHROME2")):
-        ct(given, number, PhotometricInterpretation=shown)
-        ct(tmp_path / "plain", number)
-    ct(given, 9, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    assert pictures(source(given)[0]) == pictures(source(tmp_path / "plain")[0])
-
-
 def test_one_echo_of_a_series_is_not_held_out_of_the_others(given):
     """Keep them together, as they show the same slices."""
     write_contrasts(given, smooth(4, 16, 16), {"EchoTime": 12}, {"EchoTime": 90})
