@@ -93,12 +93,6 @@ def test_each_models_units_stay_inside():
     assert np.allclose(inner.latent, outer.latent, atol=1e-5)
 
 
-def test_every_evaluation_is_told_once(south):
-    told = []
-    draw_samples(*in_twos(south), 3, ArraySettings(FEW), on_progress=lambda *now: told.append(now))
-    assert told == [(done, 18) for done in range(1, 19)]
-
-
 def test_a_picture_whose_latent_is_no_noise_is_refused_as_by_a_node(north, south):
     """A latent of less depth is never refused: it still holds some of the picture."""
     x = pictures(3)

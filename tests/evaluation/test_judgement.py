@@ -5,7 +5,7 @@ import pytest
 
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import features
-from ddib_fed.evaluation.features import SampleVerdict, judge_samples, textures
+from ddib_fed.evaluation.features import judge_samples, textures
 from ddib_fed.evaluation.judgement import (
     feature_distance,
     histogram_match,
@@ -123,12 +123,6 @@ def test_real_pictures_are_of_the_domain_textures_are_not_and_mixtures_are_near(
     assert foreign.to_texture < foreign.distance
     assert "not of your domain yet" in foreign.sentence(150)
     assert foreign.sentence(150).startswith("150 steps:")
-
-
-def test_a_verdict_comes_back_from_a_manifests_figures():
-    made = SampleVerdict(0.3, 0.0, 0.01, 0.5, 0.4, 64, 100)
-    assert SampleVerdict.of_figures({**made.figures(), "held_out_loss": 1.0}) == made
-    assert SampleVerdict.of_figures({"held_out_loss": 1.0}) is None
 
 
 def test_the_interval_of_a_mean_has_the_width_of_the_standard_error() -> None:
