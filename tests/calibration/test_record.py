@@ -64,9 +64,7 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str, said: s
         Calibration.open(tmp_path / "none.json")
 
 
-def test_a_shipped_models_calibration_goes_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shipped_models_calibration_goes_by_its_name(tmp_path, monkeypatch):
     """Its map is the one that the model's units have; a file of that name here comes first."""
     shipped = Calibration.open(Path("satellite-as-relief"))
     assert shipped.map == pretrained("satellite-as-relief").manifest.normalisation.calibrated

@@ -52,9 +52,7 @@ def on_a_terminal(arguments: list[object], answer: bytes) -> tuple[int, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("character", ["\x1b", "\u202e"], ids=ascii)
-def test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words(
-    tmp_path: Path, character: str
-) -> None:
+def test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words(tmp_path, character):
     """The attack of a swapped file, at a terminal, with a `y`: nobody is admitted, and no byte of it comes through."""
     config, attacker = north_node(tmp_path / "north"), Institution("south.example", tmp_path / "attacker")
     file = tmp_path / "south.peer"
@@ -109,9 +107,7 @@ def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixt
 
 
 @pytest.mark.parametrize("name", ["\x1b]0;x\x07.png", "a\nerror: b"], ids=ascii)
-def test_what_was_typed_is_shown_escaped_in_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_what_was_typed_is_shown_escaped_in_errors(tmp_path, monkeypatch, capsys, name):
     """A shell puts the names of files there; click writes some of these errors, and Python the last."""
     monkeypatch.setenv("DDIB_DEBUG", "1")
     for arguments in ([name], ["translate", name], ["peer", "add", name], ["colours", name, name]):

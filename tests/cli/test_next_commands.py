@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import click
-import pytest
 
 from ddib_fed.cli.main import cli, run
 from ddib_fed.node.command import node_command
@@ -50,9 +49,7 @@ def unknown(program: click.Command, words: list[str]) -> list[str]:
     return [word for word in words if word.startswith("--") and word not in known]
 
 
-def test_what_init_prints_next_can_be_pasted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_init_prints_next_can_be_pasted(tmp_path, capsys, monkeypatch):
     """The files that it names are there, and the request becomes the client's certificate."""
     place, named = tmp_path / "My node", "--institution north.example"
     node = f"node {named} --role source --domain moons"

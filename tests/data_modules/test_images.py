@@ -348,9 +348,7 @@ def test_a_picture_that_pillow_takes_for_a_bomb_is_too_large_and_not_unreadable(
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "group4"])
-def test_libtiff_writes_nothing_past_pythons_logging(
-    compression: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_libtiff_writes_nothing_past_pythons_logging(compression, capfd):
     """Its own error handler writes to file descriptor 2, where a node's log lines are."""
     file, pixels = io.BytesIO(), np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
     picture = Image.fromarray(pixels).convert("1" if compression == "group4" else "L")

@@ -64,9 +64,7 @@ def test_volumes_become_blocks_of_one_spacing_and_orientation(folder: Path) -> N
     assert profile[-4:].mean() > profile[:4].mean()
 
 
-def test_a_model_of_volumes_is_trained_says_its_grid_and_finds_its_data_again(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_of_volumes_is_trained_says_its_grid_and_finds_its_data_again(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("ddib_fed.training.pictures.SAMPLES", 8)
     made = train(config(folder), tmp_path / "model").manifest
     assert (made.sample_kind, made.sample_shape) == ("volume", (1, 16, 16, 16))

@@ -56,9 +56,7 @@ def test_a_file_lies_in_the_private_folder_whatever_it_is_called(uploads: Upload
         ("scan.npy", b"\x93NUMPY", None),
     ],
 )
-def test_what_cannot_be_sent_is_refused_by_its_name(
-    uploads: Uploads, tmp_path: Path, label: str, data: bytes, error: type[Exception] | None
-) -> None:
+def test_what_cannot_be_sent_is_refused_by_its_name(uploads, tmp_path, label, data, error):
     """And leaves nothing behind; the path in the private folder is not shown. A .npy is left for the node to judge."""
     if error is None:
         add(uploads, label, data)

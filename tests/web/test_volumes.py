@@ -112,9 +112,7 @@ def test_a_doubt_on_the_page_is_what_was_seen(drop, finished, north, tmp_path: P
         assert not re.search(r"\bddib\b|--\w|`|\bred\b", doubt)
 
 
-def test_volumes_that_no_reader_can_open_are_named(
-    drop, finished, browser, tmp_path: Path, monkeypatch
-) -> None:
+def test_volumes_that_no_reader_can_open_are_named(drop, finished, browser, tmp_path, monkeypatch):
     """Whatever it raises: the page lists both, and the error counts them."""
 
     def broken(*_given, **_how):
@@ -129,9 +127,7 @@ def test_volumes_that_no_reader_can_open_are_named(
     assert "Doe" not in str(state)
 
 
-def test_slices_are_shown_by_their_place_after_the_parts_are_gone(
-    drop, finished, browser, tmp_path: Path
-) -> None:
+def test_slices_are_shown_by_their_place_after_the_parts_are_gone(drop, finished, browser, tmp_path):
     """Source and translation of each, as pictures of 8 bits; a slice is no download."""
     drop(volume(tmp_path / "head.nii.gz"))
     told = finished(target=TARGET, cycle=False)
@@ -150,9 +146,7 @@ def test_slices_are_shown_by_their_place_after_the_parts_are_gone(
     assert browser.get("/jobs/1/studies/1/file").status_code == 404
 
 
-def test_a_volume_that_goes_whole_is_shown_by_its_middle_slices(
-    drop, finished, browser, north, tmp_path: Path
-) -> None:
+def test_a_volume_that_goes_whole_is_shown_by_its_middle_slices(drop, finished, browser, north, tmp_path):
     """One item for the model of volumes, whose axial, coronal and sagittal slice are side by side."""
     north.script.listed = pb.ListDomainsResponse(
         institution="north.example", domain="heads", sample_kind="volume", sample_shape=[1, 8, 16, 12]
@@ -207,9 +201,7 @@ def test_stopping_cancels_all_unfinished_jobs(drop, finished, browser, north, tm
     assert {call.job_id for call in north.script.seen("CancelJob")} == set(north.service.jobs)
 
 
-def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(
-    drop, finished, browser, north, tmp_path: Path
-) -> None:
+def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(drop, finished, browser, north, tmp_path):
     """Not for each slice; with what to set on the page; nothing is left, and the file can be used again."""
     refused = " ".join(f"{n}:PICTURE_MISFIT" for n in range(3))
     facts = {"item": 0, "refused": refused, "holds": "grey 0 to 899", "takes": "0 to 255", "range": "0:255"}
