@@ -178,13 +178,7 @@ def test_both_ends_are_finite(name, level):
 class Pixelwise(torch.nn.Module):
     """An answer that needs no neighbours: tiles agree, so a scene gets what the model says of it as a whole."""
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        times: torch.Tensor,
-        rows: torch.Tensor | None = None,
-        y: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x, times, rows=None, y=None):
         told = times[0] if rows is None else times[rows][:, None, None, None]
         kind = 0.0 if y is None else y[:, None, None, None].to(x.dtype)
         return torch.tanh(x) * torch.cos(told) + kind

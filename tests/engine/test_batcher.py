@@ -199,9 +199,7 @@ def test_a_calling_thread_computes_at_the_end_of_what_it_does_together(model) ->
 numbers = iter(range(1_000_000))
 
 
-def running(
-    rows: int, flow: str = "", weight: float = 1.0, stage: str = "decode", label=None, **leg
-) -> Member:
+def running(rows, flow="", weight=1.0, stage="decode", label=None, **leg):
     leg = Leg(leg.pop("settings", SolverSettings()), flow=flow, weight=weight, **leg)
     return Member(Trajectory(stage, torch.zeros(rows, 2), leg, label), Control(), None, next(numbers))
 

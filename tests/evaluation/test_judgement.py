@@ -147,9 +147,7 @@ def test_most_intervals_hold_the_mean_of_clustered_pictures() -> None:
     assert held[1] <= 32
 
 
-def cloud(
-    count: int, *, seed: int = 0, shift: float = 0.0, scale: float = 1.0, dim: int = 6
-) -> features.Matrix:
+def cloud(count, *, seed=0, shift=0.0, scale=1.0, dim=6):
     return scale * np.random.default_rng(seed).normal(size=(count, dim)) + shift
 
 
