@@ -14,6 +14,7 @@ import pytest
 
 from ddib_fed.cli.job import _show_job
 from ddib_fed.cli.main import run as run_ddib
+from ddib_fed.client.client import job_from_pb
 from ddib_fed.node.command import JsonFormatter, TextFormatter
 from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.security.peers import begin_node
@@ -103,7 +104,7 @@ def evil_job() -> pb.Job:
 
 
 def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    _show_job(evil_job())
+    _show_job(job_from_pb(evil_job(), "node"))
     out = capsys.readouterr().out
     assert out.count(r"x\n2030") >= 5
     assert all(line.isprintable() and not line.startswith("2030") for line in out.split("\n"))
