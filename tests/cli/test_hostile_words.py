@@ -100,7 +100,7 @@ def evil_job() -> pb.Job:
 
 
 def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    _show_job(job_from_pb(evil_job(), ""))
+    _show_job(job_from_pb(evil_job(), "node"))
     out = capsys.readouterr().out
     assert out.count(r"x\n2030") >= 5
     assert all(line.isprintable() and not line.startswith("2030") for line in out.split("\n"))
