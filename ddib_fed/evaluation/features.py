@@ -39,8 +39,7 @@ Matrix = NDArray[np.float64]
 EARLY, LATE = 5, 11
 """Blocks of the network; distances of translations are taken after the early ones, the verdict after the late."""
 NAME = f"EfficientNet-Lite0, mean of block {EARLY}"
-COMPARED = 0, 1, 3, 5
-"""The stem and the blocks whose outputs are compared position by position."""
+COMPARED = 0, 1, 3, 5  # the stem and the blocks whose outputs are compared position by position
 SIDE = 128
 """Pictures are brought to this square, bilinearly: of 32 pixels themselves the eleventh block would see 2 x 2."""
 BATCH = 32
