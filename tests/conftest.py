@@ -1,7 +1,5 @@
 """What every test can ask for: the size of its form, and a place for what it found."""
 
-from __future__ import annotations
-
 import gc
 import warnings
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """The node's database: private, of one process, and each write on the disk as a whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sqlite3

@@ -1,7 +1,5 @@
 """Telemetry is off by default; one translation is one trace through client and both nodes, and names no one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

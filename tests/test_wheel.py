@@ -1,7 +1,5 @@
 """The wheels of the client and of the models: whole, without what only the checkout needs, and working outside it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """A disk that fails in a running node: everything that the node writes meets the error that a test names in a file."""
 
-from __future__ import annotations
-
 import builtins
 import errno
 import os

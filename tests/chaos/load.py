@@ -1,7 +1,5 @@
 """A client that keeps submitting whatever the nodes go through, and the books that must be right afterwards."""
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 import threading

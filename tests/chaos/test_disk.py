@@ -1,7 +1,5 @@
 """A disk that is full, fails or can no longer be written, under load: nothing accepted is lost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """kill -9 at every step and at random: what was accepted is finished once, and what a restart costs is published."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import threading

@@ -1,7 +1,5 @@
 """Nodes that are stopped under load, and clocks that are wrong: nothing accepted is lost."""
 
-from __future__ import annotations
-
 import random
 import threading
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """`ddib peer suspend` between two running nodes: streams end at once, accepted jobs wait, new ones are refused."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

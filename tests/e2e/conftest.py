@@ -1,7 +1,5 @@
 """One running pair of institutions for tests that leave it as they found it; fresh ones for tests that do not."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path

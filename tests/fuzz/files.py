@@ -1,7 +1,5 @@
 """Files that clients and peers send, pictures and points; and those of the field, of a PACS or a folder."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import tempfile

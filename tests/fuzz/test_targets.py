@@ -1,7 +1,5 @@
 """Each parser of bytes from elsewhere, with damaged and hostile inputs: it refuses by name, or reads."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from functools import cache

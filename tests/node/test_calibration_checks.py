@@ -1,7 +1,5 @@
 """Which calibrations a node uses: each refusal has its own error."""
 
-from __future__ import annotations
-
 from datetime import datetime, timedelta
 
 import pytest

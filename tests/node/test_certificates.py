@@ -1,7 +1,5 @@
 """Certificates that are replaced in time, nodes that come back after they were not, and the service that issues."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Strangers who connect and say nothing hold a few places and a few seconds."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import subprocess

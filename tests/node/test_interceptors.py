@@ -1,7 +1,5 @@
 """Who calls, may they, how much at once, and what they read when it fails: over real mutual TLS."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import threading

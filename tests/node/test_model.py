@@ -1,7 +1,5 @@
 """The model that a node hosts: its scene, its engine, its memory for decoding, and pictures on their way through it."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Peers that are set up wrongly, each named by its cause; TLS both ways; and logins of DICOMweb."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

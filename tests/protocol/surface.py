@@ -1,7 +1,5 @@
 """Every call, message and field of the protos with its type and bound, and every key of metadata, as lines of text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """What of an error crosses the wire, and what a peer's answer may do here."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import grpc

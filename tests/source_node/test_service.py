@@ -1,7 +1,5 @@
 """The clients' service behind its real port, from submission to deletion, and its audit log of clients and peers."""
 
-from __future__ import annotations
-
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Which jobs are accepted; what is being sent lies on the disk, within stated bounds, and not for ever."""
 
-from __future__ import annotations
-
 import math
 import threading
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Which calibrations a target agrees to: those that it holds itself, as both signed them, and allows."""
 
-from __future__ import annotations
-
 import pytest
 
 from ddib_fed.errors import (

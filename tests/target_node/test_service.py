@@ -1,7 +1,5 @@
 """The target decides for itself what it decodes and for whom, within quotas and times, and its audit log says so."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

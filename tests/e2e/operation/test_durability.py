@@ -1,7 +1,5 @@
 """Kills, drains, cancels, full queues: an accepted job is finished once, or refused with a reason; also by workers."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

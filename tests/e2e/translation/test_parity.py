@@ -1,7 +1,5 @@
 """The same samples by two parties in this process and by two nodes: the same files, records and refusals."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 from pathlib import Path

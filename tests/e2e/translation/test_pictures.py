@@ -1,7 +1,5 @@
 """Pictures between two real processes: what comes back and what is refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

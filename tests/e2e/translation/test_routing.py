@@ -3,8 +3,6 @@
 The PACS are pynetdicom's, over real associations, and the nodes are real. Orthanc is in tests/test_orthanc.py.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Pictures larger than the models', through two nodes: in tiles, at a size that both nodes agree on, or fitted."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterator

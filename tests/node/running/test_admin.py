@@ -1,7 +1,5 @@
 """The operator's socket, for this user alone and honest about what went wrong; probes and metrics on loopback."""
 
-from __future__ import annotations
-
 import os
 import socket
 import stat

@@ -1,7 +1,5 @@
 """A node from start to exit: its states, its signals, its audit log, and nothing left behind however it ends."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import signal
@@ -77,7 +75,7 @@ class Running:
         except DdibError as error:
             self.code.append(error)
 
-    def serving(self) -> Running:
+    def serving(self):
         wait_until(lambda: self.daemon.state() == "serving" or self.code)
         return self
 

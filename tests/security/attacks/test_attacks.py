@@ -1,7 +1,5 @@
 """Strangers, holders of a certificate and admitted peers that try to take a node down: it serves all the while."""
 
-from __future__ import annotations
-
 import multiprocessing
 import resource
 import socket
@@ -266,7 +264,7 @@ def slow_readers(port: int, pki_folder: Path, count: int, seconds: float) -> Non
                 raw.data(number, http2.message(b"\x0a\x04\x08\x01\x10\x04"), end=True)
 
 
-def of_one_institution(path: str, *, asked: bool = True, window: int = http2.WINDOW) -> Attack:
+def of_one_institution(path: str, *, asked: bool = True, window: int = http2.WINDOW):
     """Calls of every holder of a certificate of north's, held open; north's own node is served meanwhile."""
 
     def run(scene: Scene, _: Amount) -> None:

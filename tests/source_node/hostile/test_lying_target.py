@@ -1,7 +1,5 @@
 """Whatever an admitted target lies about, the job's error names that institution and is no error of the user's."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What is done to an accepted job: who sees it, its steps, how it ends, and how its results leave."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One job against a target that misbehaves, or is removed: each item ends once, with a reason, whole or in ranges."""
 
-from __future__ import annotations
-
 import itertools
 import sqlite3
 import threading
