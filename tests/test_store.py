@@ -185,9 +185,7 @@ def test_a_disk_that_fails_is_an_os_error(store: NodeStore, code: int, number: i
 @pytest.mark.parametrize(
     ("code", "left"), [(sqlite3.SQLITE_IOERR | 4 << 8, []), (sqlite3.SQLITE_FULL, ["undone"])]
 )
-def test_files_stay_where_a_failed_commit_may_be_on_the_disk(
-    store: NodeStore, code: int, left: list[str]
-) -> None:
+def test_files_stay_where_a_failed_commit_may_be_on_the_disk(store, code, left):
     """Their rows would name files that are gone; of a full disk it is certain that nothing was committed."""
     undone: list[str] = []
 

@@ -27,9 +27,7 @@ from ddib_fed.pacs.network import (
     parse_query,
     store,
 )
-from ddib_fed.pacs.network import (
-    associated as association,
-)
+from ddib_fed.pacs.network import associated as association
 from ddib_fed.testing import free_port
 from tests.e2e.harness import wait_until
 from tests.formats.echoes import DICOM
@@ -473,12 +471,7 @@ def test_a_study_of_dicomweb_is_kept_as_it_comes(tmp_path):
 @pytest.mark.parametrize(
     ("studies", "answer", "kind", "says"),
     [
-        (
-            ["1.2.3"],
-            multipart(*contents("1.2.3", "9.9")),
-            MULTIPART,
-            "an instance is of another study than 1.2.3",
-        ),
+        (["1.2.3"], multipart(*contents("1.2.3", "9.9")), MULTIPART, "an instance is of another study than 1.2.3"),
         (["9.9"], b"", MULTIPART, "has no study of StudyInstanceUID=1.2.3"),
         (["1.2.3"] * 50_000, b"", MULTIPART, "answers with more than 1,048,576 bytes"),
         (["1.2.3"], multipart(*contents("1.2.3"), end=b""), MULTIPART, "does not answer as DICOMweb does"),
@@ -487,7 +480,7 @@ def test_a_study_of_dicomweb_is_kept_as_it_comes(tmp_path):
         (["1.2.3"], multipart(b"no DICOM"), MULTIPART, "cannot be read as DICOM"),
     ],
     ids=["instance", "study", "long", "cut off", "no boundary", "long head", "no DICOM"],
-)
+)  # fmt: skip
 def test_another_answer_than_was_asked_for_is_refused(tmp_path, studies, answer, kind, says):
     with web(200, answers(*studies), study=(answer, kind)) as (url, _):
         query = {"StudyInstanceUID": "1.2.3"}

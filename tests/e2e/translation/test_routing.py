@@ -577,10 +577,7 @@ def test_a_report_waits_for_a_pacs_and_a_late_instance_takes_it_back(profile, tm
     blank = pydicom.dcmread(paths[0])
     blank.PixelData = bytes(len(blank.PixelData))
     blank.save_as(paths[0])
-    with (
-        Pacs() as pacs,
-        routing_to(profile, tmp_path, delivery(profile, pacs.peer), report="sr") as route,
-    ):
+    with Pacs() as pacs, routing_to(profile, tmp_path, delivery(profile, pacs.peer), report="sr") as route:
         pacs.answers = [0xA700]
         send(route.port, paths[0])
         route.work(lambda: route.steps() == ["failed"])
@@ -597,10 +594,7 @@ def test_a_series_with_a_malformed_header_is_reported_too(profile, tmp_path, mon
     monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
     (path,) = series(tmp_path / "in", 1, PatientID=SECRET)
     spoiled(path, pydicom.tag.Tag("InstanceNumber"), "CANARY0ADA")
-    with (
-        Pacs() as pacs,
-        routing_to(profile, tmp_path, delivery(profile, pacs.peer), report="sr") as route,
-    ):
+    with Pacs() as pacs, routing_to(profile, tmp_path, delivery(profile, pacs.peer), report="sr") as route:
         assert send_as_they_are(route.port, path, monkeypatch=monkeypatch) == [0]
         route.work(lambda: route.steps() == ["failed"])
     (report,) = pacs.held.values()
