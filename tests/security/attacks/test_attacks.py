@@ -475,7 +475,7 @@ class Pictures:
             process.join()
 
 
-def _submit(port: int, pki: Path, file: bytes, over: Event, told: Queue[set[str]]) -> None:
+def _submit(port: int, pki: Path, file: bytes, over: Event, told: "Queue[set[str]]") -> None:
     """In a process of its own: it takes no time from the other client's."""
     reasons = set[str]()
 
