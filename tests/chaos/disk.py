@@ -7,6 +7,8 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+from tests.chaos import impatience
+
 FILE = "DDIB_TESTS_DISK"
 """Names the file that holds the error's name, e.g. ENOSPC; the disk is well while it is not there."""
 STATE = "DDIB_TESTS_DISK_STATE"
@@ -45,7 +47,8 @@ class Connection(sqlite3.Connection):
 
 
 def plant() -> None:
-    """In a node's process, before it starts."""
+    """In a node's process, before it starts, which is impatient too."""
+    impatience.plant()
     _wrap_os()
     connect = sqlite3.connect
 
