@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-from tests.chaos import impatience
+from tests.e2e import impatience
 
 FILE = "DDIB_TESTS_DISK"
 """Names the file that holds the error's name, e.g. ENOSPC; the disk is well while it is not there."""

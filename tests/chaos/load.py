@@ -17,7 +17,7 @@ from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.testing import START_S, NodeProcess, TwoNodes, cpu_seconds
 from tests.audit_rows import records
-from tests.chaos import impatience
+from tests.e2e import impatience
 from tests.e2e.harness import two_nodes, wait_until
 from tests.e2e.processes import PLANT
 from tests.node.tiny_nodes import manifest, npy, state

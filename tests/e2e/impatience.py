@@ -1,6 +1,6 @@
-"""Shorter pauses before a node tries again, for `tests.e2e.processes.PLANT`: a test waits for the try, not for its time."""
+"""Shorter pauses before a node tries again, for `tests.e2e.processes.PLANT`: a test waits for the try alone."""
 
-PLANTED = "tests.chaos.impatience:plant"
+PLANTED = "tests.e2e.impatience:plant"
 LONGEST_S = 1.0
 
 
