@@ -1,7 +1,5 @@
 """What a release says of itself: NOTICE names everything that ships, and the change log its versions."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
