@@ -261,9 +261,9 @@ class Model:
         self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
     ) -> dict[str, Any]:
         from ddib_fed.data.points import to_npy
-        from ddib_fed.data.synthetic import DOMAINS
+        from ddib_fed.datasets import DOMAINS
         from ddib_fed.evaluation import sheets
-        from ddib_fed.evaluation.metrics import distances_to_domain
+        from ddib_fed.metrics import distances_to_domain
         from ddib_fed.models.manifest import carried_domain
 
         noise = _noise(count, self.shape[0], request.seed)
@@ -283,9 +283,9 @@ class Model:
     ) -> dict[str, Any]:
         from ddib_fed.data.pictures import ImageLimits
         from ddib_fed.engine.arrays import draw_samples
-        from ddib_fed.evaluation.metrics import file_rule
         from ddib_fed.evaluation.samples import samples_of
         from ddib_fed.evaluation.sheets import save_sheet
+        from ddib_fed.metrics import file_rule
 
         samples = draw_samples(self.party, count, request, on_progress=on_progress)
         writer, width = samples_of(self.party.model, ImageLimits(), max_points=0), len(str(count - 1))
@@ -620,7 +620,7 @@ class Model:
         UsageError
             The model ships: copy it first.
         """
-        from ddib_fed.evaluation.metrics import put_thresholds
+        from ddib_fed.metrics import put_thresholds
         from ddib_fed.models.bundle import put_beside
         from ddib_fed.training.sources import shipped_name
 

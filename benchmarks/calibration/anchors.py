@@ -30,8 +30,8 @@ from ddib_fed.calibration.record import CalibratedSide, Calibration, Making
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.evaluation.metrics import psnr
 from ddib_fed.files import write_json
+from ddib_fed.metrics import psnr
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train

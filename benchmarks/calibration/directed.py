@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ddib_fed.data import shipped
-from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped
+from ddib_fed import datasets, metrics
+from ddib_fed.datasets import ShippedPictures, cut_head, cut_map, load_shipped
 from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.evaluation import features, judgement, metrics
+from ddib_fed.evaluation import features, judgement
 from ddib_fed.evaluation.features import Matrix
-from ddib_fed.evaluation.metrics import Pictures, compare, psnr, structure, whiteness
+from ddib_fed.metrics import Pictures, compare, psnr, structure, whiteness
 from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 
@@ -56,21 +56,21 @@ def shipped_clusters(name: str) -> np.ndarray:
 
     Of a map for crops that overlap, also through others; of the head for `NEIGHBOURS` adjacent slices of a slab.
     """
-    if shipped.shipped_domain(name).map:
+    if datasets.shipped_domain(name).map:
         from scipy.sparse import csgraph
 
         places = np.array(
             [
                 p
-                for stripe in shipped.stripes_of("source", "test")
-                for p in shipped.coasts_in(stripe, shipped.TEST_STEP)
+                for stripe in datasets.stripes_of("source", "test")
+                for p in datasets.coasts_in(stripe, datasets.TEST_STEP)
             ]
         )
-        overlapping = (np.abs(places[:, None] - places[None]) < shipped.CROP).all(axis=2)
+        overlapping = (np.abs(places[:, None] - places[None]) < datasets.CROP).all(axis=2)
         return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
     blocks = [
         (at, n // NEIGHBOURS)
-        for at, slab in enumerate(shipped.slabs_of("source", "test"))
+        for at, slab in enumerate(datasets.slabs_of("source", "test"))
         for n in range(len(slab))
     ]
     return np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1)

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import options
 from benchmarks.calibration.directed import OUT
 from ddib_fed.calibration.aggregate import default_cells, histogram, noise_sigma
-from ddib_fed.data.shipped import load_shipped
+from ddib_fed.datasets import load_shipped
 from ddib_fed.evaluation import judgement
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import area

@@ -29,8 +29,8 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import CalibrationIneffective
-from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.files import write_json
+from ddib_fed.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import CALIBRATION_FILE, amend_bundle, load_bundle
 from ddib_fed.models.catalogue import MANIFEST_FILE, WEIGHTS_FILE
 from ddib_fed.protocol.contract import CalibrationKind

@@ -24,17 +24,18 @@ from benchmarks import options
 from benchmarks.calibration.directed import DOMAIN_PICTURES, thinned
 from benchmarks.pictures.flicker import refused
 from benchmarks.pictures.marks import water
+from ddib_fed import metrics
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.data.folder import expand
-from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.data.tiles import TileGrid, blend
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.evaluation import features, judgement, metrics
-from ddib_fed.evaluation.metrics import Pictures, compare, psnr
+from ddib_fed.evaluation import features, judgement
 from ddib_fed.evaluation.sheets import save_sheet, to_pixels
 from ddib_fed.files import write_json
+from ddib_fed.metrics import Pictures, compare, psnr
 from ddib_fed.models.bundle import CALIBRATION_FILE, load_bundle, shipped_folder
 from ddib_fed.record import Settings
 from tests.engine.stages import translate_array

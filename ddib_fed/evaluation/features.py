@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.errors import ShapeMismatch, extra
-from ddib_fed.evaluation.metrics import Pictures, to_channels
+from ddib_fed.metrics import Pictures, to_channels
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

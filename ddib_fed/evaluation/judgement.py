@@ -18,9 +18,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ddib_fed import metrics
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation import features, metrics
-from ddib_fed.evaluation.metrics import Pictures, structure, to_channels
+from ddib_fed.evaluation import features
+from ddib_fed.metrics import Pictures, structure, to_channels
 from ddib_fed.models.units import PictureMap
 
 DRAWS = 1_000

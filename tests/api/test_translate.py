@@ -14,8 +14,7 @@ from PIL import Image
 import ddib_fed
 from ddib_fed import Request, Settings
 from ddib_fed.calibration.record import CalibratedSide, Dial
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import load_shipped, sample
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationForeign,

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data.shipped import FILES, STRIPE, _globe, stripes_of
+from ddib_fed.datasets import FILES, STRIPE, _globe, stripes_of
 
 
 def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> NDArray[np.uint8]:

@@ -16,7 +16,7 @@ from ddib_fed.evaluation.judgement import (
     tables,
     worst_first,
 )
-from ddib_fed.evaluation.metrics import mse
+from ddib_fed.metrics import mse
 from ddib_fed.models.units import ChannelMap
 from tests.calibration.examples import calibration
 from tests.runs.picture_folders import blocks

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.data import synthetic
+from ddib_fed import datasets
 from ddib_fed.data.fitting import LUMA, PictureRule, check_fit
 from ddib_fed.data.folder import expand, load, scan
 from ddib_fed.errors import InputError, SettingsInvalid, ShapeMismatch, UsageError
@@ -227,11 +227,11 @@ def sliced_w2_floor(pool: Points, count: int) -> float:
 
 @lru_cache(maxsize=32)
 def domain_sliced_w2_floor(domain: str, count: int = SLICED_POINTS) -> float:
-    return sliced_w2_floor(synthetic.draw(domain, POOL_POINTS, POOL_SEED), count)
+    return sliced_w2_floor(datasets.draw(domain, POOL_POINTS, POOL_SEED), count)
 
 
 def reference_points(domain: str, count: int) -> NDArray[np.float32]:
-    return synthetic.draw(domain, count, POOL_SEED, step=1)
+    return datasets.draw(domain, count, POOL_SEED, step=1)
 
 
 def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
