@@ -620,9 +620,9 @@ class Model:
         UsageError
             The model ships: copy it first.
         """
-        from ddib_fed.metrics import put_thresholds
         from ddib_fed.models.bundle import put_beside
         from ddib_fed.training.sources import shipped_name
+        from ddib_fed.training.tune import put_thresholds
 
         folder, manifest, problem = self._own_folder(), self.manifest, None
         try:

@@ -16,9 +16,7 @@ import torch
 from ddib_fed import datasets, metrics
 from ddib_fed.datasets import ShippedPictures, cut_head, cut_map, load_shipped
 from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.evaluation import features, judgement
-from ddib_fed.evaluation.features import Matrix
-from ddib_fed.metrics import Pictures, compare, psnr, structure, whiteness
+from ddib_fed.metrics import Matrix, Pictures, compare, psnr, structure, whiteness
 from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
 from ddib_fed.models.manifest import StructureThresholds
 
@@ -113,8 +111,8 @@ class Directed:
         return shipped_clusters(self.source_name)
 
     @cached_property
-    def drawn(self) -> judgement.Resamples:
-        return judgement.resample(len(self.test[0]), self.clusters)
+    def drawn(self) -> metrics.Resamples:
+        return metrics.resample(len(self.test[0]), self.clusters)
 
     @cached_property
     def unpaired(self) -> tuple[Pictures, Pictures]:
@@ -122,11 +120,11 @@ class Directed:
 
     @cached_property
     def real(self) -> Matrix:
-        return features.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
+        return metrics.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
 
     @cached_property
-    def truth_distance(self) -> judgement.Interval:
-        return judgement.feature_distance(features.features(self.test[1]), self.real, self.drawn)
+    def truth_distance(self) -> metrics.Interval:
+        return metrics.feature_distance(metrics.features(self.test[1]), self.real, self.drawn)
 
     @property
     def thresholds(self) -> StructureThresholds | None:
@@ -146,7 +144,7 @@ class Directed:
             return cut_map(target.map, side, "train", target.detail)
         return cut_head(target.name, side, "train")
 
-    def paired(self, translated: Pictures) -> dict[str, judgement.Interval]:
+    def paired(self, translated: Pictures) -> dict[str, metrics.Interval]:
         """psnr, ssim and partner of translations of all test pictures."""
         truth = self.test[1]
         same = compare(translated, truth)
@@ -164,7 +162,7 @@ class Directed:
         found: dict[str, Any] = {
             **self.paired(translated),
             "edge_correlation": drawn.mean(structure(x, translated).edge_correlation),
-            "frechet_early": judgement.feature_distance(features.features(translated), self.real, drawn),
+            "frechet_early": metrics.feature_distance(metrics.features(translated), self.real, drawn),
         }
         if back is not None:
             found["cycle_psnr"] = drawn.mean(psnr(back, x))

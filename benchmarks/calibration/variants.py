@@ -14,8 +14,7 @@ from ddib_fed.calibration.aggregate import count_array
 from ddib_fed.calibration.record import Calibration
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
-from ddib_fed.evaluation.judgement import histogram_match
-from ddib_fed.metrics import Pictures
+from ddib_fed.metrics import Pictures, histogram_match
 from ddib_fed.training.calibrating import CalibrationRequest, Ends, from_aggregate, side
 from tests.engine.stages import translate_array
 

@@ -46,10 +46,9 @@ from ddib_fed.engine.gate import beyond, pass_latent, profile
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg
 from ddib_fed.errors import LatentNotGaussian
-from ddib_fed.evaluation.judgement import resample
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import fit_inverter
-from ddib_fed.metrics import psnr
+from ddib_fed.metrics import psnr, resample
 from ddib_fed.models.bundle import pretrained
 
 FILE = OUT.parent / "pictures" / "flicker.json"
