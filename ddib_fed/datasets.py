@@ -270,12 +270,24 @@ def _land() -> NDArray[np.int64]:
 def cut_map(name: str, side: str, part: str, detail: int = 1, crop: int = CROP) -> Bytes:
     """Cut the crops (N, 3, crop detail, crop detail) of a part from a map, for one side."""
     globe, width = _globe(FILES[name], detail), crop * detail
+    places = places_of(side, part, detail, crop)
+    crops = [globe[y * detail : y * detail + width, x * detail : x * detail + width] for y, x in places]
+    return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
+
+
+def places_of(side: str, part: str, detail: int = 1, crop: int = CROP) -> list[tuple[int, int]]:
+    """Return the upper left corners, in pixels of detail 1, of the crops of a part."""
     step = TEST_STEP if part == "test" else TRAIN_STEP * detail
     if crop == LARGE_CROP:
         step = LARGE_STEPS[part == "test"]
-    places = [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step, crop)]
-    crops = [globe[y * detail : y * detail + width, x * detail : x * detail + width] for y, x in places]
-    return np.ascontiguousarray(np.stack(crops).transpose(0, 3, 1, 2))
+    return [place for stripe in stripes_of(side, part) for place in coasts_in(stripe, step, crop)]
+
+
+def cut_scene(name: str, stripe: int, rows: tuple[int, int], detail: int = 2) -> Bytes:
+    """Cut a part of a map's test stripe in its whole width: (3, rows, 75), each times the detail."""
+    left, globe = stripes_of("source", "test")[stripe] * STRIPE, _globe(FILES[name], detail)
+    scene = globe[rows[0] * detail : rows[1] * detail, left * detail : (left + STRIPE) * detail]
+    return np.ascontiguousarray(scene.transpose(2, 0, 1))
 
 
 def stripes_of(side: str, part: str) -> list[int]:
@@ -393,6 +405,27 @@ def shipped_bytes(name: str, parts: Sequence[str] = PARTS) -> tuple[Bytes, ...]:
 def load_shipped(name: str) -> ShippedPictures:
     parts = (part.astype(np.float32) / np.float32(127.5) - np.float32(1.0) for part in shipped_bytes(name))
     return ShippedPictures(shipped_domain(name), *parts)
+
+
+NEIGHBOURS = 4  # adjacent test slices of the head, 1 mm apart, that count as one in `clusters_of`
+
+
+def clusters_of(name: str) -> NDArray[np.int64]:
+    """Return a number for each test picture of a domain, (N,): the same for crops of a map that overlap, also through
+    others, and for `NEIGHBOURS` adjacent slices of a head. Intervals draw whole clusters (`metrics.resample`).
+    """
+    domain = shipped_domain(name)
+    if len(domain.shape) == 4:
+        raise DomainNotFound(f"the test blocks of {name} have no clusters", hint="name a domain of pictures")
+    if not domain.map:
+        slabs = enumerate(slabs_of(domain.side, "test"))
+        groups = [(number, at // NEIGHBOURS) for number, slab in slabs for at in range(len(slab))]
+        return np.unique(groups, axis=0, return_inverse=True)[1].reshape(-1)
+    from scipy.sparse import csgraph
+
+    places = np.array(places_of(domain.side, "test", domain.detail, domain.crop))
+    overlapping = (np.abs(places[:, None] - places[None]) < domain.crop).all(axis=2)
+    return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
 
 
 MOONS_NOISE = 0.05
