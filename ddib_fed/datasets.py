@@ -304,14 +304,11 @@ def stripes_of(side: str, part: str) -> list[int]:
 def coasts_in(stripe: int, step: int, crop: int = CROP) -> list[tuple[int, int]]:
     """Return the upper left corners of the crops of one stripe that show a coast."""
     table, area = _land(), crop * crop
-    found = []
-    first, last = stripe * STRIPE, (stripe + 1) * STRIPE - crop
-    for y in range(ROWS[0], ROWS[1] - crop + 1, step):
-        for x in range(first, last + 1, step):
-            land = table[y + crop, x + crop] - table[y, x + crop] - table[y + crop, x] + table[y, x]
-            if LAND[0] * area <= land <= LAND[1] * area:
-                found.append((y, x))
-    return found
+    y = np.arange(ROWS[0], ROWS[1] - crop + 1, step)[:, None]
+    x = np.arange(stripe * STRIPE, (stripe + 1) * STRIPE - crop + 1, step)
+    land = table[y + crop, x + crop] - table[y, x + crop] - table[y + crop, x] + table[y, x]
+    shown = np.argwhere((land >= LAND[0] * area) & (land <= LAND[1] * area))
+    return [(int(y[row, 0]), int(x[column])) for row, column in shown]
 
 
 PARTS = ("train", "held_out", "test")
