@@ -122,7 +122,7 @@ class Reader:
         ImageTooLarge
             Decoding takes more memory than `ImageLimits` allows, by the header.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # a bug of the extension: it has neither `read` nor `find`
 
     def origin(self, path: Path, options: Options, within: str = "") -> Origin:
         """Describe a study before it is read: its results are called as the file, below the folder `within`."""

@@ -1,4 +1,4 @@
-"""Turns the latents of one Decode call into translations, in order, while further latents arrive.
+"""Decoding of the latents of one Decode call, in order, overlapped with the receipt of further latents.
 
 The engine's feeder assembles latents, a writer writes the decoded files, and gRPC's thread sends them. The engine's
 window bounds the latents in memory, `READY` the files.

@@ -198,14 +198,14 @@ class WorkerProcess:
 
 @dataclass(slots=True, eq=False)
 class Worker:
-    """The pool's side of a worker, and what it was given."""
+    """The pool's side of a worker, and its work."""
 
     process: WorkerProcess
     name: str = ""
     rows: int = 0  # how many samples its network calls take best; 0 until it is ready
     work: dict[int, Member] = field(default_factory=dict)
     begun: list[tuple[int, bytes, float | None]] = field(default_factory=list)
-    over: list[int] = field(default_factory=list)  # what it is told with the next call
+    over: list[int] = field(default_factory=list)  # ended work, named to it with the next call
     asked: bool = True  # a call is under way
     heard: float = field(default_factory=time.monotonic)
 

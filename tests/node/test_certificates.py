@@ -1,6 +1,7 @@
 """Certificates that are replaced in time, nodes that come back after they were not, and the service that issues."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -50,8 +51,8 @@ class Server:
         policy = Policy(institution="north.example", roles=("source",), issuer=True)
         interceptors = (CallInterceptor("north.example", peers, policy),)
         self.grpc = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-        audit = AuditLog(NodeStore(config.paths.store, shared=True))
-        node = NodeContext(config, peers, audit, Metrics())
+        self.store = NodeStore(config.paths.store, shared=True)
+        node = NodeContext(config, peers, AuditLog(self.store), Metrics())
         self.quotas = node.quotas
         self.servicer = certificates.IdentityServicer(node, clock=self._clock)
         identity_pb2_grpc.add_IdentityServiceServicer_to_server(self.servicer, self.grpc)
@@ -94,6 +95,7 @@ def server(issuer: NodeConfig):
     made = Server(issuer)
     yield made
     made.grpc.stop(None).wait()
+    made.store.close()
 
 
 @pytest.mark.parametrize(("age", "done"), [(HOUR, None), (17 * HOUR, "renewed"), (500 * HOUR, "renewed")])
@@ -258,9 +260,8 @@ def test_an_identity_renews_so_often_in_a_day_and_no_more(issuer, server, tmp_pa
     renew(other)
     lines = [line for line in audit_rows.records(issuer.paths.store) if line.get("by") == "renewal"]
     assert len(lines) == 3
-    again = Quotas(NodeStore(issuer.paths.store, shared=True))
-    with pytest.raises(QuotaSpent):
-        again.charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
+    with closing(NodeStore(issuer.paths.store, shared=True)) as store, pytest.raises(QuotaSpent):
+        Quotas(store).charge([Charge("renewals_per_day", "spiffe://north.example/client/alice", 1, 2)])
 
 
 def test_a_certificate_that_cannot_be_written_down_is_neither_given_nor_counted(
