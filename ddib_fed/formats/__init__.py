@@ -1,4 +1,4 @@
-"""Readers of the field's formats. A few bytes decide which reader takes a file; decoders are loaded when one is read."""
+"""Readers of the field's formats. A few bytes say which reader takes a file; decoders load when one is read."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ def node(tmp_path):
         make_config(tmp_path / "south", south.name, "target", calibration='["rotation"]'), south, engine
     )
     yield made, signed(calibration(), north, south)
+    made.audit.store.close()
     engine.close()
 
 
