@@ -218,8 +218,14 @@ class _Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.expected = self.loop.call_later(REQUEST_S, self._end_without_request)
-        if len(self.connections) > MOST_CONNECTIONS:
-            waiting = (each for each in self.connections if isinstance(each, _Connection) and each.waits)
+        # Those that are closing end by themselves: counted, they would cost the newest its place.
+        held = [
+            each
+            for each in self.connections
+            if isinstance(each, _Connection) and not each.transport.is_closing()
+        ]
+        if len(held) > MOST_CONNECTIONS:
+            waiting = (each for each in held if each.waits)
             min(waiting, key=lambda each: each.expected.when()).transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
