@@ -422,10 +422,8 @@ def fit_rotation(u: Floats, v: Floats) -> ChannelMap:
 
 
 def fit_tone(u: Floats, v: Floats) -> ChannelMap:
-    """Fit the curve that leads from grey values u to v of the same pixels, both any shape, in model units.
-
-    One branch of PIECES linear pieces that rises or falls; or two, one beneath and one above a gap in the values, with
-    a jump between them, where that is worth it.
+    """Fit the curve from grey values u to v of the same pixels: one branch of PIECES linear pieces that rises or falls,
+    or two, beneath and above a gap in the values, where that is worth it.
     """
     x, y, weight = _binned(u.ravel().astype(np.float64), v.ravel().astype(np.float64))
     room = MARGIN * (x[-1] - x[0]) + 1e-3
@@ -502,8 +500,7 @@ def transported(
 ) -> tuple[Numbers, Numbers, tuple[Numbers, Numbers]]:
     """The values of u (N, each) and of v (M,) in front of a background, and pairs of all u and what each becomes.
 
-    Monotone transport. A dark background, where both have one, stays the background, whatever the contrast of the rest:
-    how much of it there is differs with how pictures are cut.
+    Monotone transport, but for a dark background, which stays one whatever the contrast of the rest.
     """
     first, second = _background(u.ravel()), _background(v)
     if first is None or second is None:

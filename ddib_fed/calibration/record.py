@@ -489,12 +489,7 @@ class SignedCalibration(Frozen):
         )
 
     def verify(self, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()) -> Calibration:
-        """Return the calibration; raise unless both institutions have signed it and it has not ended.
-
-        Args:
-            pins: For each institution known here, its own roots.
-            withdrawn: Identities that are refused whatever their certificates say.
-        """
+        """Return the calibration; raise unless both institutions have signed it and it has not ended."""
         self.refuse_expired(now)
         for side in SIDES:
             self.verify_side(side, pins=pins, now=now, withdrawn=withdrawn)
@@ -643,10 +638,7 @@ class CalibrationStore:
     def chosen(
         self, source: Place, target: Place, manifest: Manifest, now: datetime
     ) -> SignedCalibration | None:
-        """Return the calibration that jobs take: the newest active one that fits the model, else the newest active one.
-
-        Without an active one the newest that has expired; None without either.
-        """
+        """Return what jobs take: the newest active one that fits the model, else the newest active, or expired, one."""
         held = self.between(source, target)
         active = [each for each in held if each.state(now) == "active"]
         fitting = [each for each in active if not misfit(each.calibration, manifest)]

@@ -1,12 +1,9 @@
 """Volumes in slices; or whole, fitted to the grid of a model of volumes, and results brought back to their own grid.
 
-Axes of a whole volume are depth, height and width, from inferior to superior, anterior to posterior and left to right:
-the axial slices one above the other. Both grids have one centre, and an oblique volume keeps its own axes. Along each
-axis, with r the model's spacing over the volume's,
+Axes are depth, height and width, from inferior to superior, anterior to posterior and left to right; an oblique volume
+keeps its own. Both grids have one centre. Along each axis, with r the model's spacing over the volume's,
 
     value(m) = sum_j w_j value(j),  w_j ~ max(0, 1 - |m r + offset - j| / max(1, r)),  sum_j w_j = 1
-
-which is linear interpolation, and where voxels become larger a mean over them. Outside there is background.
 """
 
 from __future__ import annotations

@@ -189,10 +189,7 @@ Part = tuple[slice, ...]
 
 
 class Tiling:
-    """Overlapping tiles of a scene of any number of axes: the part of each, and weights whose sum is 1 anywhere.
-
-    The weights are of tiles and a scene that are `scale` times as large.
-    """
+    """Overlapping tiles of a scene: the part of each, and weights (`scale` times as large) whose sum is 1 anywhere."""
 
     def __init__(self, scene: tuple[int, ...], tile: tuple[int, ...], scale: int = 1) -> None:
         self.tile = tile

@@ -46,13 +46,7 @@ def require(holds: bool, why: str, hint: str = "", **facts: str | float) -> None
 
 
 class Level(NamedTuple):
-    """A noise level and what the network receives for it.
-
-    Attributes:
-        alpha: Scale of the data, in [0, 1].
-        sigma: Scale of the noise, in [0, 1]; alpha^2 + sigma^2 = 1.
-        t: Time that a network with time input "timestep" receives.
-    """
+    """A noise level, alpha^2 + sigma^2 = 1, and the time that a network with time input "timestep" receives for it."""
 
     alpha: float
     sigma: float
@@ -73,29 +67,18 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """Names a schedule; part of a bundle's manifest.
-
-    Attributes:
-        name: One of `SCHEDULES`.
-        steps: Number of integer steps of a discrete schedule; None for continuous time in [0, 1].
-        rescale_timesteps: Discrete only: the network receives 1000 / steps times the step.
-        lambda_min: Continuous only: noise end of the usable range; None for the schedule's own.
-        lambda_max: Continuous only: data end of the usable range; None for `LAMBDA_MAX`.
-        beta_start: Discrete, but not cosine: first noise rate; with `beta_end`, or None for the schedule's own.
-        beta_end: The last.
-        scale: Of flow, what its time in [0, 1] is multiplied by for the network; of edm, the deviation of the data.
-    """
+    """Names a schedule; part of a bundle's manifest. None of an end, or of noise rates, is the schedule's own."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     name: str = "linear"
-    steps: int | None = None
-    rescale_timesteps: bool = False
-    lambda_min: float | None = None
-    lambda_max: float | None = None
-    beta_start: float | None = None
+    steps: int | None = None  # of a discrete schedule; None for continuous time in [0, 1]
+    rescale_timesteps: bool = False  # discrete: the network receives 1000 / steps times the step
+    lambda_min: float | None = None  # continuous: noise end of the usable range
+    lambda_max: float | None = None  # continuous: data end
+    beta_start: float | None = None  # discrete, but not cosine
     beta_end: float | None = None
-    scale: float | None = None
+    scale: float | None = None  # of flow, of its time for the network; of edm, the deviation of the data
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -191,9 +174,8 @@ class FlowSchedule(_Continuous):
 
 
 class EdmSchedule(_Continuous):
-    """x_s = x_0 + s eps with data of deviation d; the network receives log(s) / 4 (Karras et al., arXiv 2206.00364).
-
-    Samples here are x_0 / d, so lambda = log(d / s), and the network of its table 1, F, is -v.
+    """x_s = x_0 + s eps with data of deviation d; the network, F of table 1 in Karras et al. (arXiv 2206.00364), is -v
+    and receives log(s) / 4. Samples here are x_0 / d, so lambda = log(d / s).
     """
 
     name = "edm"
@@ -352,13 +334,10 @@ class LevelGrid:
 def make_grid(
     schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None, lambda_min: float | None = None
 ) -> LevelGrid:
-    """The named grid of `n` intervals, at least 1, on the usable range of `schedule`, from data to noise.
+    """Return the named grid of `n` intervals, at least 1, from data to noise; raise SettingsInvalid if it cannot be.
 
     It starts at `lambda_max` instead of the data end (after softening), and ends at `lambda_min` instead of the noise
     end (partial depth); the integer grid cannot end early, for fewer than `n` of its steps would be left.
-
-    Raises:
-        SettingsInvalid: An unknown name, an `n` that the grid cannot have, or ends that the grid cannot reach.
     """
     require(n >= 1, f"a grid of {n} intervals", "use at least one interval")
     require(name in GRIDS, f"there is no grid {name[:40]!r}", f"grids: {', '.join(GRIDS)}", grid=name[:40])

@@ -1,8 +1,4 @@
-"""Arrays of samples through local parties: translations and samples, repeatable by a seed.
-
-What is random about a sample (softening, the noise of a step) follows from the seed and the sample alone, or for points
-from its row, so it is the same in any batch.
-"""
+"""Arrays of samples through local parties: what is random follows from a seed and the sample (or its row) alone."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
@@ -153,10 +149,7 @@ def picture_draw(model: DomainModel, digest: bytes, purpose: str) -> RowDraw:
 def public_sampling(
     flags: str, manifests: Sequence[Manifest], evaluations: int | None = None
 ) -> tuple[SolverSettings, bool | None]:
-    """Return how the public code samples models by its flags, and whether they say to clip.
-
-    Without a number of evaluations the flags decide it; UsageError if they keep other steps of each model.
-    """
+    """Return how the public code samples models by its flags, and whether they say to clip."""
     found: dict[str, Any] = extension("ddib_fed.importers", "guided").parse_sampling(flags)
     names = ("noise_schedule", ""), ("diffusion_steps", 0), ("timestep_respacing", "")
     levels = PublicLevels(*(found.get(name, default) for name, default in names))

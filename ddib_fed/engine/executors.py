@@ -1,12 +1,10 @@
 """Workers elsewhere: a `Pool` gives trajectories to processes, or to Ray actors, each with a warm model and a batcher.
 
-A worker is an executor of one process (`concurrent.futures`). The pool asks it, one call at a time: new trajectories go
-there, ends and steps come back. A worker takes trajectories while it has less than two calls' rows, the next by fair
-share. When it dies, its trajectories are done again by others, a bounded number of times, and at last each by itself:
-one that kills its workers takes no others with it.
+A worker is an executor of one process, asked one call at a time: new trajectories go there, ends and steps come back.
+When it dies, its trajectories are done again by others, a bounded number of times, and at last each by itself.
 
-Ray ends a process that does not reach the cluster's head, and its gRPC reads the environment that a node sets for its
-own. So a process beside the node joins the cluster for each actor, and passes calls on.
+Ray ends a process that does not reach the cluster's head, and its gRPC reads the environment of the node's: so a
+process beside the node joins the cluster for each actor, and passes calls on.
 """
 
 import importlib.util
@@ -221,12 +219,9 @@ class Worker:
 
 
 class Pool:
-    """Workers elsewhere in the place of a `Batcher`.
+    """Workers elsewhere in the place of a `Batcher`; one thread has them and their work, and others hand it events.
 
-    One thread has the workers and their work; callers and the threads of the workers' executors hand it events.
-
-    `launch` starts the worker of a number, `what` names one in messages, `remedy` says where an operator looks when
-    none is ready. The pool waits for `least` workers, or all, for at most `ready_s`; it calls `end` when it has closed.
+    `launch` starts the worker of a number. The pool waits for `least` workers, or all, for at most `ready_s`.
     """
 
     beside = True

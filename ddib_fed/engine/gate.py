@@ -1,9 +1,8 @@
 """The latent gate: a latent that no encoder makes neither leaves a party nor is decoded by one.
 
-Fixed bounds hold for both sides. Whoever encodes knows the model and the samples beside: what is unlike the model's
-usual latents (`Allowances`), and some points of each set, it encodes again by the model itself, beside the engine, and
-compares. So an honest latent passes, however unusual its picture is, and one that the encoder did not make does not.
-Here too is the noise that softens a node's pictures before they are encoded.
+Fixed bounds hold for both sides. Whoever encodes knows the samples, too: what is unlike the model's usual latents
+(`Allowances`), and some points of each set, it encodes again, beside the engine, and compares. So an honest latent
+passes, however unusual its picture is. Here too is the noise that softens a node's pictures.
 """
 
 import hashlib
@@ -53,35 +52,19 @@ UNIFORM, FEW_LEVELS, FLAT, NARROW, WIDE = 0.02, 16, 0.25, 0.3, 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Made:
-    """What whoever encoded knows of a latent.
+    """What whoever encoded knows of a latent."""
 
-    Attributes:
-        evaluations: After which it was made.
-        samples: Of which it was made, in the model's units and the leg's basis.
-        again: Makes some of its rows again.
-        allowances: Of the model's usual latents.
-        given: The samples in the units of the data.
-    """
-
-    evaluations: int
-    samples: Tensor | None = None
-    again: Callable[[list[int]], Tensor] | None = None
+    evaluations: int  # after which it was made
+    samples: Tensor | None = None  # of which it was made, in the model's units and the leg's basis
+    again: Callable[[list[int]], Tensor] | None = None  # makes some of its rows again
     allowances: Allowances | None = None
-    given: Samples | None = None
+    given: Samples | None = None  # the samples in the units of the data
 
 
 def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentStatistics:
-    """Statistics of one item's latent (N, D) of points or (N, C, *sides), finite; refused when no encoder makes such a
-    one.
+    """Return statistics of one item's finite latent (N, D) or (N, C, *sides); refuse one that no encoder makes.
 
-    Those of a share below 1 have wider bounds. Latents of less than the whole depth are not noise, and none is
-    refused. Nor is one on a leg that the wire cannot carry (noise in decoding, the public code's respacings): it never
-    reaches a node.
-
-    Raises:
-        LatentNotGaussian: See `gaussianity.examine`; or the set is none of latents, or the latent is not the one that
-            the model makes of the samples.
-        PolicyDenied: It was made with fewer evaluations than the leg demands.
+    Of less than the whole depth none is refused, since they are no noise; nor on a leg that the wire cannot carry.
     """
     least = leg.least_evaluations
     if made is not None and leg.settings.solver != FLOW_MAP and made.evaluations < least:
@@ -349,9 +332,8 @@ def _share(part: float, whole: float) -> float:
 
 @lru_cache(maxsize=16)
 def _places(sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Matrices on the coefficients of a channel, flattened: means of rings and of two parts, and sums of rings.
-
-    The parts: where the frequency along the last side is the highest, and where that along the first one is.
+    """Matrices on a channel's coefficients, flattened: means of rings and of two parts (where the frequency along the
+    last side is the highest, and where that along the first one is), and sums of rings.
     """
     each = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) / side for side in sides), indexing="ij")
     radius = torch.stack(each).square().sum(0).sqrt()

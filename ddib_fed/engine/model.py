@@ -89,10 +89,7 @@ class DomainModel:
     def denoiser(
         self, guidance: Guidance = UNGUIDED, calibration: ChannelMap | None = None, share: float = 1.0
     ) -> Denoiser:
-        """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
-
-        The same object for the same arguments: queries that share it are merged into one network call.
-        """
+        """The network, clipped and guided in the public code's order, and in its basis; one object for one argument."""
         with self._lock:
             return self._denoiser(guidance, calibration, share)
 
@@ -235,10 +232,7 @@ def out_of_network(bundle: Bundle, samples: Array) -> Array:
 
 
 class Codec:
-    """An autoencoder between samples in its units and the latents that the ODE runs on.
-
-    It computes in float32: half precision costs more than the round trip of the ODE loses.
-    """
+    """An autoencoder between samples in its units and latents; in half precision it would lose more than the ODE."""
 
     def __init__(self, autoencoder: Bundle, latents: LatentSpace, device: torch.device) -> None:
         self._network: Any = autoencoder.network(torch.float32, device)

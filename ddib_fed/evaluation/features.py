@@ -66,11 +66,7 @@ def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
 
 
 def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:
-    """Return the distance of feature maps of pictures (N, C, H, W) in [-1, 1] from real ones', (N,); differentiable.
-
-    The mean over the stem and blocks 1, 3 and 5 of mean |f(made) - f(real)| / mean |f(real)|, on the device of the
-    pictures, at their own size.
-    """
+    """Return mean |f(made) - f(real)| / mean |f(real)| of the features `COMPARED` of pictures in [-1, 1], (N,)."""
     import torch
 
     network = _network(str(real.device))
@@ -94,10 +90,7 @@ def floor(real: Matrix, count: int) -> float:
 
 
 def frechet(judged: Matrix, real: Matrix, weights: Matrix | None = None) -> Matrix:
-    """Return Frechet distances (R,) of judged features (N, D), weighted by each row of (R, N), to real ones (M, D).
-
-    Both are taken as normal distributions of their mean and covariance.
-    """
+    """Return Frechet distances (R,) of judged features (N, D), weighted by each row of (R, N), to real ones (M, D)."""
     if judged.shape[1:] != real.shape[1:] or min(len(judged), len(real)) < 2:
         raise ShapeMismatch(
             f"a distance needs at least two pictures on each side, not {judged.shape} and {real.shape}"

@@ -1,10 +1,8 @@
 """The configurations of a MONAI bundle as one, and how their transforms make values of files the network's numbers.
 
-Definitions (`_target_`), references and arithmetic are read, and no code: `@a::b#c` and `%a` stand for what is written
-at that id; of `$` expressions those of numbers, lists and references are computed, and others are refused by their key.
-
-Of transforms linear maps and percentiles are read. Any other one of the samples' values is refused by its name, unless
-the command says the rule: a model whose black and white are not known gives wrong pictures without an error.
+Definitions (`_target_`), references (`@a::b#c`, `%a`) and arithmetic (`$`) are read; code is refused by its key. Of
+transforms linear maps and percentiles are read, and others of the samples' values refused, unless the command says the
+rule: a model whose black and white are not known gives wrong pictures without an error.
 """
 
 from __future__ import annotations

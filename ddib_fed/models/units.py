@@ -220,10 +220,7 @@ BLACK = 0.02  # added to red, green and blue in [0, 1], so that black has a hue,
 
 
 class Normalisation(Frozen):
-    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`.
-
-    With `autoencoder`, what that computes (`Manifest.autoencoder_sha256`), the data are its latents.
-    """
+    """Data are (raw - mean) / std of pictures in [-1, 1] and `colours`; with `autoencoder` of its latents."""
 
     mean: FiniteFloat | tuple[FiniteFloat, ...] = 0.0
     std: Positive | tuple[Positive, ...] = 1.0
@@ -274,10 +271,7 @@ class Normalisation(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class PictureMap:
-    """From pictures of one model's domain to those of another's, both (N, C, H, W) in [-1, 1], by a map alone.
-
-    `sha256` is of the calibration that it is of, hex; `forced` says that this was refused for its figures, and used.
-    """
+    """From pictures (N, C, H, W) of one model's domain in [-1, 1] to those of another's, by a map alone."""
 
     source: Normalisation
     map: ChannelMap

@@ -6,10 +6,8 @@ SPOOL/KEY/state.json    what has become of the series
 SPOOL/.arriving/        instances that are not complete yet
 SPOOL/.clock            seconds in which a receiver has run
 
-What comes late joins its series, which is translated again as a whole, under the UIDs of before; repeats of a contrast
-alone are counted anew. Every state is on the disk before it is acted on, and the run in `out` resumes: a kill loses
-nothing. Texts about a series may quote its headers, so the log repeats none: it has the sentences of the error tree,
-their facts, and `_WORDS`.
+What comes late joins its series, which is translated again as a whole, under the UIDs of before. Every state is on the
+disk before it is acted on: a kill loses nothing. The log repeats no text about a series, which may quote its headers.
 """
 
 from __future__ import annotations

@@ -3,10 +3,8 @@
 loss    mean |decode(z) - x| + PERCEPTUAL_WEIGHT d(decode(z), x) + KL_WEIGHT KL(N(mean, deviation) || N(0, 1)),
         z = mean + deviation eps
 
-x are windows of pictures in [-1, 1], whatever the units of the network: the network is convolutional, and many windows
-of a step tell it more than few pictures. d is the distance of their feature maps in an ImageNet classifier (the
-perceptual loss of Johnson et al., 2016), of pictures of one or three channels; volumes are learned without it. What is
-measured and shown are whole pictures that were held out, each from the mean of its latent.
+x are windows of pictures in [-1, 1]: many windows tell a convolutional network more than few pictures. d is the
+perceptual loss of Johnson et al. (2016), of pictures of one or three channels. Whole held-out pictures are measured.
 """
 
 import math

@@ -1,9 +1,7 @@
-"""The settings of a training run: of points, of pictures, of a classifier of noisy pictures, or of an autoencoder.
+"""The settings of a training run, for the command line (whose help they are), node.toml and Python.
 
-The command line, node.toml and Python share them; the descriptions are the help of `ddib model train`. A field without
-an option is set by `--set FIELD=VALUE`. What is not given comes from a preset (presets.toml). The weights are a
-function of the settings, the data, the initial weights, the thread count, the number of processes and the version of
-torch; the last three only change how sums are rounded.
+A field without an option is set by `--set FIELD=VALUE`; what is not given comes from a preset (presets.toml). Settings,
+data and initial weights decide the weights; threads, processes and the version of torch only how sums are rounded.
 """
 
 from __future__ import annotations
@@ -399,13 +397,7 @@ class TrainConfig(Frozen):
 
     @classmethod
     def checked(cls, fields: Mapping[str, Any], hint: str, sets: Sequence[str] = ()) -> Self:
-        """Return the config of these fields and of the texts of --set.
-
-        Raises
-        ------
-        UsageError
-            A field is unknown, or has no such value.
-        """
+        """Return the config of these fields and of the texts of --set; raise UsageError for an unknown one or value."""
         try:
             return cls.model_validate(cls._with_sets(fields, sets))
         except ValidationError as error:

@@ -3,10 +3,8 @@
 With g_i the gradient of sample i, the mean over its K draws of noise level and noise (Dockhorn et al., arXiv
 2210.09929, section 3.2), a step takes the noised mean of clipped g_i over a Poisson sample.
 
-All that is random in the steps follows from a key of the run alone, and not from the seed, which the bundle names:
-whoever knew which samples take part in a step, or its noise, could subtract the noise from the weights. The key lies in
-the run's folder, so that a run that was killed takes the same steps again and spends nothing twice, and is removed once
-the bundle is there.
+All that is random in the steps follows from a key of the run, not from the seed, which the bundle names: whoever knew
+the noise could subtract it. The key lies in the run's folder, for a resumed run, until the bundle is there.
 """
 
 from __future__ import annotations

@@ -178,10 +178,7 @@ def train(
 ) -> Bundle:
     """Train a model and write its bundle; under torchrun, together with the other processes.
 
-    Args:
-        resume: Continue the run in `out`, if there is one of the same settings and data; one that is finished too,
-            when more steps or more time are asked for than it had.
-        force: Remove what is in `out`, and begin.
+    `resume` continues a run of the same settings and data, a finished one with more steps or time; `force` removes it.
     """
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
         told, say = say is not None, say if world.leads else None

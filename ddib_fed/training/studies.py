@@ -1,7 +1,6 @@
 """Studies to train on: the planes of DICOM, NIfTI and GeoTIFF as `ddib translate` sends them, or blocks of volumes.
 
-Whole patients are held out, or files where none are named; of a map one end. Of a header nothing is kept but the
-spacing of volumes and the name of the rule.
+Whole patients are held out, or files where none are named; of a map one end.
 """
 
 from __future__ import annotations
