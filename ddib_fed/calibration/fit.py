@@ -132,9 +132,6 @@ def check_kind(kind: CalibrationKind, channels: int, *, anchored: bool, contrast
         )
 
 
-# Colours of both sides
-
-
 def without_noise(shares: Numbers, sigma: float) -> Numbers:
     """Return shares, one axis a channel, each with noise of deviation sigma, projected onto those that can be."""
     smooth, deviation = shares, sigma
@@ -177,9 +174,6 @@ def sampled_pixels(units: Floats, each: int, generator: np.random.Generator) -> 
     flat = units.reshape(*units.shape[:2], -1)
     taken = generator.integers(0, flat.shape[2], (len(units), 1, each))
     return np.moveaxis(np.take_along_axis(flat, taken, axis=2), 1, 2).astype(np.float64)
-
-
-# The rotation of one cloud of colours onto another
 
 
 class Optimum(NamedTuple):
@@ -291,9 +285,6 @@ def degrees(first: Numbers, second: Numbers) -> float:
     return float(np.degrees(np.arccos(np.clip((np.trace(between) - 1) / 2, -1.0, 1.0))))
 
 
-# The colour map
-
-
 def fit_colour_map(source: Numbers, target: Numbers, rotation: Numbers) -> ChannelMap:
     """The quadratic map of the source's colours (N, 3) to what optimal transport draws each to among the target's."""
     with extra("colours", "POT", "optimal transport of colours needs POT, which is not installed"):
@@ -348,9 +339,6 @@ def least_slopes(weights: Numbers, u: Numbers) -> Numbers:
     slopes = weights[:, 1:4] + np.einsum("cij,nj->nci", square + square.swapaxes(1, 2), u)
     found: Numbers = np.sign(np.linalg.det(slopes)) * np.linalg.svd(slopes, compute_uv=False)[:, -1]
     return found
-
-
-# Anchors
 
 
 def fit(
@@ -528,9 +516,6 @@ def _background(values: Numbers) -> float | None:
     if shares[peak] < LEAST_GROUND * len(values) or shares[:peak].sum() > MOST_BELOW * len(values):
         return None
     return float(edges[min(peak + 2, GREY_BINS)])
-
-
-# What is known of a map
 
 
 def judge(effect: Effect) -> None:

@@ -308,9 +308,6 @@ class Calibration(Frozen):
         return self
 
 
-# With the models
-
-
 def plain_units(units: Normalisation) -> bytes:
     """Return the canonical JSON of a model's units before a calibration, in which a calibration's numbers are."""
     return canonical_json(units.model_dump(mode="json", exclude_none=True, exclude={"calibrated"}))
@@ -412,9 +409,6 @@ def check_target(target: Manifest) -> None:
 
 def _unusable(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
     return CalibrationModel(detail, hint=remedy, facts={"model": model.name, "remedy": remedy})
-
-
-# Signatures
 
 
 class Signature(Frozen, ser_json_bytes="base64", val_json_bytes="base64"):
@@ -547,9 +541,6 @@ class SignedCalibration(Frozen):
         at = f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ}"
         statement = canonical_json({"side": side, "node": identity.uri, "signed_at": at})
         return PREFIX + statement + b"\n" + self.calibration.canonical
-
-
-# Files
 
 
 def _problem(error: ValueError) -> str:

@@ -311,8 +311,6 @@ def _unknown(name: str, steps: str = "") -> SettingsInvalid:
     )
 
 
-# Grids
-
 # Density of nodes in lambda that was measured best, of points and pictures:
 # FLOOR + 1 / (1 + ((lambda - CENTRE) / WIDTH)^2).
 FLOOR, CENTRE, WIDTH = 0.12, 1.2, 1.6
@@ -401,8 +399,6 @@ def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Level
     return LevelGrid(levels)
 
 
-# Learned steps
-
 LEARNED_GRID = "learned"
 Coordinates = Literal["angle", "spectrum"]
 """In which a leg is integrated: x itself over the angle phi, or whitened pictures over lambda (`Frame`)."""
@@ -428,23 +424,14 @@ class Frame(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LearnedSteps:
-    """The steps of one leg.
-
-    Attributes:
-        stage: The direction that they were learned for.
-        evaluations: Intervals, and network evaluations.
-        sigma: Of encoding, the noise level to which data are softened before; 0 for none.
-        order: Of unipc, 1 to 5.
-        coordinates: In which it integrates.
-        lams: lambda of each level, strictly falling: from data to noise, also of decoding.
-    """
+    """The steps of one leg."""
 
     stage: Stage
     evaluations: int
-    sigma: float
-    order: int
+    sigma: float  # of encoding, the noise level to which data are softened before; 0 for none
+    order: int  # of unipc, 1 to 5
     coordinates: Coordinates
-    lams: tuple[float, ...]
+    lams: tuple[float, ...]  # strictly falling: from data to noise, also of decoding
 
     def grid(self, schedule: Schedule, start: float, end: float) -> LevelGrid:
         """The grid from data to noise, its ends set to lambda `start` and `end` exactly."""
@@ -488,9 +475,6 @@ class LearnedLegs:
 
 def _listed(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values) or "no"
-
-
-# The public code's levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,13 +524,10 @@ def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
 
 def _strided(steps: int, wanted: int) -> list[int]:
     by_count = {len(range(0, steps, stride)): stride for stride in range(max(1, steps - 1), 0, -1)}
-    if wanted in by_count:
-        return list(range(0, steps, by_count[wanted]))
     near = min(by_count, key=lambda count: (abs(count - wanted), count))
-    raise SettingsInvalid(
-        f"no constant stride leaves exactly {wanted} of {steps} steps",
-        hint=f"ddim{near} is the nearest that one leaves",
-    )
+    why = f"no constant stride leaves exactly {wanted} of {steps} steps"
+    require(near == wanted, why, f"ddim{near} is the nearest that one leaves")
+    return list(range(0, steps, by_count[near]))
 
 
 def _number(text: str, whole: str) -> int:

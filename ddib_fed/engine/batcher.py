@@ -405,8 +405,6 @@ class Batcher:
             member.close(Draining("the engine was closed"))
 
 
-# Warming up: what a model is made of, and what its network calls cost
-
 OWN_S = 1e-4  # the engine adds this time to each network call
 WITHIN = 1.01  # a cost per row of so many times the best is as good as the best
 FLAT = 1.05  # once two doublings brought less than so much a row, no larger batch is tried

@@ -58,8 +58,6 @@ SUSPECT_AFTER: Final = 2
 MOST_DEATHS: Final = 3
 OVERHEAD_ROWS: Final = 8.0  # a trajectory costs this many rows more than its own, for fair shares
 
-# The worker's side
-
 Begun = Sequence[tuple[int, bytes, float | None]]
 """Trajectories: the number of each, itself packed, and the seconds that it may take."""
 
@@ -171,9 +169,6 @@ def _make(make: Callable[..., Any], *args: Any) -> Any:
 
 def _exchange(begun: Begun, over: Sequence[int]) -> Any:
     return _HELD[0].exchange(begun, over)
-
-
-# The pool's side
 
 
 class Process:
@@ -495,8 +490,6 @@ def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
         remedy="the node's log has what the process said; free -h and nvidia-smi show what memory is left",
     )
 
-
-# Ray actors, on a cluster of the institution's own
 
 LOCAL: Final = "local"  # instead of a cluster's address: one of this machine alone
 DIAL_S: Final = 3.0

@@ -144,8 +144,6 @@ def _outside(figures: Iterable[tuple[str, float, float, float]]) -> dict[str, tu
     }
 
 
-# Sets of points: the density around each
-
 SIZES = (64, 128, 256, 512, 1024)
 """Points that are looked at, evenly over the rows: the largest of these numbers that the set has."""
 MOST_DIMENSIONS = 8
@@ -248,8 +246,6 @@ def _of_noise(count: int, dim: int) -> tuple[float, float]:
     return sum(each[0] for each in found) / DRAWS, sum(each[4] for each in found) / DRAWS
 
 
-# Pictures: the profile of a latent
-
 RINGS = (0.0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 1.5)
 """Edges of the rings in units of the highest frequency of a side."""
 FIRST_FINE = RINGS.index(1 / 2)
@@ -342,8 +338,6 @@ def _places(sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     masks = torch.stack([*rings, across, down]).flatten(1).double()
     return masks / masks.sum(1, keepdim=True), masks[: len(rings)]
 
-
-# Bounds of a model's own latents
 
 EVALUATIONS = (48, 24, 12)
 """Latents are measured at each in turn, so that the bounds hold for any number of evaluations."""
@@ -440,8 +434,6 @@ def _rarely_exceeded(values: Numbers) -> float:
     excess = float((above - quartile).mean()) if len(above) else 0.0
     return max(float(values.max()), quartile + excess * math.log(0.25 * ONCE_IN))
 
-
-# The noise that softens pictures: from a secret of the node, repeatable here, unknown elsewhere
 
 KEY_BYTES = 32
 

@@ -139,8 +139,6 @@ class DomainModel:
     def sigma(self, soften: float | None = None) -> float:
         return self.manifest.soften_sigma if soften is None else soften
 
-    # Units
-
     @cached_property
     def codec(self) -> "Codec | None":
         """The autoencoder before and behind the ODE; None without."""
@@ -177,8 +175,6 @@ class DomainModel:
 
     def _rotation(self, calibration: ChannelMap) -> Tensor:
         return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)
-
-    # Classes
 
     def classes(self, guidance: Guidance = UNGUIDED) -> int:
         """Return the number of classes of the model, or of the classifier that guides it; 0 for none."""
@@ -287,9 +283,6 @@ class Codec:
 def pixels(model: DomainModel) -> int:
     """Return the number of pixels or voxels of one sample that the network takes."""
     return math.prod(model.latent_shape[1:])
-
-
-# What a model can be asked for: each returns, or raises the error that says why not
 
 
 def check_samples(model: DomainModel, samples: Array, *, latents: bool = False) -> None:

@@ -28,9 +28,7 @@ DISTANCE_DRAWS = 250  # each needs the eigenvalues of a covariance
 LEVEL = 0.95
 SEED = 62
 MOST_COUNTS = 50_000_000  # numbers in memory: with more than 50,000 clusters there are fewer draws
-Interval = dict[
-    str, float
-]  # "value" of a figure, and "low" and "high", which hold it with probability `LEVEL`
+Interval = dict[str, float]  # "value" of a figure; "low" and "high" hold it with probability `LEVEL`
 
 
 @dataclass(frozen=True, slots=True)

@@ -244,9 +244,6 @@ def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-# Facts beside the networks
-
-
 def _axes(configs: Configs, given: ImportOptions, facts: list[Fact], dims: int) -> tuple[int, ...]:
     """Return the network's axes as a sample's: depth upwards, height to the back, width to the right."""
     turned = next(iter(configs.definitions("Orientationd", "Orientation")), None)
@@ -370,9 +367,6 @@ def _scale(configs: Configs, further: Mapping[str, Any]) -> Fact | None:
         if isinstance(scale, int | float) and 0.0 < scale < math.inf:
             return Fact("scale_factor", repr(float(scale)), basis)
     return None
-
-
-# Weights
 
 
 def _weight_files(folder: Path) -> list[Path]:

@@ -282,8 +282,6 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
     raise ValueError("no arithmetic")
 
 
-# How values of files become the network's numbers
-
 SCALING: Final = re.compile(
     r"(ScaleIntensity|ScaleIntensityRange|ScaleIntensityRangePercentiles|NormalizeIntensity)(d|D|Dict)?"
 )
@@ -295,9 +293,7 @@ KEEPING: Final = re.compile(
     r"ResizeWithPadOrCrop|BoundingRect|FlattenSubKeys|AsDiscrete)(d|D|Dict)?"
 )
 """Transforms that change no value; random ones change none on the average."""
-ANSWERING: Final = re.compile(
-    "(SaveImage|Invert|Activations)(d|D|Dict)?"
-)  # transforms of the network's answer
+ANSWERING: Final = re.compile("(SaveImage|Invert|Activations)(d|D|Dict)?")  # of the network's answer
 LOADING: Final = re.compile("LoadImage")
 MAKING: Final = re.compile(r"\$[^(]*(transforms\.\w+|\bCompose)\(")  # code that makes transforms
 PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")  # code that chooses a channel

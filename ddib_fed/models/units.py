@@ -249,7 +249,8 @@ class Normalisation(Frozen):
         """The inverse of `apply`, float32."""
         mean, std = self._numbers(data.ndim)
         raw = (data if self.calibrated is None else self.calibrated.undo(data)) * std + mean
-        return (raw if self.colours == "rgb" else from_opponent(raw)).astype(np.float32)
+        raw = raw if self.colours == "rgb" else np.stack(opponent_to_rgb(*np.moveaxis(raw, 1, 0)), axis=1)
+        return raw.astype(np.float32)
 
     def mapped(self, raw: Floats) -> Floats:
         return raw.astype(np.float32) if self.calibrated is None else self.plain.undo(self.apply(raw))
@@ -294,13 +295,8 @@ def opponent(rgb: Floats) -> Floats:
     )
 
 
-def from_opponent(found: Floats) -> Floats:
-    """The inverse of `opponent`; lightness below 0 counts as 0."""
-    return np.stack(opponent_to_rgb(found[:, 0], found[:, 1], found[:, 2]), axis=1)
-
-
 def opponent_to_rgb(lightness: Any, blue_red: Any, green: Any) -> tuple[Any, Any, Any]:
-    """Red, green and blue in [-1, 1] of arrays or tensors of one shape."""
+    """Invert `opponent`, for arrays or tensors of one shape; lightness below 0 counts as 0."""
     total = 3 * ((lightness + abs(lightness)) / 2) ** 2
     green = total * (1 + 2 * green) / 3
     both, difference = total - green, total * blue_red

@@ -336,11 +336,6 @@ class TrainConfig(Frozen):
         return self.size or int(PRESETS[self.preset]["size"])
 
     @property
-    def validate_every(self) -> int:
-        """Steps between measurements of the held-out loss."""
-        return 100 if self.kind == "points" else self.checkpoint_every
-
-    @property
     def label(self) -> str:
         """What the bundle of a run on points calls its domain."""
         return self.name or self.domain or domain_from(Path(str(self.data)).stem) or "points"
@@ -353,8 +348,6 @@ class TrainConfig(Frozen):
                 hint="say --steps 100000, or --time 2h",
             )
         return CALIBRATED_STEPS if self.calibration else int(_TABLES[self.preset or "points"]["steps"])
-
-    # How the fields are asked for
 
     seconds: ClassVar = staticmethod(seconds)
 

@@ -58,17 +58,10 @@ def least_noise(*, epsilon: float, delta: float, rate: float, steps: int) -> flo
     """Return the least noise multiplier with which so many steps spend at most `epsilon`, to 0.01 of it."""
     from opacus.accountants.utils import get_noise_multiplier
 
+    aims: dict[str, Any] = {"target_epsilon": epsilon, "target_delta": delta, "accountant": ACCOUNTANT}
     try:
         with warnings.catch_warnings(action="ignore"):
-            return float(
-                get_noise_multiplier(
-                    target_epsilon=epsilon,
-                    target_delta=delta,
-                    sample_rate=rate,
-                    steps=steps,
-                    accountant=ACCOUNTANT,
-                )
-            )
+            return float(get_noise_multiplier(sample_rate=rate, steps=steps, **aims))
     except ValueError as error:
         problem = f"no noise is enough for epsilon {epsilon:g} at delta {delta:g}"
         raise SettingsInvalid(problem, hint="a larger --epsilon") from error

@@ -288,7 +288,9 @@ class _Run:
             log.pending.append(trainer.advance())
             last = trainer.step == trainer.plan.total
             due = last or trainer.step % config.checkpoint_every == 0
-            validate = last or trainer.step % config.validate_every == 0
+            validate = (
+                last or trainer.step % (100 if config.kind == "points" else config.checkpoint_every) == 0
+            )
             save = due or (world.leads and time.monotonic() > next_save)
             # Reading a loss waits for the device, and a checkpoint must hold nothing that is not finite.
             if world.device.type == "cpu" or validate or save or trainer.step % LOG_EVERY == 0:
