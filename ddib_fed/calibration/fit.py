@@ -1,15 +1,14 @@
 """The map of a calibration, and its figures: from a noised aggregate of the target's pictures, or from anchors.
 
-From an aggregate (`propose`): pseudo-colours are drawn from the cleaned histogram, and the rotation is searched whose
-sliced Wasserstein distance to them is least; a colour map follows optimal transport, and a tone the monotone one. From
-anchors (`fit`), pictures of the same things that the source holds in both modalities:
+From an aggregate (`propose`): the rotation is searched whose sliced Wasserstein distance to pseudo-colours of the
+cleaned histogram is least; a colour map follows optimal transport, and a tone the monotone one. From anchors (`fit`):
 
     rotation     orthogonal Procrustes: R = U V^T of the singular vectors of sum v u^T over all pixels
     tone         a curve of one or two branches, `fit_tone`
     colour-map   least squares of v - W phi(u), drawn a little towards the rotation; it may fold (`undone_psnr`)
 
 Every figure of anchors is of those that their map was not fitted on (each is left out in turn). Intervals of 95 % are
-bootstrapped over pictures or anchors, and with few anchors they are wide.
+bootstrapped over pictures or anchors.
 """
 
 from collections.abc import Callable, Sequence

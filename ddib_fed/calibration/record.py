@@ -4,8 +4,8 @@ Its digest is SHA-256 over the canonical JSON (RFC 8785) of all fields. Each ins
 
     signature = ECDSA-SHA-256(key of the leaf, PREFIX + statement + newline + canonical JSON of the calibration)
 
-The statement names the side, the node and the second of signing, so that none of them can be exchanged. The leaf
-is kept beside the signature: it must have been valid at that second and come from a root that is pinned now.
+The statement names the side, the node and the second of signing. The leaf, kept beside the signature, must have been
+valid at that second and come from a root that is pinned now.
 """
 
 from __future__ import annotations

@@ -6,13 +6,11 @@ noise rate B(t) = -log alpha_t^2, and its inverse. From it follow, without cance
     alpha_t = exp(-B/2),   sigma_t = sqrt(1 - exp(-B)),   lambda_t = log(alpha_t / sigma_t) = -log(exp(B) - 1) / 2,
 
 and backwards B = log(1 + exp(-2 lambda)) (Kingma et al., Variational Diffusion Models, arXiv 2107.00630, section 3).
-Of any other (a_t, b_t), x_t = a_t x_0 + b_t eps, the state here is x_t / sqrt(a_t^2 + b_t^2): the ODE is the same, and
-a network is asked in its own scale (`Denoiser`). So flow matching and EDM are schedules like others.
-Tables and levels are float64; only the network rounds.
+Of any other (a_t, b_t), x_t = a_t x_0 + b_t eps, the state here is x_t / sqrt(a_t^2 + b_t^2), and a network is asked in
+its own scale (`Denoiser`). Tables and levels are float64; only the network rounds.
 
-A grid is where between data and noise a solver steps, made from a schedule, a name and a number of intervals: levels
-from the data end to the noise end, lambda strictly falling. Decoding uses the same grid reversed, except of the public
-DDIB code, whose two directions use different ends: `ddib_compat_grids`.
+A grid has the levels at which a solver steps, from data to noise, lambda strictly falling. Decoding uses the same grid
+reversed, except of the public DDIB code: `ddib_compat_grids`.
 """
 
 import math

@@ -1,7 +1,6 @@
 """All figures of a set of translations, each beside what it must be compared with, and the tables that show them.
 
-A figure that cannot be computed from the inputs is left out. Intervals are bootstrap intervals over pictures: how far a
-figure would move with other pictures of the same kind.
+A figure that cannot be computed from the inputs is left out. Intervals are bootstrap intervals over pictures.
 
 resample    draw as many clusters of pictures as there are, with replacement; a picture without a cluster is its own
 mean        sum_i c_i x_i / sum_i c_i, c_i being how often picture i was drawn; 2.5 % and 97.5 % quantiles of draws

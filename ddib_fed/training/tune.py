@@ -35,7 +35,6 @@ from ddib_fed.models.sidecars import LEAST_STEP, Errors, Tuned, TunedLeg
 from ddib_fed.training.sources import Floats, own_samples
 
 Told = Callable[[int, int], None]  # told (done, in all)
-Say = Callable[[str, int, int], None]  # told (what is being done, done, in all)
 YARDSTICK = SolverSettings()  # what learned steps are held against: the default solver, grid and number
 REFERENCE = 128  # evaluations of a reference leg
 GRIDS = ("default", "uniform-lambda")
