@@ -1,13 +1,11 @@
 """What a release says of itself: NOTICE names everything that ships, and the change log its versions."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import ddib_fed
 from ddib_fed import Model
-from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.datasets import SHIPPED
 from ddib_fed.models.catalogue import shipped_folder, shipped_names
 
 ROOT = Path(__file__).parents[1]

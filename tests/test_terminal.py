@@ -1,7 +1,5 @@
 """What is printed cannot steer a terminal, whoever wrote it."""
 
-from __future__ import annotations
-
 import io
 import re
 import sys

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
-from ddib_fed.data.shipped import SHIPPED, ShippedDomain
-from ddib_fed.data.synthetic import DOMAINS
+from ddib_fed.datasets import DOMAINS, SHIPPED, ShippedDomain
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid

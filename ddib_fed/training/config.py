@@ -29,7 +29,7 @@ SHIPPED: Final = (
     "satellite", "relief", "etopo", "satellite-64", "relief-64", "satellite-256", "relief-256", "brain-t1", "brain-t2",
     "brain-t1-volume", "brain-t2-volume",
 )  # fmt: skip
-"""As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
+"""As `ddib_fed.datasets.SHIPPED`, which needs numpy; a test holds the two together."""
 SOFTEN_SIGMA = 0.05  # from docs/quality.md: the least noise that makes the maps' latents white by its measure
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}  # of a run with a calibration
 PRESET: Final[Any] = None  # the default of a field that the preset fills in
