@@ -310,11 +310,11 @@ class Model:
 
     def _points(self, noise: Samples, request: ArraySettings, on_progress: Told | None) -> Samples:
         """Decode points (N, D) from noise (N, D)."""
-        from ddib_fed.engine.arrays import Counter, point_draw, turns
+        from ddib_fed.engine.arrays import counting, point_draw, turns
         from ddib_fed.engine.party import ToDecode
         from ddib_fed.latent import Latent
 
-        counter = Counter(request.settings.evaluations * turns(self.party, len(noise)), on_progress)
+        counter = counting(request.settings.evaluations * turns(self.party, len(noise)), on_progress)
         noises = point_draw(request.seed, 0, noise.shape[1])
         inputs = ToDecode(0, Latent.from_array(noise), draw=noises)
         return self.party.decode(inputs, request.leg(counter)).samples
@@ -439,14 +439,14 @@ class Model:
 
         from ddib_fed.diffusion.plans import SolverSettings
         from ddib_fed.diffusion.solvers import integrate
-        from ddib_fed.engine.arrays import Counter
+        from ddib_fed.engine.arrays import counting
 
         model, rows = self.party.model, self.party.executor.rows
         plan = model.plan(SolverSettings.of(settings), sigma)
         plan = replace(plan, decode_grid=plan.encode_grid.reversed())
         parts = torch.split(torch.from_numpy(np.ascontiguousarray(x, np.float32)), rows)
         denoiser, walk = model.denoiser(share=settings.share), plan.decoder if back else plan.encoder
-        tell = Counter(settings.evaluations * len(parts), on_progress)
+        tell = counting(settings.evaluations * len(parts), on_progress)
         ends = []
         with self._threads():
             for part in parts:

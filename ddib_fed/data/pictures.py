@@ -1,9 +1,8 @@
 """Decodes PNG, JPEG, TIFF and .npy files to pixels, volumes to voxels, and encodes PNGs without metadata.
 
-The content decides the format, never the name; a file's claims are checked before it is decoded, and what decoding
-takes is known from the header. A PNG is stripped to its critical chunks and checked (sums, size, frames) before a
-decoder sees it, so that text, profiles and animation are ignored. A TIFF is read by tifffile where that needs no more
-packages, else by libtiff. Sixteen bits stay sixteen bits: what would lose some is refused.
+The content decides the format, never the name; a file's claims, and what decoding takes, are checked before. A PNG is
+stripped to its critical chunks. A TIFF is read by tifffile where that needs no more packages, else by libtiff. Sixteen
+bits stay sixteen bits: what would lose some is refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""What a reader makes of a file or a folder, and what a writer makes of its results; and the rule of intensity, by
-which the values of a whole file become numbers in the range of a model.
+"""What a reader makes of a file or a folder, a writer of its results; and the rule of intensity for a whole file:
 
-The rule: an item holds pixels, their type and their shape, and no value of the input's header. Of intensity,
-number = low + (value - black) / (white - black) * (high - low), clipped to [low, high].
+number = low + (value - black) / (white - black) * (high - low), clipped to [low, high], the range of a model.
 """
 
 from __future__ import annotations

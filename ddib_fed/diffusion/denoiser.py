@@ -69,13 +69,9 @@ LAMBDA_SCALE = 4.0
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """The network is to be evaluated here.
+    """The network is to be evaluated at x, the solver's buffer (valid until the answer), and at this level.
 
-    Attributes:
-        x: State (N, *sample_shape). It is the solver's buffer: valid until the solver is sent the answer.
-        level: Its noise level.
-        cond: What the network is conditioned on, first dimension N; or None.
-        to: The level to which the mean velocity is asked, of a flow map; None for the velocity at `level`.
+    `to`, of a flow map, is the level to which the mean velocity is asked; None for the velocity at `level`.
     """
 
     x: Tensor
@@ -192,15 +188,9 @@ def divided(numerator: Tensor, divisor: float | Tensor) -> Tensor:
 class Denoiser:
     """A network with what it predicts and how it receives the time; called, it answers v.
 
-    The network is called as ``network(x, times, rows=None, **cond)``: `times` is (1,) for all rows, or (K,)
-    with `rows` (N,) saying which of them each row of x has, so that time embeddings are made once per level. A flow
-    map (a network with the attribute `flow_map` set) also receives ``to``, the times of the levels asked to.
-
-    Args:
-        network: Module; it is put into evaluation mode.
-        parameterisation: What it predicts: "eps", "x0", "v" or "flow". Output channels beyond those of x are ignored.
-        time_input: "timestep" (t), "lambda" (log(alpha / sigma)) or "scaled-lambda" (`LAMBDA_SCALE` times that).
-        run: How the network is run; None calls it.
+    It is called as ``network(x, times, rows=None, **cond)``: `times` is (1,) for all rows, or (K,) with `rows` (N,)
+    saying which of them each row has, so that embeddings are made once a level. A flow map (attribute `flow_map`) also
+    receives ``to``, the times of the levels asked to. Output channels beyond those of x are ignored.
     """
 
     def __init__(

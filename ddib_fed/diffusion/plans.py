@@ -64,11 +64,8 @@ def orders_of(name: str) -> tuple[int, ...]:
 class SolverSettings(Settings):
     """How one leg is integrated: what the wire carries, and what is for one process alone, where both models are.
 
-    Attributes:
-        grid: Also "ddib" (with ddim), for the public code's levels.
-        levels: With the grid "ddib": which of whose levels.
-        eta: Share of fresh noise in each step of decoding, in [0, 1] (with ddim); 0 follows the ODE. Encoding has none.
-        ancestral: With the grid "ddib": decode as DDPM with the larger variance, the public code's p_sample.
+    The grid "ddib" (with ddim) has the public code's `levels`; `eta` is the share of fresh noise in each step of
+    decoding, in [0, 1]; `ancestral` decodes as DDPM with the larger variance, the public code's p_sample.
     """
 
     levels: PublicLevels = OWN_LEVELS
@@ -150,14 +147,9 @@ def plan(
     soften_sigma: float = 0.0,
     learned: LearnedLegs = NOTHING_LEARNED,
 ) -> Plan:
-    """Check `settings` and lay them on `schedule`.
+    """Check `settings` and lay them on `schedule`; raise SettingsInvalid for what cannot be had.
 
-    Encoding takes over from forward diffusion at the noise level sigma / alpha = `soften_sigma`; 0 for none. `learned`
-    are the model's learned steps, for the grid "learned".
-
-    Raises:
-        SettingsInvalid: Unknown names, an order or evaluations out of range, a grid that the schedule or solver cannot
-            have, a depth outside (0, 1], softening or depth where the grid has neither, or steps that were not learned.
+    Encoding takes over from forward diffusion at the noise level sigma / alpha = `soften_sigma`; 0 for none.
     """
     settings = check_settings(settings)
     require(0.0 <= soften_sigma <= 1.0, f"soften_sigma {soften_sigma} is outside [0, 1]")

@@ -2,9 +2,8 @@
 
     x = cos(phi) x0 + sin(phi) eps,   phi = atan2(sigma, alpha),   dx/dphi = v = cos(phi) eps - sin(phi) x0
 
-Encoding walks a grid from data (phi near 0) to noise (phi near pi/2), decoding the same grid reversed, with
-the same code. A solver never touches the tensor it was given, owns what it is sent, and reads the
-grid once.
+Encoding walks a grid from data (phi near 0) to noise, decoding the same grid reversed, with the same code. A solver
+never touches the tensor it was given, owns what it is sent, and reads the grid once.
 """
 
 import math
@@ -65,19 +64,8 @@ def ddim(
 
     From level t to s: alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z with z ~ N(0, I) and
     c = eta (sigma_s / sigma_t) sqrt(1 - alpha_t^2 / alpha_s^2). With eta 0 it follows the ODE, both ways; with more it
-    goes from noise to data, and eta 1 is DDPM. Where sigma_s is 0 there is no noise.
-
-    Args:
-        x: Start (N, *sample_shape).
-        grid: Levels to walk; one evaluation an interval.
-        eta: In [0, 1].
-        draw: Gives z, where eta is above 0; it is moved to the device and dtype of x.
-        large: Scale z by sqrt(beta) = sqrt(1 - alpha_t^2 / alpha_s^2) instead of c, but where sigma_s is 0: Ho et
-            al.'s larger variance (arXiv 2006.11239, section 3.2), the public code's default for DDPM.
-        cond: Handed through to the network.
-
-    Returns:
-        x at the last level.
+    goes from noise to data, and eta 1 is DDPM. Where sigma_s is 0 there is no noise. `large` scales z by sqrt(beta) =
+    sqrt(1 - alpha_t^2 / alpha_s^2) instead: Ho et al.'s larger variance (arXiv 2006.11239, section 3.2).
     """
     x = x.clone()
     for index, (here, following) in enumerate(pairwise(grid.levels)):
@@ -113,19 +101,9 @@ def unipc(
 ) -> Solver:
     """Predictor-corrector multistep on v (after UniPC, arXiv 2302.04867); one evaluation an interval.
 
-    The predictor integrates the polynomial through the last `order` values of v; v is evaluated there once, and
-    the corrector integrates again with that value too. The next step reuses it. The last step has no corrector.
-    The first steps use as many values as there are.
-
-    Args:
-        x: Start (N, *sample_shape).
-        grid: Levels to walk.
-        order: Values of v that the predictor uses, 1 to 4.
-        cond: Handed through to the network.
-        frame: Integrates the states of a frame over lambda instead of x over phi; None for x.
-
-    Returns:
-        x at the last level.
+    The predictor integrates the polynomial through the last `order` values of v (the first steps, as many as there
+    are); v is evaluated there once, and the corrector integrates again with that value too, but in the last step. With
+    a frame its states are integrated over lambda, instead of x over phi.
     """
     levels = grid.levels
     axis = tuple(level.phi if frame is None else level.lam for level in levels)
@@ -211,11 +189,7 @@ TINY = 1e-9
 class Recurrence:
     """A solver on one grid: x_(i+1) = s_i x_i + sum_j c_ij v_(i-j). Each tuple has an entry for each evaluation.
 
-    Attributes:
-        levels: Where the network is asked.
-        to: The level to which a mean velocity is asked; None for the velocity.
-        scales: s_i.
-        weights: c_ij, the newest velocity's first; all of one length, 0 where there is no velocity yet.
+    Weights c_ij have the newest velocity's first, and are all of one length, 0 where there is no velocity yet.
     """
 
     levels: tuple[Level, ...]
@@ -227,12 +201,8 @@ class Recurrence:
 def recurrence_of(start: Callable[[Tensor], Solver], evaluations: int) -> Recurrence | None:
     """The recurrence that a deterministic solver of x follows; None for more evaluations than are read.
 
-    The solver is run on unit vectors: its start is the first one, its answers are the others. Each point that it asks
-    for, and its end, then shows how much of the start and of each velocity is in it.
-
-    Args:
-        start: Makes the solver for a start (1, D) float64.
-        evaluations: How many times it asks.
+    The solver that `start` makes is run on unit vectors (1, D) float64: its start is the first one, its answers are the
+    others. Each point that it asks for, and its end, shows how much of the start and of each velocity is in it.
     """
     if evaluations > MOST_EVALUATIONS:
         return None
@@ -259,11 +229,7 @@ def recurrence_of(start: Callable[[Tensor], Solver], evaluations: int) -> Recurr
 
 
 class RecurrenceTable(NamedTuple):
-    """Some recurrences, one under the other: E evaluations in all.
-
-    `starts` are the first evaluations of each; `numbers` are scale and weights (1 + window, E) float32, with zeros to
-    the longest window.
-    """
+    """Some recurrences, one under the other, E evaluations in all; numbers are scale and weights (1 + window, E)."""
 
     levels: LevelTable
     starts: Mapping[Recurrence, int]

@@ -1,12 +1,8 @@
 """Continuous batching: one thread steps the trajectories of all requests, merging their network calls.
 
-A trajectory that is there when a turn begins may be in that turn's call: trajectories join and leave at any step, each
-row with its own level, class and weights. The `Scheduler` says which run next and which are merged with them, `stack`
-steps them as one. Cancelling and deadlines are looked at before each evaluation.
-
-How many rows one network call takes best, and what calls of other sizes cost, is measured at each start (`Recipe`). The
-budget is the smallest batch whose cost per row is within 1 % of the best: larger ones only make others wait. The
-measured seconds are the cost model of fair queueing.
+Trajectories join and leave at any step, each row with its own level, class and weights: the `Scheduler` says which run
+next and which are merged with them, `stack` steps them as one. What calls cost by their rows is measured at each start
+(`Recipe`), for fair queueing; larger calls than the smallest within 1 % of the best only make others wait.
 """
 
 import logging
@@ -239,9 +235,7 @@ class Scheduler:
 class Batcher:
     """Merges network calls on its own thread or, where it is not `beside`, on its caller's at the end of `together`.
 
-    `rows` are how many samples one network call takes best: a larger trajectory is given in ranges of so many. It makes
-    `width` calls at once. `counters` has the network "calls" made, and the "rows" evaluated in them, since it began. A
-    `Pool` of workers has the same methods, and can stand in its place.
+    `rows` are how many samples one call takes best; it makes `width` calls at once. A `Pool` can stand in its place.
     """
 
     width = 1
@@ -410,8 +404,6 @@ class Batcher:
         for member in waiting:
             member.close(Draining("the engine was closed"))
 
-
-# Warming up: what a model is made of, and what its network calls cost
 
 OWN_S = 1e-4  # the engine adds this time to each network call
 WITHIN = 1.01  # a cost per row of so many times the best is as good as the best

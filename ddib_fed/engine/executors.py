@@ -1,12 +1,10 @@
 """Workers elsewhere: a `Pool` gives trajectories to processes, or to Ray actors, each with a warm model and a batcher.
 
-A worker is an executor of one process (`concurrent.futures`). The pool asks it, one call at a time: new trajectories go
-there, ends and steps come back. A worker takes trajectories while it has less than two calls' rows, the next by fair
-share. When it dies, its trajectories are done again by others, a bounded number of times, and at last each by itself:
-one that kills its workers takes no others with it.
+A worker is an executor of one process, asked one call at a time: new trajectories go there, ends and steps come back.
+When it dies, its trajectories are done again by others, a bounded number of times, and at last each by itself.
 
-Ray ends a process that does not reach the cluster's head, and its gRPC reads the environment that a node sets for its
-own. So a process beside the node joins the cluster for each actor, and passes calls on.
+Ray ends a process that does not reach the cluster's head, and its gRPC reads the environment of the node's: so a
+process beside the node joins the cluster for each actor, and passes calls on.
 """
 
 import importlib.util
@@ -59,8 +57,6 @@ SUSPECT_AFTER: Final = 2
 """Deaths of workers after which a trajectory is given to a worker that has nothing else."""
 MOST_DEATHS: Final = 3
 OVERHEAD_ROWS: Final = 8.0  # a trajectory costs this many rows more than its own, for fair shares
-
-# The worker's side
 
 Begun = Sequence[tuple[int, bytes, float | None]]
 """Trajectories: the number of each, itself packed, and the seconds that it may take."""
@@ -175,9 +171,6 @@ def _exchange(begun: Begun, over: Sequence[int]) -> Any:
     return _HELD[0].exchange(begun, over)
 
 
-# The pool's side
-
-
 class WorkerProcess:
     """A spawned process that holds what `make` makes; `made` is its first news."""
 
@@ -221,12 +214,9 @@ class Worker:
 
 
 class Pool:
-    """Workers elsewhere in the place of a `Batcher`.
+    """Workers elsewhere in the place of a `Batcher`; one thread has them and their work, and others hand it events.
 
-    One thread has the workers and their work; callers and the threads of the workers' executors hand it events.
-
-    `launch` starts the worker of a number, `what` names one in messages, `remedy` says where an operator looks when
-    none is ready. The pool waits for `least` workers, or all, for at most `ready_s`; it calls `end` when it has closed.
+    `launch` starts the worker of a number. The pool waits for `least` workers, or all, for at most `ready_s`.
     """
 
     beside = True
@@ -500,8 +490,6 @@ def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
         remedy="the node's log has what the process said; free -h and nvidia-smi show what memory is left",
     )
 
-
-# Ray actors, on a cluster of the institution's own
 
 LOCAL: Final = "local"  # instead of a cluster's address: one of this machine alone
 DIAL_S: Final = 3.0

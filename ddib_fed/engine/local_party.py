@@ -1,8 +1,7 @@
 """A party whose model is in this process or in workers of it: it checks and prepares items, and judges what comes out.
 
-The way of an item: checked and prepared, a `Trajectory`, submitted, a future, the latent gate, an outcome. With an
-executor that works beside its caller enough items are in flight to fill it; on the calling thread as many items as one
-call takes are integrated together.
+With an executor that works beside its caller enough items are in flight to fill it; on the calling thread as many items
+as one call takes are integrated together.
 """
 
 import math

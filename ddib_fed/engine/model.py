@@ -89,10 +89,7 @@ class DomainModel:
     def denoiser(
         self, guidance: Guidance = UNGUIDED, calibration: ChannelMap | None = None, share: float = 1.0
     ) -> Denoiser:
-        """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
-
-        The same object for the same arguments: queries that share it are merged into one network call.
-        """
+        """The network, clipped and guided in the public code's order, and in its basis; one object for one argument."""
         with self._lock:
             return self._denoiser(guidance, calibration, share)
 
@@ -142,8 +139,6 @@ class DomainModel:
     def sigma(self, soften: float | None = None) -> float:
         return self.manifest.soften_sigma if soften is None else soften
 
-    # Units
-
     @cached_property
     def codec(self) -> "Codec | None":
         """The autoencoder before and behind the ODE; None without."""
@@ -180,8 +175,6 @@ class DomainModel:
 
     def _rotation(self, calibration: ChannelMap) -> Tensor:
         return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)
-
-    # Classes
 
     def classes(self, guidance: Guidance = UNGUIDED) -> int:
         """Return the number of classes of the model, or of the classifier that guides it; 0 for none."""
@@ -235,10 +228,7 @@ def out_of_network(bundle: Bundle, samples: Array) -> Array:
 
 
 class Codec:
-    """An autoencoder between samples in its units and the latents that the ODE runs on.
-
-    It computes in float32: half precision costs more than the round trip of the ODE loses.
-    """
+    """An autoencoder between samples in its units and latents; in half precision it would lose more than the ODE."""
 
     def __init__(self, autoencoder: Bundle, latents: LatentSpace, device: torch.device) -> None:
         self._network: Any = autoencoder.network(torch.float32, device)
@@ -293,9 +283,6 @@ class Codec:
 def pixels(model: DomainModel) -> int:
     """Return the number of pixels or voxels of one sample that the network takes."""
     return math.prod(model.latent_shape[1:])
-
-
-# What a model can be asked for: each returns, or raises the error that says why not
 
 
 def check_samples(model: DomainModel, samples: Array, *, latents: bool = False) -> None:

@@ -1,9 +1,7 @@
 """Trajectories, and those that are stepped together: one state for all their rows, one network call, one update.
 
-A `Trajectory` is one leg of some rows, as a piece of work that any holder of the same bundle can do. In a `Stack`, rows
-keep their own level, class and weights. While the same trajectories are stepped again, their state stays in one piece;
-one that joins takes the rows of one that ended, or costs one copy. Trajectories whose solvers follow no recurrence are
-`Driven`: each generator is sent the velocities of its rows.
+A `Trajectory` is a piece of work that any holder of the same bundle can do. In a `Stack`, rows keep their own level,
+class and weights; trajectories whose solvers follow no recurrence are `Driven`, as generators.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -26,10 +24,9 @@ from ddib_fed.record import UNGUIDED, Guidance
 
 
 class End(NamedTuple):
-    """Where a trajectory ends, (N, *sample_shape), after how many network evaluations, and in which time.
+    """Where a trajectory ends, (N, *sample_shape); what is integrated together shares the seconds by its rows.
 
-    What is integrated at the same time shares the time by its rows, so that the seconds of all add up. Behind an
-    autoencoder `beside` is what the ODE began with, of encoding, and the samples in its units, of decoding.
+    Behind an autoencoder `beside` is what the ODE began with, of encoding, and the samples in its units, of decoding.
     """
 
     x: Tensor

@@ -58,14 +58,8 @@ def judge(
 ) -> Report:
     """Return all figures of translations (N, C, H, W) in [-1, 1], or of volumes (N, C, D, H, W), as JSON values.
 
-    `domain` are other pictures of the target domain, (M, C, H, W); `recorded` figures count where the pictures do not
-    show them; `marks` say whether each picture was marked as doubtful; `mapping`, of the calibration, is the first
-    baseline; with a label for each picture in `clusters`, (N,), intervals draw whole clusters.
-
-    The result holds "ways": of the translations and of each baseline the mean of each figure with its interval;
-    "spread": of each figure of the translations its spread and interval; "pictures": the figures of each picture;
-    "measured": the figures that are not from records; "notes": where the map alone does as well; "count", "shape",
-    "clusters", "doubtful".
+    `domain` are other pictures of the target domain; `recorded` figures count where the pictures do not show them;
+    `marks` are of doubt; `mapping`, of the calibration, is the first baseline; intervals draw whole `clusters`.
     """
     count, shape = len(translated), translated.shape[1:]
     drawn = resample(count, clusters)

@@ -1,7 +1,6 @@
 """Spectral preconditioning: the network corrects the best linear estimate from the pictures' mean and spectrum.
 
-If pictures, or volumes, were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D
-diagonal, then of
+If pictures were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D diagonal, then of
 x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the best answer would be (Wiener, 1949)
 
     E[v | x] = U alpha sigma (1 - D) / S r - sigma m

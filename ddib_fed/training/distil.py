@@ -1,9 +1,6 @@
 """Distils models of points: a network encodes and decodes in 1, 2, 4 or 8 evaluations, learned from a teacher's paths.
 
-The points are the party's own, or drawn from a synthetic domain; held-out ones are never trained on. Paths of the
-teacher's ODE lead from them and from noise; what the network is asked is the mean velocity between two nodes of one
-path:
-
+Paths of the teacher's ODE lead from points and from noise; the network is asked the mean velocity between two nodes:
 u(x_t, t, s) = (x_s - x_t) / (phi_s - phi_t),    u(x_t, t, t) = v(x_t, t)
 """
 

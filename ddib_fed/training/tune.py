@@ -1,13 +1,10 @@
 """`Model.tune`: learned steps of a finished model.
 
-Where the solver steps: the grid of n intervals between two fixed ends is n numbers u; the steps in lambda are shares
-softmax(u) of the way, so that every u is a valid grid. They are learned by gradients through the solver (LD3, arXiv
-2405.15506):
+The n steps in lambda are shares softmax(u) of the way, learned by gradients through the solver (LD3, arXiv 2405.15506):
 
 minimise over u, order and coordinates    log mean_i e_i + mean_i log e_i,    e_i = |student_i - reference_i|
 
-The rows that steps are learned from, those that choose between candidates, and those that the published errors are over
-are three sets.
+Rows to learn from, to choose by, and to measure the published errors with are three sets.
 """
 
 from __future__ import annotations
@@ -40,7 +37,6 @@ from ddib_fed.models.sidecars import LEAST_STEP, Errors, Tuned, TunedLeg
 from ddib_fed.training.sources import Floats, own_samples
 
 Told = Callable[[int, int], None]  # told (done, in all)
-Say = Callable[[str, int, int], None]  # told (what is being done, done, in all)
 YARDSTICK = SolverSettings()  # what learned steps are held against: the default solver, grid and number
 REFERENCE = 128  # evaluations of a reference leg
 GRIDS = ("default", "uniform-lambda")
@@ -156,10 +152,7 @@ class TuningLeg:
         return integrate(start(rows.x, rows.cond), self.model.denoiser())
 
     def roll(self, steps: LearnedSteps, rows: Rows, lams: Tensor) -> Tensor:
-        """Return the end of rows over the grid lams (n + 1,), from data to noise as given, differentiable in it.
-
-        It computes what `solvers.unipc` computes, with the levels as tensors.
-        """
+        """Return what `solvers.unipc` ends with over the grid lams (n + 1,), differentiable in it."""
         lams = lams if self.stage == "encode" else lams.flip(0)
         alphas, sigmas = torch.sigmoid(2.0 * lams).sqrt(), torch.sigmoid(-2.0 * lams).sqrt()
         table = torch.stack([alphas, sigmas, self.schedule.t_of_lam(lams)], dim=1)

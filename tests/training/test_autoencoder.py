@@ -106,7 +106,7 @@ def test_settings_of_another_kind_of_run_are_refused(wrong, why):
     ("config", "size", "why"),
     [
         (tiny(), 15, "15 pixels do not divide by 2"),
-        (tiny(network={**TINY, "in_channels": 1}), 16, "in_channels follows from the pictures and is 3, not 1"),
+        (tiny(network={**TINY, "in_channels": 1}), 16, "in_channels follows from the pictures and the run and is 3"),
         (tiny(network={**TINY, "num_res_blocks": [1]}), 16, "num_res_blocks"),
     ],
 )  # fmt: skip
