@@ -251,7 +251,7 @@ def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
         )
 
     when_encoded(source, monkeypatch, 1, replace_root)
-    job = source.start().ended(source.submit(*THREE, deadline_s=15))
+    job = source.start().ended(source.submit(*THREE, deadline_s=5))
     assert str(job.state) == "FAILED"
     assert {item for item, _ in target.latents} == {0}
     assert len(audit_rows.records(source.config.paths.store, "latent_sent")) == 1
