@@ -131,12 +131,9 @@ def client(issuer: NodeConfig, server: Server, folder: Path, *, age: timedelta) 
     folder.mkdir()
     enrolled(issuer, folder / "pki", Identity("north.example", "client", "alice"), now=NOW - age)
     text = render_client_toml(
-        institution="north.example",
-        name="alice",
-        source_address=server.address,
-        source_identity="node-1.north.example",
-        pki="pki",
-    )
+        institution="north.example", name="alice", source_address=server.address,
+        source_identity="node-1.north.example", pki="pki",
+    )  # fmt: skip
     (folder / "client.toml").write_text(text)
     return Profile.load(folder / "client.toml")
 

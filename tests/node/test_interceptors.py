@@ -133,14 +133,11 @@ SECRET = "/srv/node/state/pki/leaf.key of patient 4711"
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError(SECRET),
-        OSError(2, SECRET),
-        errors.InternalError(SECRET),
-        errors.QueueFull(SECRET, hint=SECRET),
+        ValueError(SECRET), OSError(2, SECRET), errors.InternalError(SECRET), errors.QueueFull(SECRET, hint=SECRET),
         grpc.RpcError(SECRET),
     ],
     ids=lambda e: type(e).__name__,
-)
+)  # fmt: skip
 def test_the_text_of_an_exception_never_leaves(node: Listening, north: Institution, error: Exception) -> None:
     node.echo.failure = error
     with node.stub(north) as stub:

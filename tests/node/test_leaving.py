@@ -51,11 +51,8 @@ def test_a_source_sends_latents_and_what_shows_more_is_said(tmp_path: Path) -> N
         assert part in text
     assert "Translations leave" not in text
     more = {
-        "least_depth": "0.6",
-        "least_share": "0.75",
-        "shared_noise": "true",
-        "calibration": '["rotation"]',
-    }
+        "least_depth": "0.6", "least_share": "0.75", "shared_noise": "true", "calibration": '["rotation"]',
+    }  # fmt: skip
     config = make(tmp_path / "more", "source", **more)
     (config.paths.bundle / "gate.json").write_text("{}")
     text = said(config)

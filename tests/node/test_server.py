@@ -48,11 +48,9 @@ class Served:
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(Servicer(), self.server.grpc)
         self.server.start()
         self.channel = tls.channel(
-            self.server.address,
-            server_name="node-1.south.example",
-            pki_folder=north.pki,
+            self.server.address, server_name="node-1.south.example", pki_folder=north.pki,
             roots_pem=certificate_pem(south.root),
-        )
+        )  # fmt: skip
         self.stub = decoding_pb2_grpc.DecodingServiceStub(self.channel)
 
     def health(self, service: str = "") -> str:

@@ -400,9 +400,7 @@ FAILED = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": 
         (200, STORED, "application/dicom+json", ""),
         (200, STORED, "application/dicom+json; charset=utf-8", ""),
         (
-            202,
-            FAILED,
-            "application/dicom+json;charset=utf-8",
+            202, FAILED, "application/dicom+json;charset=utf-8",
             "does not say that it stored an instance (failure 0xA700)",
         ),
         (202, {}, "text/html", "does not say that it stored"),
@@ -410,7 +408,7 @@ FAILED = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": 
         (409, {}, "application/dicom+json", "answered 409"),
         (503, {}, "application/dicom+json", "answered 503"),
     ],
-)
+)  # fmt: skip
 def test_an_instance_is_stored_where_the_answer_says_so(status, answer, kind, says):
     """Not where a proxy's page of login does."""
     sent: list[Path] = []

@@ -151,16 +151,11 @@ def test_a_detail_that_cannot_be_used_is_ignored(data: bytes) -> None:
 
 
 MEANINGS = {
-    "UNIMPLEMENTED": errors.NotFoundError,
-    "UNAUTHENTICATED": errors.Unauthenticated,
-    "PERMISSION_DENIED": errors.RefusedError,
-    "INVALID_ARGUMENT": errors.InputError,
-    "OUT_OF_RANGE": errors.InputError,
-    "NOT_FOUND": errors.NotFoundError,
-    "ALREADY_EXISTS": errors.AlreadyExists,
-    "FAILED_PRECONDITION": errors.StateConflict,
-    "OK": errors.InternalError,
-}
+    "UNIMPLEMENTED": errors.NotFoundError, "UNAUTHENTICATED": errors.Unauthenticated,
+    "PERMISSION_DENIED": errors.RefusedError, "INVALID_ARGUMENT": errors.InputError,
+    "OUT_OF_RANGE": errors.InputError, "NOT_FOUND": errors.NotFoundError, "ALREADY_EXISTS": errors.AlreadyExists,
+    "FAILED_PRECONDITION": errors.StateConflict, "OK": errors.InternalError,
+}  # fmt: skip
 """Of each other status: that the peer could not be reached."""
 
 

@@ -51,12 +51,9 @@ class Call:
 
     def run(self) -> list[pb.DecodeProgress | PeerAnswer]:
         header = pb.DecodeHeader(
-            contract_sha256=self.contract.digest,
-            request_id="job",
-            solver=common_pb2.SolverSettings(evaluations=8),
-            round_trip=self.round_trip,
-            items=2,
-        )
+            contract_sha256=self.contract.digest, request_id="job", solver=common_pb2.SolverSettings(evaluations=8),
+            round_trip=self.round_trip, items=2,
+        )  # fmt: skip
         with self.remote.decode(self.contract, header, self.latents(), self.control) as call:
             return list(call)
 

@@ -219,11 +219,9 @@ def test_the_line_of_a_latent_has_the_end_of_the_sources_log(target, north) -> N
     contract = target.negotiate(north)
     later = common_pb2.AuditHead(lines=44, sha256=b"\x06" * 32)
     target.decode(
-        north,
-        header(contract),
-        *with_head(sent(contract, gaussian(30), 0)),
+        north, header(contract), *with_head(sent(contract, gaussian(30), 0)),
         *with_head(sent(contract, gaussian(20), 1), later),
-    )
+    )  # fmt: skip
     target.decode(north, header(contract, request_id="another"), *sent(contract, gaussian(30)))
     received = [(each.get("peer_lines"), each.get("peer_head")) for each in acts(target, "latent_received")]
     assert received == [(41, "05" * 32), (44, "06" * 32), (None, None)]
@@ -236,11 +234,8 @@ def test_a_receipt_counts_the_bytes_of_both_directions(target, north) -> None:
     """Latents that came; files and latents of the round trip that went."""
     contract = target.negotiate(north)
     answers = target.decode(
-        north,
-        header(contract, round_trip=True),
-        *sent(contract, gaussian(30), 0),
-        *sent(contract, gaussian(20), 1),
-    )
+        north, header(contract, round_trip=True), *sent(contract, gaussian(30), 0), *sent(contract, gaussian(20), 1),
+    )  # fmt: skip
     went = sum(len(answer.data) for answer in answers)
     (receipt,) = acts(target, "receipt")
     assert (receipt["received_items"], receipt["received_bytes"]) == (2, 50 * 2 * 4)

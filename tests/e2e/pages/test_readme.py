@@ -348,17 +348,10 @@ def test_a_copy_of_a_node_by_the_page_can_be_restored(tmp_path: Path) -> None:
     with contextlib.chdir(made):
         in_process(
             [
-                "ddib",
-                "init",
-                "node",
-                "--role",
-                "target",
-                "--model",
-                "relief",
-                "--listen",
+                "ddib", "init", "node", "--role", "target", "--model", "relief", "--listen",
                 f"127.0.0.1:{free_port()}",
             ]
-        )
+        )  # fmt: skip
         subprocess.run(line, shell=True, check=True)
     (archive,) = made.glob("*.tar.gz")
     subprocess.run(["tar", "xpzf", archive], cwd=other, check=True)

@@ -500,12 +500,10 @@ def test_either_the_command_or_the_profile_says_where_series_go(profile, tmp_pat
 ROUTES = (
     {"to": "south.example/flair", "series_description": "*FLAIR*"},
     {
-        "to": "south.example/brain-t2",
-        "modality": "mr",
-        "image_type": r"ORIGINAL\PRIMARY*",
+        "to": "south.example/brain-t2", "modality": "mr", "image_type": r"ORIGINAL\PRIMARY*",
         "body_part_examined": "[HB]*",
     },
-)
+)  # fmt: skip
 
 
 def test_routes_send_series_to_targets_and_leave_the_rest_with_a_report(profile, tmp_path, log, monkeypatch):

@@ -89,10 +89,8 @@ def test_a_killed_node_goes_on_with_volumes_and_others_are_refused(tmp_path: Pat
                 with pytest.raises(error):
                     client.submit([content], TARGET, Request(SETTINGS))
             job = client.submit(
-                [npy(voxels(seed=n, sides=SCENE)) for n in range(3)],
-                TARGET,
-                Request(Settings(evaluations=48)),
-            )
+                [npy(voxels(seed=n, sides=SCENE)) for n in range(3)], TARGET, Request(Settings(evaluations=48)),
+            )  # fmt: skip
             first_progress(client, job.job_id, "decode")
             pair.source.kill()
             pair.source.start(wait=False)
