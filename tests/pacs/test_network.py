@@ -544,7 +544,7 @@ def test_a_query_of_several_studies_names_them(tmp_path):
     port = free_port()
     with (
         archive(["1.3", "1.2"], [], own=port) as peer,
-        pytest.raises(DdibError, match="several studies") as caught,
+        pytest.raises(DdibError, match="several studies of PatientID=1") as caught,
     ):
         fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, str)
     assert caught.value.hint == "--query StudyInstanceUID=1.2, or --query StudyInstanceUID=1.3"
@@ -560,7 +560,6 @@ def test_a_query_of_several_studies_names_them(tmp_path):
     ("studies", "aet", "status", "says"),
     [
         ([], "DDIB", 0, "has no study of PatientID=1"),
-        (["1.2", "1.3"], "DDIB", 0, "has several studies of PatientID=1"),
         (["1.2"], "DDIB", 0xA700, "did not answer the query: status 0xA700"),
         (["1.2"], "OTHER", 0, "it does not know OTHER as a destination"),
     ],

@@ -1,4 +1,4 @@
-"""Kills, drains, cancels, full queues: an accepted job is finished once, or refused with a reason; also by workers."""
+"""Kills, drains, cancels: an accepted job is finished once, or refused with a reason; also by workers."""
 
 import hashlib
 import os
@@ -10,12 +10,11 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ddib_fed import Request
 from ddib_fed.client.client import Client
-from ddib_fed.errors import DdibError, JobNotFound, QueueFull
+from ddib_fed.errors import DdibError, JobNotFound
 from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.testing import NodeProcess, TwoNodes, ddib
@@ -177,38 +176,16 @@ def test_a_deadline_ends_a_job(pair: TwoNodes) -> None:
         assert client.get(job.job_id).error.reason == "DEADLINE_EXCEEDED"
 
 
-def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: TwoNodes) -> None:
-    """Over the limit a job is refused with a time to try again; those accepted are all finished."""
-    pair = fresh_pair
-    pair.source.configure({"max_open_jobs": 2})
-    pair.start()
-    with pair.client() as client:
-        slow = [
-            client.submit([npy(moons(1_000))], TARGET, Request(Settings(evaluations=150))) for _ in range(2)
-        ]
-        with pair.client(patience_s=0) as hasty, pytest.raises(QueueFull) as caught:
-            hasty.submit([npy(moons(5))], TARGET)
-        assert caught.value.retry_after_s
-        for job in slow:
-            check_finished_once(pair, client, job.job_id, 1)
-
-
-def test_jobs_of_another_client_do_not_exist(pair: TwoNodes, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_jobs_of_another_client_do_not_exist(pair, tmp_path):
     """Bob cannot see, fetch or cancel what Alice submitted."""
     ddib("init", "client", "--config", pair.source.config_path, "--name", "bob", "--out", tmp_path / "bob")
     with pair.client() as alice, Client.from_profile(tmp_path / "bob" / "client.toml") as bob:
-        job = alice.submit([npy(np.zeros((3, 2), np.float32))], TARGET)
+        job = alice.submit([npy(moons(3))], TARGET)
         with pytest.raises(JobNotFound):
             bob.get(job.job_id)
         with pytest.raises(JobNotFound):
             bob.cancel(job.job_id)
         assert job.job_id not in {j.job_id for j in bob.list()}
-
-
-@pytest.fixture
-def with_workers(fresh_pair: TwoNodes) -> TwoNodes:
-    fresh_pair.source.configure({"executor": "processes", "workers": 1})
-    return fresh_pair.start()
 
 
 def workers(node: NodeProcess) -> list[int]:
@@ -225,9 +202,11 @@ def lives(process: int) -> bool:
         return False
 
 
-def test_a_job_outlives_its_worker_and_its_node(with_workers: TwoNodes) -> None:
+def test_a_job_outlives_its_worker_and_its_node(fresh_pair: TwoNodes) -> None:
     """A killed worker's work is done by another, and a killed node's by the next, whose worker it is not."""
-    pair, north = with_workers, with_workers.source
+    pair, north = fresh_pair, fresh_pair.source
+    north.configure({"executor": "processes", "workers": 1})
+    pair.start()
     with pair.client() as client:
         job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=96)))
         first_progress(client, job.job_id, "encode")
