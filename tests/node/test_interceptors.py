@@ -36,7 +36,6 @@ def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parse
 
 
 def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: Institution) -> None:
-    """On the connection that was made while it was good, although it was verified before."""
     with node.stub(north) as stub:
         stub.DescribeDomain(ASK, timeout=60)
         node.now = lambda: datetime.now(UTC) + timedelta(hours=25)
@@ -46,7 +45,6 @@ def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: I
 
 
 def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, north: Institution) -> None:
-    """In the middle of a stream that is both ways; the message does not reach the servicer."""
     requests = Requests()
     with node.stub(north) as stub:
         call = stub.Decode(requests, timeout=60)

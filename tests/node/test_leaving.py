@@ -69,7 +69,6 @@ def test_a_source_sends_latents_and_what_shows_more_is_said(tmp_path: Path) -> N
 
 
 def test_a_target_sends_translations(tmp_path: Path) -> None:
-    """How many; for calibrations the noised histogram, and units."""
     text = said(make(tmp_path, "target", samples_per_day="1000", calibration='["rotation"]'))
     for part in ("the latents of south.example", "at most 1,000 samples a day", "a noised histogram"):
         assert part in text

@@ -120,7 +120,6 @@ def works(channel: grpc.Channel) -> bool:
 
 
 def test_a_new_certificate_makes_a_new_channel(channels: tls.PeerChannels, north: Institution) -> None:
-    """The old one stays for the streams on it, for as long as the longest may run."""
     first = channels.get("south.example")
     pki.issue_to_folder(north.authority, north.pki, "node", "node-1")
     second = channels.get("south.example")
@@ -191,7 +190,6 @@ def test_a_second_root_beside_the_first_ends_no_stream(channels, north, node, tm
 
 @pytest.mark.parametrize("how", ["removed", "withdrawn", "suspended"])
 def test_the_channel_of_a_peer_that_is_gone_is_closed_at_once(channels, north, south, how):
-    """Streams to it end with it, and nothing is opened."""
     first = channels.get("south.example")
     assert works(first)
     if how == "removed":

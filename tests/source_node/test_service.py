@@ -23,7 +23,6 @@ from tests.source_node.served import Served
 
 
 def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
-    """Accepted, watched to its end, fetched, acknowledged, deleted."""
     job_id = served.submit(npy())
     events = served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
     assert events[-1].state == pb.JOB_STATE_FINISHED

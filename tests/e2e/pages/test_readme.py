@@ -323,7 +323,6 @@ def test_own_pictures_are_trained_on_and_translated(tmp_path: Path) -> None:
 
 
 def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
-    """Each leaves what the page says."""
     machines = Machines(tmp_path)
     here = machines.machine("")
     write_pictures(here / "A", "satellite", 12)

@@ -188,7 +188,6 @@ def test_a_request_that_changed_is_made_anew(profile, tmp_path, monkeypatch):
 
 
 def test_a_pacs_that_is_away_for_long_gets_all_that_has_not_expired(profile, tmp_path, log, monkeypatch):
-    """However often it was tried in vain."""
     monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
     monkeypatch.setattr(routing, "LAST_RETRY_S", 0.1)
     tries = 0
@@ -272,7 +271,6 @@ def test_a_full_spool_refuses_and_makes_room_of_what_is_done(profile, tmp_path, 
 
 
 def test_an_instance_that_a_spool_cannot_hold_is_broken_off(profile, tmp_path, log, monkeypatch):
-    """While it arrives; the next that fits is taken."""
     monkeypatch.setattr(dicom_network, "RESERVE", 1 << 20)
     monkeypatch.setattr(dicom_network, "LOOK_S", 0.0)
     large, *small = series(tmp_path / "in", 3)
@@ -551,7 +549,6 @@ def test_a_report_waits_for_a_pacs_and_a_late_instance_takes_it_back(profile, tm
 
 
 def test_a_series_with_a_malformed_header_is_reported_too(profile, tmp_path, monkeypatch):
-    """It fails, and is not tried without end."""
     monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
     (path,) = series(tmp_path / "in", 1, PatientID=SECRET)
     spoiled(path, pydicom.tag.Tag("InstanceNumber"), "CANARY0ADA")
@@ -563,7 +560,6 @@ def test_a_series_with_a_malformed_header_is_reported_too(profile, tmp_path, mon
 
 
 def test_a_series_much_larger_than_the_model_is_refused(profile, tmp_path, log):
-    """Before anything is translated."""
     with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
         send(route.port, *series(tmp_path / "in", 1, larger=3))
         route.work(lambda: route.steps() == ["failed"])

@@ -40,7 +40,6 @@ def gone(tmp_path, institutions):
 
 
 def test_jobs_for_a_peer_that_is_away_keep_no_worker_from_others(open_source, gone, monkeypatch) -> None:
-    """Thirty of Alice's wait for it; Bob's job for another, and one of hers, are done at once."""
     monkeypatch.setattr("source_node.remote.UNARY_TIMEOUT_S", LONG_S)
     source = open_source(running_jobs=4)
     absent = [source.submit(target_institution="gone.example") for _ in range(30)]
@@ -100,7 +99,6 @@ def served(tmp_path, institutions, target, engine):
 
 
 def test_a_client_has_a_quota_of_its_own_nodes_work(served) -> None:
-    """Points times evaluations, of the way there and, for a cycle, of the way back; refused when it is submitted."""
     served.submit(npy(40))
     served.submit(npy(30), cycle=True)
     with pytest.raises(QuotaSpent) as refused:
@@ -126,8 +124,6 @@ def test_a_client_without_quota_is_refused_before_its_bytes(served) -> None:
 
 
 def test_a_job_that_could_not_be_kept_is_not_charged(served, monkeypatch) -> None:
-    """It was charged before it was written, and the disk was full."""
-
     def full(_staging: Staging) -> None:
         raise DiskFull
 

@@ -44,14 +44,12 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
 
 
 def test_a_job_that_was_not_committed_leaves_nothing(store, tmp_path):
-    """The client went away in the middle."""
     with Receiving(store).stage(ALICE, header()) as staging:
         add(staging, b"points")
     assert (store.list(ALICE), files(tmp_path), store.spool.used_bytes) == ((), set(), 0)
 
 
 def test_the_same_request_is_the_same_job(store, tmp_path):
-    """However often it comes; nothing is stored twice."""
     request = header().request_id
     first = submit(store, b"points", request_id=request)
     with Receiving(store).stage(ALICE, header(request_id=request)) as staging:
@@ -71,7 +69,6 @@ def test_the_same_request_is_the_same_job(store, tmp_path):
     ],
 )
 def test_the_same_request_id_with_other_content_is_a_conflict(store, data, changes):
-    """In files or settings; the first job stays as it is."""
     request = header().request_id
     job = submit(store, b"points", request_id=request)
     with pytest.raises(RequestIdConflict) as caught:
@@ -103,7 +100,6 @@ def test_the_same_request_accepted_meanwhile_leaves_one_set_of_files(store, tmp_
 
 
 def test_a_full_queue_refuses_before_anything_is_received(open_store):
-    """And says when to come again."""
     store = open_store(LIMITS.model_copy(update={"max_open_jobs": 1}))
     submit(store)
     with pytest.raises(QueueFull) as caught, Receiving(store).stage(ALICE, header()):
@@ -159,7 +155,6 @@ def test_a_job_whose_write_never_began_leaves_no_file(store, tmp_path, monkeypat
 
 
 def test_files_and_folders_are_private(store, tmp_path):
-    """0600 and 0700, whatever the umask."""
     old = os.umask(0)
     try:
         encode(store, running(store))
@@ -173,7 +168,6 @@ def test_files_and_folders_are_private(store, tmp_path):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_named(store, tmp_path, monkeypatch, code):
-    """The error asks the client to retry; nothing is left of the file."""
     job = running(store)
     encode(store, job)
 

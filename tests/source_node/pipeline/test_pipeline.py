@@ -28,7 +28,6 @@ THREE = [npy(seed=n) for n in range(3)]
 
 
 def test_an_honest_peer_translates_every_item(source, target) -> None:
-    """Translation, cycle and record of each item are on the disk, and the cycle of an exact model closes."""
     job = source.start().ended(source.submit(*THREE, cycle=True))
     assert job.state == "FINISHED"
     assert source.states(job) == ["DECODED"] * 3
