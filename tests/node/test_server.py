@@ -15,10 +15,10 @@ from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from tests.e2e.harness import wait_until
 from tests.node.institutions import Institution
 from tests.node.listening import ASK, Listening, Requests, described
 from tests.node.tiny_nodes import make_institution
-from tests.source_node.conftest import wait_until
 
 SERVICE = "ddib_fed.v1.DecodingService"
 

@@ -12,8 +12,9 @@ from ddib_fed.protocol.messages import JobState
 from ddib_fed.v1.translation_pb2 import JOB_STATE_FINISHED
 from source_node.runner import LARGE_JOBS, MAX_EVENTS, CircuitBreaker, EventHub
 from source_node.service import job_message
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import make_institution, npy
-from tests.source_node.conftest import LARGE_LIMITS, wait_until
+from tests.source_node.conftest import LARGE_LIMITS
 from tests.source_node.jobs.job_examples import ALICE, BOB, Clock
 from tests.source_node.scripted_target import ScriptedTarget, fail, hang
 

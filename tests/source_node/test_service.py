@@ -15,8 +15,8 @@ from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.service import MAX_LISTINGS
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import npy
-from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE
 from tests.source_node.scripted_target import ScriptedTarget, hang
 from tests.source_node.served import Served

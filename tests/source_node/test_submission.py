@@ -12,9 +12,9 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.protocol.streams import MAX_CHUNK, file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
+from tests.e2e.harness import wait_until
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
-from tests.source_node.conftest import wait_until
 from tests.source_node.served import Served, job_header, messages
 
 SCALES = common_pb2.GuidanceSettings

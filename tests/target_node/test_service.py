@@ -19,8 +19,8 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from target_node.service import MAX_CONTRACTS
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import gaussian
-from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import Target, asking, header, results, sent, side, torn
 
 

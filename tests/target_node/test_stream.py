@@ -19,9 +19,9 @@ from ddib_fed.v1 import decoding_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1.common_pb2 import SolverSettings
 from target_node import stream
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.protocol.examples import limits_of
-from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import sent, side
 
 LIMITS = limits_of(100, 10_000, 80_000, 10_000)

@@ -24,10 +24,10 @@ from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.security.identity import Identity
 from ddib_fed.testing import free_port
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.institutions import issue_client
 from tests.node.tiny_nodes import make_config, make_institution, npy, save_model
 from tests.small_disks import small_disk
-from tests.source_node.conftest import wait_until
 
 
 @pytest.fixture

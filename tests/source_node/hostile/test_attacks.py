@@ -12,9 +12,9 @@ from ddib_fed.errors import DiskFull, QueueFull, QuotaSpent
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.submission import Receiving, Staging
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import make_institution, npy
 from tests.small_disks import small_disk
-from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs, submit
 from tests.source_node.scripted_target import hang
 from tests.source_node.served import Served, job_header

@@ -20,7 +20,6 @@ from tests.source_node.jobs.job_examples import (
     encode,
     files,
     header,
-    keep_translation,
     running,
     submit,
 )
@@ -164,23 +163,6 @@ def test_files_and_folders_are_private(store, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in everything if path.is_file()} == {0o600}
     folders = [tmp_path / "spool", *filter(Path.is_dir, everything)]
     assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_named(store, tmp_path, monkeypatch, code):
-    job = running(store)
-    encode(store, job)
-
-    def full(_: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(DiskFull) as caught:
-            keep_translation(store, job)
-    assert caught.value.retry_after_s
-    assert files(tmp_path) == {"0.input", "0.encoded"}
-    assert store.spool.used_bytes == len(b"points" + b"latent")
 
 
 @pytest.mark.parametrize("job_id", ["..", "a/b", "A" * 32, "0" * 31])

@@ -52,17 +52,6 @@ def test_a_job_that_was_put_back_waits(store, clock):
     assert jobs.claim(store).job_id == job.job_id
 
 
-def test_a_killed_nodes_jobs_go_on(store, open_store):
-    job = jobs.running(store, b"one", b"two")
-    jobs.encode(store, job)
-    again = open_store()
-    assert again.release_running() == []
-    claimed = jobs.claim(again)
-    assert [item.state for item in claimed.items] == [ItemState.ENCODED, ItemState.RECEIVED]
-    assert again.read_part(job.job_id, 0, SpoolPart.ENCODED) == b"latent"
-    assert claimed.items[0].provenance == {"seconds": {"encode": 1.0}}
-
-
 def test_a_job_that_was_to_be_cancelled_is_cancelled_at_the_next_start(store, open_store):
     job = jobs.running(store)
     store.cancel(job.job_id, jobs.ALICE)

@@ -19,11 +19,12 @@ from ddib_fed.v1 import translation_pb2 as pb
 from source_node.spool import SpoolPart
 from source_node.store import StoredJob
 from source_node.submission import choose_calibration
+from tests.e2e.harness import wait_until
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
 from tests.protocol.examples import GuidanceTerms, PictureTerms, changed, limits_of, picture_side
 from tests.protocol.examples import offer as guided
-from tests.source_node.conftest import Source, wait_until
+from tests.source_node.conftest import Source
 from tests.source_node.scripted_target import ScriptedTarget, hang
 
 RETURNED = Latent.from_array(np.random.default_rng(3).standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))

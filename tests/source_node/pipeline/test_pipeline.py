@@ -19,9 +19,10 @@ from ddib_fed.security import pki
 from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.spool import Spool, SpoolPart
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
-from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source, wait_until
+from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source
 from tests.source_node.scripted_target import hang, refuse
 
 THREE = [npy(seed=n) for n in range(3)]
