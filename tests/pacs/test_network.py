@@ -47,17 +47,18 @@ from tests.pacs.peers import (
 
 # Which pynetdicom leaves open where an association is not made.
 pytestmark = [
-    pytest.mark.filterwarnings(f"ignore::{kind}")
-    for kind in ("ResourceWarning", "pytest.PytestUnraisableExceptionWarning")
+    pytest.mark.usefixtures("without_leftovers"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 CT, MR = pydicom.uid.CTImageStorage, pydicom.uid.MRImageStorage
 UID = str(pydicom.dcmread(DICOM / "CT_small.dcm").SOPInstanceUID)
 FIND, MOVE = "1.2.840.10008.5.1.4.1.2.2.1", "1.2.840.10008.5.1.4.1.2.2.2"
 
 
-@pytest.fixture(autouse=True)
-def impatience(monkeypatch: pytest.MonkeyPatch, without_leftovers: None) -> None:
-    del without_leftovers
+@pytest.fixture
+def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tests whose peer says nothing."""
     monkeypatch.setattr(dicom_network, "CONNECT_S", 2.0)
 
 
@@ -105,7 +106,7 @@ def test_rejections_are_named_by_their_reason(tmp_path):
         receiver.stop()
 
 
-def test_a_peer_that_is_not_there_is_named():
+def test_a_peer_that_is_not_there_is_named(impatience):
     own, port = OwnEntity("DDIB"), free_port()
     says = cause(lambda: echo(own, DicomPeer("PEER", "127.0.0.1", port)))
     assert f"nothing listens at 127.0.0.1:{port}" in says
@@ -132,7 +133,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("ours", None, "localhost", "breaks the TLS handshake off|no TLS at"),
     ],
 )
-def test_tls_is_of_both_sides(certificates, ours, theirs, host, says):
+def test_tls_is_of_both_sides(impatience, certificates, ours, theirs, host, says):
     """An association where each accepts the other's certificate; else what is wrong with which."""
     own = OwnEntity("DDIB", ours and certificates / ours)
     there = tls_peer(certificates / theirs) if theirs else pynetdicom_peer([VERIFICATION, MR])
