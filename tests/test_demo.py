@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import sample
 from ddib_fed.demo import MARKER, finish, prepare
 from ddib_fed.demo_figures import Bound, measure_points
 from ddib_fed.errors import AlreadyExists, ExitCode, OutOfBounds

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import ddib_fed
 from ddib_fed import Model
-from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.datasets import SHIPPED
 from ddib_fed.models.catalogue import shipped_folder, shipped_names
 
 ROOT = Path(__file__).parents[1]

@@ -443,8 +443,7 @@ class SignedCalibration(Frozen):
     source: Signature | None = None
     target: Signature | None = None
     active: bool = True
-    added: AwareDatetime | None = None
-    """When this node stored it."""
+    added: AwareDatetime | None = None  # when this node stored it
 
     def save(self, path: str | Path) -> None:
         _save(self, path)

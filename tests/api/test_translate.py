@@ -12,8 +12,7 @@ from PIL import Image
 import ddib_fed
 from ddib_fed import Request, Settings
 from ddib_fed.calibration.record import CalibratedSide, Dial
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import cut_scene, load_shipped, sample
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationForeign,
@@ -25,7 +24,6 @@ from ddib_fed.errors import (
     UsageError,
 )
 from tests.calibration.examples import calibration
-from tests.data_modules.scenes import cut_scene
 from tests.node.volume_examples import SIDES, save_volume_model, voxels
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.folder import expand
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings, draw_samples, item_of, point_draw
 from ddib_fed.engine.batcher import Batcher

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.data.synthetic import DOMAINS, sample
+from ddib_fed.datasets import DOMAINS, sample
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.gate import (

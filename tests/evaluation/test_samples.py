@@ -10,8 +10,8 @@ from ddib_fed.data.pictures import ImageLimits, decode_volume, encode_png
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, KindMismatch, PictureMisfit, ShapeMismatch
-from ddib_fed.evaluation.metrics import file_rule
 from ddib_fed.evaluation.samples import REFUSE, VolumeSamples, samples_of
+from ddib_fed.metrics import file_rule
 from ddib_fed.models.manifest import PictureFormat
 from tests.engine.latent_models import autoencoder, latent_model
 from tests.node.volume_examples import SIDES, npy, volume_model, voxels

@@ -10,7 +10,7 @@ from ddib_fed.calibration.aggregate import QUANTUM
 from ddib_fed.calibration.record import leg_map, units_of
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import CalibrationModel, ImageUnreadable, InputError, UsageError
-from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.metrics import picture_rule
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.training.calibrating import (
     CalibrationRequest,

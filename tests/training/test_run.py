@@ -9,7 +9,7 @@ import torch
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict
 from ddib_fed.evaluation.features import SampleVerdict
-from ddib_fed.evaluation.metrics import calibrate_by_chance
+from ddib_fed.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.config import SyntheticConfig
 from ddib_fed.training.run import Row, latest_checkpoint, read_progress, train

@@ -14,7 +14,7 @@ from ddib_fed import Request
 from ddib_fed.cli.main import cli
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.data.pictures import encode_png, read_image
-from ddib_fed.data.shipped import load_shipped
+from ddib_fed.datasets import load_shipped
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import (

@@ -12,7 +12,7 @@ from ddib_fed.cli.main import run
 from ddib_fed.cli.model import evaluate, model
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.datasets import SHIPPED
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import BundleInvalid, DdibError, ExitCode, InputError, SettingsInvalid, UsageError
 from ddib_fed.evaluation.sheets import to_pixels

@@ -10,7 +10,7 @@ import pydicom
 import pynetdicom
 
 from ddib_fed import Profile, Request, Settings
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.pacs import routing
 from ddib_fed.pacs.exchange import DicomSettings
 from ddib_fed.pacs.network import DicomPeer, OwnEntity, Receiver

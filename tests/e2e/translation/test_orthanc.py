@@ -14,7 +14,7 @@ import pytest
 from benchmarks.pacs.kills import measured as killed
 from benchmarks.pacs.site import Site, brain_series, storescu, until
 from benchmarks.pacs.study import measured
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from tests.formats.dicom.files import write_series
 
 pytestmark = [

@@ -16,7 +16,7 @@ from ddib_fed.client.in_process import InProcess
 from ddib_fed.client.results import write_result
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import sample
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import make_grid
 from ddib_fed.engine.arrays import ArraySettings, item_of

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from ddib_fed.cli.main import run
+from ddib_fed.datasets import cut_scene
 from ddib_fed.errors import ExitCode
-from tests.data_modules.scenes import cut_scene
 from tests.e2e.harness import two_nodes
 
 pytestmark = pytest.mark.e2e
