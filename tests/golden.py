@@ -174,13 +174,10 @@ def float64_outputs(golden: Golden, settings: Mapping[str, Any], noise: Tensor |
         return _training(golden, settings, noise)
     schedule, respacing = schedule_of(settings), settings["timestep_respacing"]
     solver = SolverSettings(
-        "ddim",
-        evaluations=len(space_timesteps(schedule.steps, respacing)),
-        grid="ddib",
-        levels=PublicLevels(schedule.name, schedule.steps, respacing),
-        eta=settings.get("eta", 0.0),
+        "ddim", evaluations=len(space_timesteps(schedule.steps, respacing)), grid="ddib",
+        levels=PublicLevels(schedule.name, schedule.steps, respacing), eta=settings.get("eta", 0.0),
         ancestral=settings.get("ancestral", False),
-    )
+    )  # fmt: skip
     network, noisy = networks(golden)
     first = Denoiser(network.double(), predicted(settings), "timestep")
     # Points are decoded by the same network with its last layer halved.

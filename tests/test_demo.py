@@ -46,10 +46,8 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
     out.mkdir()
     np.save(sent, source)
     parts = {
-        "points": target,
-        "points.latent": np.zeros_like(source),
-        "points.returned": source + np.float32(0.1),
-    }
+        "points": target, "points.latent": np.zeros_like(source), "points.returned": source + np.float32(0.1),
+    }  # fmt: skip
     for name, points in parts.items():
         np.save(out / f"{name}.npy", points)
     exact = CycleError(median=0, mean=0, p99=0, max=0)

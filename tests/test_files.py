@@ -127,7 +127,6 @@ def test_keys_are_sorted_and_nothing_is_spaced():
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 2**53, "é", "a\nb", {"é": 1}])
 def test_what_implementations_could_write_differently_is_refused(value):
-    """Not finite, over 2^53 - 1, or not printable ASCII."""
     with pytest.raises(ValueError, match=r"representable|safe integer|ASCII"):
         canonical_json(value)
 

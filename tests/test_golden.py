@@ -59,7 +59,6 @@ def test_the_float64_files_have_every_case_and_agree_with_the_float32_files():
 
 @pytest.mark.slow
 def test_a_guide_that_is_left_out_is_found(monkeypatch):
-    """Without the classifier's push the step is another: the comparison sees guidance."""
     monkeypatch.setattr(golden, "ClassifierGuided", lambda denoiser, classifier, scale: denoiser)
     differences = golden.compare_file(DATA / "unet_adm_class_guided.safetensors")
     assert {found.output for found in differences if not found.ok} == {"step", "decoded"}

@@ -28,7 +28,6 @@ def accepts(make, *refusals) -> bool:
 
 @pytest.mark.parametrize("name", DOMAINS)
 def test_a_domain_is_accepted_everywhere_or_nowhere(name: str) -> None:
-    """Configuration, contract, bundle and training; before, only contract and bundle looked, each in its own way."""
     found = {
         "grammar": is_domain(name),
         "config": accepts(lambda: ModelSection(domain=name), ValidationError),
@@ -44,7 +43,6 @@ def test_a_domain_is_accepted_everywhere_or_nowhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", INSTITUTIONS)
 def test_an_institution_is_accepted_everywhere_or_nowhere(name: str) -> None:
-    """Before, a.b could make a node and certificates, and each contract refused it."""
     found = {
         "grammar": is_institution(name),
         "config": accepts(

@@ -82,7 +82,6 @@ def test_writes_that_wait_are_one_commit_and_each_fails_alone(store: NodeStore) 
 
 @pytest.mark.parametrize("end", ["flush", "another", "close"])
 def test_patient_writes_go_together_with_what_does_not_wait(store: NodeStore, monkeypatch, end: str) -> None:
-    """In the order in which they came, as one commit."""
     monkeypatch.setattr("ddib_fed.store.PATIENCE_S", 60.0)
     patient = [store.write(put(f"{n:02}"), patient=True) for n in range(TOGETHER - 1)]
     assert not wait(patient, timeout=0.1).done
@@ -92,7 +91,6 @@ def test_patient_writes_go_together_with_what_does_not_wait(store: NodeStore, mo
 
 
 def test_a_patient_write_waits_neither_for_ever_nor_for_more_than_some(store: NodeStore, monkeypatch) -> None:
-    """A little while alone, and no longer once there are enough."""
     assert store.write(put("alone"), patient=True).result(60) == "alone"
     monkeypatch.setattr("ddib_fed.store.PATIENCE_S", 60.0)
     for future in [store.write(put(f"{n}"), patient=True) for n in range(TOGETHER)]:

@@ -17,10 +17,10 @@ from ddib_fed.protocol.calls import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.record import Settings
 from target_node import service
+from tests.e2e.harness import wait_until
 from tests.e2e.in_process import InProcessNodes
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.protocol.surface import METADATA
-from tests.source_node.conftest import wait_until
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GOOD = f"00-{TRACE}-{SPAN}-01"

@@ -133,18 +133,14 @@ def client(issuer: NodeConfig, server: Server, folder: Path, *, age: timedelta) 
     folder.mkdir()
     enrolled(issuer, folder / "pki", Identity("north.example", "client", "alice"), now=NOW - age)
     text = render_client_toml(
-        institution="north.example",
-        name="alice",
-        source_address=server.address,
-        source_identity="node-1.north.example",
-        pki="pki",
-    )
+        institution="north.example", name="alice", source_address=server.address,
+        source_identity="node-1.north.example", pki="pki",
+    )  # fmt: skip
     (folder / "client.toml").write_text(text)
     return Profile.load(folder / "client.toml")
 
 
 def test_a_client_renews_through_its_source_node(issuer: NodeConfig, server: Server, tmp_path: Path) -> None:
-    """After 20 of its 30 days, and stays a client."""
     profile = client(issuer, server, tmp_path / "alice", age=timedelta(days=21))
     assert renew_client(profile)
     own = pki.load_identity(profile.pki_folder)
@@ -201,7 +197,6 @@ class Stranger(identity_pb2_grpc.IdentityServiceServicer):
 
 
 def test_an_answer_for_another_root_is_not_installed(issuer: NodeConfig) -> None:
-    """An issuer that shows a good certificate and answers with strange roots changes nothing here."""
     servicer, folder, server = Stranger(), issuer.paths.pki, grpc.server(ThreadPoolExecutor(1))
     identity_pb2_grpc.add_IdentityServiceServicer_to_server(servicer, server)
     credentials = tls.ServerCredentials(folder, PeerStore(issuer.paths.state, "north.example"))

@@ -19,14 +19,12 @@ def write(folder: Path, **replace: str) -> Path:
 
 
 def test_the_template_is_accepted_and_paths_are_relative_to_it(tmp_path: Path) -> None:
-    """What `ddib init node` writes can be read, and the state lies beside the file."""
     config = NodeConfig.load(write(tmp_path))
     assert config.node.roles == ("source",)
     assert config.paths.pki == tmp_path / "state" / "pki"
 
 
 def test_every_commented_setting_can_be_switched_on(tmp_path: Path) -> None:
-    """The comments in the template show settings that exist, with values that are valid."""
     path = write(tmp_path)
     lines = []
     for line in path.read_text().splitlines():

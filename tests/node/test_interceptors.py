@@ -1,6 +1,5 @@
 """Who calls, may they, how much at once, and what they read when it fails: over real mutual TLS."""
 
-import errno
 import logging
 import threading
 import time
@@ -21,10 +20,10 @@ from ddib_fed.security import pki
 from ddib_fed.security.admission import presented_certificate
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from tests.e2e.harness import wait_until
 from tests.node.institutions import Institution, issue_client
 from tests.node.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure
 from tests.security.attacks.raw_http2 import HEALTH, Raw, message
-from tests.source_node.conftest import wait_until
 
 
 def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parsed(node, north, tmp_path):
@@ -36,7 +35,6 @@ def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parse
 
 
 def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: Institution) -> None:
-    """On the connection that was made while it was good, although it was verified before."""
     with node.stub(north) as stub:
         stub.DescribeDomain(ASK, timeout=60)
         node.now = lambda: datetime.now(UTC) + timedelta(hours=25)
@@ -46,7 +44,6 @@ def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: I
 
 
 def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, north: Institution) -> None:
-    """In the middle of a stream that is both ways; the message does not reach the servicer."""
     requests = Requests()
     with node.stub(north) as stub:
         call = stub.Decode(requests, timeout=60)
@@ -133,14 +130,11 @@ SECRET = "/srv/node/state/pki/leaf.key of patient 4711"
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError(SECRET),
-        OSError(2, SECRET),
-        errors.InternalError(SECRET),
-        errors.QueueFull(SECRET, hint=SECRET),
+        ValueError(SECRET), OSError(2, SECRET), errors.InternalError(SECRET), errors.QueueFull(SECRET, hint=SECRET),
         grpc.RpcError(SECRET),
     ],
     ids=lambda e: type(e).__name__,
-)
+)  # fmt: skip
 def test_the_text_of_an_exception_never_leaves(node: Listening, north: Institution, error: Exception) -> None:
     node.echo.failure = error
     with node.stub(north) as stub:
@@ -175,15 +169,6 @@ def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution
     with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
         stub.DescribeDomain(ASK, timeout=60)
     assert abs(clock_difference(error.value.trailing_metadata())) < 5
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_no_internal_error(node: Listening, north: Institution, code: int) -> None:
-    node.echo.failure = OSError(code, "No space left on device", "/srv/ddib/state/node.sqlite")
-    found = failure(node, north)
-    assert isinstance(found, errors.DiskFull)
-    assert found.retry_after_s
-    assert "/srv" not in found.detail
 
 
 def open_streams(stub: decoding_pb2_grpc.DecodingServiceStub, count: int) -> list:

@@ -19,6 +19,7 @@ from ddib_fed.security.peers import Peer, Snapshot
 from ddib_fed.security.pki import new_authority
 from ddib_fed.store import NodeStore
 from tests.node.tiny_nodes import make_config
+from tests.source_node.jobs.job_examples import Clock
 
 NORTH = new_authority("north.example").certificate
 SOUTH = new_authority("south.example").certificate
@@ -174,16 +175,11 @@ def test_what_is_no_policy_is_refused(tmp_path: Path, key: str, value: str) -> N
         make_config(tmp_path / "north", "north.example", "source", **{key: value})
 
 
-class Clock:
-    now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    made = Clock()
+    made.now = 1e9
+    return made
 
 
 @pytest.fixture

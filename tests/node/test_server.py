@@ -15,10 +15,10 @@ from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from tests.e2e.harness import wait_until
 from tests.node.institutions import Institution
 from tests.node.listening import ASK, Listening, Requests, described
 from tests.node.tiny_nodes import make_institution
-from tests.source_node.conftest import wait_until
 
 SERVICE = "ddib_fed.v1.DecodingService"
 
@@ -48,11 +48,9 @@ class Served:
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(Servicer(), self.server.grpc)
         self.server.start()
         self.channel = tls.channel(
-            self.server.address,
-            server_name="node-1.south.example",
-            pki_folder=north.pki,
+            self.server.address, server_name="node-1.south.example", pki_folder=north.pki,
             roots_pem=certificate_pem(south.root),
-        )
+        )  # fmt: skip
         self.stub = decoding_pb2_grpc.DecodingServiceStub(self.channel)
 
     def health(self, service: str = "") -> str:

@@ -87,7 +87,6 @@ def test_a_peer_that_stores_nothing_is_named(classes, says):
 
 
 def test_rejections_are_named_by_their_reason(tmp_path):
-    """By the receiver's own answers: the calling AE title, and the called one."""
     port, said = free_port(), list[str]()
     receiver = Receiver(
         OwnEntity("DDIB"), port, tmp_path / "in", [DicomPeer("KNOWN", "127.0.0.1")], lambda *_: 0, say=said.append
@@ -212,7 +211,6 @@ def test_an_association_request_of_600_megabytes_is_not_received(tmp_path):
     ids=["a command", "a data set of no command", "a command in place of the instance that was announced"],
 )
 def test_a_message_without_an_end_is_cut(tmp_path, control, begun):
-    """Fragments of which none is the last."""
     with receiving(tmp_path) as (port, said), associated(port, "SENDER") as link:
         link.sendall(begun)
         with contextlib.suppress(OSError):
@@ -251,7 +249,6 @@ def test_a_listener_outlives_a_host_that_gets_its_address_meanwhile(tmp_path):
 
 
 def test_instances_that_nobody_answers_any_more_are_not_left(tmp_path):
-    """A sender that does not wait for answers, and breaks off."""
     begun, go_on = threading.Event(), threading.Event()
 
     def keep(*_: object) -> int:
@@ -311,7 +308,6 @@ def test_a_redirect_is_bounded_too(tmp_path):
 
 
 def test_an_answer_of_a_peer_is_bounded_too():
-    """A PACS that answers the request for an association with 4 GiB."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:
@@ -378,7 +374,6 @@ def test_a_service_that_is_no_dicomweb_is_named(status, body, says):
     ("login", "shown"), [("ward:secret", "Basic d2FyZDpzZWNyZXQ="), ("a-token", "Bearer a-token")]
 )
 def test_a_login_is_a_password_or_a_token_and_private(tmp_path, login, shown):
-    """It is never shown to a host in plain text, nor read from a file that others can read."""
     file = tmp_path / "login"
     file.write_text(login)
     file.chmod(0o644)
@@ -401,9 +396,7 @@ FAILED = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": 
         (200, STORED, "application/dicom+json", ""),
         (200, STORED, "application/dicom+json; charset=utf-8", ""),
         (
-            202,
-            FAILED,
-            "application/dicom+json;charset=utf-8",
+            202, FAILED, "application/dicom+json;charset=utf-8",
             "does not say that it stored an instance (failure 0xA700)",
         ),
         (202, {}, "text/html", "does not say that it stored"),
@@ -411,7 +404,7 @@ FAILED = {"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": 
         (409, {}, "application/dicom+json", "answered 409"),
         (503, {}, "application/dicom+json", "answered 503"),
     ],
-)
+)  # fmt: skip
 def test_an_instance_is_stored_where_the_answer_says_so(status, answer, kind, says):
     """Not where a proxy's page of login does."""
     sent: list[Path] = []
@@ -443,7 +436,6 @@ def contents(*studies: str) -> list[bytes]:
 
 
 def test_a_study_of_dicomweb_is_kept_as_it_comes(tmp_path):
-    """Byte for byte; the one instance of a service that sends no multipart, too."""
     sent = contents("1.2.3", "1.2.3", "1.2.3")
     with web(200, answers("1.2.3"), study=(multipart(*sent), MULTIPART)) as (url, _):
         assert Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path) == 3
@@ -547,7 +539,7 @@ def test_a_query_of_several_studies_names_them(tmp_path):
     port = free_port()
     with (
         archive(["1.3", "1.2"], [], own=port) as peer,
-        pytest.raises(DdibError, match="several studies") as caught,
+        pytest.raises(DdibError, match="several studies of PatientID=1") as caught,
     ):
         fetch(OwnEntity("DDIB"), peer, port, {"PatientID": "1"}, tmp_path, str)
     assert caught.value.hint == "--query StudyInstanceUID=1.2, or --query StudyInstanceUID=1.3"
@@ -563,7 +555,6 @@ def test_a_query_of_several_studies_names_them(tmp_path):
     ("studies", "aet", "status", "says"),
     [
         ([], "DDIB", 0, "has no study of PatientID=1"),
-        (["1.2", "1.3"], "DDIB", 0, "has several studies of PatientID=1"),
         (["1.2"], "DDIB", 0xA700, "did not answer the query: status 0xA700"),
         (["1.2"], "OTHER", 0, "it does not know OTHER as a destination"),
     ],

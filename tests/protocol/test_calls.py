@@ -40,7 +40,6 @@ def test_an_element_that_does_not_come_in_time_is_said():
 
 
 def test_an_iterator_that_is_left_is_closed():
-    """Its thread does not wait for a place in the queue."""
     closed = threading.Event()
 
     def elements():

@@ -91,7 +91,6 @@ def test_a_value_outside_its_limits_is_refused_by_name(name) -> None:
 
 
 def test_a_wrong_value_is_found_inside_another_message() -> None:
-    """In an answer's list of jobs, as `ddib job list` reads it."""
     answer = translation_pb2.ListJobsResponse(jobs=[filled(MESSAGES["Job"])] * 2)
     answer.jobs[1].finished = 1e300
     with pytest.raises(MessageInvalid, match=r"Job\.finished"):

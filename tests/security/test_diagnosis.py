@@ -38,12 +38,9 @@ def node(tmp_path: Path, north: Institution) -> Iterator[Listening]:
 
 def look(node: Listening, north: Institution, proxy: Proxy | None, address: str = "") -> Diagnosis:
     return diagnose(
-        address or node.address,
-        server_name="node-1.south.example",
-        pki_folder=north.pki,
-        roots_pem=certificate_pem(node.south.root),
-        proxy=proxy,
-    )
+        address or node.address, server_name="node-1.south.example", pki_folder=north.pki,
+        roots_pem=certificate_pem(node.south.root), proxy=proxy,
+    )  # fmt: skip
 
 
 def asked(north: Institution, proxy: Proxy | None) -> str:

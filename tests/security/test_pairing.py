@@ -262,13 +262,11 @@ def test_whoever_answers_in_place_of_the_listener_has_one_guess(north: Side, who
 @pytest.mark.parametrize(
     "sent",
     [
-        b"GET / HTTP/1.1\r\n\r\n",
-        MAGIC + b"\x00\x00\x00\x21" + b"A" * 33,
-        MAGIC + (MAX_FRAME + 1).to_bytes(4, "big"),
-        b"ddib-pair/9\n",
+        b"GET / HTTP/1.1\r\n\r\n", MAGIC + b"\x00\x00\x00\x21" + b"A" * 33,
+        MAGIC + (MAX_FRAME + 1).to_bytes(4, "big"), b"ddib-pair/9\n",
     ],
     ids=["HTTP", "no point of the curve", "a long frame", "another release"],
-)
+)  # fmt: skip
 def test_connections_without_a_code_use_nothing_up(north, south, waiting, sent):
     """A scan of ports cannot stop two operators; the listener tells its own of it."""
     host, port = waiting.address.split(":")

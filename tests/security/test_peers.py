@@ -205,7 +205,6 @@ def test_a_store_that_others_may_write_is_not_used(admitted: Institution) -> Non
 
 
 def test_a_change_within_the_resolution_of_time_stamps_is_seen(admitted: Institution) -> None:
-    """Same inode, same size, same time stamp: only the content differs."""
     store, path = admitted.store, admitted.store.file
     assert store.get("south.example").address == "127.0.0.1:7443"
     stamp = path.stat()
@@ -226,7 +225,6 @@ def test_own_roots_that_become_unreadable_stay_in_use_and_are_a_problem(admitted
 
 
 def test_a_certificate_is_verified_again_when_its_root_has_ended(north, south):
-    """The leaf itself is good for longer, and nothing else has changed."""
     south.admit(north)
     now = NOW
     verifier = Verifier(south.store, lambda: now)
@@ -241,7 +239,6 @@ def test_a_certificate_is_verified_again_when_its_root_has_ended(north, south):
 
 
 def test_a_call_ends_when_its_institution_names_another_node(north: Institution, south: Institution) -> None:
-    """The root is still pinned and the certificate still good: only the peer file names another node now."""
     south.admit(north)
     policy = Policy(institution="south.example", roles=("target",), issuer=False)
     leaf = forge(north.authority, names("north.example"))

@@ -289,17 +289,12 @@ def test_a_leaf_of_the_pinned_root_proves_its_identity(kind) -> None:
 @pytest.mark.parametrize(
     "uri",
     [
-        "https://north.example/node/node-1",
-        "spiffe://NORTH.example/node/node-1",
-        "spiffe://north.example/admin/node-1",
-        "spiffe://north.example/node/node-1?x=1",
-        "spiffe://north.example/node/%6eode",
-        "spiffe://127.0.0.1/node/node-1",
-        "spiffe://north.example/node/" + "a" * 64,
-        "spiffe://north.example/node/x\n",
-        "",
+        "https://north.example/node/node-1", "spiffe://NORTH.example/node/node-1",
+        "spiffe://north.example/admin/node-1", "spiffe://north.example/node/node-1?x=1",
+        "spiffe://north.example/node/%6eode", "spiffe://127.0.0.1/node/node-1",
+        "spiffe://north.example/node/" + "a" * 64, "spiffe://north.example/node/x\n", "",
     ],
-)
+)  # fmt: skip
 def test_a_uri_of_another_form_is_no_identity(uri: str) -> None:
     with pytest.raises(InputError):
         Identity.parse(uri)

@@ -34,7 +34,6 @@ def refuse(refusals: Refusals, identity: str) -> None:
 
 
 def test_repeated_refusals_share_a_line_that_counts_them(refusals: Refusals, audit: Audit) -> None:
-    """The first is written at once, the others when the minute is over, also if none follows."""
     for _ in range(100):
         refuse(refusals, "alice")
     refusals.flush()
@@ -49,7 +48,6 @@ def test_repeated_refusals_share_a_line_that_counts_them(refusals: Refusals, aud
 
 
 def test_ten_thousand_identities_do_not_fill_the_disk(refusals: Refusals, audit: Audit) -> None:
-    """Those beyond the bound share one line for each reason; every refusal is counted."""
     for number in range(10_000):
         refuse(refusals, f"client-{number}")
     audit.now += INTERVAL_S

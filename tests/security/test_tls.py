@@ -19,9 +19,10 @@ from ddib_fed.security.peers import Peer
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from tests.e2e.harness import wait_until
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
-from tests.source_node.conftest import wait_until
+from tests.source_node.jobs.job_examples import Clock
 
 ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
 
@@ -94,13 +95,6 @@ def test_a_new_certificate_is_served_without_a_restart(node, north, south):
     wait_until(lambda: served(node, north) != before)
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def channels(node: Listening, north: Institution):
     north.admit(node.south, node.address)
@@ -120,14 +114,13 @@ def works(channel: grpc.Channel) -> bool:
 
 
 def test_a_new_certificate_makes_a_new_channel(channels: tls.PeerChannels, north: Institution) -> None:
-    """The old one stays for the streams on it, for as long as the longest may run."""
     first = channels.get("south.example")
     pki.issue_to_folder(north.authority, north.pki, "node", "node-1")
     second = channels.get("south.example")
     assert second is not first
     assert works(first)
     assert works(second)
-    channels.clock.now = tls.RETIRED_CHANNEL_S  # type: ignore[attr-defined]
+    channels.clock.now += tls.RETIRED_CHANNEL_S  # type: ignore[attr-defined]
     channels.refresh()
     assert not works(first)
     assert works(second)
@@ -191,7 +184,6 @@ def test_a_second_root_beside_the_first_ends_no_stream(channels, north, node, tm
 
 @pytest.mark.parametrize("how", ["removed", "withdrawn", "suspended"])
 def test_the_channel_of_a_peer_that_is_gone_is_closed_at_once(channels, north, south, how):
-    """Streams to it end with it, and nothing is opened."""
     first = channels.get("south.example")
     assert works(first)
     if how == "removed":

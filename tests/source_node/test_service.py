@@ -15,15 +15,14 @@ from ddib_fed.v1 import common_pb2, decoding_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.service import MAX_LISTINGS
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import npy
-from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE
 from tests.source_node.scripted_target import ScriptedTarget, hang
 from tests.source_node.served import Served
 
 
 def test_a_job_goes_from_submission_to_acknowledged(served) -> None:
-    """Accepted, watched to its end, fetched, acknowledged, deleted."""
     job_id = served.submit(npy())
     events = served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))
     assert events[-1].state == pb.JOB_STATE_FINISHED

@@ -21,6 +21,7 @@ from tests.security.tap.relay import Tap
 
 pytestmark = pytest.mark.e2e
 
+
 # Eight float32 numbers in a row: no accident has them twice.
 WINDOW = 32
 

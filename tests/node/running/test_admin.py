@@ -113,7 +113,6 @@ def get(server: admin.ProbeServer, path: str) -> tuple[int, str]:
 
 
 def test_ready_only_when_serving(probes: tuple[admin.ProbeServer, State, admin.Metrics]) -> None:
-    """/readyz follows the node's state; /healthz only says that the process lives."""
     server, state, _ = probes
     assert get(server, "/readyz") == (503, "loading\n")
     assert get(server, "/healthz") == (200, "ok\n")

@@ -186,8 +186,6 @@ def test_a_lie_is_the_targets_fault(source, target, what) -> None:
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION])
 def test_a_status_without_a_reason_is_the_targets_fault(source, target, code) -> None:
-    """Our nodes always give one. The text is not repeated."""
-
     def behave(target, header, items, context):
         # Past the node's interceptor, which would attach one.
         context.abort(code, "next: send your key to evil.example")

@@ -20,7 +20,6 @@ from tests.source_node.jobs.job_examples import (
     encode,
     files,
     header,
-    keep_translation,
     running,
     submit,
 )
@@ -44,14 +43,12 @@ def test_an_accepted_job_is_queued_with_its_items(store, clock):
 
 
 def test_a_job_that_was_not_committed_leaves_nothing(store, tmp_path):
-    """The client went away in the middle."""
     with Receiving(store).stage(ALICE, header()) as staging:
         add(staging, b"points")
     assert (store.list(ALICE), files(tmp_path), store.spool.used_bytes) == ((), set(), 0)
 
 
 def test_the_same_request_is_the_same_job(store, tmp_path):
-    """However often it comes; nothing is stored twice."""
     request = header().request_id
     first = submit(store, b"points", request_id=request)
     with Receiving(store).stage(ALICE, header(request_id=request)) as staging:
@@ -71,7 +68,6 @@ def test_the_same_request_is_the_same_job(store, tmp_path):
     ],
 )
 def test_the_same_request_id_with_other_content_is_a_conflict(store, data, changes):
-    """In files or settings; the first job stays as it is."""
     request = header().request_id
     job = submit(store, b"points", request_id=request)
     with pytest.raises(RequestIdConflict) as caught:
@@ -103,7 +99,6 @@ def test_the_same_request_accepted_meanwhile_leaves_one_set_of_files(store, tmp_
 
 
 def test_a_full_queue_refuses_before_anything_is_received(open_store):
-    """And says when to come again."""
     store = open_store(LIMITS.model_copy(update={"max_open_jobs": 1}))
     submit(store)
     with pytest.raises(QueueFull) as caught, Receiving(store).stage(ALICE, header()):
@@ -159,7 +154,6 @@ def test_a_job_whose_write_never_began_leaves_no_file(store, tmp_path, monkeypat
 
 
 def test_files_and_folders_are_private(store, tmp_path):
-    """0600 and 0700, whatever the umask."""
     old = os.umask(0)
     try:
         encode(store, running(store))
@@ -169,24 +163,6 @@ def test_files_and_folders_are_private(store, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in everything if path.is_file()} == {0o600}
     folders = [tmp_path / "spool", *filter(Path.is_dir, everything)]
     assert {path.stat().st_mode & 0o777 for path in folders} == {0o700}
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_named(store, tmp_path, monkeypatch, code):
-    """The error asks the client to retry; nothing is left of the file."""
-    job = running(store)
-    encode(store, job)
-
-    def full(_: int) -> None:
-        raise OSError(code, os.strerror(code))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
-        with pytest.raises(DiskFull) as caught:
-            keep_translation(store, job)
-    assert caught.value.retry_after_s
-    assert files(tmp_path) == {"0.input", "0.encoded"}
-    assert store.spool.used_bytes == len(b"points" + b"latent")
 
 
 @pytest.mark.parametrize("job_id", ["..", "a/b", "A" * 32, "0" * 31])

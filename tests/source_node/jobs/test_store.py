@@ -18,7 +18,6 @@ DAY_S, YEAR_S = 86_400.0, 365 * 86_400.0
 
 
 def test_another_clients_job_is_as_good_as_none(store):
-    """The same error, whatever is asked."""
     job_id = jobs.submit(store).job_id
     for ask in (store.get, store.cancel, store.delete):
         with pytest.raises(JobNotFound):
@@ -33,7 +32,6 @@ def test_another_clients_job_is_as_good_as_none(store):
 
 
 def test_each_job_is_claimed_by_one_thread(store):
-    """The oldest first, however many ask at once."""
     ids = [jobs.submit(store).job_id for _ in range(8)]
     claimed = []
 
@@ -47,24 +45,11 @@ def test_each_job_is_claimed_by_one_thread(store):
 
 
 def test_a_job_that_was_put_back_waits(store, clock):
-    """Others go first; later it is due again."""
     job = jobs.running(store)
     store.put_back(job.job_id, 10.0)
     assert store.due() == []
     clock.now += 10
     assert jobs.claim(store).job_id == job.job_id
-
-
-def test_a_killed_nodes_jobs_go_on(store, open_store):
-    """From where their items are."""
-    job = jobs.running(store, b"one", b"two")
-    jobs.encode(store, job)
-    again = open_store()
-    assert again.release_running() == []
-    claimed = jobs.claim(again)
-    assert [item.state for item in claimed.items] == [ItemState.ENCODED, ItemState.RECEIVED]
-    assert again.read_part(job.job_id, 0, SpoolPart.ENCODED) == b"latent"
-    assert claimed.items[0].provenance == {"seconds": {"encode": 1.0}}
 
 
 def test_a_job_that_was_to_be_cancelled_is_cancelled_at_the_next_start(store, open_store):
@@ -100,7 +85,6 @@ def bring(store, job, state: str) -> None:
 
 @pytest.mark.parametrize("before", list(ItemState))
 def test_only_the_legal_steps_are_taken(store, before):
-    """Every pair of states, with every file that a step asks for."""
     kept = [NewFile(part, b"x") for part in (SpoolPart.ENCODED, SpoolPart.TRANSLATION)]
     for after in ItemState:
         job = jobs.running(store)
@@ -148,7 +132,6 @@ def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path)
 
 
 def test_a_file_that_changed_on_disk_or_is_gone_is_noticed(store, tmp_path):
-    """It is not handed on as if it were whole."""
     job = jobs.running(store)
     (file,) = (tmp_path / "spool" / job.job_id).iterdir()
     file.write_bytes(b"POINTS")
@@ -160,7 +143,6 @@ def test_a_file_that_changed_on_disk_or_is_gone_is_noticed(store, tmp_path):
 
 
 def test_a_job_is_finished_once(store):
-    """The second time is a conflict, whatever the state."""
     job = jobs.running(store)
     with pytest.raises(StateConflict):
         store.finish(job.job_id, "FINISHED")
@@ -209,7 +191,6 @@ def test_an_acknowledged_item_leaves_only_its_row(store, tmp_path):
 
 
 def test_a_wrong_digest_removes_nothing_at_all(store, tmp_path):
-    """Not even the items beside it whose digests are right."""
     job = jobs.running(store, b"one", b"two")
     digest = jobs.decode(store, job, 0)
     jobs.decode(store, job, 1)
@@ -262,7 +243,6 @@ def lines(folder: Path) -> list[tuple[str, str]]:
 
 
 def test_each_act_has_its_line_once(store, tmp_path) -> None:
-    """An act that is refused, or that changes nothing, has none."""
     job = jobs.running(store, b"one", b"two")
     digest = jobs.decode(store, job)
     with pytest.raises(StateConflict):
@@ -303,7 +283,6 @@ def test_what_cannot_be_written_is_not_done(store: JobStore, tmp_path: Path, mon
 
 
 def test_a_start_sweeps_what_a_kill_left(store, open_store, tmp_path):
-    """Files without a row; never one with a row."""
     job = jobs.running(store)
     (tmp_path / "spool" / job.job_id / "0.translation").write_bytes(b"torn")
     leftover = tmp_path / "spool" / ("a" * 32)

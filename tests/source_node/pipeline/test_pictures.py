@@ -19,11 +19,12 @@ from ddib_fed.v1 import translation_pb2 as pb
 from source_node.spool import SpoolPart
 from source_node.store import StoredJob
 from source_node.submission import choose_calibration
+from tests.e2e.harness import wait_until
 from tests.node.picture_examples import SIZE, noise, pictures_engine, png_bytes, to_bits
 from tests.node.tiny_nodes import make_institution
 from tests.protocol.examples import GuidanceTerms, PictureTerms, changed, limits_of, picture_side
 from tests.protocol.examples import offer as guided
-from tests.source_node.conftest import Source, wait_until
+from tests.source_node.conftest import Source
 from tests.source_node.scripted_target import ScriptedTarget, hang
 
 RETURNED = Latent.from_array(np.random.default_rng(3).standard_normal((1, 1, SIZE, SIZE), dtype=np.float32))
@@ -177,7 +178,6 @@ def scan_with_one_other_pixel() -> bytes:
 
 @pytest.mark.slow
 def test_items_of_several_classes_go_in_one_call(source, targets) -> None:
-    """Each encoded as its own class; the record of each says its own."""
     pairs = (("coast", "ridge"), ("ridge", "1"), ("0", "delta"), ("coast", "2"))
     job = source.translated(pictures=4, classes=pairs)
     assert job.state == "FINISHED"
@@ -194,7 +194,6 @@ def test_items_of_several_classes_go_in_one_call(source, targets) -> None:
 
 @pytest.mark.slow
 def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
-    """As asked; the record says so, and which classifier it was."""
     offer(targets["south"], guided(4.0, 2.0, b"c" * 32, 3, clip=True))
     asked = Guidance(classifier_scale=2.0)
     job = source.translated(source_class="coast", target_class="delta", guidance=asked)
@@ -241,7 +240,6 @@ def test_results_of_the_models_size_have_the_picture_as_the_model_saw_it(source,
 
 @pytest.mark.slow
 def test_a_cycle_and_a_latent_are_made_and_kept_only_where_they_were_asked_for(source, targets) -> None:
-    """A latent is as private as its picture."""
     for changes, kept in (
         ({}, set()),
         ({"keep_latent": True}, {SpoolPart.LATENT}),

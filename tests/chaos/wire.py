@@ -1,4 +1,4 @@
-"""A TCP proxy between two ends of a TLS connection that turns single bits over, as a bad cable or router does."""
+"""A TCP proxy between two ends of a connection, for faults of the wire."""
 
 import contextlib
 import socket
@@ -8,26 +8,16 @@ from typing import Literal, Self
 Direction = Literal["to_client", "to_server"]
 
 
-class BitFlipper:
-    """Relays to a port on loopback; `arm` it, and one bit of what passes next is another."""
+class Wire:
+    """Relays to a port on loopback."""
 
-    def __init__(self, upstream: int, *, delay_s: float = 0.0) -> None:
+    def __init__(self, upstream: int) -> None:
         self._upstream = upstream
-        self._delay_s = delay_s
-        self._armed: set[Direction] = set()
         self._open: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self.port = int(self._listener.getsockname()[1])
-        self.flipped = 0
         self._threads[0].start()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def arm(self, direction: Direction) -> None:
-        self._armed.add(direction)
 
     def _accept(self) -> None:
         while True:
@@ -56,11 +46,6 @@ class BitFlipper:
 
     def _pass(self, data: bytearray, sink: socket.socket, direction: Direction) -> None:
         """One piece of data on its way; OSError ends the connection."""
-        threading.Event().wait(self._delay_s)
-        if direction in self._armed:
-            self._armed.discard(direction)
-            data[-1] ^= 1  # the end of a record: its authentication tag
-            self.flipped += 1
         sink.sendall(data)
 
     def close(self) -> None:
