@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.calibration.directed import Directed, from_bytes, save, to_files
 from benchmarks.calibration.variants import DIAL, LEGS, agreed
 from benchmarks.command import Rows, Run, command
 from benchmarks.pictures.marks import water
-from ddib_fed import Client, Request, Settings
+from ddib_fed import Model, Request, Settings
 from ddib_fed.datasets import cut_scene
 from ddib_fed.metrics import Pictures, compare, histogram_match, resample, structure
 
@@ -61,12 +62,11 @@ def measure(run: Run) -> Rows:
     yield row("the map alone", mapping(x))
     yield row("histogram matching", histogram_match(x, *(from_bytes(part[::10]) for part in directed.train)))
     whole = [model.of_scene(*x.shape[2:]) for model in directed.models]
-    tiled = directed.models[0].to(directed.models[1])
-    for title, client, tile in (("tiles, averaged", tiled, "32"), ("one ODE", whole[0].to(whole[1]), "none")):
+    for title, models, tile in (("tiles, averaged", directed.models, "32"), ("one ODE", whole, "none")):
         for name, settings in ways.items():
             began = time.process_time()
             request = Request(settings, calibration=calibration, left=())
-            pictures = translated(client, x, request, tile)
+            pictures = translated(models, x, request, tile)
             seconds = round((time.process_time() - began) / len(x), 1)
             yield row(f"{title}, {name}", pictures, cpu_seconds=seconds)
 
@@ -81,11 +81,12 @@ def scenes(stripes: range, height: int) -> tuple[Any, Pictures, Pictures]:
     return np.array([places[n][0] for n in kept]), sources, truths
 
 
-def translated(client: Client, x: Pictures, request: Request, tile: str) -> Pictures:
+def translated(models: Sequence[Model], x: Pictures, request: Request, tile: str) -> Pictures:
     """Translate scenes as files, as `ddib translate` does."""
     with tempfile.TemporaryDirectory() as folder:
         files, out = Path(folder) / "in", Path(folder) / "out"
         save(np.stack(to_files(x)).transpose(0, 3, 1, 2), files)
+        client = models[0].to(models[1])
         run = ddib_fed.Run(client, client.target, out, request)
         run.open([files], tile=tile)
         run.read()
