@@ -1,6 +1,6 @@
 """Writes the allowances for sets of points of an unknown model: the widest of the shipped models.
 
-    python -m benchmarks.privacy.usual
+    python -m tests.engine.usual_sets
 
 Honest sets are drawn from all points ("fair"), from one side of a plane ("half"), and from the neighbours of one point
 ("near"). Those of a set may be a quarter farther from the median than what is measured.
