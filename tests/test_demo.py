@@ -1,7 +1,5 @@
 """`ddib demo`: its folder, what it measures of the files, and its bounds."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

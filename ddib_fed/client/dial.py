@@ -150,6 +150,7 @@ def measure_dial(
 
     Examples
     --------
+    >>> from ddib_fed import Calibration, measure_dial
     >>> calibration = Calibration.open("satellite-as-relief")
     >>> rows, dial = measure_dial(calibration, "satellite-as-relief", "relief", limit=4)  # doctest: +SKIP
     """

@@ -28,8 +28,7 @@ from ddib_fed.metrics import EARLY, LATE, Matrix, Pictures, classifier, features
 if TYPE_CHECKING:
     from torch import Tensor
 
-COMPARED = 0, 1, 3, 5
-"""The stem and the blocks whose outputs are compared position by position."""
+COMPARED = 0, 1, 3, 5  # the stem and the blocks whose outputs are compared position by position
 
 
 def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:

@@ -28,12 +28,10 @@ from ddib_fed.networks.config import (
 )
 from ddib_fed.record import Frozen
 
-MOST_NUMBERS = 1 << 30
-"""Numbers in a sample or a latent at most: 4 GiB in float32."""
+MOST_NUMBERS = 1 << 30  # numbers in a sample or a latent at most: 4 GiB in float32
 
 
-RANKS = {"point": 1, "picture": 3, "volume": 4}
-"""Numbers in the shape of a sample."""
+RANKS = {"point": 1, "picture": 3, "volume": 4}  # numbers in the shape of a sample
 
 
 class DifferentialPrivacy(Frozen):

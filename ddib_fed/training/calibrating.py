@@ -326,7 +326,9 @@ def calibrate(
     Four anchors, whose red and blue are exchanged in the target's domain:
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from PIL import Image
+    >>> from ddib_fed import CalibrationRequest, calibrate
     >>> folders = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
     >>> for number, (red, green, blue) in enumerate([(200, 60, 20), (30, 90, 160), (90, 200, 40), (10, 20, 30)]):
     ...     Image.new("RGB", (64, 64), (red, green, blue)).save(folders[0] / f"{number}.png")

@@ -488,8 +488,7 @@ class DistilConfig(TrainConfig):
     opener = "ddib_fed.training.distil:open_distil"
 
     kind: str = "distilled"
-    teacher: str
-    """A shipped model by name, or a bundle's folder."""
+    teacher: str  # a shipped model by name, or a bundle's folder
     teacher_evaluations: int = Field(24, ge=8, le=1000)  # of a path
     uses: int = Field(PRESET, ge=1)  # steps that ask each batch of paths before it is replaced
 

@@ -1,7 +1,5 @@
 """`ddib_fed.translate` on what a notebook has: arrays, PIL pictures, paths; what it returns, and what it refuses."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -140,7 +138,7 @@ def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
     made = calibration(**sides)
 
     def translated(*models, **asked):
-        settings = Settings(evaluations=6, blend=asked.pop("blend", 0.0))
+        settings = Settings(evaluations=4, blend=asked.pop("blend", 0.0))
         [found] = ddib_fed.translate(
             scene(), *models, Request(settings, keep_latents=True, soften=0.0, **asked)
         )

@@ -1,7 +1,5 @@
 """Two nodes for tests, forked from a process that has imported their modules, and what tests look for in them."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 import time

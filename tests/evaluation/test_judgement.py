@@ -1,14 +1,12 @@
 """What is said of translations and samples, with intervals; baselines need no network."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
 from ddib_fed import metrics
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import features
-from ddib_fed.evaluation.features import SampleVerdict, judge_samples, textures
+from ddib_fed.evaluation.features import judge_samples, textures
 from ddib_fed.evaluation.judgement import judge, tables, worst_first
 from ddib_fed.metrics import feature_distance, histogram_match, mse, resample
 from ddib_fed.models.units import ChannelMap
@@ -23,14 +21,10 @@ def whole():
     source = blocks(12)
     truth = -source
     return judge(
-        np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1),
-        source=source,
-        truth=truth,
-        back=np.clip(source + 0.02, -1, 1),
-        domain=-blocks(16, seed=2),
-        marks=[True, *[False] * 11],
+        np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1), source=source, truth=truth,
+        back=np.clip(source + 0.02, -1, 1), domain=-blocks(16, seed=2), marks=[True, *[False] * 11],
         clusters=np.arange(12) // 2,
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -125,12 +119,6 @@ def test_real_pictures_are_of_the_domain_textures_are_not_and_mixtures_are_near(
     assert foreign.sentence(150).startswith("150 steps:")
 
 
-def test_a_verdict_comes_back_from_a_manifests_figures():
-    made = SampleVerdict(0.3, 0.0, 0.01, 0.5, 0.4, 64, 100)
-    assert SampleVerdict.of_figures({**made.figures(), "held_out_loss": 1.0}) == made
-    assert SampleVerdict.of_figures({"held_out_loss": 1.0}) is None
-
-
 def test_the_interval_of_a_mean_has_the_width_of_the_standard_error() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     found = resample(400).mean(values)
@@ -153,9 +141,7 @@ def test_most_intervals_hold_the_mean_of_clustered_pictures() -> None:
     assert held[1] <= 32
 
 
-def cloud(
-    count: int, *, seed: int = 0, shift: float = 0.0, scale: float = 1.0, dim: int = 6
-) -> metrics.Matrix:
+def cloud(count, *, seed=0, shift=0.0, scale=1.0, dim=6):
     return scale * np.random.default_rng(seed).normal(size=(count, dim)) + shift
 
 

@@ -92,17 +92,6 @@ def draw(count, seed=0):
     return x0, torch.from_numpy(datasets.normals(u[:, 4:])).float()
 
 
-def test_a_plain_target_is_v_of_the_point_and_its_noise():
-    x0, eps = draw(8)
-    lams = torch.tensor([0.3, -1.0], dtype=torch.float64)
-    batch = make_batch(x0, eps, lams, reference=0)
-    alpha = torch.sigmoid(2 * lams).sqrt().float()[batch.rows, None]
-    sigma = torch.sigmoid(-2 * lams).sqrt().float()[batch.rows, None]
-    assert torch.allclose(batch.x, alpha * x0 + sigma * eps)
-    assert torch.allclose(batch.target, alpha * eps - sigma * x0)
-    assert batch.rows.tolist() == [0, 1] * 4
-
-
 def test_the_posterior_mean_is_the_weighted_mean_written_out():
     """Against the definition in float64, stretch by stretch."""
     x0, eps = draw(12)

@@ -1,7 +1,5 @@
 """A receiver and its router in this process, a PACS for what they hand on, and series to send to them."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +71,7 @@ class Route:
         self.port = free_port()
         self.start()
 
-    def start(self) -> Route:
+    def start(self) -> Self:
         busy: dict[int, float] = {}
         self.router = Router(
             self.folder / "spool",

@@ -1,7 +1,5 @@
 """Studies through a real Orthanc, which `make test-pacs` installs: sent, routed, translated, back in the same study."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time

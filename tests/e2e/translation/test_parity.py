@@ -1,7 +1,5 @@
 """The same samples by two parties in this process and by two nodes: the same files, records and refusals."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -225,9 +223,7 @@ def test_guided_pictures_of_classes_go_there_and_back_alike(tmp_path, open_nodes
 
 
 @pytest.mark.usefixtures("shared_noise")
-def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses(
-    tmp_path, open_nodes
-) -> None:
+def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses(tmp_path, open_nodes):
     """Each side has an autoencoder of its own; latents of one shape cross, and no other."""
     north, south = (
         latent_model(seed, autoencoder(seed), name, soften_sigma=0.02)
