@@ -49,12 +49,14 @@ def filled(name: str) -> str:
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:
-    # {psnr~1}: a figure with its interval
-    form = re.sub(r"{([^{}]+)~(\d)}", r"{\1[value]:.\2f} [{\1[low]:.\2f}, {\1[high]:.\2f}]", form)
-    try:
-        return form.format(**row)
-    except (KeyError, TypeError):
-        return "–"
+    """Return a cell: {psnr~1} and {wrong~1%} are figures with their intervals, where the row has these."""
+    for interval in (r"{\1[value]:.\2\3} [{\1[low]:.\2\3}, {\1[high]:.\2\3}]", r"{\1[value]:.\2\3}"):
+        typed = re.sub(r"~(\d)}", r"~\1f}", form)
+        try:
+            return re.sub(r"{([^{}]+)~(\d)([f%])}", interval, typed).format(**row)
+        except (KeyError, TypeError):
+            continue
+    return "–"
 
 
 def read(name: str) -> Any:
@@ -101,34 +103,21 @@ LINES = {
     "retrained-cool": "the same, share 0.75, temperature 0.9",
     "retrained-dial": "the same, and blend 0.3",
 }
-SEEDS = {
-    "calibrated": "rotation-1", "rotation-alone": "rotation-alone", "rotation-share": "rotation-share",
-    "rotation-dial": "rotation-dial",
-    "map-alone": "colour-map-alone", "retrained": "colour-map-1", "retrained-cool": "colour-map-share",
-    "retrained-dial": "colour-map-dial",
-}  # fmt: skip
-"""Lines that benchmarks.calibration.unpaired measures, by the end of its file's name."""
-DEPTHS = {"tone": None, "retrained": 1.0, "retrained-0.7": 0.7}
-"""Lines that benchmarks.calibration.anchors measures, by depth; None for the map alone."""
 
 
 def calibration() -> Rows:
     """pair | way | PSNR dB | SSIM | partner | feature distance | round trip dB
-    {pair} | {way} | {psnr~1} | {ssim~2} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {cycle_psnr[value]:.1f}"""  # noqa: E501
+    {pair} | {way} | {psnr~1} | {ssim~2} | {partner~2} | {frechet_early~0} | {cycle_psnr~1}"""
+    trained, shipped = (read(f"calibration/{name}")["rows"] for name in ("retrained", "table"))
     for one, back in (("satellite", "relief"), ("satellite", "etopo"), ("brain-t1", "brain-t2")):
         for pair in (f"{one}-{back}", f"{back}-{one}"):
             for name, way in LINES.items():
-                if figures := _mean(_measured(pair, name)):
-                    yield {"pair": pair if name == "histogram" else "", "way": way, **figures}
-
-
-def _measured(pair: str, name: str) -> list[dict[str, Any]]:
-    """Figures of a line, one a seed where it was trained, else of the table's own JSON."""
-    seeds = [one["figures"] for one in found(f"calibration/unpaired/{pair}-[0-9]-{SEEDS.get(name)}.json")]
-    for one in found(f"calibration/anchors/{pair}-[0-9].json") if name in DEPTHS else ():
-        runs = [run for run in one["runs"] if run["depth"] == DEPTHS[name] and run["share"] == 1.0]
-        seeds += [one["map_alone"]] if DEPTHS[name] is None else runs[:1]
-    return seeds or [one["figures"] for one in found(f"calibration/table/{pair}/{name}.json")]
+                seeds, once = (
+                    [row for row in rows if (row["pair"], row["name"]) == (pair, name)]
+                    for rows in (trained, shipped)
+                )
+                if figures := _mean(seeds or once):
+                    yield {**figures, "pair": pair if name == "histogram" else "", "way": way}
 
 
 def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
@@ -155,54 +144,49 @@ def marks() -> Rows:
 
 def nodes() -> Rows:
     """way | PSNR dB | SSIM | partner | feature distance | wrong | round trip dB | bytes a picture, at most
-    {way} | {psnr~1} | {ssim[value]:.3f} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {wrong:.1%} | {cycle_psnr[value]:.1f} | {wire_bytes[most]:,}"""  # noqa: E501
-    measured = read("calibration/nodes/satellite-relief")
-    for name, run in measured["runs"].items():
-        kind = name.partition(",")[0]
-        if name in measured["alone"]:
-            yield {"way": f"the {kind} alone, no model", **measured["alone"][kind]}
-        yield {"way": name.replace("share", "share .75, temperature .9").replace("dial", "the same, blend .3"),
-               **run["figures"], **run}  # fmt: skip
+    {way} | {psnr~1} | {ssim~3} | {partner~2} | {frechet_early~0} | {wrong~1%} | {cycle_psnr~1} | {wire_bytes:,}"""
+    for row in read("calibration/nodes")["rows"]:
+        way = row["way"].replace("alone", "alone, no model")
+        way = way.replace(", share", ", share .75, temperature .9").replace(", dial", ", the same, blend .3")
+        yield {**row, "way": way}
 
 
 def epsilon() -> Rows:
     """pictures | epsilon | degrees from the paired rotation | PSNR dB | SSIM
-    {pictures:,} | {noise} | {degrees:.0f} | {psnr:.1f} | {ssim:.2f}"""
-    points = read("calibration/epsilon/satellite-relief")["points"]
-    for (pictures, value), group in groupby(points, lambda one: (one["pictures"], one["epsilon"])):
-        draws = list(group)
-        middle = {key: statistics.median(one[key] for one in draws) for key in ("degrees", "psnr", "ssim")}
-        yield {"pictures": pictures, "noise": "no noise" if value is None else value, **middle}
+    {what} | {noise} | {degrees:.0f} | {psnr~1} | {ssim~2}"""
+    for row in read("calibration/epsilon")["rows"]:
+        what = row["way"] if "way" in row else f"{row['pictures']:,}"
+        yield {
+            **row,
+            "what": what,
+            "noise": "no noise" if row.get("epsilon", "–") is None else row.get("epsilon", "–"),
+        }
 
 
 def leaks() -> Rows:
     """share | depth | whiteness | read, dB | read, SSIM | the right one of 169 found
-    {share:g} | {depth:g} | {leak[latent_ratio]:.2f} | {leak[psnr_read]~1} | {leak[ssim_read]~2} | {leak[re_identified]~2}"""  # noqa: E501
-    rows = found("calibration/leaks/satellite-relief/*.json")
-    return sorted(rows, key=lambda one: (-one["share"], -one["depth"]))
+    {share:g} | {depth:g} | {latent_ratio:.2f} | {psnr_read~1} | {ssim_read~2} | {re_identified~2}"""
+    for row in read("calibration/leaks")["rows"]:
+        yield {**row, "share": "no latent", "depth": "–"} if row["share"] is None else row
 
 
 def lesions() -> Rows:
-    """softening noise | other slice: 1 mm away | other slice: the same, without the lesion
-    {noise} | {next[0]} and {next[1]} of {pairs} | {same[0]} and {same[1]} of {pairs}"""
-    heads = read("calibration/lesions")["heads"]
-    for noise, words in (("own", "one for each slice"), ("one", "**one for all**")):
-        found = {other: [head[noise][other] for head in heads] for other in ("next", "same")}
-        yield {"noise": words, "pairs": heads[0]["pairs"], **found}
+    """head | softening noise | other slice: 1 mm away | other slice: the same, without the lesion
+    {head} | {words} | {next~2} | {same~2}"""
+    for row in read("calibration/lesions")["rows"]:
+        yield {**row, "words": {"own": "one for each slice", "one": "**one for all**"}[row["noise"]]}
 
 
 def membership() -> Rows:
     """pictures averaged | no noise | epsilon 8 | epsilon 1 | epsilon 0.1
     {pictures:,} | {no~3} | {e8~3} | {e1~3} | {e01~3}"""
     names = {None: "no", 8.0: "e8", 1.0: "e1", 0.1: "e01"}
-    for pictures, group in groupby(
-        read("calibration/membership/relief")["attacks"], lambda one: one["pictures"]
-    ):
-        yield {"pictures": pictures, **{names[one["epsilon"]]: one["all but one"]["auc"] for one in group}}
+    for pictures, group in groupby(read("calibration/membership")["rows"], lambda one: one["pictures"]):
+        yield {"pictures": pictures, **{names[one["epsilon"]]: one["auc"] for one in group}}
 
 
 SHOWN = """
-honest latents, 48 evaluations; too few evaluations, 4; noise and picture, a = 0.3; noise and picture, a = 0.7
+honest latents, 48 evaluations; noise and picture, a = 0.3; noise and picture, a = 0.7
 latent and picture, a = 0.3; latent and picture, a = 0.7; pixels in another order
 a quarter of the latent is the picture; noise, no latent of any picture; the latent of another picture
 honest sets, near, 12 evaluations, 1024 points; raw data, 1 point; raw data, 8 points; raw data, 64 points
@@ -212,12 +196,9 @@ raw data, 256 points; raw data, 1024 points; noise, no latent of any point, 64 p
 
 def gate() -> Rows:
     """latents | judged | refused by the source | refused by the target
-    {name} | {count} | {source:.3f} | {target:.3f}"""
-    cases = [case for domain in found("privacy/gate/*.json") for case in domain["cases"]]
-    for name in re.split(r"[;\n] ?", SHOWN.strip()):
-        mine = [case for case in cases if ", ".join(filter(None, (case["name"], case["strength"]))) == name]
-        count, source, target = (sum(case[key] for case in mine) for key in ("count", "source", "target"))
-        yield {"name": name, "count": count, "source": source / count, "target": target / count}
+    {name} | {count} | {source~3} | {target~3}"""
+    rows = {row["name"]: row for row in read("privacy/power")["rows"]}
+    return [rows[name] for name in re.split(r"[;\n] ?", SHOWN.strip())]
 
 
 def solvers() -> Rows:
@@ -238,9 +219,9 @@ def models() -> Rows:
 
 def scenes() -> Rows:
     """way | wrong pixels | sea as land | PSNR dB | SSIM | differs from the map | marked | CPU s
-    {way} | {wrong_mean:.1%} | {sea_as_land:.1%} | {psnr:.1f} | {ssim:.3f} | {differing:.1%} | {marked} of {scenes} | {cpu_seconds:.0f}"""  # noqa: E501
-    for row in read("calibration/scenes"):
-        yield {**row, "differing": statistics.mean(row["differs"])}
+    {way} | {wrong~1%} | {sea_as_land~1%} | {psnr~1} | {ssim~3} | {differs~1%} | {marked} of {scenes} | {cpu_seconds:.0f}"""  # noqa: E501
+    rows: Rows = read("calibration/scenes")["rows"]
+    return rows
 
 
 def heads() -> Rows:
@@ -266,19 +247,15 @@ def flicker() -> Rows:
 
 def dial() -> Rows:
     """pair, calibration | setting | PSNR dB | SSIM | partner | feature distance | sharpness | wrong | read by 512 pairs, dB
-    {what} | {setting} | {psnr~1} | {ssim[value]:.3f} | {partner[value]:.2f} | {frechet_early[value]:.0f} | {sharpness:.2f} | {wrong:.1%} | {leak:.1f}"""  # noqa: E501
-    for one in found("calibration/dial/*.json"):
-        leaks = {each["share"]: each["leak"] for each in one["shares"]}
-        yield {"what": f"{one['pair']}, {one['calibration']}", "setting": "the map alone", **one["map_alone"]}
-        best = one["proposed"]
-        own = [each for each in one["at_the_proposed_share"] if best.items() <= each.items()]
-        for row in (*one["shares"][:3], *own):
-            setting = f"share {row['share']:g}"
-            if row in own:
-                setting = f"**{setting}, temperature {row['temperature']:g}, blend {row['blend']:g}**"
-            yield {"what": "", "setting": setting, **row, "leak": leaks[row["share"]]}
-        for row in one["depths"][2:]:
-            yield {"what": "", "setting": f"depth {row['depth']:g}, blend {row['blend']:g}", **row}
+    {what} | {words} | {psnr~1} | {ssim~3} | {partner~2} | {frechet_early~0} | {sharpness~2} | {wrong~1%} | {leak~1}"""  # noqa: E501
+    forms = {
+        "proposed": "**share {share:g}, temperature {temperature:g}, blend {blend:g}**",
+        "depth": "depth {depth:g}",
+        "depth and blend": "depth {depth:g}, blend {blend:g}",
+    }
+    for row in read("calibration/dial")["rows"]:
+        what = f"{row['pair']}, {row['calibration']}" if row["setting"] == "the map alone" else ""
+        yield {**row, "what": what, "words": forms.get(row["setting"], row["setting"]).format(**row)}
 
 
 def speed() -> Rows:

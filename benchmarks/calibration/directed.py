@@ -55,6 +55,13 @@ def to_files(pictures: Pictures) -> list[Bytes]:
     return [*np.rint((pictures + 1.0) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)]
 
 
+def save(pictures: Bytes, folder: Path) -> None:
+    """Write pictures (N, C, H, W) as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture.transpose(1, 2, 0).squeeze()).save(folder / f"{number:05}.png")
+
+
 def from_results(results: Sequence[Translated]) -> Pictures:
     """Return the translations (N, C, H, W) in [-1, 1]."""
     return from_bytes(np.stack([result.array for result in results]).transpose(0, 3, 1, 2))
@@ -143,10 +150,7 @@ class Directed:
         rows = np.random.default_rng(seed).choice(len(self.train[0]), count, replace=False)
         folders = folder / self.source_name, folder / self.target_name
         for place, pictures in zip(folders, (self.train[0], partners), strict=True):
-            place.mkdir(parents=True)
-            for row in rows:
-                pixels = pictures[row].transpose(1, 2, 0)
-                Image.fromarray(pixels.squeeze()).save(place / f"{row}.png")
+            save(pictures[rows], place)
         return folders
 
     def histogram_matched(self) -> Pictures:

@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import options
-from benchmarks.calibration.directed import OUT, Directed
+from benchmarks.calibration.directed import OUT, Directed, from_bytes
 from ddib_fed.data.folder import expand
-from ddib_fed.datasets import shipped_bytes, slabs_of
+from ddib_fed.datasets import shipped_bytes, shipped_domain, slabs_of
 from ddib_fed.diffusion.plans import SolverSettings, soften
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import beyond, pass_latent, profile
@@ -221,10 +221,10 @@ def refused(z: Tensor) -> bool:
 def read_without_model(
     directed: Directed, source: Side, latents: list[Tensor], x: Tensor, *, shared: bool
 ) -> dict[str, Any]:
-    others = torch.from_numpy(source.model.normalise(directed.pictures[0].train[:KNOWN_PAIRS]))
+    others = torch.from_numpy(source.model.normalise(from_bytes(directed.train[0][:KNOWN_PAIRS])))
     softened = soften(others, source.sigma, noise(others, 100, shared=shared))
     known = source.each(softened, source.soft.encoder)
-    slabs = len(slabs_of(directed.pictures[0].domain.side, "train"))
+    slabs = len(slabs_of(shipped_domain(directed.source_name).side, "train"))
     # Sheets go through the slabs in turn: that of the same slab which comes first in the study is the known one.
     rows = np.arange(KNOWN_PAIRS)
     first = rows // STUDY * STUDY + rows % STUDY % slabs

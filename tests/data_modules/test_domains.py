@@ -98,3 +98,21 @@ def test_a_sheet_sees_its_own_slab_alone() -> None:
     sheets = [datasets._sheet(others, slab, np.random.default_rng(seed)) for seed in (1, 2)]
     assert np.allclose(sheets[0], datasets._sheet(volume, slab, np.random.default_rng(1)), atol=1e-4)
     assert not np.allclose(sheets[0], sheets[1], atol=0.1)
+
+
+@pytest.mark.parametrize(("name", "apart"), [("satellite", 32), ("satellite-256", 64), ("brain-t1", 0)])
+def test_test_pictures_of_different_clusters_do_not_overlap(name, apart):
+    clusters, domain = datasets.clusters_of(name), datasets.shipped_domain(name)
+    assert len(set(clusters)) >= 12
+    if apart:
+        places = np.array(datasets.places_of("source", "test", domain.detail, domain.crop))
+        assert len(places) == len(clusters)
+        near = (np.abs(places[:, None] - places[None]) < apart).all(axis=2)
+        assert (clusters[:, None] == clusters[None])[near].all()
+    else:
+        assert np.bincount(clusters).max() == datasets.NEIGHBOURS
+
+
+def test_blocks_of_volumes_have_no_clusters():
+    with pytest.raises(DomainNotFound):
+        datasets.clusters_of("brain-t1-volume")
