@@ -31,22 +31,20 @@ USED: list[Mapping[str, Any]] = []  # records of the table that is written
 
 def main() -> int:
     """Write the tables; 1 if one differed and was only checked."""
-    stale = []
+    stale, check = [], "--check" in sys.argv
+
+    def table(match: re.Match[str]) -> str:
+        return filled(match[1], without_line=check)
+
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        check = "--check" in sys.argv
-        new = re.sub(
-            rf"<!-- table: (\w+) -->.*?{END}",
-            lambda match: filled(match[1], without_line=check),
-            text,
-            flags=re.DOTALL,
-        )
+        new = re.sub(rf"<!-- table: (\w+) -->.*?{END}", table, text, flags=re.DOTALL)
         if new != (re.sub(r"^Measured at .*\n\n", "", text, flags=re.MULTILINE) if check else text):
             stale.append(f"{page.relative_to(ROOT)}\n")
             if not check:
                 page.write_text(new, encoding="utf-8")
     sys.stdout.write("".join(stale))
-    return int("--check" in sys.argv and bool(stale))
+    return int(check and bool(stale))
 
 
 def filled(name: str, *, without_line: bool = False) -> str:
