@@ -3,8 +3,7 @@
     python -m benchmarks.folders
 
 The same `ddib translate FOLDER --skip-bad` runs until it ends by itself: Ctrl-C ends the first run in the middle, kill
--9 the second. Meanwhile every file that appears under its final name is read at once. Counts come from the audit logs.
-A promise is broken when a file was computed twice, is missing, or was seen half-written.
+-9 the second. Meanwhile every file that appears is read at once. Counts come from the audit logs; all should be 0.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def tell(folder: Path, files: int, *, most_items: int = 1_000, evaluations: int 
         "left_over": len([*out.rglob(".*")]),
         "bad_not_named": sum(name not in runs[-1]["said"] for name in BAD),
         "other_ends": int(runs[-1]["code"] != 15),
-    }  # of each it should be none
+    }
     shown = [{key: value for key, value in one.items() if key != "said"} for one in runs]
     return {"files": files, "jobs": len(jobs), "runs": shown, **story, "held": not any(story.values())}
 
