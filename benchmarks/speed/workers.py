@@ -1,26 +1,25 @@
-"""`executor = "processes"`: two worker processes beside one and beside the calling thread, and one that is killed.
+"""`executor = "processes"`: two worker processes beside one and beside none, and one that is killed.
 
-python -m benchmarks.speed.workers [--short]
+    python -m benchmarks.speed.workers
+
+Files of 2,048 points through a source node, moons, 48 evaluations, one thread a worker; the target computes little.
 """
 
 from __future__ import annotations
 
-from benchmarks.speed.shared.harness import Form, Report, main
-from benchmarks.speed.shared.pools import DOMAIN, TOGETHER, measure_pools, recipe
-from ddib_fed.engine.executors import process_pool
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.command import Rows, Run, command
+from benchmarks.speed.shared.pools import measure_pools
 
 
-def measure(form: Form) -> Report:
-    """Decode pictures with worker processes."""
-    report = Report(
-        f"Decoding pictures of 32 px with the shipped {DOMAIN}, 48 evaluations, in trajectories of {TOGETHER}, one "
-        "thread a worker: pools of one and of two processes, and the calling thread."
-    )
-    measure_pools(
-        form, report, "process", "processes", lambda workers: process_pool(recipe(), workers=workers)
-    )
-    return report
+def measure(run: Run) -> Rows:
+    """Encode points with worker processes."""
+    with tempfile.TemporaryDirectory(prefix="ddib-workers-") as folder:
+        yield from measure_pools(run, Path(folder), {"executor": "processes"}, {})
 
 
 if __name__ == "__main__":
-    raise SystemExit(main("workers", measure))
+    sys.exit(command(measure, "speed/workers"))

@@ -1,101 +1,83 @@
-"""What `workers` and `ray` measure alike: work on pools of one and of two workers, and a worker that is killed."""
+"""What `workers` and `ray` measure alike: a source node with one and with two workers, and a worker that is killed.
+
+Points by the shipped moons, 48 evaluations; the target is a model so small that its node computes next to nothing.
+"""
 
 from __future__ import annotations
 
 import os
 import re
 import signal
-import threading
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 
-import torch
-from torch import Tensor
+from benchmarks.command import Run
+from benchmarks.speed.shared.figures import Row, bound, figure, figures, interleaved, ratio
+from benchmarks.speed.shared.nodes import arrived, npy_file
+from ddib_fed import Request, Settings, TrainConfig, train
+from ddib_fed.datasets import draw
+from ddib_fed.testing import TwoNodes
 
-from benchmarks.speed.shared.harness import Form, Report, interleaved, ratio
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.batcher import Batcher, Recipe
-from ddib_fed.engine.executors import Pool
-from ddib_fed.engine.model import DomainModel
-from ddib_fed.engine.party import Leg
-from ddib_fed.engine.stack import Trajectory
-from ddib_fed.models.bundle import pretrained
-
-DOMAIN = "relief"
-TOGETHER = 16
-"""Pictures of a trajectory: what one network call takes well at 32 px."""
 LEAST_SPEEDUP = 1.7
-MOST_LOST = 0
+ROWS = 2_048
+"""Points of a file: what goes to a worker at once."""
 
 
-def recipe() -> Recipe:
-    return Recipe(pretrained(DOMAIN), device="cpu", threads=1, merge_pixels=TOGETHER * 32 * 32)
+def measure_pools(
+    run: Run, folder: Path, executor: Mapping[str, object], environment: Mapping[str, str]
+) -> Iterator[Row]:
+    """Yield the rows of a source node whose workers are of this executor, beside one without."""
+    train(TrainConfig(domain="checkerboards", width=8, blocks=1, steps=1, samples=16), folder / "tiny")
+    files = [npy_file(draw("moons", ROWS, seed)) for seed in range(run.pick(smoke=2, long=48))]
+    evaluations = run.pick(smoke=8, long=48)
+    kinds: dict[str, dict[str, object]] = {
+        "no worker": {},
+        "one worker": {**executor, "workers": 1},
+        "two workers": {**executor, "workers": 2},
+    }
+    if run.smoke:
+        kinds = {"two workers": kinds["two workers"]}
+    with ExitStack() as stack:
+        pairs = {}
+        for name, keys in kinds.items():
+            pair = TwoNodes.create(
+                folder / name, "moons", folder / "tiny", settings={"threads": 1, "merge_pixels": ROWS}
+            )
+            pair.source.configure(keys)
+            for node in pair.both:
+                node.environment.update(environment)
+            pairs[name] = stack.enter_context(pair)
+            while keys and len(pair.source.node.status().workers.ready) < int(str(keys["workers"])):
+                time.sleep(0.05)
+            arrived(pair, files[:2], evaluations)
+        candidates = {name: partial(arrived, pair, files, evaluations) for name, pair in pairs.items()}
+        times = interleaved(candidates, run.pick(smoke=1, long=5))
+        yield from figures(times)
+        if not run.smoke:
+            speedup = ratio(times, "one worker", "two workers")
+            yield bound(run, "one worker / two workers", speedup, at_least=LEAST_SPEEDUP)
+            yield figure("one worker / no worker", ratio(times, "one worker", "no worker"), "x")
+        yield from killed(run, pairs["two workers"], files, evaluations)
 
 
-def work(pictures: int) -> list[Trajectory]:
-    noise = torch.randn(pictures, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return [Trajectory("decode", each, Leg(SolverSettings(), flow="job")) for each in noise.split(TOGETHER)]
-
-
-def run(executor: Batcher | Pool, trajectories: Sequence[Trajectory]) -> list[Tensor]:
-    with executor.together():
-        futures = [executor.submit(each) for each in trajectories]
-    return [future.result().x for future in futures]
-
-
-def measure_pools(form: Form, report: Report, what: str, plural: str, make: Callable[[int], Pool]) -> None:
-    """Two workers beside one and beside the calling thread; then one of two is killed."""
-    trajectories = work(form.pick(32, 192))
-    with ExitStack() as after:
-        one, two = make(1), make(2)
-        for pool in (one, two):
-            after.callback(pool.close)
-            wait_for(pool)
-        own = Batcher(DomainModel(pretrained(DOMAIN)), rows=TOGETHER, threads=1, beside=False)
-        times = interleaved(
-            {
-                "the calling thread": lambda: _seconds(own, trajectories),
-                f"one {what}": lambda: _seconds(one, trajectories),
-                f"two {plural}": lambda: _seconds(two, trajectories),
-            },
-            form.pick(3, 5),
-        )
-        report.add_times(times)
-        report.bound(
-            f"one {what} / two {plural}", ratio(times, f"one {what}", f"two {plural}"), at_least=LEAST_SPEEDUP
-        )
-        report.add(f"one {what} / the calling thread", ratio(times, f"one {what}", "the calling thread"), "x")
-        lost, redone = _killed(two, trajectories, run(own, trajectories))
-        report.add("trajectories that were done again after SIGKILL of a worker", [redone], "")
-        report.bound("trajectories lost by SIGKILL of a worker", [lost], at_most=MOST_LOST)
-
-
-def wait_for(pool: Pool) -> None:
-    while pool.counters["ready"] < pool.counters["wanted"]:
-        time.sleep(0.05)
-
-
-def _seconds(executor: Batcher | Pool, trajectories: Sequence[Trajectory]) -> float:
-    started = time.perf_counter()
-    run(executor, trajectories)
-    return time.perf_counter() - started
-
-
-def _killed(pool: Pool, trajectories: Sequence[Trajectory], expected: Sequence[Tensor]) -> tuple[int, int]:
-    """Kill a worker in the middle of the work; trajectories lost or wrong, and those that were done again."""
-    before = pool.counters["redone"]
-    under_way = threading.Event()
-    futures = [pool.submit(each, on_step=lambda *_: under_way.set()) for each in trajectories]
-    under_way.wait()
-    found = re.search(r"process (\d+)", pool.workers()[0])
-    assert found is not None
-    os.kill(int(found[1]), signal.SIGKILL)
-    lost = 0
-    for future, want in zip(futures, expected, strict=True):
-        try:
-            lost += not torch.allclose(future.result().x, want, atol=1e-3)
-        except Exception as error:  # noqa: BLE001 - it is counted
-            print(f"lost: {error}")
-            lost += 1
-    return lost, pool.counters["redone"] - before
+def killed(run: Run, pair: TwoNodes, files: list[bytes], evaluations: int) -> Iterator[Row]:
+    """Kill a worker in the middle of a job, and count what is lost."""
+    words = pair.source.node.status().workers.ready[0]
+    match = re.search(r"process (\d+)", words)
+    if match is None:
+        raise SystemExit(f"no process in {words!r}")
+    with pair.client() as client:
+        job = client.submit(files, pair.to, Request(Settings(evaluations=evaluations))).job_id
+        while not any(item.state.name != "RECEIVED" for item in client.get(job).items):
+            time.sleep(0.01)
+        os.kill(int(match[1]), signal.SIGKILL)
+        items = [result.item for result in client.results(job)]
+    replaced = pair.source.node.status().workers.replaced
+    sys.stderr.write(f"{words} was killed; {replaced} replaced\n")
+    yield figure("workers that the node replaced", [replaced], "")
+    lost = len(files) - len(set(items))
+    yield bound(run, "files lost by SIGKILL of a worker", [lost], at_most=0, always=True)
