@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.command import Rows, Run, command
-from benchmarks.speed.shared.figures import bound, figures, interleaved, ratio
+from benchmarks.speed.shared.figures import bound, compared
 from benchmarks.speed.shared.nodes import arrived, png_files, two_nodes
 from ddib_fed import Client, Profile, Request, Settings
 from ddib_fed.errors import DdibError
@@ -40,11 +40,8 @@ def measure(run: Run) -> Rows:
             waits += waited
             return seconds
 
-        one, several = "one client", f"{clients} clients"
-        candidates = {one: lambda: arrived(pair, files, evaluations), several: many}
-        times = interleaved(candidates, run.pick(smoke=1, long=9))
-    yield from figures(times)
-    yield bound(run, f"{several} / {one}", ratio(times, several, one), at_most=1.15)
+        candidates = {f"{clients} clients": many, "one client": lambda: arrived(pair, files, evaluations)}
+        yield from compared(run, f"{clients} clients / one client", candidates, repeats=9, at_most=1.15)
     what = "calls that the node put off, in all rounds (each client tries again by itself)"
     yield bound(run, what, [waits], at_most=0, always=True)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.command import ROOT, Rows, Run, command
 from benchmarks.speed.shared.figures import bound, figure
 from benchmarks.speed.shared.nodes import png_files
-from benchmarks.speed.shared.pools import measure_pools
+from benchmarks.speed.workers import measure_pools
 from ddib_fed import Client, Request, Settings
 from ddib_fed.testing import TwoNodes, free_port
 

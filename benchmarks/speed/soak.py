@@ -18,15 +18,14 @@ import numpy as np
 
 from benchmarks.command import Rows, Run, command
 from benchmarks.speed.shared.figures import bound, figure, slope
-from benchmarks.speed.shared.nodes import Held, held, npy_file, pid_of, two_nodes
+from benchmarks.speed.shared.nodes import held, npy_file, pid_of, two_nodes
 from ddib_fed import Client, Request, Settings
 from ddib_fed.datasets import draw
 from ddib_fed.testing import cpu_seconds
 
 POINTS, SMALL = 40, 10
 REQUEST = Request(Settings(evaluations=8))  # the least that a node's policy allows by default
-MB = 1e6
-Samples = list[tuple[int, tuple[Held, ...]]]
+Samples = list[tuple[int, list[dict[str, float]]]]
 
 
 class Soak:
@@ -49,14 +48,14 @@ class Soak:
         files = [self._files[number % self._every] for number in range(items)]
         job_id = client.submit(files, self._target, REQUEST).job_id
         for result in client.results(job_id):
-            taken.append((result.item, result.files["translation"].sha256))
+            taken.append((result.item, result.sha256))
             total += 1
             if len(taken) == self._every or total == items:
                 client.acknowledge(job_id, taken)
                 self.done += len(taken)
                 taken = []
                 if self.done % self._every == 0:
-                    self.samples.append((self.done, tuple(held(pid) for pid in self._pids)))
+                    self.samples.append((self.done, [held(pid) for pid in self._pids]))
         if total != items:
             raise SystemExit(f"{total} of {items} items arrived")
         client.delete(job_id)
@@ -78,12 +77,12 @@ def measure(run: Run) -> Rows:
             at = np.array([done for done, _ in soak.samples], dtype=float)
             for column, node in enumerate(pids):
                 samples = [parts[column] for _, parts in soak.samples]
-                resident = np.array([one.resident_bytes for one in samples]) / MB
+                resident = np.array([one["resident"] for one in samples])
                 yield figure(f"resident memory of the {node}, {name}", list(resident), "MB")
                 what = f"growth of the {node}, {name}, MB for 1,000 items"
                 yield bound(run, what, [slope(at / 1_000, resident)], at_most=1.0)
                 for kind in ("descriptors", "threads") if small else ():
-                    counts = np.array([getattr(one, kind) for one in samples], dtype=float)
+                    counts = np.array([one[kind] for one in samples])
                     what = f"{kind} of the {node}, more for 1,000 jobs"
                     yield bound(run, what, [slope(at / SMALL / 1_000, counts)], at_most=1.0)
         quiet_s = run.pick(smoke=0.2, long=10.0)

@@ -9,7 +9,6 @@ disk. No process is pinned to a core: as nodes are run, gRPC's threads and the n
 
 from __future__ import annotations
 
-import io
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from PIL import Image
 
 from benchmarks.command import Rows, Run, command
 from benchmarks.speed.shared.figures import figure, figures, interleaved, ratio
-from benchmarks.speed.shared.nodes import pid_of
+from benchmarks.speed.shared.nodes import pid_of, saved
 from benchmarks.speed.shared.raw import MEBIBYTE, Raw
 from ddib_fed.testing import TwoNodes, cpu_seconds
 
@@ -31,7 +30,8 @@ SETTINGS = {"threads": 1, "merge_pixels": 4096}
 def measure(run: Run) -> Rows:
     """Submit pictures, and send the same bytes."""
     side, count = run.pick(smoke=300, long=4_600), run.pick(smoke=2, long=8)
-    files = [tiff(side)] * count
+    # Noise, which is not compressed.
+    files = [saved(Image.effect_noise((side, side), 64).convert("RGB"), "TIFF")] * count
     with tempfile.TemporaryDirectory(prefix="ddib-wire-") as name:
         folder = Path(name)
         with TwoNodes.create(folder, "satellite", "relief", settings=SETTINGS) as pair:
@@ -57,13 +57,6 @@ def measure(run: Run) -> Rows:
     yield figure("CPU of the node for each file", [1_000 * spent / moved], "ms")
     for name in list(candidates)[1:]:
         yield figure(f"Client.submit / {name}", ratio(times, "Client.submit", name), "")
-
-
-def tiff(side: int) -> bytes:
-    """Return a picture of noise, not compressed."""
-    stream = io.BytesIO()
-    Image.effect_noise((side, side), 64).convert("RGB").save(stream, "TIFF")
-    return stream.getvalue()
 
 
 def submitted(pair: TwoNodes, files: Sequence[bytes]) -> float:

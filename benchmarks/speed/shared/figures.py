@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import time
@@ -15,38 +16,28 @@ from benchmarks.command import Run
 
 Times = dict[str, list[float]]
 Row = dict[str, Any]
+Candidates = Mapping[str, Callable[[], float | None]]
 
 
 def figure(what: str, values: Sequence[float], unit: str = "s") -> Row:
     """Return the row of one measured thing: median, smallest and largest value."""
-    middle = statistics.median(values)
-    return {
-        "what": what, "unit": unit, "median": middle, "low": min(values), "high": max(values), "runs": len(values)
-    }  # fmt: skip
+    spread = {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {"what": what, "unit": unit, **spread, "runs": len(values)}
 
 
 def figures(times: Times, unit: str = "s") -> list[Row]:
     return [figure(what, values, unit) for what, values in times.items()]
 
 
-def bound(
-    run: Run,
-    what: str,
-    values: Sequence[float],
-    *,
-    at_most: float | None = None,
-    at_least: float | None = None,
-    always: bool = False,
-) -> Row:
-    """Return the row of what must be; a smoke is too short for it to hold, unless it must `always`."""
-    row = {**figure(what, values, ""), "at_most": at_most, "at_least": at_least}
-    middle = row["median"]
-    held = (at_most is None or middle <= at_most) and (at_least is None or middle >= at_least)
+def bound(run: Run, what: str, values: Sequence[float], *, always: bool = False, **limits: float) -> Row:
+    """Return the row of what must be `at_most`, or `at_least`; in a smoke that decides only if it is so `always`."""
+    row = {**figure(what, values, ""), **limits}
+    held = limits.get("at_least", -math.inf) <= row["median"] <= limits.get("at_most", math.inf)
     return row if run.smoke and not always else {**row, "held": held}
 
 
-def interleaved(candidates: Mapping[str, Callable[[], float | None]], repeats: int) -> Times:
-    """Run all candidates by turns, `repeats` times, in alternating order; the seconds of each, or what it returns."""
+def interleaved(candidates: Candidates, repeats: int) -> Times:
+    """Run all candidates by turns, in alternating order; return the seconds of each, or what it returns."""
     times: Times = {name: [] for name in candidates}
     for turn in range(repeats):
         names = list(candidates)
@@ -60,6 +51,14 @@ def interleaved(candidates: Mapping[str, Callable[[], float | None]], repeats: i
 
 def ratio(times: Times, candidate: str, baseline: str) -> list[float]:
     return [a / b for a, b in zip(times[candidate], times[baseline], strict=True)]
+
+
+def compared(
+    run: Run, what: str, candidates: Candidates, *, repeats: int = 5, unit: str = "s", **limits: float
+) -> list[Row]:
+    """Run two by turns; return the figures of both, and the bound of the first over the second."""
+    times = interleaved(candidates, run.pick(smoke=1, long=repeats))
+    return [*figures(times, unit), bound(run, what, ratio(times, *candidates), always=False, **limits)]
 
 
 def slope(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

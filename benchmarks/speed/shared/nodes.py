@@ -8,12 +8,12 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import ndimage
 
 from benchmarks.command import Run
 from ddib_fed import Request, Settings
@@ -82,21 +82,23 @@ def of_both(pair: TwoNodes) -> list[float]:
 
 
 def test_pictures(run: Run, count: int) -> Array:
-    """Return test pictures of the shipped satellite domain, (N, 3, 32, 32) in [-1, 1], repeated; in a smoke noise."""
+    """Return test pictures of the shipped satellite domain, (N, 3, 32, 32) in [-1, 1], repeated; in a smoke clouds."""
     if run.smoke:
-        return np.random.default_rng(0).uniform(-1, 1, (count, 3, 32, 32)).astype(np.float32)
+        small = np.random.default_rng(0).uniform(-0.7, 0.6, (count, 3, 4, 4)).astype(np.float32)
+        return np.asarray(ndimage.zoom(small, (1, 1, 8, 8), order=1))
     pictures = load_shipped("satellite").test
     return pictures[np.arange(count) % len(pictures)]
 
 
 def png_files(run: Run, count: int) -> list[bytes]:
     pixels = np.rint((test_pictures(run, count).transpose(0, 2, 3, 1) + 1) * 127.5).astype(np.uint8)
-    files = []
-    for picture in pixels:
-        stream = io.BytesIO()
-        Image.fromarray(picture).save(stream, "PNG")
-        files.append(stream.getvalue())
-    return files
+    return [saved(Image.fromarray(picture), "PNG") for picture in pixels]
+
+
+def saved(picture: Image.Image, kind: str) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind)
+    return stream.getvalue()
 
 
 def npy_file(points: NDArray[np.floating]) -> bytes:
@@ -105,18 +107,14 @@ def npy_file(points: NDArray[np.floating]) -> bytes:
     return stream.getvalue()
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a process holds at one moment."""
-
-    resident_bytes: int
-    descriptors: int
-    threads: int
-
-
-def held(pid: int) -> Held:
+def held(pid: int) -> dict[str, float]:
+    """Return what a process holds now: MB of anonymous resident memory, descriptors and threads."""
     process = Path(f"/proc/{pid}")
     lines = (process / "status").read_text().splitlines()
     values = {key: rest for key, _, rest in (line.partition(":") for line in lines)}
-    resident = int(values["RssAnon"].split()[0]) * 1024
-    return Held(resident, len(list((process / "fd").iterdir())), int(values["Threads"]))
+    resident = int(values["RssAnon"].split()[0]) * 1024 / 1e6
+    return {
+        "resident": resident,
+        "descriptors": len(list((process / "fd").iterdir())),
+        "threads": int(values["Threads"]),
+    }

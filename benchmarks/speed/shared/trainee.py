@@ -2,27 +2,25 @@
 
     python -m benchmarks.speed.shared.trainee KIND WHO PRECISION FOLDER
 
-It answers each line N on stdin with a line of JSON: wall and CPU seconds of N steps, all threads counted. The plain
-loop is written as a good engineer would in an afternoon: the same network, batch, levels, targets, optimiser,
-clipping, average of the weights and autocast, random numbers from torch's own generator; no records, no checkpoints,
-no resuming, no processes.
+It answers each line N on stdin with the CPU seconds of N steps, all threads counted. The plain loop is written as a
+good engineer would in an afternoon: the same network, batch, levels, targets, optimiser, clipping, average of the
+weights and autocast, random numbers from torch's own generator; no records, no checkpoints, no resuming.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.speed.shared.trainees import pictures
 from ddib_fed import Model, TrainConfig, train
 from ddib_fed.datasets import draw
 
@@ -33,21 +31,19 @@ STEPS = 100_000
 class Turns:
     """The steps that stdin asks for: `next` after each step, which waits for the next line when they are taken."""
 
-    def __init__(self, *, leads: bool) -> None:
-        self._leads, self._left, self._steps = leads, 0, 0
-        self._started = (0.0, 0.0)
+    def __init__(self) -> None:
+        self._left = self._steps = 0
+        self._started = 0.0
 
     def next(self, *_: object) -> None:
         self._left -= 1
-        if self._left > 0 or not self._leads:
+        if self._left > 0:
             return
         if self._steps:
-            wall, cpu = self._started
-            spent = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-            sys.stdout.write(json.dumps(spent) + "\n")
+            sys.stdout.write(f"{time.process_time() - self._started}\n")
             sys.stdout.flush()
         self._left = self._steps = int(sys.stdin.readline() or 0)
-        self._started = time.perf_counter(), time.process_time()
+        self._started = time.process_time()
         if not self._steps:
             sys.exit()
 
@@ -56,17 +52,17 @@ def ours(kind: str, precision: Any, folder: Path, turns: Turns) -> None:
     """Train as `ddib model train` does; `folder` has pictures, and gets the run."""
     data: dict[str, Any] = {"domain": "moons"} if kind == "points" else {"images": folder, "flip": True}
     config = TrainConfig(steps=STEPS, precision=precision, checkpoint_every=STEPS, **data)
-    train(config, folder.parent / f"run-{os.getpid()}", on_progress=turns.next)
+    train(config, folder.parent / f"{kind}-{precision}", on_progress=turns.next)
 
 
 def plain(kind: str, precision: str, folder: Path, turns: Turns) -> None:
     """Train by a loop."""
     model = Model.open("moons" if kind == "points" else "satellite")
     network = model.bundle.network().train().requires_grad_(True)
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    parameters = list(network.parameters())
     averages = [p.detach().clone() for p in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    question = points if kind == "points" else noisy_pictures(len(list(folder.iterdir())))
+    question = points if kind == "points" else noisy_pictures(folder)
     for step in range(STEPS):
         for group in optimizer.param_groups:
             group["lr"] = 1e-3 * min(1.0, (step + 1) / 100) * (1 + math.cos(math.pi * step / STEPS)) / 2
@@ -79,7 +75,7 @@ def plain(kind: str, precision: str, folder: Path, turns: Turns) -> None:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1.0 - min(0.999, (1 + step) / (10 + step)))
+            torch._foreach_lerp_(averages, [*parameters], 1.0 - min(0.999, (1 + step) / (10 + step)))
         turns.next()
 
 
@@ -109,9 +105,10 @@ def points(step: int, batch: int = 2_048) -> tuple[Tensor, ...]:
     return x, (alpha * x - mean) / sigma, lams.float(), rows
 
 
-def noisy_pictures(count: int, batch: int = 64) -> Callable[[int], tuple[Tensor, ...]]:
+def noisy_pictures(folder: Path, batch: int = 64) -> Callable[[int], tuple[Tensor, ...]]:
     """Return what makes the questions of a step: mirrored, dequantised, predicting v."""
-    whole = torch.from_numpy(pictures(count)).permute(0, 3, 1, 2).contiguous()
+    arrays = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+    whole = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
 
     def question(step: int) -> tuple[Tensor, ...]:  # noqa: ARG001
         chosen = whole[torch.randint(len(whole), (batch,))].float()
@@ -129,8 +126,7 @@ def main() -> None:
     kind, who, precision, folder = sys.argv[1:]
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    turns = Turns(leads=os.environ.get("RANK", "0") == "0")
-    (ours if who == "ours" else plain)(kind, precision, Path(folder), turns)
+    (ours if who == "ours" else plain)(kind, precision, Path(folder), Turns())
 
 
 if __name__ == "__main__":
