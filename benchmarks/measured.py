@@ -35,10 +35,10 @@ def line(records: Iterable[Mapping[str, Any]], code: Sequence[str] = CODE) -> st
         changed = differences(str(record.get("commit", "")), (*code, *benchmark_of(record)))
         unknown = unknown or changed is None
         files |= set(changed or ())
-    marks = []
+    marks, first = [], sorted(files, key=lambda file: (file.startswith("benchmarks"), file))
     if files:
         more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
-        marks = [f"older than the code it measures ({', '.join(sorted(files)[:NAMED])}{more})"]
+        marks = [f"older than the code it measures ({', '.join(first[:NAMED])}{more})"]
     if unknown:
         marks += ["what differs since is not known here"]
     return f"Measured at {'; '.join([' and '.join(parts), *marks])}."

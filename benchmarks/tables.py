@@ -295,15 +295,13 @@ def dial() -> Rows:
 
 def speed() -> Rows:
     """benchmark | bound of | measured | asked |
-    {name} | {what} | {value:.3g} | {asked} | {held}"""
-    long = {path.stem: path for path in (JSON / "speed").glob("*.json") if "." not in path.stem}
-    short = {path.name.split(".")[0]: path for path in (JSON / "speed").glob("*.short.json")}
-    for name, path in sorted((short | long).items()):
-        for bound in json.loads(path.read_text(encoding="utf-8"))["bounds"]:
-            low, high = bound["at_least"], bound["at_most"]
-            held = (high is None or bound["value"] <= high) and (low is None or bound["value"] >= low)
-            asked = f"at least {low:g}" if high is None else f"at most {high:g}"
-            yield {"name": name, **bound, "asked": asked, "held": "" if held else "**missed**"}
+    {name} | {what} | {median:.3g} | {asked} | {mark}"""
+    for path in sorted((JSON / "speed").glob("*.json")):
+        for row in read(f"speed/{path.stem}")["rows"]:
+            if "held" in row:
+                most, least = row.get("at_most"), row.get("at_least")
+                asked = f"at least {least:g}" if most is None else f"at most {most:g}"
+                yield {"name": path.stem, **row, "asked": asked, "mark": "" if row["held"] else "**missed**"}
 
 
 CODE = dict.fromkeys(("solvers", "models"), measured.MODELS)

@@ -13,22 +13,19 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 from benchmarks.command import Rows, Run, command
-from benchmarks.speed.shared.figures import Candidates, compared
+from benchmarks.speed.shared.figures import compared
 from benchmarks.speed.shared.nodes import arrived, npy_file, png_files, two_nodes
 from ddib_fed.datasets import draw
 from ddib_fed.testing import TwoNodes
 
 STEPS = 12
-Job = Sequence[bytes]
+Job = list[bytes]
 
 
 def measure(run: Run) -> Rows:
-    """Pictures, then points."""
     with two_nodes(run, "satellite", "relief") as pair:
         small, large = png_files(run, 1), png_files(run, run.pick(smoke=2, long=64))
         yield from mixed(run, "pictures", pair, small, large)
@@ -59,8 +56,7 @@ def staggered(run: Run, pair: TwoNodes, job: Job) -> Rows:
         steady = sorted(ends)[: clients * (rounds - 1) + 1]
         return (steady[-1] - steady[0]) * clients / (len(steady) - 1)  # seconds of a job of each
 
-    merged = partial(arrived, pair, [*job] * clients, STEPS)
-    candidates: Candidates = {"one job of all their pictures": merged, f"{clients} staggered clients": apart}
+    candidates = {"one job": lambda: arrived(pair, job * clients, STEPS), "staggered clients": apart}
     yield from compared(run, "pictures: one job / a job of each staggered client", candidates, at_least=0.85)
 
 
@@ -74,9 +70,7 @@ def mixed(run: Run, kind: str, pair: TwoNodes, small: Job, large: Job) -> Rows:
     def alone() -> float:
         return sum(arrived(pair, job, STEPS) for job in jobs)
 
-    candidates = {
-        f"{kind}, {len(jobs)} jobs, {how}": f for how, f in (("one by one", alone), ("together", together))
-    }
+    candidates = {f"{kind}, {len(jobs)} jobs, one by one": alone, f"{kind}, together": together}
     yield from compared(run, f"{kind}, a mix of jobs: one by one / together", candidates, at_least=0.95)
 
 
@@ -98,8 +92,7 @@ def beside(run: Run, kind: str, pair: TwoNodes, small: Job, large: Job) -> Rows:
             finally:
                 stop.set()
 
-    what = f"{kind}, the slowest of small jobs"
-    candidates = {f"{what} beside a large one": busy, f"{what} on idle nodes": slowest}
+    candidates = {f"{kind}, slowest of small jobs beside a large one": busy, f"{kind}, alone": slowest}
     yield from compared(run, f"{kind}: a small job beside a large one / idle", candidates, at_most=3)
 
 
