@@ -49,7 +49,7 @@ class Watcher:
 def is_whole(path: Path) -> bool:
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
         if path.suffix == ".npy":
-            return np.load(path).size > 0
+            return bool(np.load(path).size)
         files = json.loads(path.read_bytes())["files"].values()
         return all(has_sha256(path.parent / file["file"], file["sha256"]) for file in files)
     return False

@@ -3,8 +3,8 @@
     python -m benchmarks.speed.federated
 
 The shipped models satellite to relief (32 px) and moons to checkerboards, 48 evaluations a leg. Baseline: two
-processes, each pinned to a core, translate one half each with both models, without files, in network calls of 16, 32 or
-64 pictures, whichever is fastest. Candidate: a source's and a target's node, by their commands, pinned to the same
+processes, each pinned to a core, translate one half each with both models, without files, in network calls of 32 or 64
+pictures, whichever is faster. Candidate: a source's and a target's node, by their commands, pinned to the same
 cores, one thread each, over mutual TLS; from submitting the files to the last result at the client, with everything
 that a job is. Stop and wait: one of the two processes encodes a batch of 16, then the other decodes it, then the next.
 """
@@ -22,7 +22,7 @@ from benchmarks.speed.shared.figures import bound, figure, figures, interleaved,
 from benchmarks.speed.shared.nodes import arrived, npy_file, of_both, png_files, test_pictures, two_nodes
 from ddib_fed.datasets import draw
 
-BATCHES = 16, 32, 64
+BATCHES = 32, 64
 WAITING = 16
 POINTS_TOGETHER = 5_000
 EVALUATIONS = 48
@@ -36,7 +36,7 @@ def measure(run: Run) -> Rows:
 
 
 def pictures(run: Run) -> Rows:
-    count, steps = run.pick(smoke=4, long=512), run.pick(smoke=8, long=EVALUATIONS)
+    count, steps = run.pick(smoke=4, long=384), run.pick(smoke=8, long=EVALUATIONS)
     batches, waiting = run.pick(smoke=(2,), long=BATCHES), run.pick(smoke=2, long=WAITING)
     files, samples = png_files(run, count), test_pictures(run, count)
     names = {batch: f"{count} pictures, two processes, {batch} in a call" for batch in batches}

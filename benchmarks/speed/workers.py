@@ -62,7 +62,7 @@ def measure_pools(
                 time.sleep(0.05)
             arrived(pair, files[:2], evaluations)
         candidates = {name: partial(arrived, pair, files, evaluations) for name, pair in pairs.items()}
-        times = interleaved(candidates, run.pick(smoke=1, long=5))
+        times = interleaved(candidates, run.pick(smoke=1, long=3))
         yield from figures(times)
         if not run.smoke:
             speedup = ratio(times, "one worker", "two workers")
