@@ -3,7 +3,8 @@
     python -m benchmarks.tables            every page
     python -m benchmarks.tables --check    ends with 1 if a page has another table than its JSON gives
 
-A table is a function that gives rows of JSON; its docstring is the head, and the format of each row.
+A table is a function that gives rows of JSON; its docstring is the head, and the format of each row. Below it a line
+says at which commits its records were measured, and whether the code differs since; `--check` leaves that line out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks import measured
 from benchmarks.trust.promises import PROMISES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,28 +26,36 @@ JSON = ROOT / "docs" / "benchmarks"
 PAGES = (ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 END = "<!-- end of table -->"
 Rows = Iterable[Mapping[str, Any]]
+USED: list[Mapping[str, Any]] = []  # records of the table that is written
 
 
 def main() -> int:
     """Write the tables; 1 if one differed and was only checked."""
-    stale = []
+    stale, check = [], "--check" in sys.argv
+
+    def table(match: re.Match[str]) -> str:
+        return filled(match[1], without_line=check)
+
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        new = re.sub(rf"<!-- table: (\w+) -->.*?{END}", lambda found: filled(found[1]), text, flags=re.DOTALL)
-        if new != text:
+        new = re.sub(rf"<!-- table: (\w+) -->.*?{END}", table, text, flags=re.DOTALL)
+        if new != (re.sub(r"^Measured at .*\n\n", "", text, flags=re.MULTILINE) if check else text):
             stale.append(f"{page.relative_to(ROOT)}\n")
-            if "--check" not in sys.argv:
+            if not check:
                 page.write_text(new, encoding="utf-8")
     sys.stdout.write("".join(stale))
-    return int("--check" in sys.argv and bool(stale))
+    return int(check and bool(stale))
 
 
-def filled(name: str) -> str:
+def filled(name: str, *, without_line: bool = False) -> str:
     """A table with its marks."""
+    USED.clear()
     head, form = (line.split("|") for line in re.split(r"\n\s*", (TABLES[name].__doc__ or "").strip()))
     lines = [head, ["---"] * len(head), *([_cell(cell, row) for cell in form] for row in TABLES[name]())]
     body = "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
-    return f"<!-- table: {name} -->\n\n{body}\n\n{END}"
+    records = [one for one in USED if isinstance(one, Mapping)] or [{}]
+    line = "" if without_line else f"{measured.line(records, CODE.get(name, measured.CODE))}\n\n"
+    return f"<!-- table: {name} -->\n\n{body}\n\n{line}{END}"
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:
@@ -60,11 +70,13 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
 
 
 def read(name: str) -> Any:
-    return json.loads((JSON / f"{name}.json").read_text(encoding="utf-8"))
+    """Return the record docs/benchmarks/NAME.json, which the table's line names."""
+    USED.append(record := json.loads((JSON / f"{name}.json").read_text(encoding="utf-8")))
+    return record
 
 
 def found(pattern: str) -> list[Any]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(JSON.glob(pattern))]
+    return [read(path.relative_to(JSON).with_suffix("").as_posix()) for path in sorted(JSON.glob(pattern))]
 
 
 def large() -> Rows:
@@ -260,17 +272,17 @@ def dial() -> Rows:
 
 def speed() -> Rows:
     """benchmark | bound of | measured | asked |
-    {name} | {what} | {value:.3g} | {asked} | {held}"""
-    long = {path.stem: path for path in (JSON / "speed").glob("*.json") if "." not in path.stem}
-    short = {path.name.split(".")[0]: path for path in (JSON / "speed").glob("*.short.json")}
-    for name, path in sorted((short | long).items()):
-        for bound in json.loads(path.read_text(encoding="utf-8"))["bounds"]:
-            low, high = bound["at_least"], bound["at_most"]
-            held = (high is None or bound["value"] <= high) and (low is None or bound["value"] >= low)
-            asked = f"at least {low:g}" if high is None else f"at most {high:g}"
-            yield {"name": name, **bound, "asked": asked, "held": "" if held else "**missed**"}
+    {name} | {what} | {median:.3g} | {asked} | {mark}"""
+    for path in sorted((JSON / "speed").glob("*.json")):
+        for row in read(f"speed/{path.stem}")["rows"]:
+            if "held" in row:
+                most, least = row.get("at_most"), row.get("at_least")
+                asked = f"at least {least:g}" if most is None else f"at most {most:g}"
+                yield {"name": path.stem, **row, "asked": asked, "mark": "" if row["held"] else "**missed**"}
 
 
+CODE = dict.fromkeys(("solvers", "models"), measured.MODELS)
+"""What a table measures, where it is not `measured.CODE`."""
 TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (

@@ -70,6 +70,11 @@ class Translated:
     files: Mapping[Part, ResultFile]
     record: Record
 
+    @property
+    def sha256(self) -> bytes:
+        """The digest of the translation's file, with which `Client.acknowledge` says that it is stored."""
+        return self.files[Part.TRANSLATION].sha256
+
     @cached_property
     def array(self) -> NDArray[Any]:
         """The translation: (H, W, C) or (D, H, W, C) numbers of its file, or points (N, D) float32."""
