@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # A scanner that needs an older `cryptography` than constraints.txt has: it lies in an environment of its own.
 SSLYZE := $(CURDIR)/build/sslyze/bin/sslyze
 
-.PHONY: demo test test-fast test-long test-ray test-web test-pacs docs check format format-check lint types layers drift size proto install clean dist release-tree bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
+.PHONY: demo test test-fast test-long test-ray test-web test-pacs docs check format format-check lint types layers drift size smoke path tables proto install clean dist release-tree bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -57,7 +57,7 @@ test-pacs: $(VENV)/.dev  ## Studies through a real Orthanc of Debian, there and 
 	{ echo "make: no Orthanc: apt-get install $(PACS) (Debian)" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/e2e/translation/test_orthanc.py
 
-check: format-check lint types layers drift size  ## What CI runs: format, lint, types, layers, proto drift, size, tests
+check: format-check lint types layers drift size path smoke  ## What CI runs: format, lint, types, layers, proto drift, size, the path of a picture, a smoke of each benchmark, tests
 	$(MAKE) --no-print-directory test
 
 format: $(VENV)/.dev  ## Rewrite the sources as the formatter wants them
@@ -71,6 +71,7 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy -p benchmarks
 
 layers: $(VENV)/.dev
 	$(BIN)/lint-imports
@@ -81,12 +82,21 @@ proto: $(VENV)/.dev  ## Generate ddib_fed/v1 from protos/
 drift: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
 
-size: $(VENV)/.dev  ## Lines, modules, words, commands, options, keys and more beside benchmarks/budgets.toml
+size: $(VENV)/.dev  ## Lines, modules, words, commands, options, keys and more beside the ceilings of benchmarks/budgets.toml
 	$(BIN)/python -m benchmarks.size
+
+path: $(VENV)/.dev  ## Whether docs/architecture.md lists the modules that one picture runs
+	$(BIN)/python -m benchmarks.path --check
+
+smoke: $(VENV)/.dev  ## Each benchmark on as little as shows that it runs
+	$(BIN)/python -m benchmarks.smoke
+
+tables: $(VENV)/.dev  ## The tables of the pages from docs/benchmarks, each marked where the code differs since
+	$(BIN)/python -m benchmarks.tables
 
 install: $(VENV)/.dev  ## The virtual environment, with everything for development
 
-bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks/speed, fails when a bound is missed
+bench: $(VENV)/.dev  ## Every benchmark of speed (about an hour); writes docs/benchmarks/speed, fails when a bound is missed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
 trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/benchmarks/trust

@@ -3,7 +3,8 @@
     python -m benchmarks.tables            every page
     python -m benchmarks.tables --check    ends with 1 if a page has another table than its JSON gives
 
-A table is a function that gives rows of JSON; its docstring is the head, and the format of each row.
+A table is a function that gives rows of JSON; its docstring is the head, and the format of each row. Below it a line
+says at which commits its records were measured, and whether the code differs since; `--check` leaves that line out.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from benchmarks import measured
 from benchmarks.trust.promises import PROMISES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,28 +26,36 @@ JSON = ROOT / "docs" / "benchmarks"
 PAGES = (ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md")))
 END = "<!-- end of table -->"
 Rows = Iterable[Mapping[str, Any]]
+USED: list[Mapping[str, Any]] = []  # records of the table that is written
 
 
 def main() -> int:
     """Write the tables; 1 if one differed and was only checked."""
-    stale = []
+    stale, check = [], "--check" in sys.argv
+
+    def table(match: re.Match[str]) -> str:
+        return filled(match[1], without_line=check)
+
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        new = re.sub(rf"<!-- table: (\w+) -->.*?{END}", lambda found: filled(found[1]), text, flags=re.DOTALL)
-        if new != text:
+        new = re.sub(rf"<!-- table: (\w+) -->.*?{END}", table, text, flags=re.DOTALL)
+        if new != (re.sub(r"^Measured at .*\n\n", "", text, flags=re.MULTILINE) if check else text):
             stale.append(f"{page.relative_to(ROOT)}\n")
-            if "--check" not in sys.argv:
+            if not check:
                 page.write_text(new, encoding="utf-8")
     sys.stdout.write("".join(stale))
-    return int("--check" in sys.argv and bool(stale))
+    return int(check and bool(stale))
 
 
-def filled(name: str) -> str:
+def filled(name: str, *, without_line: bool = False) -> str:
     """A table with its marks."""
+    USED.clear()
     head, form = (line.split("|") for line in re.split(r"\n\s*", (TABLES[name].__doc__ or "").strip()))
     lines = [head, ["---"] * len(head), *([_cell(cell, row) for cell in form] for row in TABLES[name]())]
     body = "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
-    return f"<!-- table: {name} -->\n\n{body}\n\n{END}"
+    records = [one for one in USED if isinstance(one, Mapping)] or [{}]
+    line = "" if without_line else f"{measured.line(records, CODE.get(name, measured.CODE))}\n\n"
+    return f"<!-- table: {name} -->\n\n{body}\n\n{line}{END}"
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:
@@ -60,11 +70,13 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
 
 
 def read(name: str) -> Any:
-    return json.loads((JSON / f"{name}.json").read_text(encoding="utf-8"))
+    """Return the record docs/benchmarks/NAME.json, which the table's line names."""
+    USED.append(record := json.loads((JSON / f"{name}.json").read_text(encoding="utf-8")))
+    return record
 
 
 def found(pattern: str) -> list[Any]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(JSON.glob(pattern))]
+    return [read(path.relative_to(JSON).with_suffix("").as_posix()) for path in sorted(JSON.glob(pattern))]
 
 
 def large() -> Rows:
@@ -271,6 +283,8 @@ def speed() -> Rows:
             yield {"name": name, **bound, "asked": asked, "held": "" if held else "**missed**"}
 
 
+CODE = dict.fromkeys(("solvers", "models"), measured.MODELS)
+"""What a table measures, where it is not `measured.CODE`."""
 TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
