@@ -31,3 +31,10 @@ def save_sheet(path: Path, rows: Mapping[str, Pictures]) -> None:
             sheet.paste(shown, (left + column * (width + GAP), top))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
+
+
+def halved(pictures: Pictures) -> Pictures:
+    """Return pictures of half the sides."""
+    count, channels, height, width = pictures.shape
+    small: Pictures = pictures.reshape(count, channels, height // 2, 2, width // 2, 2).mean((3, 5))
+    return small
