@@ -130,7 +130,7 @@ sbom: | $(BIN)/python  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a nod
 	build/sbom/tool/bin/python -m pip --disable-pip-version-check install --quiet 'cyclonedx-bom==7.5.0'
 	mkdir -p dist && build/sbom/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/ddib-fed.cdx.json build/sbom/node
 
-benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
+benchmarks: $(VENV)/.dev  ## Measure the solvers again (80 minutes of one core; writes docs/benchmarks)
 	$(BIN)/python -m benchmarks.points.solvers
 
 POINTS := moons checkerboards concentric-rings parallel-squares concentric-squares parallel-rings

@@ -217,16 +217,14 @@ def gate() -> Rows:
 def solvers() -> Rows:
     """pair | solver | evaluations | CPU s | cycle median | cycle max | reference mean | reference max
     {source} → {target} | {solver} | {evaluations:,} | {cpu_seconds:.0f} | {cycle[median]:.1e} | {cycle[max]:.1e} | {target_error[mean]:.1e} | {target_error[max]:.1e}"""  # noqa: E501
-    names = ("ddim-4000-integer", "unipc-24", "unipc-48", "unipc-100")
-    return [
-        read(f"solvers/{pair.name}/{name}") for pair in sorted((JSON / "solvers").iterdir()) for name in names
-    ]
+    rows: Rows = read("points/solvers")["rows"]
+    return rows
 
 
 def models() -> Rows:
     """domain | sliced-W2 | floor | latent's deviation
-    {domain} | {sliced_w2_mean:.4f} | {sliced_w2_floor:.4f} | {latent[std]:.3f}"""
-    rows: Rows = read("models")["rows"]
+    {domain} | {sliced_w2~4} | {sliced_w2_floor:.4f} | {latent_std:.3f}"""
+    rows: Rows = read("points/models")["rows"]
     return rows
 
 
