@@ -139,7 +139,7 @@ PICTURES := satellite relief etopo brain-t1 brain-t2
 pretrained: $(VENV)/.dev  ## Train the shipped bundles again in build/pretrained, and their learned steps (points 20 minutes of CPU, pictures an hour)
 	mkdir -p build/pretrained
 	cd build/pretrained && for each in $(POINTS); do $(abspath $(BIN))/ddib model train --domain $$each --steps 2500 --seed 0 --dtype float16 --out $$each --force || exit 1; done
-	$(BIN)/python -m benchmarks.pretrained_pictures --out build/pretrained
+	$(BIN)/python -m benchmarks.pretrained_pictures
 	for each in $(POINTS) $(PICTURES); do $(BIN)/ddib model tune build/pretrained/$$each --evaluations 12 16 20 || exit 1; done
 
 $(VENV)/.fuzz: $(VENV)/.dev
