@@ -100,16 +100,19 @@ bench: $(VENV)/.dev  ## Every benchmark of speed (about an hour); writes docs/be
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
 trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/benchmarks/trust
-	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
+	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report
+	$(BIN)/python -m benchmarks.tables
 
 tls-scan: $(VENV)/.dev $(SSLYZE)  ## Both ports under sslyze: TLS 1.3 alone, suites, curves, known holes, certificates
 	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/security/test_tls_scan.py
 
 chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
+	$(BIN)/python -m benchmarks.tables
 
 fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS) --seconds $(FUZZ_S)
+	$(BIN)/python -m benchmarks.tables
 
 docs: $(VENV)/.dev  ## build/docs: the reference of the Python interface; fails on a dead link
 	$(BIN)/python -m tests.api.reference build/docs

@@ -88,16 +88,16 @@ def large() -> Rows:
 
 def promises() -> Rows:
     """promise | by | on | tests | cases | failed | did not run
-    {promise} | make {by} | {date:.10} | {tests} | {cases:,} | {failed} | {skipped}"""
+    {promise} | make {by} | {date} | {tests} | {cases:,} | {failed} | {skipped}"""
     for which in ("trust", "chaos"):
         run = read(f"trust/{which}")
         for name, sentence in PROMISES.items():
-            if mine := [test for test in run["tests"] if test["promise"] == name]:
+            if mine := [test for test in run["rows"] if test["promise"] == name]:
                 sums = {key: sum(test[key] for test in mine) for key in ("cases", "failed", "skipped")}
                 yield {**run, "promise": sentence, "by": which, "tests": len(mine), **sums}
     fuzz = read("trust/fuzz")
-    runs, crashes = (sum(one[key] for one in fuzz["parsers"]) for key in ("executions", "crashes"))
-    yield {**fuzz, "promise": "Parsers under atheris", "by": "fuzz", "tests": len(fuzz["parsers"])} | {
+    runs, crashes = (sum(one[key] for one in fuzz["rows"]) for key in ("executions", "crashes"))
+    yield {**fuzz, "promise": "Parsers under atheris", "by": "fuzz", "tests": len(fuzz["rows"])} | {
         "cases": runs, "failed": crashes, "skipped": 0
     }  # fmt: skip
 
