@@ -100,16 +100,19 @@ bench: $(VENV)/.dev  ## Every benchmark of speed (about an hour); writes docs/be
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
 trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/benchmarks/trust
-	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
+	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report
+	$(BIN)/python -m benchmarks.tables
 
 tls-scan: $(VENV)/.dev $(SSLYZE)  ## Both ports under sslyze: TLS 1.3 alone, suites, curves, known holes, certificates
 	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/security/test_tls_scan.py
 
 chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
+	$(BIN)/python -m benchmarks.tables
 
 fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS) --seconds $(FUZZ_S)
+	$(BIN)/python -m benchmarks.tables
 
 docs: $(VENV)/.dev  ## build/docs: the reference of the Python interface; fails on a dead link
 	$(BIN)/python -m tests.api.reference build/docs
@@ -130,7 +133,7 @@ sbom: | $(BIN)/python  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a nod
 	build/sbom/tool/bin/python -m pip --disable-pip-version-check install --quiet 'cyclonedx-bom==7.5.0'
 	mkdir -p dist && build/sbom/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/ddib-fed.cdx.json build/sbom/node
 
-benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
+benchmarks: $(VENV)/.dev  ## Measure the solvers again (80 minutes of one core; writes docs/benchmarks)
 	$(BIN)/python -m benchmarks.points.solvers
 
 POINTS := moons checkerboards concentric-rings parallel-squares concentric-squares parallel-rings
@@ -139,7 +142,7 @@ PICTURES := satellite relief etopo brain-t1 brain-t2
 pretrained: $(VENV)/.dev  ## Train the shipped bundles again in build/pretrained, and their learned steps (points 20 minutes of CPU, pictures an hour)
 	mkdir -p build/pretrained
 	cd build/pretrained && for each in $(POINTS); do $(abspath $(BIN))/ddib model train --domain $$each --steps 2500 --seed 0 --dtype float16 --out $$each --force || exit 1; done
-	$(BIN)/python -m benchmarks.pretrained_pictures --out build/pretrained
+	$(BIN)/python -m benchmarks.pretrained_pictures
 	for each in $(POINTS) $(PICTURES); do $(BIN)/ddib model tune build/pretrained/$$each --evaluations 12 16 20 || exit 1; done
 
 $(VENV)/.fuzz: $(VENV)/.dev

@@ -80,23 +80,24 @@ def found(pattern: str) -> list[Any]:
 
 
 def large() -> Rows:
-    """way | PSNR dB | SSIM | partner | FD | wrong pixels | CPU s a picture
-    {way} | {psnr~2} | {ssim~3} | {partner~2} | {frechet_early~1} | {wrong[value]:.1%} | {cpu_seconds:.2f}"""
-    yield from read("pictures/large")
+    """way | PSNR dB | SSIM | partner | feature distance | wrong pixels | CPU s a picture
+    {way} | {psnr~1} | {ssim~3} | {partner~2} | {frechet_early~0} | {wrong~1%} | {cpu_seconds:.2f}"""
+    rows: Rows = read("pictures/large")["rows"]
+    return rows
 
 
 def promises() -> Rows:
     """promise | by | on | tests | cases | failed | did not run
-    {promise} | make {by} | {date:.10} | {tests} | {cases:,} | {failed} | {skipped}"""
+    {promise} | make {by} | {date} | {tests} | {cases:,} | {failed} | {skipped}"""
     for which in ("trust", "chaos"):
         run = read(f"trust/{which}")
         for name, sentence in PROMISES.items():
-            if mine := [test for test in run["tests"] if test["promise"] == name]:
+            if mine := [test for test in run["rows"] if test["promise"] == name]:
                 sums = {key: sum(test[key] for test in mine) for key in ("cases", "failed", "skipped")}
                 yield {**run, "promise": sentence, "by": which, "tests": len(mine), **sums}
     fuzz = read("trust/fuzz")
-    runs, crashes = (sum(one[key] for one in fuzz["parsers"]) for key in ("executions", "crashes"))
-    yield {**fuzz, "promise": "Parsers under atheris", "by": "fuzz", "tests": len(fuzz["parsers"])} | {
+    runs, crashes = (sum(one[key] for one in fuzz["rows"]) for key in ("executions", "crashes"))
+    yield {**fuzz, "promise": "Parsers under atheris", "by": "fuzz", "tests": len(fuzz["rows"])} | {
         "cases": runs, "failed": crashes, "skipped": 0
     }  # fmt: skip
 
@@ -148,8 +149,8 @@ def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 def marks() -> Rows:
     """pair, calibration, share | wrong pixels | bad pictures | by structure: found | by classes: marked | precision | recall | AUC
-    {pair}, {state}, {share:g}{few} | {wrong:.0%} | {bad} | {by_structure[recall]:.0%} | {by_classes[marked]} | {by_classes[precision]:.2f} | {by_classes[recall]:.2f} | {auc:.2f}"""  # noqa: E501
-    for row in read("marks"):
+    {pair}, {state}, {share:g}{few} | {wrong~0%} | {bad} | {by_structure[recall]~0%} | {by_classes[marked]} | {by_classes[precision]~2} | {by_classes[recall]~2} | {auc~2}"""  # noqa: E501
+    for row in read("pictures/marks")["rows"]:
         few = "" if row["evaluations"] == 24 else f", {row['evaluations']} evaluations"
         yield {**row, "few": few}
 
@@ -216,16 +217,14 @@ def gate() -> Rows:
 def solvers() -> Rows:
     """pair | solver | evaluations | CPU s | cycle median | cycle max | reference mean | reference max
     {source} → {target} | {solver} | {evaluations:,} | {cpu_seconds:.0f} | {cycle[median]:.1e} | {cycle[max]:.1e} | {target_error[mean]:.1e} | {target_error[max]:.1e}"""  # noqa: E501
-    names = ("ddim-4000-integer", "unipc-24", "unipc-48", "unipc-100")
-    return [
-        read(f"solvers/{pair.name}/{name}") for pair in sorted((JSON / "solvers").iterdir()) for name in names
-    ]
+    rows: Rows = read("points/solvers")["rows"]
+    return rows
 
 
 def models() -> Rows:
     """domain | sliced-W2 | floor | latent's deviation
-    {domain} | {sliced_w2_mean:.4f} | {sliced_w2_floor:.4f} | {latent[std]:.3f}"""
-    rows: Rows = read("models")["rows"]
+    {domain} | {sliced_w2~4} | {sliced_w2_floor:.4f} | {latent_std:.3f}"""
+    rows: Rows = read("points/models")["rows"]
     return rows
 
 
@@ -237,24 +236,28 @@ def scenes() -> Rows:
 
 
 def heads() -> Rows:
-    """model | pictures | round trip dB, median | worst | below 30 dB | refused
-    {model} | {pictures} of {set} | {median:.1f} | {least:.1f} | {marked_by_round_trip} | {refused}"""
-    rows: Rows = read("pictures/heads")
+    """model | pictures | round trip dB, mean | median | worst | below 30 dB | refused
+    {model} | {pictures} of {set} | {mean~1} | {median:.1f} | {least:.1f} | {marked_by_round_trip} | {refused}"""
+    rows: Rows = read("pictures/heads")["rows"]
     return rows
 
 
 def flicker() -> Rows:
-    """pair | noise | flicker | round trip dB | latents correlate | read from one, dB | from all | with the model, from one | from all | and a known slice
-    {pair} | {noise} | {flicker~1} | {round_trip~1} | {correlation[value]:.2f} | {latent[value]:.1f} | {mean~1} | {model[value]:.1f} | {study[value]:.1f} | {known[value]:.1f}"""  # noqa: E501
-    for row in read("pictures/flicker"):
-        name = {"pair": f"{row['source']}-{row['target']}", "noise": "one for each slice"}
-        if row["kind"] == "volumes":
-            yield {**row, "pair": "", "noise": "models of volumes"}
-            continue
-        if row["shared"]:
-            name = {"pair": "", "noise": "**one for all**"}
-        reads = {key.rpartition(" ")[2]: value for key, value in row["read"].items() if key != "known"}
-        yield {**row, **reads, **name}
+    """pair | noise | flicker | of one draw | round trip dB | of one draw | latents correlate
+    {pair} | {noise} | {flicker~1} | {flicker[least]:.1f} to {flicker[most]:.1f} | {round_trip~1} | {round_trip[least]:.1f} to {round_trip[most]:.1f} | {correlation~2}"""  # noqa: E501
+    for row in read("pictures/flicker")["rows"]:
+        first = not row.get("shared", True)
+        noise = "**one for all**" if row.get("shared") else "one for each slice"
+        pair = f"{row['source']}-{row['target']}" if first else ""
+        yield {**row, "pair": pair, "noise": noise if row["kind"] == "slices" else "models of volumes"}
+
+
+def reading() -> Rows:
+    """slices | noise | from one latent, dB | from all | with the model, from one | from all | and a known slice
+    {source} | {noise} | {latent~1} | {mean~1} | {model~1} | {study~1} | {known~1}"""
+    for row in read("pictures/reading")["rows"]:
+        noise = "**one for all**" if row["shared"] else "one for each slice"
+        yield {**row, "noise": noise, "study": row["model, study"], "known": row["model, known"]}
 
 
 def dial() -> Rows:
@@ -287,7 +290,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
         *(promises, calibration, marks, nodes, epsilon, leaks, lesions, membership, gate),
-        *(solvers, models, scenes, heads, flicker, large, dial, speed),
+        *(solvers, models, scenes, heads, flicker, reading, large, dial, speed),
     )
 }
 

@@ -543,6 +543,21 @@ class Model:
 
         return self.party.model.out_of_units(torch.from_numpy(x))
 
+    @property
+    def has_autoencoder(self) -> bool:
+        """Whether its ODE runs on the latents of an autoencoder."""
+        return self.bundle.autoencoder is not None
+
+    def reconstruct(self, samples: NDArray[Any]) -> Samples:
+        """Return pictures (N, *shape) as the model's autoencoder gives them back; without one, as they are.
+
+        Nothing that the model decodes can be nearer to a picture.
+        """
+        rows = samples.astype(np.float32)
+        if self.has_autoencoder:
+            rows = np.concatenate([self.out_of_units(self.units(row[None])) for row in rows])
+        return rows.clip(-1.0, 1.0) if self.party.model.is_picture else rows
+
     def _parts(self, rows: Samples) -> Sequence[Samples]:
         """Return the items of an array: each picture, or all points as one set."""
         return [row[None] for row in rows] if self.party.model.is_picture else [rows]

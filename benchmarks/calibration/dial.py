@@ -21,7 +21,7 @@ from benchmarks.calibration.dial_figure import plot
 from benchmarks.calibration.directed import NAMED, Directed, from_bytes, from_results
 from benchmarks.calibration.variants import DEPTH, LEGS, RETRAINED, agreed
 from benchmarks.command import Rows, Run, command
-from benchmarks.pictures.marks import wrong_of
+from benchmarks.pictures.judged import wrong_of
 from ddib_fed import Calibration, Model, Request, Settings, metrics
 from ddib_fed.lab.report import fit_inverter, latents_along
 from ddib_fed.metrics import Pictures

@@ -20,7 +20,7 @@ import ddib_fed
 from benchmarks.calibration.directed import Directed, from_results, to_files
 from benchmarks.calibration.operators import retrain, sign
 from benchmarks.command import Rows, Run, command
-from benchmarks.pictures.marks import wrong_of
+from benchmarks.pictures.judged import wrong_of
 from ddib_fed import Request, Settings
 from ddib_fed.metrics import Pictures
 from ddib_fed.testing import TwoNodes, ddib

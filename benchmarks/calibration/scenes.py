@@ -23,7 +23,7 @@ import ddib_fed
 from benchmarks.calibration.directed import Directed, from_bytes, save, to_files
 from benchmarks.calibration.variants import DIAL, LEGS, agreed
 from benchmarks.command import Rows, Run, command
-from benchmarks.pictures.marks import water
+from benchmarks.pictures.judged import water
 from ddib_fed import Model, Request, Settings
 from ddib_fed.datasets import cut_scene
 from ddib_fed.metrics import Pictures, compare, histogram_match, resample, structure

@@ -430,6 +430,11 @@ def measured(gate: Any) -> str:
     FOLDERS,
 )
 @option(
+    "--target MODEL",
+    "The target's model: of a model of latents, the map alone and the truth also as its autoencoder gives them back.",
+    str,
+)
+@option(
     "--group-by",
     "folder: intervals draw whole folders of pictures, such as the slices of one patient, instead of single pictures.",
     ("folder",),
