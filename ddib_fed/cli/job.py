@@ -71,12 +71,10 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
 
 
 @click.command()
-@options.OUTCOME
-@options.PROFILE
-def domains(profile_path: Path | None) -> None:
+@options.for_client
+def domains(client: ddib_fed.Client) -> None:
     """List the available target domains, and whether each is ready."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        found = client.domains()
+    found = client.domains()
     values = plain(asdict(found))
     for each in values["domains"]:
         if each["calibration"] is not None:
@@ -157,12 +155,10 @@ def job() -> None:
 
 @job.command("list")
 @options.option("--limit N", "At most this many.", click.IntRange(1, 1000), default=20)
-@options.OUTCOME
-@options.PROFILE
-def list_(limit: int, profile_path: Path | None) -> None:
+@options.for_client
+def list_(client: ddib_fed.Client, limit: int) -> None:
     """List this client's jobs, newest first, and how many of their items are done."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        jobs = client.list(limit)
+    jobs = client.list(limit)
 
     def show() -> None:
         rows = []
@@ -179,12 +175,10 @@ def list_(limit: int, profile_path: Path | None) -> None:
 
 @job.command()
 @options.JOB_ID
-@options.OUTCOME
-@options.PROFILE
-def show(job_id: str, profile_path: Path | None) -> None:
+@options.for_client
+def show(client: ddib_fed.Client, job_id: str) -> None:
     """Show a job, its items, and why it failed, if it did."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        view = client.get(job_id)
+    view = client.get(job_id)
     emit(_job_values(view), lambda: _show_job(view))
 
 
@@ -263,23 +257,19 @@ def fetch(job_id: str, out: Path, force: bool, profile_path: Path | None) -> Non
 
 @job.command()
 @options.JOB_ID
-@options.OUTCOME
-@options.PROFILE
-def cancel(job_id: str, profile_path: Path | None) -> None:
+@options.for_client
+def cancel(client: ddib_fed.Client, job_id: str) -> None:
     """Stop a job at its next step. Finished items can still be fetched."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        state = client.cancel(job_id)
+    state = client.cancel(job_id)
     emit({"job_id": job_id, "state": state}, lambda: say(f"job {job_id} is {state.lower()}"))
 
 
 @job.command()
 @options.JOB_ID
-@options.OUTCOME
-@options.PROFILE
-def delete(job_id: str, profile_path: Path | None) -> None:
+@options.for_client
+def delete(client: ddib_fed.Client, job_id: str) -> None:
     """Remove an ended job and all its data at the node."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        client.delete(job_id)
+    client.delete(job_id)
     emit({"job_id": job_id, "deleted": True}, lambda: say(f"job {job_id} is deleted"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import shlex
@@ -115,9 +116,11 @@ def refuse_overwriting(out: Path, *, force: bool) -> None:
         raise AlreadyExists(f"{out} holds results already", hint="choose another folder, or --force")
 
 
-def with_config(path: Path) -> str:
-    found = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
-    return "" if path == found else f" --config {shlex.quote(str(path))}"
+def with_config(path: Path | None = None) -> str:
+    """Return the option of a following command that names a configuration, by default this command's; or nothing."""
+    path = path or click.get_current_context().params["config_path"]
+    usual = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
+    return "" if path == usual else f" --config {shlex.quote(str(path))}"
 
 
 def say_next(steps: Sequence[tuple[str, str]]) -> None:
@@ -182,6 +185,29 @@ OUTCOME = option(
     expose_value=False,
     callback=_sentences_aside,
 )
+
+
+def for_node(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config and --format to an operator's command, and call it with the node."""
+
+    @functools.wraps(command)
+    def opened(config_path: Path, **further: Any) -> Any:
+        return command(ddib_fed.Node.open(config_path), **further)
+
+    return CONFIG(OUTCOME(opened))
+
+
+def for_client(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --format and --profile to a command, and call it with an open client."""
+
+    @functools.wraps(command)
+    def opened(profile_path: Path | None, **further: Any) -> Any:
+        with ddib_fed.Client.for_command(profile_path) as client:
+            return command(client, **further)
+
+    return OUTCOME(PROFILE(opened))
+
+
 OUT_RESULTS = option("--out DIR", "Folder for the results; created if missing.", required=True)
 FORCE = option("--force", "Overwrite existing results.")
 SKIP_BAD_FILES = option(
