@@ -21,8 +21,8 @@ import time
 from pathlib import Path
 
 from benchmarks import options
-from ddib_fed.data.shipped import SHIPPED
-from ddib_fed.evaluation.metrics import calibrate_by_chance
+from ddib_fed.datasets import SHIPPED
+from ddib_fed.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import amend_bundle, load_bundle
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import TrainingProgress, train

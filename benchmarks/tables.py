@@ -42,7 +42,7 @@ def main() -> int:
 
 def filled(name: str) -> str:
     """A table with its marks."""
-    head, form = (line.split("|") for line in re.split(r"\n\s+", (TABLES[name].__doc__ or "").strip()))
+    head, form = (line.split("|") for line in re.split(r"\n\s*", (TABLES[name].__doc__ or "").strip()))
     lines = [head, ["---"] * len(head), *([_cell(cell, row) for cell in form] for row in TABLES[name]())]
     body = "\n".join(f"| {' | '.join(cell.strip() for cell in line)} |" for line in lines)
     return f"<!-- table: {name} -->\n\n{body}\n\n{END}"

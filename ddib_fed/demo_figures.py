@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddib_fed import Calibration, Record, evaluate
-from ddib_fed.data.shipped import shipped_bytes, shipped_domain
-from ddib_fed.data.synthetic import sample
+from ddib_fed import Calibration, Record, evaluate, metrics
+from ddib_fed.datasets import sample, shipped_bytes, shipped_domain
 from ddib_fed.errors import InternalError
-from ddib_fed.evaluation import metrics, sheets
+from ddib_fed.evaluation import sheets
 from ddib_fed.terminal import number, print_table, say, size
 
 SEED = 1

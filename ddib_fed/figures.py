@@ -13,10 +13,10 @@ import numpy as np
 from ddib_fed.calibration.record import map_beside
 from ddib_fed.data.fitting import Fit
 from ddib_fed.evaluation.judgement import FigureTable, Report, judge, tables, worst_first
-from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.pages import COLUMNS, picture_row
 from ddib_fed.evaluation.sheets import as_pictures, to_pixels
 from ddib_fed.evaluation.translations import Span, Translations, read_translations
+from ddib_fed.metrics import Pictures
 from ddib_fed.pages import write_page
 from ddib_fed.record import PictureFigures, Record
 

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import AlreadyExists, InputError, SettingsInvalid, UsageError, extra
+from ddib_fed.errors import (
+    AlreadyExists,
+    InputError,
+    LatentNotGaussian,
+    SettingsInvalid,
+    UsageError,
+    extra,
+)
 from ddib_fed.files import write_file, write_json
 from ddib_fed.models.catalogue import copy_shipped, shipped_models
 from ddib_fed.record import UNGUIDED, Classes, Guidance, Settings
@@ -261,9 +268,9 @@ class Model:
         self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
     ) -> dict[str, Any]:
         from ddib_fed.data.points import to_npy
-        from ddib_fed.data.synthetic import DOMAINS
+        from ddib_fed.datasets import DOMAINS
         from ddib_fed.evaluation import sheets
-        from ddib_fed.evaluation.metrics import distances_to_domain
+        from ddib_fed.metrics import distances_to_domain
         from ddib_fed.models.manifest import carried_domain
 
         noise = _noise(count, self.shape[0], request.seed)
@@ -283,9 +290,9 @@ class Model:
     ) -> dict[str, Any]:
         from ddib_fed.data.pictures import ImageLimits
         from ddib_fed.engine.arrays import draw_samples
-        from ddib_fed.evaluation.metrics import file_rule
         from ddib_fed.evaluation.samples import samples_of
         from ddib_fed.evaluation.sheets import save_sheet
+        from ddib_fed.metrics import file_rule
 
         samples = draw_samples(self.party, count, request, on_progress=on_progress)
         writer, width = samples_of(self.party.model, ImageLimits(), max_points=0), len(str(count - 1))
@@ -446,6 +453,43 @@ class Model:
                 classes = model.condition(model.class_rows(None, len(part)))
                 ends.append(integrate(walk(part.to(model.device), classes), denoiser, on_step=tell).cpu())
         return torch.cat(ends).numpy()
+
+    def refusals(
+        self, latents: Samples, settings: Settings = PLAIN, *, states: Samples | None = None
+    ) -> list[str]:
+        """Return why the gate of a node refuses latents, "" where it does not: of each picture, or of a set of points.
+
+        Parameters
+        ----------
+        latents
+            (N, *latent shape) float32, of the depth that the settings name.
+        settings
+            By which they were made, or are said to be.
+        states
+            What they are said to be encodings of, (N, *latent shape) in the units of the ODE and softened: the gate
+            is then the source's, which knows them and encodes again. Without them it is the target's.
+        """
+        import torch
+
+        from ddib_fed.engine.gate import Made, pass_latent
+
+        leg, answers = self._array_settings(settings).leg(), []
+        sigma, usual = self.party.model.sigma(None), self.bundle.allowances if settings.share == 1.0 else None
+        items = self._parts(latents), self._parts(latents if states is None else states)
+        for z, x in zip(*items, strict=True):
+
+            def again(rows: list[int], x: Samples = x) -> torch.Tensor:
+                return torch.from_numpy(self.integrate(x[rows], settings, sigma=sigma))
+
+            known = None if states is None else torch.from_numpy(x)
+            made = Made(settings.evaluations, known, None if known is None else again, usual)
+            try:
+                pass_latent(torch.from_numpy(z), leg, made)
+            except LatentNotGaussian as error:
+                answers.append(error.detail)
+            else:
+                answers.append("")
+        return answers
 
     def velocity(self, x: Samples, lam: float) -> Samples:
         """Return the network's v = alpha eps - sigma x0 at states (N, *latent shape) of one level.
@@ -620,9 +664,9 @@ class Model:
         UsageError
             The model ships: copy it first.
         """
-        from ddib_fed.evaluation.metrics import put_thresholds
         from ddib_fed.models.bundle import put_beside
         from ddib_fed.training.sources import shipped_name
+        from ddib_fed.training.tune import put_thresholds
 
         folder, manifest, problem = self._own_folder(), self.manifest, None
         try:

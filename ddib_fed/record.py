@@ -389,7 +389,7 @@ class Record(_Section):
         picture, cycle = self.picture or PictureFigures(), self.cycle
         fitted = f" at {picture.fitted_width}x{picture.fitted_height}" if picture.lost else ""
         values: list[tuple[str, Any, str]] = [
-            ("pixels", f"{picture.size}{fitted}", ""),
+            ("voxels" if picture.depth else "pixels", f"{picture.size}{fitted}", ""),
             ("round trip dB", picture.cycle_psnr, ".1f"),
             ("autoencoder dB", picture.autoencoder_psnr, ".1f"),
             ("edge correlation", picture.edge_correlation, ".2f"),

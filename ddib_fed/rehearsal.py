@@ -23,11 +23,11 @@ from ddib_fed.client.jobs import Event, Progress, Request
 from ddib_fed.data import folder as folders
 from ddib_fed.data.folder import Entry, Folder, require_outside
 from ddib_fed.errors import AlreadyExists, DdibError, UsageError
-from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.pages import SideFound, WayFound, write_rehearsal
 from ddib_fed.evaluation.sheets import contact_sheet
 from ddib_fed.evaluation.translations import DOMAIN_PICTURES
 from ddib_fed.figures import Figures, evaluate
+from ddib_fed.metrics import picture_rule
 from ddib_fed.model import Model
 from ddib_fed.record import Record, Settings
 from ddib_fed.terminal import require_alone

@@ -1,7 +1,5 @@
 """What tests do with an audit log beside its node: read it, write to it, and change it as somebody with `sqlite3`."""
 
-from __future__ import annotations
-
 import errno
 import json
 import sqlite3

@@ -1,8 +1,7 @@
 """What every test can ask for: the size of its form, and a place for what it found."""
 
-from __future__ import annotations
-
 import gc
+import socketserver
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -76,10 +75,12 @@ def evidence(request: pytest.FixtureRequest) -> Evidence:
     return Evidence(request.node)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def without_leftovers() -> Iterator[None]:
-    """Sockets that pynetdicom leaves open where an association is not made are not another test's warnings."""
-    yield
+    """Servers of DICOM and HTTP end at once, and sockets that pynetdicom leaves open are no warnings of other tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socketserver.BaseServer.serve_forever, "__defaults__", (0.01,))
+        yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         gc.collect()

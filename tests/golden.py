@@ -4,8 +4,6 @@ A file has either the weights, inputs and float32 outputs of one network, or flo
 weights and inputs are in another file beside it. Networks are built as the importer builds them.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping, Sequence

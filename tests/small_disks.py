@@ -1,7 +1,5 @@
 """Disks that are full: small file systems in memory, where this user may mount one."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from collections.abc import Iterator

@@ -1,14 +1,12 @@
 """`ddib demo`: its folder, what it measures of the files, and its bounds."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import sample
 from ddib_fed.demo import MARKER, finish, prepare
 from ddib_fed.demo_figures import Bound, measure_points
 from ddib_fed.errors import AlreadyExists, ExitCode, OutOfBounds

@@ -1,7 +1,5 @@
 """What docs/deploy gives to an operator can be read by what it is for, names what exists, and is closed."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

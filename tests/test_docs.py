@@ -3,8 +3,6 @@
 They run for minutes, so `make test` runs none of them.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import re

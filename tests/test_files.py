@@ -1,7 +1,5 @@
 """Files that only their owner reads, whole or not at all."""
 
-from __future__ import annotations
-
 import math
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The public code's networks and whole translations are reproduced, and the comparison can fail."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """One grammar for each name: what one part of the package accepts, no other part refuses."""
 
-from __future__ import annotations
-
 import pytest
 from pydantic import ValidationError
 

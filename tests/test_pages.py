@@ -1,7 +1,5 @@
 """A page holds all that it shows, and nothing of what it was told becomes markup."""
 
-from __future__ import annotations
-
 import base64
 import re
 from html.parser import HTMLParser

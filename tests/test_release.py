@@ -1,11 +1,11 @@
 """What a release says of itself: NOTICE names everything that ships, and the change log its versions."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import ddib_fed
+from ddib_fed import Model
+from ddib_fed.datasets import SHIPPED
 from ddib_fed.models.catalogue import shipped_folder, shipped_names
 
 ROOT = Path(__file__).parents[1]
@@ -18,6 +18,14 @@ def test_notice_names_every_model_that_ships() -> None:
     """Each is under the source of its pictures; a model without an entry may not ship, nor an entry without one."""
     entries = re.findall(r"^Models: ([^;.]*)", NOTICE, re.MULTILINE)
     assert {name for entry in entries for name in re.split(r",\s+", entry)} == set(shipped_names())
+
+
+def test_every_model_states_the_terms_of_its_pictures() -> None:
+    """In its manifest, as a client sees it: those that `ddib model train --domain` writes today."""
+    terms = {domain.note: domain.licence for domain in SHIPPED.values()}
+    notes = [note for name in shipped_names() if (note := Model.open(name).manifest.data) is not None]
+    assert [note.licence for note in notes] == [terms[note.note] for note in notes]
+    assert len(notes) == 12
 
 
 def test_notice_names_every_data_file_that_ships() -> None:

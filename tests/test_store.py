@@ -1,7 +1,5 @@
 """The node's database: private, of one process, and each write on the disk as a whole or not at all."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sqlite3
@@ -187,9 +185,7 @@ def test_a_disk_that_fails_is_an_os_error(store: NodeStore, code: int, number: i
 @pytest.mark.parametrize(
     ("code", "left"), [(sqlite3.SQLITE_IOERR | 4 << 8, []), (sqlite3.SQLITE_FULL, ["undone"])]
 )
-def test_files_stay_where_a_failed_commit_may_be_on_the_disk(
-    store: NodeStore, code: int, left: list[str]
-) -> None:
+def test_files_stay_where_a_failed_commit_may_be_on_the_disk(store, code, left):
     """Their rows would name files that are gone; of a full disk it is certain that nothing was committed."""
     undone: list[str] = []
 

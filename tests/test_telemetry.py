@@ -1,7 +1,5 @@
 """Telemetry is off by default; one translation is one trace through client and both nodes, and names no one."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,11 +52,7 @@ def test_it_is_off_by_default() -> None:
 
 @pytest.mark.parametrize(
     "endpoint",
-    [
-        "http://collector.north.example:4318",
-        "https://a:b@collector:4318",
-        "https://collector:4318?key=1",
-    ],
+    ["http://collector.north.example:4318", "https://a:b@collector:4318", "https://collector:4318?key=1"],
 )
 def test_an_endpoint_that_is_not_allowed(endpoint: str) -> None:
     with pytest.raises(ValidationError, match=r"unencrypted|not the URL|login"):
@@ -175,9 +169,7 @@ def translated(
     return client, source, target
 
 
-def test_client_source_and_target_share_one_trace(
-    nodes: InProcessNodes, tmp_path: Path, seen: list[dict[str, str]]
-) -> None:
+def test_client_source_and_target_share_one_trace(nodes, tmp_path, seen):
     """Each step is a part of the one before it; across the border goes one metadata key."""
     client, source, target = translated(nodes, tmp_path, ("south.example",), ("north.example",))
     (trace,) = client.trace_ids() | source.trace_ids() | target.trace_ids()
@@ -211,17 +203,8 @@ def test_spans_name_nobody_but_institutions(nodes: InProcessNodes, tmp_path: Pat
     assert not [event for party in parties for span in party.spans for event in span.events]
 
 
-@pytest.mark.parametrize(
-    ("north", "south"),
-    [((), ("north.example",)), (("south.example",), ())],
-)
-def test_no_trace_id_crosses_where_one_side_does_not_share(
-    north: tuple[str, ...],
-    south: tuple[str, ...],
-    nodes: InProcessNodes,
-    tmp_path: Path,
-    seen: list[dict[str, str]],
-) -> None:
+@pytest.mark.parametrize(("north", "south"), [((), ("north.example",)), (("south.example",), ())])
+def test_no_trace_id_crosses_where_one_side_does_not_share(north, south, nodes, tmp_path, seen):
     client, source, target = translated(nodes, tmp_path, north, south, cycle=False)
     assert client.trace_ids() == source.trace_ids()
     assert not source.trace_ids() & target.trace_ids()

@@ -1,7 +1,5 @@
 """`ddib_fed.testing`: its example, settings, and nodes that do not start."""
 
-from __future__ import annotations
-
 import doctest
 import socket
 from pathlib import Path

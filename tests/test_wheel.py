@@ -1,7 +1,5 @@
 """The wheels of the client and of the models: whole, without what only the checkout needs, and working outside it."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -111,28 +109,49 @@ def test_no_failpoint_or_switch_of_a_test_is_in_the_wheel(wheel: Path) -> None:
 
 
 PROGRAM = """
-import ddib_fed, ddib_fed.cli.main as program
+import ddib_fed, ddib_fed.cli.main as program, ddib_fed.demo as demo
 assert ddib_fed.__file__ == {package!r}
+assert (demo.POINTS, demo.PICTURES) == (10_000, 16)
+demo.POINTS, demo.PICTURES = {counts}
 program.main()
 """
+FEW, ALL = (2_000, 6), (10_000, 16)
+"""Points and pictures: of `make test`, and of the demo as it is."""
 
 
 @pytest.mark.e2e
 @pytest.mark.timeout(1_800)
-def test_the_demo_runs_from_the_wheels_with_a_dead_proxy(wheel: Path, models: Path, tmp_path: Path) -> None:
+def test_the_demo_runs_from_the_wheels_with_a_dead_proxy(wheel, models, tmp_path, amount):
     """Unpacked outside the checkout, with https_proxy pointing nowhere: exit 0, every file, every bound held."""
-    out = tmp_path / "ddib-demo"
-    done = program_from([wheel, models], tmp_path, "demo")
+    out, (points, pictures) = tmp_path / "ddib-demo", amount(FEW, ALL)
+    done = program_from([wheel, models], tmp_path, "demo", counts=(points, pictures))
     assert done.returncode == 0, done.stdout + done.stderr
-    check_report(json.loads((out / "report.json").read_text()))
+    report = json.loads((out / "report.json").read_text())
+    assert (report["points"]["count"], report["pictures"]["count"]) == (points, pictures)
+    assert report["pictures"]["below_autoencoder"]["median"] < 1.0
+    assert report["pictures"]["ways"]["bridge"]["mse"] < report["pictures"]["ways"]["source"]["mse"]
+    assert [bound["ok"] for bound in report["bounds"]] == [True] * 9
     assert (out / "translation.png").stat().st_size > 50_000
     assert (out / "pictures.png").read_bytes().startswith(b"\x89PNG")
-    check_pictures(out / "pictures")
-    models = [json.loads((out / name / "model" / "manifest.json").read_text())["digest"] for name in NODES]
-    assert len(set(models)) == len(NODES)
+    # Every picture is there and back; the latents that were measured are those that crossed.
+    sent = sorted((out / "pictures" / "in").iterdir())
+    assert len(sent) == pictures
+    for path in sent:
+        result = out / "pictures" / "translated" / path.name
+        record = json.loads(result.with_suffix(".json").read_text())
+        assert (
+            Latent.from_array(np.load(result.with_suffix(".latent.npy"))).sha256.hex()
+            == record["latent_sha256"]
+        )
+        assert result.exists()
+        assert result.with_suffix(".returned.png").exists()
+    digests = [json.loads((out / name / "model" / "manifest.json").read_text())["digest"] for name in NODES]
+    assert len(set(digests)) == len(NODES)
 
 
-def program_from(wheels: list[Path], folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def program_from(
+    wheels: list[Path], folder: Path, *words: str, counts: tuple[int, int] = ALL
+) -> subprocess.CompletedProcess[str]:
     """A `ddib` command of unpacked wheels, in a process of its own in this folder."""
     installed = folder / "site"
     for wheel in wheels:
@@ -140,33 +159,9 @@ def program_from(wheels: list[Path], folder: Path, *words: str) -> subprocess.Co
             archive.extractall(installed)
     dead = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     package = str(installed / "ddib_fed" / "__init__.py")
-    code = PROGRAM.format(package=package)
+    code = PROGRAM.format(package=package, counts=counts)
     environment = {**os.environ, **dead, "HTTPS_PROXY": dead["https_proxy"], "PYTHONPATH": str(installed)}
     command = [sys.executable, "-c", code, *words]
     return subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=1_500
     )
-
-
-def check_report(report: dict) -> None:
-    """Both parts are in it, and each figure is within its bound."""
-    assert report["points"]["count"] == 10_000
-    pictures = report["pictures"]
-    assert pictures["count"] == 16
-    assert pictures["below_autoencoder"]["median"] < 1.0
-    assert pictures["ways"]["bridge"]["mse"] < pictures["ways"]["source"]["mse"]
-    assert len(report["bounds"]) == 9
-    assert all(bound["ok"] for bound in report["bounds"])
-
-
-def check_pictures(folder: Path) -> None:
-    """Every picture is there and back; the latents that were measured are those that crossed."""
-    sent = sorted((folder / "in").iterdir())
-    assert len(sent) == 16
-    for path in sent:
-        result = folder / "translated" / path.name
-        record = json.loads(result.with_suffix(".json").read_text())
-        latent = np.load(result.with_suffix(".latent.npy"))
-        assert Latent.from_array(latent).sha256.hex() == record["latent_sha256"]
-        assert result.exists()
-        assert result.with_suffix(".returned.png").exists()

@@ -21,16 +21,16 @@ import torch
 
 from benchmarks.calibration.directed import NAMED, OUT, ROOT, Directed
 from benchmarks.pictures.marks import BAD, states, wrong_of
+from ddib_fed import metrics
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.client.dial import BLEND, COOL, measure_dial
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty
-from ddib_fed.evaluation import metrics
-from ddib_fed.evaluation.metrics import compare
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import fit_inverter, latents_along
+from ddib_fed.metrics import compare
 from ddib_fed.model import Model
 from tests.engine.stages import translate_array
 

@@ -1,32 +1,28 @@
-"""One directed pair of shipped domains: models, test pictures, and the figures of translations with their intervals.
+"""One directed pair of shipped domains: its models, test pictures, translations of them, and figures with intervals.
 
-All tables of calibration use these figures, so that they can be compared with one another.
+All tables of calibration use these figures, so that they can be compared with one another. Intervals are over clusters
+of overlapping test pictures.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
+from PIL import Image
 
-from ddib_fed.data import shipped
-from ddib_fed.data.shipped import ShippedPictures, cut_head, cut_map, load_shipped
-from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.evaluation import features, judgement, metrics
-from ddib_fed.evaluation.features import Matrix
-from ddib_fed.evaluation.metrics import Pictures, compare, psnr, structure, whiteness
-from ddib_fed.models.bundle import Bundle, load_bundle, pretrained
-from ddib_fed.models.manifest import StructureThresholds
+import ddib_fed
+from benchmarks import command
+from ddib_fed import Model, Request, Translated, datasets, metrics
+from ddib_fed.metrics import Interval, Matrix, Pictures, Resamples
 
-ROOT = Path(__file__).resolve().parents[2]
-OUT = ROOT / "docs" / "benchmarks" / "calibration"
-BUILD = ROOT / "build" / "calibration"
-CALIBRATED = ROOT / "build" / "calibrated"
-"""Source models that were trained with a calibration, SOURCE-TARGET-SEED."""
+ROOT = command.ROOT
+OUT = command.OUT / "calibration"
 DIRECTIONS = (
     ("satellite", "relief"),
     ("relief", "satellite"),
@@ -41,135 +37,141 @@ DOMAIN_PICTURES = 500
 """Of the target's training part, for feature distances."""
 UNPAIRED_PICTURES = 4_000
 """Of each training part, evenly thinned, for what is fitted without pairs."""
+Bytes = NDArray[np.uint8]
 
 
-def thinned(pictures: Pictures, most: int) -> Pictures:
+def thinned(pictures: NDArray[Any], most: int) -> NDArray[Any]:
+    """Return at most so many pictures, evenly spaced."""
     return pictures[:: -(-len(pictures) // most)]
 
 
-NEIGHBOURS = 4
-"""Adjacent test slices of the head, of 1 mm, that count as one in intervals."""
+def from_bytes(pictures: Bytes) -> Pictures:
+    """Return pictures of bytes in [-1, 1]."""
+    return np.asarray(pictures / np.float32(127.5) - np.float32(1.0), np.float32)
 
 
-def shipped_clusters(name: str) -> np.ndarray:
-    """A number for each test picture, (N,), the same for neighbours.
+def to_files(pictures: Pictures) -> list[Bytes]:
+    """Return each picture (C, H, W) in [-1, 1] as the array (H, W, C) of bytes that a user has of it."""
+    return [*np.rint((pictures + 1.0) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)]
 
-    Of a map for crops that overlap, also through others; of the head for `NEIGHBOURS` adjacent slices of a slab.
-    """
-    if shipped.shipped_domain(name).map:
-        from scipy.sparse import csgraph
 
-        places = np.array(
-            [
-                p
-                for stripe in shipped.stripes_of("source", "test")
-                for p in shipped.coasts_in(stripe, shipped.TEST_STEP)
-            ]
-        )
-        overlapping = (np.abs(places[:, None] - places[None]) < shipped.CROP).all(axis=2)
-        return np.asarray(csgraph.connected_components(overlapping)[1], np.int64)
-    blocks = [
-        (at, n // NEIGHBOURS)
-        for at, slab in enumerate(shipped.slabs_of("source", "test"))
-        for n in range(len(slab))
-    ]
-    return np.unique(blocks, axis=0, return_inverse=True)[1].reshape(-1)
+def from_results(results: Sequence[Translated]) -> Pictures:
+    """Return the translations (N, C, H, W) in [-1, 1]."""
+    return from_bytes(np.stack([result.array for result in results]).transpose(0, 3, 1, 2))
 
 
 @dataclass
 class Directed:
-    """A source domain and a target domain."""
+    """A source domain and a target domain; with a `count` only so many of their test pictures, evenly spaced."""
 
     source_name: str
     target_name: str
-    models: Path | None = None
+    count: int = 0
 
     @property
     def name(self) -> str:
         return f"{self.source_name}-{self.target_name}"
 
     @cached_property
-    def pictures(self) -> tuple[ShippedPictures, ShippedPictures]:
-        return load_shipped(self.source_name), load_shipped(self.target_name)
-
-    @cached_property
-    def bundles(self) -> tuple[Bundle, Bundle]:
-        """Of both domains."""
-        return tuple(  # type: ignore[return-value]
-            pretrained(name) if self.models is None else load_bundle(self.models / name)
-            for name in (self.source_name, self.target_name)
-        )
-
-    @cached_property
-    def parties(self) -> tuple[LocalParty, LocalParty]:
-        return open_party(self.bundles[0]), open_party(self.bundles[1])
+    def models(self) -> tuple[Model, Model]:
+        return Model.open(self.source_name, threads=1), Model.open(self.target_name, threads=1)
 
     @property
+    def parties(self) -> tuple[Any, Any]:
+        return self.models[0].party, self.models[1].party
+
+    @property
+    def bundles(self) -> tuple[Any, Any]:
+        return self.models[0].bundle, self.models[1].bundle
+
+    @property
+    def thresholds(self) -> Any:
+        """What marks wrong translations, of the source's model."""
+        return self.models[0].manifest.structure
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Return the test pictures that are used."""
+        total = len(datasets.clusters_of(self.source_name))
+        return np.linspace(0, total - 1, self.count or total).round().astype(np.int64)
+
+    @cached_property
     def test(self) -> tuple[Pictures, Pictures]:
-        return self.pictures[0].test, self.pictures[1].test
+        """Test pictures of both domains; those of one row show the same."""
+        source, target = (
+            from_bytes(datasets.shipped_bytes(name, ["test"])[0][self.rows])
+            for name in (self.source_name, self.target_name)
+        )
+        return source, target
 
     @cached_property
-    def clusters(self) -> np.ndarray:
-        return shipped_clusters(self.source_name)
+    def train(self) -> tuple[Bytes, Bytes]:
+        """Training pictures of both domains, which show different places; with a `count` those held out, of which
+        there are fewer.
+        """
+        source, target = (
+            datasets.shipped_bytes(name, [self.part])[0] for name in (self.source_name, self.target_name)
+        )
+        return source, target
+
+    @property
+    def part(self) -> str:
+        return "held_out" if self.count else "train"
 
     @cached_property
-    def drawn(self) -> judgement.Resamples:
-        return judgement.resample(len(self.test[0]), self.clusters)
+    def clusters(self) -> NDArray[np.int64]:
+        return datasets.clusters_of(self.source_name)[self.rows]
 
     @cached_property
-    def unpaired(self) -> tuple[Pictures, Pictures]:
-        return tuple(thinned(part.train, UNPAIRED_PICTURES) for part in self.pictures)  # type: ignore[return-value]
+    def drawn(self) -> Resamples:
+        return metrics.resample(len(self.rows), self.clusters)
 
     @cached_property
     def real(self) -> Matrix:
-        return features.features(thinned(self.pictures[1].train, DOMAIN_PICTURES))
+        """Return features of the target's pictures."""
+        return metrics.features(from_bytes(thinned(self.train[1], 2 * self.count or DOMAIN_PICTURES)))
 
-    @cached_property
-    def truth_distance(self) -> judgement.Interval:
-        return judgement.feature_distance(features.features(self.test[1]), self.real, self.drawn)
+    def write_anchors(self, folder: Path, count: int, seed: int) -> tuple[Path, Path]:
+        """Write pictures of the same places in both domains, from the source's training part, as two folders."""
+        target = datasets.shipped_domain(self.target_name)
+        side = datasets.shipped_domain(self.source_name).side
+        partners = (
+            datasets.cut_map(target.map, side, self.part, target.detail)
+            if target.map
+            else datasets.cut_head(target.name, side, self.part)
+        )
+        rows = np.random.default_rng(seed).choice(len(self.train[0]), count, replace=False)
+        folders = folder / self.source_name, folder / self.target_name
+        for place, pictures in zip(folders, (self.train[0], partners), strict=True):
+            place.mkdir(parents=True)
+            for row in rows:
+                pixels = pictures[row].transpose(1, 2, 0)
+                Image.fromarray(pixels.squeeze()).save(place / f"{row}.png")
+        return folders
 
-    @property
-    def thresholds(self) -> StructureThresholds | None:
-        return self.bundles[0].manifest.structure
+    def histogram_matched(self) -> Pictures:
+        """Return the sources with the target's distribution of each channel, which needs neither a model nor pairs."""
+        most = 10 * self.count or UNPAIRED_PICTURES
+        domains = (from_bytes(thinned(part, most)) for part in self.train)
+        return metrics.histogram_match(self.test[0], *domains)
 
-    def pairs(self, count: int, seed: int) -> tuple[Pictures, Pictures]:
-        """True pairs from the source's training places, none of them a test picture: anchors that both sides hold."""
-        rows = np.random.default_rng(seed).choice(len(self.pictures[0].train), count, replace=False)
-        return self.pictures[0].train[rows], self._partners[rows].astype(np.float32) / np.float32(
-            127.5
-        ) - np.float32(1.0)
+    def translate(self, request: Request, source: Model | None = None) -> list[Translated]:
+        """Translate all test pictures, by the source's shipped model or by another one of its domain."""
+        return [
+            *ddib_fed.translate(to_files(self.test[0]), source or self.models[0], self.models[1], request)
+        ]
 
-    @cached_property
-    def _partners(self) -> np.ndarray:
-        side, target = self.pictures[0].domain.side, self.pictures[1].domain
-        if target.map:
-            return cut_map(target.map, side, "train", target.detail)
-        return cut_head(target.name, side, "train")
-
-    def paired(self, translated: Pictures) -> dict[str, judgement.Interval]:
-        """psnr, ssim and partner of translations of all test pictures."""
-        truth = self.test[1]
-        same = compare(translated, truth)
-        return {
-            "psnr": self.drawn.mean(same.psnr),
-            "ssim": self.drawn.mean(same.ssim),
-            "partner": self.drawn.mean(metrics.hits_by_pixels(translated, truth)),
+    def figures(self, translated: Pictures, results: Sequence[Translated] = ()) -> dict[str, Interval]:
+        """Return figures of translations of all test pictures, and of their records if there are any."""
+        truth, drawn = self.test[1], self.drawn
+        same = metrics.compare(translated, truth)
+        figures = {
+            "psnr": drawn.mean(same.psnr),
+            "ssim": drawn.mean(same.ssim),
+            "partner": drawn.mean(metrics.hits_by_pixels(translated, truth)),
+            "frechet_early": metrics.feature_distance(metrics.features(translated), self.real, drawn),
         }
-
-    def figures(
-        self, translated: Pictures, *, back: Pictures | None = None, latent: np.ndarray | None = None
-    ) -> dict[str, Any]:
-        """Figures of translations of all test pictures, each with its interval over clusters of them."""
-        x, drawn = self.test[0], self.drawn
-        found: dict[str, Any] = {
-            **self.paired(translated),
-            "edge_correlation": drawn.mean(structure(x, translated).edge_correlation),
-            "frechet_early": judgement.feature_distance(features.features(translated), self.real, drawn),
-        }
-        if back is not None:
-            found["cycle_psnr"] = drawn.mean(psnr(back, x))
-        if latent is not None:
-            white = whiteness(torch.from_numpy(latent))
-            found["latent_ratio"], found["latent_std"] = white.ratio, white.latent.std
-            found["latent"] = asdict(white.latent)
-        return found
+        returned = [picture.cycle_psnr for result in results if (picture := result.record.picture)]
+        if returned and None not in returned:
+            figures["cycle_psnr"] = drawn.mean(np.array(returned, np.float64))
+        return figures

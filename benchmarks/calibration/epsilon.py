@@ -36,8 +36,8 @@ from ddib_fed.calibration.fit import (
     search,
     without_noise,
 )
-from ddib_fed.evaluation.metrics import compare
 from ddib_fed.files import write_json
+from ddib_fed.metrics import compare
 
 EPSILONS: tuple[float | None, ...] = (0.1, 0.3, 1.0, 3.0, None)
 PICTURES = (500, 1500, 4000)

@@ -27,12 +27,12 @@ from scipy import ndimage
 
 from benchmarks import options
 from benchmarks.calibration.directed import BUILD, OUT, Directed
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed import metrics
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.evaluation import metrics
-from ddib_fed.evaluation.metrics import compare, whiteness
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import Latents, correlation_matrix, fit_inverter, latents_along
+from ddib_fed.metrics import compare, whiteness
 from ddib_fed.model import Model
 from ddib_fed.models.bundle import pretrained
 

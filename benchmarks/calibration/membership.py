@@ -18,9 +18,9 @@ import numpy as np
 
 from benchmarks import options
 from benchmarks.calibration.directed import OUT
+from ddib_fed import metrics
 from ddib_fed.calibration.aggregate import default_cells, histogram, noise_sigma
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.evaluation import judgement
+from ddib_fed.datasets import load_shipped
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import area
 from ddib_fed.models.bundle import pretrained
@@ -75,7 +75,7 @@ def measure(given: argparse.Namespace, path: Path) -> None:
 
 def _attacked(
     train: np.ndarray, count: int, epsilon: float | None, given: argparse.Namespace, rng: np.random.Generator
-) -> judgement.Interval:
+) -> metrics.Interval:
     """The attacker subtracts all other pictures: what is left is one picture, or another one, and the noise."""
     population, pool = train[:REFERENCE].mean(0), train[REFERENCE:]
     trials = max(1, given.trials // given.repetitions)
@@ -90,7 +90,7 @@ def _attacked(
             for held in (asked, another)
         ]
         areas.append(area(*scored))
-    return judgement.resample(len(areas)).mean(areas)
+    return metrics.resample(len(areas)).mean(areas)
 
 
 def _histograms(bundle: Any, pictures: np.ndarray) -> np.ndarray:

@@ -31,11 +31,10 @@ from benchmarks.pictures.marks import wrong_of
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.demo import agree, run, show, translate
-from ddib_fed.evaluation.judgement import Resamples, histogram_match, resample
-from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.evaluation.translations import read_translations
 from ddib_fed.files import write_json
+from ddib_fed.metrics import Pictures, Resamples, histogram_match, resample
 from ddib_fed.testing import NodeProcess, TwoNodes
 
 FOLDER = OUT / "nodes"

@@ -20,13 +20,13 @@ from benchmarks.calibration.variants import agreed
 from benchmarks.pictures.large import tiled
 from benchmarks.pictures.marks import water
 from ddib_fed.calibration.record import Calibration, Dial
+from ddib_fed.datasets import cut_scene
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.evaluation.metrics import Pictures, compare, structure
 from ddib_fed.files import write_json
+from ddib_fed.metrics import Pictures, compare, structure
 from ddib_fed.models.bundle import open_bundle
-from tests.data_modules.scenes import cut_scene
 from tests.engine.stages import translate_array
 
 STRIPES, ROWS, HEIGHT, WIDTH = range(7), (112, 368, 624, 832), 256, 75

@@ -1,97 +1,56 @@
 """The table of calibration: what each way of telling the bridge how two domains correspond gains, both directions.
 
-    python -m benchmarks.calibration.table                              measure what is missing
-    python -m benchmarks.calibration.table --pairs satellite-relief --variants plain histogram
-    python -m benchmarks.calibration.table --list                       the variants
+    python -m benchmarks.calibration.table      20 minutes of one core
 
-One JSON a variant and directed pair below docs/benchmarks/calibration/table; one that is there for the same models and
-settings is not measured again. All test pictures, one thread, float32; every figure with its bootstrap interval over
-clusters of overlapping pictures. `python -m benchmarks.tables` makes the table of docs/quality.md from them.
+Models are those that ship, of all test pictures, there and back with 24 evaluations a leg, one thread, float32. What
+has to be trained first is measured by benchmarks.calibration.retrained.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import sys
-import time
-from dataclasses import asdict
-from pathlib import Path
+from collections.abc import Iterator
+from typing import Any
 
-import torch
+from benchmarks.calibration.directed import NAMED, Directed
+from benchmarks.calibration.variants import COLOUR_MAP, RETRAINED, ROTATION, TONE, agreed, translated, under
+from benchmarks.command import Rows, Run, command
+from ddib_fed import Calibration, Model, Settings
 
-from benchmarks import options
-from benchmarks.calibration.directed import NAMED, OUT, Directed
-from benchmarks.calibration.variants import VARIANTS, Variant
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.files import write_json
-
-TABLE = OUT / "table"
+FEW = Settings(evaluations=8, blend=0.3)
 
 
-def main() -> int:
-    """Measure what is missing."""
-    parser = options(__doc__)
-    parser.add_argument("--pairs", nargs="+", choices=NAMED, default=[*NAMED], metavar="SOURCE-TARGET")
-    parser.add_argument("--variants", nargs="+", default=[each.name for each in VARIANTS], metavar="NAME")
-    parser.add_argument("--evaluations", type=int, default=24, help="of one leg")
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the option of this benchmark."""
     parser.add_argument(
-        "--models", type=Path, help="folder of bundles, one a domain; default: those that ship"
+        "--pairs", nargs="+", choices=NAMED, default=[*NAMED], metavar="SOURCE-TARGET", help="default: all"
     )
-    parser.add_argument("--fresh", action="store_true", help="measure again what is there")
-    parser.add_argument("--list", action="store_true", help="only name the variants")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    chosen = [each for each in VARIANTS if each.name in given.variants]
-    if given.list:
-        print("\n".join(f"{each.name:28}{each.title}" for each in chosen))
-        return 0
-    settings = SolverSettings(evaluations=given.evaluations)
-    for name in given.pairs:
-        directed = Directed(*NAMED[name], given.models)
-        for variant in chosen:
-            if variant.when(directed):
-                measured(directed, variant, settings, fresh=given.fresh)
-    return 0
 
 
-def measured(directed: Directed, variant: Variant, settings: SolverSettings, *, fresh: bool = False) -> None:
-    """Measure a variant, unless its file is there for these models and settings."""
-    path = TABLE / directed.name / f"{variant.name}.json"
-    asked = {
-        "variant": variant.name,
-        "source": directed.source_name,
-        "target": directed.target_name,
-        # No figure depends on the thresholds in a bundle.
-        "models": [
-            b.manifest.model_copy(update={"structure": None}).digest().removeprefix("sha256:")
-            for b in directed.bundles
-        ],
-        "settings": asdict(settings),
-    }
-    if path.exists() and not fresh:
-        there = json.loads(path.read_text(encoding="utf-8"))
-        if all(there[key] == json.loads(json.dumps(value)) for key, value in asked.items()):
-            return
-    started = time.process_time()
-    made = variant.make(directed, settings)
-    figures = directed.figures(made.translated, back=made.back, latent=made.latent)
-    spent = round(time.process_time() - started, 1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path,
-        {
-            **asked,
-            "count": len(made.translated),
-            "clusters": len(set(directed.clusters.tolist())),
-            "figures": figures,
-            "truth": directed.truth_distance,
-            "notes": made.notes or {},
-            "cpu_seconds": spent,
-            "torch": str(torch.__version__),
-        },
-    )
-    print(directed.name, variant.name, f"{spent:.0f} s CPU", flush=True)
+def measure(run: Run) -> Rows:
+    """Measure each pair."""
+    if run.smoke:
+        yield from ways(Directed(*NAMED["satellite-relief"], count=2), smoke=True)
+        return
+    for pair in run.options.pairs:
+        yield from ways(Directed(*NAMED[pair]))
+
+
+def ways(directed: Directed, *, smoke: bool = False) -> Iterator[dict[str, Any]]:
+    """Yield a row of each way."""
+    yield {"pair": directed.name, "name": "histogram", **directed.figures(directed.histogram_matched())}
+    if not smoke:
+        yield translated(directed, "plain")
+    if directed.test[0].shape[1] == 3:
+        rotated = {"rotation-dial": FEW} if smoke else ROTATION
+        yield from under(directed, agreed(directed)[0], directed.models[0], "rotation-alone", rotated)
+    if directed.name in RETRAINED:
+        name = RETRAINED[directed.name]
+        calibration, model = Calibration.open(name), Model.open(name, threads=1)
+        alone, dials = ("tone", TONE) if calibration.kind == "tone" else ("map-alone", COLOUR_MAP)
+        yield from under(directed, calibration, model, alone, {} if smoke else dials)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(measure, "calibration/table", arguments=arguments))

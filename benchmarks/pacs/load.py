@@ -28,7 +28,7 @@ import pynetdicom
 
 from benchmarks import options
 from benchmarks.pacs.site import RESULTS, Site, brain_series, memory, storescu, until, write
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from tests.formats.dicom.files import write_enhanced
 
 MR = pydicom.uid.MRImageStorage

@@ -21,7 +21,7 @@ import numpy as np
 import pydicom
 import requests
 
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.testing import TwoNodes, free_port
 from tests.e2e.harness import two_nodes, wait_until
 from tests.formats.dicom.files import write_series

@@ -39,17 +39,16 @@ from torch import Tensor
 from benchmarks import options
 from benchmarks.calibration.directed import OUT, Directed
 from ddib_fed.data.folder import expand
-from ddib_fed.data.shipped import shipped_bytes, slabs_of
+from ddib_fed.datasets import shipped_bytes, slabs_of
 from ddib_fed.diffusion.plans import SolverSettings, soften
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import beyond, pass_latent, profile
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg
 from ddib_fed.errors import LatentNotGaussian
-from ddib_fed.evaluation.judgement import resample
-from ddib_fed.evaluation.metrics import psnr
 from ddib_fed.files import write_json
 from ddib_fed.lab.report import fit_inverter
+from ddib_fed.metrics import psnr, resample
 from ddib_fed.models.bundle import pretrained
 
 FILE = OUT.parent / "pictures" / "flicker.json"

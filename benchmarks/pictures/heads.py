@@ -18,9 +18,8 @@ import torch
 
 from benchmarks import options
 from benchmarks.calibration.directed import OUT
-from ddib_fed import Request
+from ddib_fed import Request, datasets
 from ddib_fed.client.in_process import InProcess
-from ddib_fed.data import shipped
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.evaluation.sheets import to_pixels
@@ -52,7 +51,7 @@ def main() -> int:
     from skimage.data import shepp_logan_phantom
 
     sets = {
-        "test slices of the head in training": (shipped.load_shipped("brain-t1").test[::2, 0] + 1) / 2,
+        "test slices of the head in training": (datasets.load_shipped("brain-t1").test[::2, 0] + 1) / 2,
         "phantom": framed(shepp_logan_phantom())[None],
     }
     if given.slice is not None:

@@ -24,17 +24,17 @@ from benchmarks import options
 from benchmarks.calibration.directed import DOMAIN_PICTURES, thinned
 from benchmarks.pictures.flicker import refused
 from benchmarks.pictures.marks import water
+from ddib_fed import metrics
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.data.folder import expand
-from ddib_fed.data.shipped import shipped_bytes
 from ddib_fed.data.tiles import TileGrid, blend
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.evaluation import features, judgement, metrics
-from ddib_fed.evaluation.metrics import Pictures, compare, psnr
 from ddib_fed.evaluation.sheets import save_sheet, to_pixels
 from ddib_fed.files import write_json
+from ddib_fed.metrics import Pictures, compare, psnr
 from ddib_fed.models.bundle import CALIBRATION_FILE, load_bundle, shipped_folder
 from ddib_fed.record import Settings
 from tests.engine.stages import translate_array
@@ -80,8 +80,8 @@ def main() -> None:
     (_, _, x), (real, _, truth) = shipped_bytes("satellite-256"), shipped_bytes("relief-256")
     chosen = np.unique(np.linspace(0, len(x) - 1, given.pictures).round().astype(int))
     x, truth = expand(x[chosen]), expand(truth[chosen])
-    reference = features.features(expand(thinned(real, DOMAIN_PICTURES)))
-    drawn, sea = judgement.resample(len(x)), water(truth)
+    reference = metrics.features(expand(thinned(real, DOMAIN_PICTURES)))
+    drawn, sea = metrics.resample(len(x)), water(truth)
     BUILD.mkdir(parents=True, exist_ok=True)
     models, rows = Models(given.models, given.evaluations), []
     shown = {"satellite": halved(x[:SHOWN])}
@@ -99,7 +99,7 @@ def main() -> None:
                 "psnr": drawn.mean(same.psnr),
                 "ssim": drawn.mean(same.ssim),
                 "partner": drawn.mean(metrics.hits_by_pixels(y, truth)),
-                "frechet_early": judgement.feature_distance(features.features(y), reference, drawn),
+                "frechet_early": metrics.feature_distance(metrics.features(y), reference, drawn),
                 "wrong": drawn.mean((water(y) != sea).mean((1, 2))),
                 "cpu_seconds": round(cpu / len(x), 2),
                 "seconds": round(seconds / len(x), 2),

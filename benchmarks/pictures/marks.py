@@ -20,14 +20,14 @@ import torch
 
 from benchmarks.calibration.directed import NAMED, OUT, Directed
 from benchmarks.calibration.variants import agreed
+from ddib_fed import metrics
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.data.shipped import WATER
+from ddib_fed.datasets import WATER
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.local_party import open_party
-from ddib_fed.evaluation import metrics
-from ddib_fed.evaluation.metrics import Pictures, doubtful, structure
 from ddib_fed.files import write_json
+from ddib_fed.metrics import Pictures, doubtful, structure
 from ddib_fed.models.bundle import open_bundle, shipped_folder
 from tests.engine.stages import translate_array
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from benchmarks import options
 from benchmarks.pictures.large import OUT, SHEET
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.evaluation.sheets import as_pictures, save_sheet
 from ddib_fed.evaluation.translations import find_pictures
 from ddib_fed.files import write_json

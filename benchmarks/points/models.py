@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ddib_fed.data.synthetic import DOMAINS, draw, sample
+from ddib_fed.datasets import DOMAINS, draw, sample
 from ddib_fed.diffusion.gaussianity import check, measure
 from ddib_fed.diffusion.plans import decode, encode
-from ddib_fed.evaluation.metrics import POOL_SEED, domain_sliced_w2_floor, sliced_w2
 from ddib_fed.files import write_json
+from ddib_fed.metrics import POOL_SEED, domain_sliced_w2_floor, sliced_w2
 from ddib_fed.models.bundle import pretrained
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "models.json"

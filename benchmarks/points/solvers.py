@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from benchmarks import options
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import sample
 from ddib_fed.diffusion.plans import SolverSettings, plan
 from ddib_fed.diffusion.schedule import make_grid
 from ddib_fed.diffusion.solvers import integrate
-from ddib_fed.evaluation.metrics import cycle_error
 from ddib_fed.files import write_json
+from ddib_fed.metrics import cycle_error
 from ddib_fed.models.bundle import Bundle, pretrained
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,8 +22,7 @@ from torch import Tensor
 
 from benchmarks import options
 from benchmarks.privacy.usual import PARTS, encoded, honest_rows
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.data.synthetic import DOMAINS, draw
+from ddib_fed.datasets import DOMAINS, draw, load_shipped
 from ddib_fed.diffusion.plans import soften
 from ddib_fed.engine.gate import Made, pass_latent
 from ddib_fed.engine.model import DomainModel

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.data.synthetic import DOMAINS, draw
+from ddib_fed.datasets import DOMAINS, draw
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import FILE, SIZES, Samples, SetFigures, bounds, set_figures

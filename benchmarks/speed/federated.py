@@ -18,7 +18,7 @@ from benchmarks.speed.shared.two_nodes import (
     two_nodes,
 )
 from ddib_fed.data.points import to_npy
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import sample
 from source_node.pipeline import RANGE_ROWS
 
 BATCHES = 16, 32, 64

@@ -18,7 +18,7 @@ from benchmarks.speed.shared.two_nodes import Held, held, two_nodes
 from ddib_fed import Request
 from ddib_fed.client.client import Client
 from ddib_fed.data.points import to_npy
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import sample
 from ddib_fed.record import Part, Settings
 from ddib_fed.testing import cpu_seconds
 

@@ -139,11 +139,9 @@ class Making(Frozen):
     created: AwareDatetime
 
 
-class _Saved(Frozen):
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON, one field on a line; raise AlreadyExists if the file exists."""
-        text = self.model_dump_json(indent=2, exclude_none=True)
-        write_file(Path(path), text.encode() + b"\n", overwrite=False)
+def _save(record: Frozen, path: str | Path) -> None:
+    text = record.model_dump_json(indent=2, exclude_none=True)
+    write_file(Path(path), text.encode() + b"\n", overwrite=False)
 
 
 class Effect(Frozen):
@@ -179,7 +177,7 @@ class Dial(Frozen):
         return f"share {self.share:g}, temperature {self.temperature:g}, blend {self.blend:g}"
 
 
-class Calibration(_Saved):
+class Calibration(Frozen):
     """How two domains correspond, in a few numbers: the source applies `map` to its own pictures.
 
     The map leads to the target's units. `calibrate` makes one of two models; between nodes both institutions sign it
@@ -187,6 +185,7 @@ class Calibration(_Saved):
 
     Examples
     --------
+    >>> from ddib_fed import Calibration
     >>> calibration = Calibration.open("satellite-as-relief")
     >>> print(calibration.kind, calibration.source, calibration.target, calibration.dial, sep="; ")
     colour-map; satellite; relief; share 0.75, temperature 0.9, blend 0.3
@@ -230,6 +229,10 @@ class Calibration(_Saved):
             return cls.model_validate_json(json.dumps(inner))
         except ValueError as error:
             raise CalibrationInvalid(f"{path} is no calibration: {_problem(error)}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, one field on a line; raise AlreadyExists if the file exists."""
+        _save(self, path)
 
     @property
     def canonical(self) -> bytes:
@@ -433,15 +436,17 @@ class Signature(Frozen, ser_json_bytes="base64", val_json_bytes="base64"):
         return cls(signed_at=message.signed_at, certificate=message.certificate, signature=message.signature)
 
 
-class SignedCalibration(_Saved):
+class SignedCalibration(Frozen):
     """A calibration with the signatures that it has so far, and whether this node's operator lets it be used."""
 
     calibration: Calibration
     source: Signature | None = None
     target: Signature | None = None
     active: bool = True
-    added: AwareDatetime | None = None
-    """When this node stored it."""
+    added: AwareDatetime | None = None  # when this node stored it
+
+    def save(self, path: str | Path) -> None:
+        _save(self, path)
 
     @property
     def sha256(self) -> bytes:

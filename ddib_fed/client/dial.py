@@ -14,6 +14,7 @@ from typing import Final
 
 import numpy as np
 
+from ddib_fed import metrics
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.client.client import Client
 from ddib_fed.client.folder_run import Run
@@ -22,9 +23,8 @@ from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.folder import scan
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import JobFailed, LatentNotGaussian, PolicyDenied, SettingsInvalid, UsageError
-from ddib_fed.evaluation import metrics
-from ddib_fed.evaluation.metrics import Pictures
 from ddib_fed.evaluation.translations import Translations, read_translations
+from ddib_fed.metrics import Pictures
 from ddib_fed.models.sidecars import PrivacyReport
 from ddib_fed.protocol.messages import JobState
 from ddib_fed.record import Settings
@@ -150,6 +150,7 @@ def measure_dial(
 
     Examples
     --------
+    >>> from ddib_fed import Calibration, measure_dial
     >>> calibration = Calibration.open("satellite-as-relief")
     >>> rows, dial = measure_dial(calibration, "satellite-as-relief", "relief", limit=4)  # doctest: +SKIP
     """

@@ -29,8 +29,8 @@ from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
 from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, UsageError, first_of
-from ddib_fed.evaluation.metrics import file_rule, picture_rule
 from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
+from ddib_fed.metrics import file_rule, picture_rule
 from ddib_fed.protocol.contract import REFUSE
 from ddib_fed.protocol.messages import Domain, Domains, ItemState, JobState
 from ddib_fed.record import DIAL, UNGUIDED, Classes, LatentFigures, Part, Record, Settings

@@ -41,12 +41,10 @@ from ddib_fed.errors import (
 Pixels = NDArray[Any]
 FORMATS = ("PNG", "JPEG", "TIFF", "NPY")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-ORIENTATION = 274
-"""Tag of EXIF and of TIFF."""
+ORIENTATION = 274  # tag of EXIF and of TIFF
 PILLOW_BLOCK = 64 << 20
 """Bytes of a picture that Pillow asks for at once: of 16 MiB, its default, the C library keeps what was freed."""
-BAND = 1 << 16
-"""Pixels of a band, as far as one row is not more already."""
+BAND = 1 << 16  # pixels of a band, as far as one row is not more already
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6  # "colour type" of the PNG specification
 _KEPT = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"}
 # Behind the end of an image: of two in one file decoders read the first and say nothing.

@@ -86,7 +86,7 @@ def read_header(data: bytes) -> Header:
     """Parse and check the header of a .npy."""
     if not data:
         raise _unreadable("the file is empty")
-    if tuple(data[6:8]) not in {(1, 0), (2, 0), (3, 0)}:
+    if data.startswith(MAGIC) and tuple(data[6:8]) not in {(1, 0), (2, 0), (3, 0)}:
         raise _unreadable("it is of no known format of .npy")
     file = io.BytesIO(data[: MAX_HEADER + 16])
     try:

@@ -36,14 +36,10 @@ from ddib_fed.record import PictureFigures, Record
 
 AUTO: Final = "auto"
 LATENT: Final = ".latent.npy"
-PERCENTILES: Final = "percentile:0.5,99.5"
-"""The rule for what has no units of its own, such as MR."""
-EMPTY: Final = 0.02
-"""A number within this share of the range of the background counts as background."""
-LEAST_STEP: Final = 1e-3
-"""Share of the range by which values that are sent as they are may change."""
-LEAST_CONTENT: Final = 0.01
-"""A plane of which a smaller part differs from the background is not sent."""
+PERCENTILES: Final = "percentile:0.5,99.5"  # the rule for what has no units of its own, such as MR
+EMPTY: Final = 0.02  # a number within this share of the range of the background counts as background
+LEAST_STEP: Final = 1e-3  # share of the range by which values that are sent as they are may change
+LEAST_CONTENT: Final = 0.01  # a plane of which a smaller part differs from the background is not sent
 _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
 _RULE: Final = re.compile(
     rf"(?P<name>values|hu|window:(?P<centre>{_NUMBER}),(?P<width>{_NUMBER})|"
@@ -297,8 +293,7 @@ class Options:
     picture_tile: tuple[int, int] | None = None
     most_tiles: int | None = None
     own: str = ""
-    volume: Grid | None = None
-    """Volumes are whole items, on this grid."""
+    volume: Grid | None = None  # volumes are whole items, on this grid
 
     @property
     def of_model(self) -> bool:
@@ -411,11 +406,9 @@ class Planes(ABC):
     """
 
     numbers: Pixels
-    sent: tuple[int, ...]
-    """The plane of each item."""
+    sent: tuple[int, ...]  # the plane of each item
     intensity: Mapping[str, Any]
-    rule: str
-    """The rule that made the numbers, as `IntensityRule.parse` takes it."""
+    rule: str  # the rule that made the numbers, as `IntensityRule.parse` takes it
 
     @property
     @abstractmethod

@@ -229,8 +229,7 @@ class TiledStudy(Study):
 class PictureStudy(TiledStudy):
     """A picture that becomes a PNG: of a format that nodes do not take, or larger than a model of parts of pictures."""
 
-    called: str
-    """What it is, in words."""
+    called: str  # what it is, in words
 
     @classmethod
     def of(cls, origin: Origin, pixels: Pixels, options: Options, called: str) -> PictureStudy:

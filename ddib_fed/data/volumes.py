@@ -24,10 +24,8 @@ from ddib_fed.data.study import EMPTY, Grid, IntensityRule, Planes, StudyResults
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.record import PictureFigures
 
-ALIKE: Final = 1e-3
-"""Spacings that differ by less are the same."""
-MOST_OUTSIDE: Final = 0.01
-"""Share of what is no background that may lie outside the model's grid."""
+ALIKE: Final = 1e-3  # spacings that differ by less are the same
+MOST_OUTSIDE: Final = 0.01  # share of what is no background that may lie outside the model's grid
 _SAME: Final = np.array([[0, 1], [1, 1], [2, 1]])
 # In canonical orientation (right, anterior, superior): the axis that slices follow, and those across and up a slice.
 PLANES: Final = {"axial": (2, 0, 1), "coronal": (1, 0, 2), "sagittal": (0, 1, 2)}
@@ -135,8 +133,7 @@ def spacing_of(affine: NDArray[np.float64], orientation: NDArray[Any]) -> tuple[
 class Slices(Planes):
     """A volume (N, H, W, C) in the numbers that a model takes."""
 
-    outside: float
-    """Share of what is no background that the model does not see."""
+    outside: float  # share of what is no background that the model does not see
 
     @classmethod
     def of(cls, values: NDArray[Any], rule: IntensityRule) -> Slices:

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from ddib_fed.errors import LatentNotGaussian
 
-PATCH_NUMBERS = 64
-"""Of a patch: 8 x 8 pixels, or 4 x 4 x 4 voxels."""
+PATCH_NUMBERS = 64  # of a patch: 8 x 8 pixels, or 4 x 4 x 4 voxels
 # Allowances for one picture's latent at any size: somewhat more than the widest that the shipped models
 # leave on test pictures. Correlation tells a picture from a latent; the others catch what is out of all proportion.
 MEAN_ALLOWANCE = 0.15

@@ -138,10 +138,8 @@ class Rotated(Wrapped):
         return rotated(self.inner.at(rotated(x, rotation.T), places, cond), rotation)
 
 
-OVERLAP = 0.5
-"""Part of a tile's side that the next tile shows too, at least."""
-PIXELS_AT_ONCE = 1 << 17
-"""Of the tiles in one network call: 32 tiles of 64 x 64."""
+OVERLAP = 0.5  # part of a tile's side that the next tile shows too, at least
+PIXELS_AT_ONCE = 1 << 17  # of the tiles in one network call: 32 tiles of 64 x 64
 
 
 def starts(length: int, tile: int) -> list[int]:

@@ -124,8 +124,7 @@ def item_of(
     return ToTranslate(number, samples, *classes, lambda *_: seeded_noise(source, seed, "soften"), *draws)
 
 
-DRAWN_ROWS = 1024
-"""Rows are drawn in blocks, so that a range of rows costs nothing for the rows before it."""
+DRAWN_ROWS = 1024  # rows are drawn in blocks, so that a range of rows costs nothing for the rows before it
 
 
 def point_draw(seed: int, leg: int, dim: int) -> RowDraw:

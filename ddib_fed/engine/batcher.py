@@ -37,14 +37,12 @@ from ddib_fed.record import UNGUIDED, Guidance
 log = logging.getLogger(__name__)
 
 ROWS = 2_048
-Cost = Callable[[int], float]
-"""Seconds, or anything in proportion to them, of a network call of so many rows."""
+Cost = Callable[[int], float]  # seconds, or anything in proportion to them, of a network call of so many rows
 NEAR = 64.0
 """Short streams whose times differ by less than so many full calls, about a leg, run in the order of arrival."""
 LOOK_S = 0.01
 """Waiting trajectories are checked for cancelling and deadlines this often; those of a call, before each step."""
-DEARER = 1.25
-"""A short stream is not computed in calls that cost more than so many times the least a row."""
+DEARER = 1.25  # a short stream is not computed in calls that cost more than so many times the least a row
 ABOUT = 1.05
 """Of the sizes of call with which a short stream takes at most so many times the least, the largest costs least."""
 LINGER_S = 0.002
@@ -415,14 +413,10 @@ class Batcher:
 
 # Warming up: what a model is made of, and what its network calls cost
 
-OWN_S = 1e-4
-"""The engine adds this time to each network call."""
-WITHIN = 1.01
-"""A cost per row of so many times the best is as good as the best."""
-FLAT = 1.05
-"""Once two doublings brought less than so much a row, no larger batch is tried."""
-SWEEP_S = 1.2
-"""No larger batch is tried after this time."""
+OWN_S = 1e-4  # the engine adds this time to each network call
+WITHIN = 1.01  # a cost per row of so many times the best is as good as the best
+FLAT = 1.05  # once two doublings brought less than so much a row, no larger batch is tried
+SWEEP_S = 1.2  # no larger batch is tried after this time
 REPEATS = 3
 LONG_S = 0.25
 """A call that takes so long is measured once: of shorter ones a single time is too uncertain to choose a size by."""
@@ -516,8 +510,7 @@ def _device(name: str) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    seconds: Mapping[int, float]
-    """Of a call, by its rows."""
+    seconds: Mapping[int, float]  # of a call, by its rows
 
     @property
     def rows(self) -> int:

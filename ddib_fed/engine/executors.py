@@ -47,12 +47,10 @@ from ddib_fed.names import __version__
 
 log = logging.getLogger(__name__)
 
-LOOK_S: Final = 0.1
-"""How often deadlines and silent workers are looked for."""
+LOOK_S: Final = 0.1  # how often deadlines and silent workers are looked for
 NEWS_S: Final = 0.05
 """A worker with work answers after this time at the latest: so long a new trajectory may wait to join others there."""
-IDLE_S: Final = 1.0
-"""How often a worker without work is asked whether it lives."""
+IDLE_S: Final = 1.0  # how often a worker without work is asked whether it lives
 SILENT_S: Final = 60.0
 """A ready worker that does not answer for so long hangs, and is ended: loading a library may hold it for seconds."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -60,8 +58,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 SUSPECT_AFTER: Final = 2
 """Deaths of workers after which a trajectory is given to a worker that has nothing else."""
 MOST_DEATHS: Final = 3
-OVERHEAD_ROWS: Final = 8.0
-"""A trajectory costs this many rows more than its own, for fair shares."""
+OVERHEAD_ROWS: Final = 8.0  # a trajectory costs this many rows more than its own, for fair shares
 
 # The worker's side
 
@@ -74,12 +71,10 @@ class News(NamedTuple):
 
     name: str
     rows: int
-    ends: Sequence[tuple[int, Any]] = ()
-    """Numbers of trajectories, and the packed end or error of each."""
+    ends: Sequence[tuple[int, Any]] = ()  # numbers of trajectories, and the packed end or error of each
     steps: Mapping[int, tuple[int, int]] = {}
     calls: int = 0
-    evaluated: int = 0
-    """Network calls, and rows in them."""
+    evaluated: int = 0  # network calls, and rows in them
 
 
 class WarmModel:
@@ -152,8 +147,7 @@ def portable(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else InternalError(str(error))
 
 
-_HELD: Final[list[Any]] = []
-"""What this process made, where it is a worker's."""
+_HELD: Final[list[Any]] = []  # what this process made, where it is a worker's
 
 
 def _begin_process() -> None:
@@ -208,14 +202,11 @@ class Worker:
 
     process: Process
     name: str = ""
-    rows: int = 0
-    """How many samples its network calls take best; 0 until it is ready."""
+    rows: int = 0  # how many samples its network calls take best; 0 until it is ready
     work: dict[int, Member] = field(default_factory=dict)
     begun: list[tuple[int, bytes, float | None]] = field(default_factory=list)
-    over: list[int] = field(default_factory=list)
-    """What it is told with the next call."""
-    asked: bool = True
-    """A call is under way."""
+    over: list[int] = field(default_factory=list)  # what it is told with the next call
+    asked: bool = True  # a call is under way
     heard: float = field(default_factory=time.monotonic)
 
     @property
@@ -512,11 +503,9 @@ def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
 
 # Ray actors, on a cluster of the institution's own
 
-LOCAL: Final = "local"
-"""Instead of a cluster's address: one of this machine alone."""
+LOCAL: Final = "local"  # instead of a cluster's address: one of this machine alone
 DIAL_S: Final = 3.0
-READY_S: Final = 300.0
-"""For the first actor: a cluster may have to start a machine for it."""
+READY_S: Final = 300.0  # for the first actor: a cluster may have to start a machine for it
 LOST_AFTER_S: Final = 10
 LOCAL_STORE_BYTES: Final = 512 << 20
 ENVIRONMENT: Final = {

@@ -40,17 +40,13 @@ from ddib_fed.networks.spectrum import cosines
 
 Numbers = NDArray[np.float64]
 Samples = NDArray[np.float32]
-Told = Callable[[int, int], None]
-"""Told (encoded, in all)."""
+Told = Callable[[int, int], None]  # told (encoded, in all)
 
-AGAIN = 16
-"""Points of a set that are encoded again."""
+AGAIN = 16  # points of a set that are encoded again
 DIFFERENT = 0.05
 """Root mean square of the difference to the latent that was made again, as a share of that latent's."""
-FEWEST = 8
-"""Points from which on repeated ones count."""
-REPEATED = 0.5
-"""Largest share of points that may lie on another one."""
+FEWEST = 8  # points from which on repeated ones count
+REPEATED = 0.5  # largest share of points that may lie on another one
 UNIFORM, FEW_LEVELS, FLAT, NARROW, WIDE = 0.02, 16, 0.25, 0.3, 2.0
 """Pictures in [-1, 1] are said to be so: deviation, colours, share of one colour; deviation in the model's units."""
 
@@ -173,8 +169,7 @@ MOST_DIMENSIONS = 8
 """Above, a thousand points have no neighbours to speak of, and a set is judged point by point alone."""
 NEIGHBOUR = 8
 DRAWS = 24
-SETS_TOGETHER = 256
-"""Points whose distances to all others are in memory at once."""
+SETS_TOGETHER = 256  # points whose distances to all others are in memory at once
 FILE = "usual_sets.json"
 _ONE_AT_A_TIME = threading.Lock()
 """Sets of many streams are measured in turn: side by side they take memory for each, and the cores from the engine."""
@@ -275,10 +270,8 @@ def _of_noise(count: int, dim: int) -> tuple[float, float]:
 RINGS = (0.0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 1.5)
 """Edges of the rings in units of the highest frequency of a side."""
 FIRST_FINE = RINGS.index(1 / 2)
-LEAST_SIDE = 16
-"""Of pictures that have a profile: smaller ones leave rings empty."""
-QUARTILES = 2 * 0.674489750196
-"""The quartiles of N(0, 1) are this far apart."""
+LEAST_SIDE = 16  # of pictures that have a profile: smaller ones leave rings empty
+QUARTILES = 2 * 0.674489750196  # the quartiles of N(0, 1) are this far apart
 TINY = 1e-12
 ALONE = (
     *(f"band {low:.3g} to {high:.3g}" for low, high in pairwise(RINGS)),
@@ -293,8 +286,7 @@ ALONE = (
     "patches",
 )
 """Names of the figures of a latent alone."""
-PAIR_NAMES = ("picture", "picture, coarse", "picture, fine")
-"""Names of the figures that need the picture."""
+PAIR_NAMES = ("picture", "picture, coarse", "picture, fine")  # names of the figures that need the picture
 NAMES = (*ALONE, *PAIR_NAMES)
 
 
@@ -374,8 +366,7 @@ def _places(sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 EVALUATIONS = (48, 24, 12)
 """Latents are measured at each in turn, so that the bounds hold for any number of evaluations."""
 FEWEST_PICTURES = 40
-TOGETHER = 15
-"""Pictures of one call."""
+TOGETHER = 15  # pictures of one call
 ONCE_IN = 1_000.0
 ROOM, PAIR_ROOM = 3.5, 2.0
 """Factors on the distance from the median: of a latent, of a latent beside its picture."""

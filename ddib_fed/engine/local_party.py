@@ -40,10 +40,8 @@ from ddib_fed.models.bundle import Bundle, device_problem
 from ddib_fed.models.sidecars import Allowances
 
 PICTURES_TOGETHER = 16
-POINTS_TOGETHER = 5_000
-"""Enough to keep a core busy, few enough to report progress often."""
-ITEM_ERRORS = (InputError, LatentNotGaussian)
-"""These errors fail one item and no other."""
+POINTS_TOGETHER = 5_000  # enough to keep a core busy, few enough to report progress often
+ITEM_ERRORS = (InputError, LatentNotGaussian)  # these errors fail one item and no other
 
 _Item = TypeVar("_Item", ToEncode, ToDecode)
 _Outcome = TypeVar("_Outcome")

@@ -39,8 +39,7 @@ from ddib_fed.record import UNGUIDED, Guidance
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Denoisers that are kept, by guidance and basis: queries that share the object are merged into one network call.
 MAX_WRAPPED = 16
-MAX_PLANS = 64
-"""That are kept: each item of a job has its job's."""
+MAX_PLANS = 64  # that are kept: each item of a job has its job's
 FARTHEST = 3.0
 """A number beyond it lies a whole range outside of [-1, 1]: the pictures are of another scale, as 0 to 255."""
 

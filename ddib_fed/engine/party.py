@@ -85,8 +85,7 @@ class Control:
 
 
 Array = NDArray[np.float32]
-Labels = int | Sequence[int] | None
-"""One class for all samples of an item, one for each, or none."""
+Labels = int | Sequence[int] | None  # one class for all samples of an item, one for each, or none
 Noise = Callable[[Array, tuple[int, ...]], Array]
 """From an item's samples (N, *sample_shape), and the shape (N, *latent_shape), to the noise that softens them."""
 RowDraw = Callable[[int, slice], Array]

@@ -46,8 +46,7 @@ class Integration:
     evaluations: int
     cond: Condition = None
     recurrence: Recurrence | None = None
-    beside: Callable[[Tensor], Tensor] | None = None
-    """From where it ends to `End.beside`."""
+    beside: Callable[[Tensor], Tensor] | None = None  # from where it ends to `End.beside`
 
 
 PLAIN_LEG = Leg()
@@ -156,8 +155,7 @@ class Member:
     query: Query | None = None
     result: Tensor | Exception | None = None
     seconds: float = 0.0
-    deaths: int = 0
-    """Of workers of a pool that had it."""
+    deaths: int = 0  # of workers of a pool that had it
 
     def __post_init__(self) -> None:
         trajectory = self.trajectory

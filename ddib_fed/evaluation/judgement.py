@@ -1,97 +1,32 @@
 """All figures of a set of translations, each beside what it must be compared with, and the tables that show them.
 
-A figure that cannot be computed from the inputs is left out. Intervals are bootstrap intervals over pictures: how far a
-figure would move with other pictures of the same kind.
-
-resample    draw as many clusters of pictures as there are, with replacement; a picture without a cluster is its own
-mean        sum_i c_i x_i / sum_i c_i, c_i being how often picture i was drawn; 2.5 % and 97.5 % quantiles of draws
-distance    the same quantiles, shifted by the mean of the draws less the figure: a set with repeats has fewer
-            different pictures, so its Frechet distance is too large in every draw
+A figure that cannot be computed from the inputs is left out. Intervals are those of `metrics.resample`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation import features, metrics
-from ddib_fed.evaluation.metrics import Pictures, structure, to_channels
+from ddib_fed import metrics
+from ddib_fed.metrics import (
+    LEVEL,
+    Interval,
+    Pictures,
+    Resamples,
+    feature_distance,
+    histogram_match,
+    resample,
+    structure,
+    to_channels,
+)
 from ddib_fed.models.units import PictureMap
 
-DRAWS = 1_000
-DISTANCE_DRAWS = 250  # each needs the eigenvalues of a covariance
-LEVEL = 0.95
-SEED = 62
-MOST_COUNTS = 50_000_000  # numbers in memory: with more than 50,000 clusters there are fewer draws
-Interval = dict[
-    str, float
-]  # "value" of a figure, and "low" and "high", which hold it with probability `LEVEL`
-
-
-@dataclass(frozen=True, slots=True)
-class Resamples:
-    """Draws of one set of pictures, made by `resample`."""
-
-    clusters: NDArray[np.int64] = field(repr=False)
-    counts: NDArray[np.float32] = field(repr=False)
-
-    def __len__(self) -> int:
-        return len(self.clusters)
-
-    def mean(self, values: ArrayLike) -> Interval:
-        """Return the mean of figures (N,), with the interval of the means of each draw."""
-        each = np.asarray(values, np.float64)
-        if each.shape != self.clusters.shape:
-            raise ShapeMismatch(f"{len(self)} pictures have no figures of shape {each.shape}")
-        groups = self.counts.shape[1]
-        sums = np.bincount(self.clusters, each, groups)
-        sizes = np.bincount(self.clusters, minlength=groups).astype(np.float64)
-        return _interval(float(each.mean()), (self.counts @ sums) / (self.counts @ sizes))
-
-
-def resample(
-    count: int, clusters: Sequence[Any] | NDArray[Any] | None = None, *, draws: int = DRAWS, seed: int = SEED
-) -> Resamples:
-    labels = np.arange(count) if clusters is None else np.asarray(clusters)
-    if count < 1 or labels.shape != (count,):
-        raise ShapeMismatch(f"{count} pictures have no clusters of shape {labels.shape}")
-    _, numbers = np.unique(labels, return_inverse=True)
-    groups = int(numbers.max()) + 1
-    draws = min(draws, max(DISTANCE_DRAWS, MOST_COUNTS // groups))
-    counts = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1.0 / groups), size=draws)
-    return Resamples(numbers.astype(np.int64), counts.astype(np.float32))
-
-
-def feature_distance(
-    judged: features.Matrix, real: features.Matrix, drawn: Resamples, *, than: features.Matrix | None = None
-) -> Interval:
-    """Return the Frechet distance of features with its interval; judged pictures are drawn, real ones stay.
-
-    With features of other translations, `than`: by how much it is less than theirs, over the same draws.
-    """
-    if len(judged) != len(drawn):
-        raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
-    weights = drawn.counts[:DISTANCE_DRAWS, drawn.clusters].astype(np.float64)
-    weights = weights[(weights > 0).sum(axis=1) > 1]  # a draw of one picture alone has no covariance
-    value, draws = features.frechet(judged, real)[0], features.frechet(judged, real, weights)
-    if than is not None:
-        value, draws = features.frechet(than, real)[0] - value, features.frechet(than, real, weights) - draws
-    return _interval(float(value), draws, shift=True)
-
-
-def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - (draws.mean() - value) * shift
-    return {"value": value, "low": float(low), "high": float(high)}
-
-
 SMALLEST = 1e-9
-QUANTILES = 1025
-MOST_PIXELS = 2_000_000  # of a domain, evenly thinned, for distributions
 
 
 def baselines(
@@ -103,26 +38,6 @@ def baselines(
     stacks = {} if mapping is None else {"map": mapping(source)}
     stacks["source"] = to_channels(source, channels)
     return stacks if domain is None else {**stacks, "histogram": histogram_match(source, source, domain)}
-
-
-def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> Pictures:
-    """Bring each channel of pictures from the distribution of `source` to that of `target`, unpaired."""
-    channels, shares = target.shape[1], np.linspace(0.0, 1.0, QUANTILES)
-    shown, origin = to_channels(pictures, channels), to_channels(source, channels)
-    out = np.empty_like(shown)
-    for channel in range(channels):
-        values = (stack[:, channel].reshape(-1) for stack in (origin, target))
-        before, after = (
-            np.quantile(all_of_it[:: -(-len(all_of_it) // MOST_PIXELS)].astype(np.float64), shares)
-            for all_of_it in values
-        )
-        # A value of many pixels gets the middle of its ranks.
-        steps = np.unique(before)
-        low = shares[np.searchsorted(before, steps, side="left")]
-        high = shares[np.searchsorted(before, steps, side="right") - 1]
-        rank = np.interp(shown[:, channel], steps, (low + high) / 2)
-        out[:, channel] = np.interp(rank, shares, after)
-    return out
 
 
 Report = dict[str, Any]
@@ -228,11 +143,11 @@ def _add_distances(
     """Add distances to the domain to the ways; return notes on the map alone."""
     if truth is not None:
         judged = {**judged, "truth": np.clip(truth, -1.0, 1.0)}
-    real = features.features(domain)
-    seen = {name: features.features(each) for name, each in judged.items()}
+    real = metrics.features(domain)
+    seen = {name: metrics.features(each) for name, each in judged.items()}
     for name, each in seen.items():
         ways[name] = {**ways.get(name, {}), "frechet_early": feature_distance(each, real, drawn)}
-    ways["floor"] = {"frechet_early": {"value": features.floor(real, len(drawn))}}
+    ways["floor"] = {"frechet_early": {"value": metrics.feature_floor(real, len(drawn))}}
     if "map" not in seen:
         return []
     return _beside_map(
@@ -274,7 +189,7 @@ _OF_WAYS: Final = (
     (
         "Feature distance to the target domain",
         {"frechet_early": "Frechet"},
-        f"On {features.NAME}; not the published FID. Of few pictures the distance is too large.",
+        f"On {metrics.NAME}; not the published FID. Of few pictures the distance is too large.",
     ),
 )
 _OF_PICTURES: Final = {"cycle_psnr": "round trip, PSNR dB", "edge_correlation": "edge correlation"}

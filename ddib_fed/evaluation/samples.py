@@ -49,7 +49,7 @@ from ddib_fed.data.points import (
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.errors import DdibError, ImageUnreadable, PointsUnreadable, ShapeMismatch
-from ddib_fed.evaluation.metrics import cycle_error, doubtful, file_rule, mse, structure, to_psnr
+from ddib_fed.metrics import cycle_error, doubtful, file_rule, mse, structure, to_psnr
 from ddib_fed.models.units import PictureMap
 from ddib_fed.record import CycleError, PictureFigures, digits
 

@@ -19,8 +19,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddib_fed.data.pictures import middle_slices
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation.metrics import Pictures, to_channels
 from ddib_fed.files import write_file
+from ddib_fed.metrics import Pictures, to_channels
 from ddib_fed.terminal import escape
 
 if TYPE_CHECKING:

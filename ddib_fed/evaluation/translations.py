@@ -22,7 +22,7 @@ from ddib_fed.data.folder import SUFFIXES
 from ddib_fed.data.pictures import Picture, decode_volume, holds_volume, read_image
 from ddib_fed.data.points import name_file
 from ddib_fed.errors import FileMissing, PictureMisfit, ShapeMismatch, UsageError
-from ddib_fed.evaluation.metrics import Pictures, to_channels
+from ddib_fed.metrics import Pictures, to_channels
 from ddib_fed.models.units import PictureMap
 from ddib_fed.record import Part, PictureFigures, Record
 

@@ -29,14 +29,10 @@ from ddib_fed.studies import COPY, ImageLimits, beginning_of, faults, memory_of_
 
 DECODING: Final = 12
 """Bytes of a value of one slice that decoding it takes at most, beside the values of all slices."""
-_FREE_RUNS: Final = 1 << 24
-"""Bytes that run lengths may become whatever the picture's size."""
-MAX_INFLATED: Final = 1 << 28
-"""A deflated file may inflate to this many bytes."""
-MAX_SCANS: Final = 64
-"""Scans of a JPEG's frame: each is a passage over all pixels, whatever its own size."""
-ODD_GAP: Final = 0.1
-"""A distance between slices may differ from the median by this share of it."""
+_FREE_RUNS: Final = 1 << 24  # bytes that run lengths may become whatever the picture's size
+MAX_INFLATED: Final = 1 << 28  # a deflated file may inflate to this many bytes
+MAX_SCANS: Final = 64  # scans of a JPEG's frame: each is a passage over all pixels, whatever its own size
+ODD_GAP: Final = 0.1  # a distance between slices may differ from the median by this share of it
 # Modalities whose pictures often show the person's name, and have no BurnedInAnnotation that can be relied on.
 OFTEN_BURNT_IN: Final = frozenset({"US", "XA", "RF", "SC", "OT", "ES", "XC", "GM", "SM", "DX", "CR"})
 _PICTURES: Final = frozenset(

@@ -44,8 +44,7 @@ from ddib_fed.formats.dicom import (
 MAKER: Final = "ddib-fed"
 SOFT_TISSUE: Final = (-160.0, 240.0)
 """The usual window of CT, of centre 40 and width 400, in Hounsfield units."""
-SERIES_OFFSET: Final = 1000
-"""Added to the number of the source's series."""
+SERIES_OFFSET: Final = 1000  # added to the number of the source's series
 MAX_DICOM_FILES: Final = 100_000
 _SPACE: Final = uuid.UUID("6b1f2c2e-6d3d-5b0b-9d5e-0f1d0c9a7a11")
 # What a result says as its source does: whom it shows, for which study, where and when. All else describes how the
@@ -363,8 +362,7 @@ def _set_pixels(
 class DicomStudy(studies.Study):
     pixels: studies.Slices
     series: Series
-    orientation: NDArray[Any] | None = None
-    """Of a volume, as nibabel has it."""
+    orientation: NDArray[Any] | None = None  # of a volume, as nibabel has it
 
     @property
     def kind(self) -> str:

@@ -20,8 +20,7 @@ from ddib_fed.errors import ImageUnreadable, extra
 
 _GDAL_CACHE: Final = 64 << 20
 """Of decoded tiles, in bytes: GDAL would take a twentieth of the machine's memory."""
-_FILLING: Final = 24
-"""Bytes of a pixel that filling the holes of a band takes."""
+_FILLING: Final = 24  # bytes of a pixel that filling the holes of a band takes
 _BLOCK: Final = 512
 
 

@@ -256,8 +256,7 @@ OTHER_ENDS: Final = {name: {"beta_start": 0.00085, "beta_end": 0.012} for name i
 """Defaults of schedulers whose betas are not the usual ones."""
 FLOW: Final = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 EDM: Final = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
-LAST: Final = {NETWORK: "conv_out", TRANSFORMERS[0]: "proj_out_2"}
-"""Linear layers that end the networks."""
+LAST: Final = {NETWORK: "conv_out", TRANSFORMERS[0]: "proj_out_2"}  # linear layers that end the networks
 
 
 class SchedulerFile(BaseModel):

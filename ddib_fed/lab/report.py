@@ -15,9 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddib_fed import Model, Settings
+from ddib_fed import Model, Settings, metrics
 from ddib_fed.errors import InputError
-from ddib_fed.evaluation import metrics
 
 Array = NDArray[np.float32]
 Numbers = NDArray[Any]

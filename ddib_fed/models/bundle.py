@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ddib_fed.data.synthetic import domain_name
+from ddib_fed.datasets import domain_name
 from ddib_fed.diffusion.denoiser import Denoiser
 from ddib_fed.diffusion.guidance import Classifier, Tiled, starts
 from ddib_fed.diffusion.schedule import LearnedLegs, Schedule, schedule_from_config

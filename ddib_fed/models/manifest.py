@@ -12,8 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, FiniteFloat, model_validator
 
-from ddib_fed.data.shipped import SHIPPED, ShippedDomain
-from ddib_fed.data.synthetic import DOMAINS
+from ddib_fed.datasets import DOMAINS, SHIPPED, ShippedDomain
 from ddib_fed.diffusion.denoiser import Parameterisation, TimeInput
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
@@ -29,12 +28,10 @@ from ddib_fed.networks.config import (
 )
 from ddib_fed.record import Frozen
 
-MOST_NUMBERS = 1 << 30
-"""Numbers in a sample or a latent at most: 4 GiB in float32."""
+MOST_NUMBERS = 1 << 30  # numbers in a sample or a latent at most: 4 GiB in float32
 
 
-RANKS = {"point": 1, "picture": 3, "volume": 4}
-"""Numbers in the shape of a sample."""
+RANKS = {"point": 1, "picture": 3, "volume": 4}  # numbers in the shape of a sample
 
 
 class DifferentialPrivacy(Frozen):

@@ -25,8 +25,7 @@ Positive = Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False)]
 class Sidecar(Frozen):
     file: ClassVar[str]
     max_bytes: ClassVar[int] = 1 << 18
-    again: ClassVar[str]
-    """The command that writes the file anew."""
+    again: ClassVar[str]  # the command that writes the file anew
 
     format_version: Literal[1] = 1
     weights_sha256: str = Field(pattern=r"^[0-9a-f]{64}$")

@@ -140,8 +140,7 @@ Row = tuple[FiniteFloat, ...]
 ORTHOGONAL_WITHIN = 1e-5  # largest deviation of R R^T from the identity
 LARGEST_COEFFICIENT = 100.0
 MOST_KNOTS = 32
-MOST_CHANNELS = 16
-"""Of a rotation, which latents have too; other maps are of pictures."""
+MOST_CHANNELS = 16  # of a rotation, which latents have too; other maps are of pictures
 
 
 class ChannelMap(Frozen):

@@ -83,10 +83,8 @@ class FilmBlock(nn.Module):
 class ResidualMLP(nn.Module):
     """Predicts v (or eps, x0) of points from (x, lambda); 396,834 parameters with the defaults."""
 
-    remembers = True
-    """Whether calls may keep what they derive from times alone; see `kept` of `forward`."""
-    remembers_tables = True
-    """The same of times that rows point into: a few numbers a level."""
+    remembers = True  # whether calls may keep what they derive from times alone; see `kept` of `forward`
+    remembers_tables = True  # the same of times that rows point into: a few numbers a level
 
     def __init__(self, config: MlpConfig) -> None:
         super().__init__()

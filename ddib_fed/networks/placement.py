@@ -25,8 +25,7 @@ Kept = dict[Hashable, Any]
 CALLS_AHEAD = 2
 """Calls that the host may be ahead of a CUDA device: else it would queue whole trajectories, report progress too early,
 and merge no request that comes meanwhile."""
-MOST_LEVELS = 256
-"""Levels (or pairs of them) that are remembered: both ways of several grids of 48."""
+MOST_LEVELS = 256  # levels (or pairs of them) that are remembered: both ways of several grids of 48
 MOST_TABLES = 16
 """Tables of levels into which rows of many requests point, that are remembered: each of a few grids together."""
 

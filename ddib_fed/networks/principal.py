@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 CONSTANT = 30.0
 """In deviations of the pictures: its square is some hundred times the variance of all channels."""
-LOG_VARIANCE = -6.0
-"""Of a latent about its mean, whose own variance is 1."""
+LOG_VARIANCE = -6.0  # of a latent about its mean, whose own variance is 1
 _BLOCKS = {"Convolution", "AEKLResBlock", "AEKLDownsample", "UpSample", "GroupNorm"}
 
 

@@ -256,15 +256,13 @@ def zeroed(layer: Layer) -> Layer:
     return layer
 
 
-SMALL_SPECTRUM = 4_096
-"""Numbers of a picture whose terms of many levels may be remembered: 100 kB a level."""
+SMALL_SPECTRUM = 4_096  # numbers of a picture whose terms of many levels may be remembered: 100 kB a level
 
 
 class UNet(nn.Module):
     """Predicts eps, x0 or v of pictures (and the variance, when `out_channels` is twice `in_channels`)."""
 
-    remembers = True
-    """Whether calls may keep what they derive from times alone; see `kept` of `forward`."""
+    remembers = True  # whether calls may keep what they derive from times alone; see `kept` of `forward`
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

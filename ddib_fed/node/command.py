@@ -132,7 +132,7 @@ def _load(path: Path, role: Role | None) -> NodeConfig:
 
 
 def _train(config: NodeConfig, *, force: bool) -> None:
-    from ddib_fed.data.synthetic import DOMAINS
+    from ddib_fed.datasets import DOMAINS
     from ddib_fed.training.config import SHIPPED
     from ddib_fed.training.run import train_at_terminal
 

@@ -384,7 +384,7 @@ seed = 0
 
 def render_node_toml(node: NodeSection, model: ModelSection) -> str:
     """Return a commented node.toml that `NodeConfig.load` accepts."""
-    from ddib_fed.data.synthetic import DOMAINS  # which needs numpy
+    from ddib_fed.datasets import DOMAINS  # which needs numpy
 
     settings = {
         "node": node.model_dump(exclude={"proxy", "proxy_login"}),

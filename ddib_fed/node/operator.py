@@ -56,6 +56,7 @@ class Node:
     Examples
     --------
     >>> import tempfile
+    >>> from ddib_fed import Node
     >>> node = Node.create(tempfile.mkdtemp(), role="target", model="moons", institution="west.example")
     >>> node.config.node.listen, node.config.model.domain
     ('127.0.0.1:7443', 'moons')

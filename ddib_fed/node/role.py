@@ -33,8 +33,8 @@ from ddib_fed.errors import (
     NotReady,
     SettingsInvalid,
 )
-from ddib_fed.evaluation.metrics import picture_rule
 from ddib_fed.evaluation.samples import Samples, samples_of
+from ddib_fed.metrics import picture_rule
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import PictureFormat, check_guide
 from ddib_fed.names import size_from

@@ -38,20 +38,15 @@ CONNECT_S: Final = 10.0
 """Seconds to wait for a connection, a handshake or an answer to a request for an association."""
 ANSWER_S: Final = 300.0
 """Seconds to wait for the answer to one message: a PACS may take a while for a large instance."""
-IDLE_S: Final = 60.0
-"""Abort an association after this many seconds of silence."""
+IDLE_S: Final = 60.0  # abort an association after this many seconds of silence
 PDU_BYTES: Final = 1 << 17
 """Announced length of a PDU; longer ones abort the association (the field allows 4 GiB)."""
-MESSAGE_BYTES: Final = 1 << 20
-"""Bound of a message in memory: a command, or an answer to a query."""
-MOST_ANSWERS: Final = 1000
-"""Bound of answers that wait to be read."""
-MOST_REQUESTS: Final = 10
-"""Bound of requests that wait: no window of asynchronous operations is negotiated."""
+MESSAGE_BYTES: Final = 1 << 20  # bound of a message in memory: a command, or an answer to a query
+MOST_ANSWERS: Final = 1000  # bound of answers that wait to be read
+MOST_REQUESTS: Final = 10  # bound of requests that wait: no window of asynchronous operations is negotiated
 RESERVE: Final = 64 << 20
 """Bytes of the disk that stay free; less than this may arrive without a look at the room that there is."""
-LOOK_S: Final = 0.1
-"""Look at the free space at most this often while instances arrive."""
+LOOK_S: Final = 0.1  # look at the free space at most this often while instances arrive
 REPEAT_S: Final = 60.0
 """Repeat a refusal in the log, and look hosts up, at most this often: a stranger may call at any rate."""
 LOG: Final = "its log says why"

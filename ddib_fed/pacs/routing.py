@@ -71,8 +71,7 @@ MOST_STARTS: Final = 4
 """Give up a series after so many crashes, failed jobs, or errors that are no errors of ours."""
 FIRST_RETRY_S: Final = 5.0
 LAST_RETRY_S: Final = 600.0
-STALLED_S: Final = 120.0
-"""Wait at most this many seconds for an instance whose sender stopped in the middle."""
+STALLED_S: Final = 120.0  # wait at most this many seconds for an instance whose sender stopped in the middle
 CLOCK_S: Final = 60.0
 """Save the clock by which series expire this often, in seconds: a kill loses no more of it."""
 _OF_THE_SERIES: Final = (InputError, FilesLeftOut, LatentNotGaussian)
@@ -110,16 +109,11 @@ class State(BaseModel):
     model_config = FROZEN
 
     step: Step = Step.ARRIVING
-    changed: float = 0.0
-    """When its step was entered, by the spool's clock."""
-    new: bool = True
-    """Whether its instances differ from those that `out` was made of."""
-    sent: int = 0
-    """Files that the other side has."""
-    starts: int = 0
-    """How often its translation was begun and neither done nor given up."""
-    why: str = ""
-    """Why it was given up, where a report of that is handed on in place of a result."""
+    changed: float = 0.0  # when its step was entered, by the spool's clock
+    new: bool = True  # whether its instances differ from those that `out` was made of
+    sent: int = 0  # files that the other side has
+    starts: int = 0  # how often its translation was begun and neither done nor given up
+    why: str = ""  # why it was given up, where a report of that is handed on in place of a result
 
 
 @dataclass(slots=True)
@@ -149,10 +143,8 @@ class Routed:
     folder: Path
     clock: Clock
     state: State = field(default_factory=State)
-    due: float = 0.0
-    """When it is complete, or tried again; of the monotonic clock."""
-    tries: int = 0
-    """What was never tried does not expire."""
+    due: float = 0.0  # when it is complete, or tried again; of the monotonic clock
+    tries: int = 0  # what was never tried does not expire
     size: int = 0
     count: int = 0
     target: str = "INSTITUTION/DOMAIN"
@@ -230,8 +222,7 @@ class Router:
 
     spool: Path
     profile: Profile
-    target: str
-    """Of all series, where there is no `[[dicom.route]]`."""
+    target: str  # of all series, where there is no `[[dicom.route]]`
     request: Request
     intensity: str
     settings: DicomSettings

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from ddib_fed import Model, Settings, TrainConfig, train
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.errors import FileMissing, InputError, UsageError
-from ddib_fed.evaluation.metrics import sliced_w2
 from ddib_fed.files import model_folder, write_file, write_json
+from ddib_fed.metrics import sliced_w2
 from ddib_fed.terminal import require_alone
 
 Floats = NDArray[np.float64]

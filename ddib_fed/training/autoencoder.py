@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.data.synthetic import generator_of, uniforms
+from ddib_fed import metrics
+from ddib_fed.datasets import generator_of, uniforms
 from ddib_fed.diffusion.denoiser import kind_of
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import perceptual_distance
 from ddib_fed.evaluation.sheets import save_sheet
 from ddib_fed.models.units import opponent_to_rgb

@@ -33,7 +33,7 @@ from ddib_fed.calibration.fit import MOST_PICTURES, Proposal, check_kind, fit, p
 from ddib_fed.calibration.record import CalibratedSide, Calibration, Contrast, Making, Place, units_digest
 from ddib_fed.data.fitting import PictureRule, read_fitted
 from ddib_fed.data.folder import expand, load, picture_files, range_check, scan
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import (
     CalibrationUnits,
@@ -43,7 +43,7 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
-from ddib_fed.evaluation.metrics import Pictures, picture_rule
+from ddib_fed.metrics import Pictures, picture_rule
 from ddib_fed.models.bundle import Bundle, open_bundle
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.units import Normalisation
@@ -326,7 +326,9 @@ def calibrate(
     Four anchors, whose red and blue are exchanged in the target's domain:
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> from PIL import Image
+    >>> from ddib_fed import CalibrationRequest, calibrate
     >>> folders = Path(tempfile.mkdtemp()), Path(tempfile.mkdtemp())
     >>> for number, (red, green, blue) in enumerate([(200, 60, 20), (30, 90, 160), (90, 200, 40), (10, 20, 30)]):
     ...     Image.new("RGB", (64, 64), (red, green, blue)).save(folders[0] / f"{number}.png")

@@ -31,7 +31,7 @@ SHIPPED: Final = (
     "satellite", "relief", "etopo", "satellite-64", "relief-64", "satellite-256", "relief-256", "brain-t1", "brain-t2",
     "brain-t1-volume", "brain-t2-volume",
 )  # fmt: skip
-"""As `ddib_fed.data.shipped.SHIPPED`, which needs numpy; a test holds the two together."""
+"""As `ddib_fed.datasets.SHIPPED`, which needs numpy; a test holds the two together."""
 SOFTEN_SIGMA = 0.05  # from docs/quality.md: the least noise that makes the maps' latents white by its measure
 CALIBRATED_STEPS, CALIBRATED = 600, {"learning_rate": 1e-3, "ema": 0.99}  # of a run with a calibration
 PRESET: Final[Any] = None  # the default of a field that the preset fills in
@@ -488,8 +488,7 @@ class DistilConfig(TrainConfig):
     opener = "ddib_fed.training.distil:open_distil"
 
     kind: str = "distilled"
-    teacher: str
-    """A shipped model by name, or a bundle's folder."""
+    teacher: str  # a shipped model by name, or a bundle's folder
     teacher_evaluations: int = Field(24, ge=8, le=1000)  # of a path
     uses: int = Field(PRESET, ge=1)  # steps that ask each batch of paths before it is replaced
 

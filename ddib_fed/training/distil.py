@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ddib_fed.data.synthetic import UNIFORMS_PER_POINT, uniforms
+from ddib_fed.datasets import UNIFORMS_PER_POINT, uniforms
 from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import Denoiser, network_times
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, decode, plan, soften

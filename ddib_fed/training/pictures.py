@@ -16,9 +16,10 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ddib_fed import metrics
 from ddib_fed.calibration.record import RETRAINED, Calibration, units_digest
 from ddib_fed.data.folder import expand
-from ddib_fed.data.synthetic import generator_of, uniforms
+from ddib_fed.datasets import generator_of, uniforms
 from ddib_fed.diffusion.denoiser import Denoiser, TimeInput, on_device
 from ddib_fed.diffusion.plans import SolverSettings, decode
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
@@ -30,11 +31,10 @@ from ddib_fed.errors import (
     ExtraMissing,
     SettingsInvalid,
 )
-from ddib_fed.evaluation import metrics
 from ddib_fed.evaluation.features import FEWEST, SAMPLES, judge_samples
-from ddib_fed.evaluation.metrics import calibrate_by_chance
 from ddib_fed.evaluation.sheets import as_pictures, save_sheet
 from ddib_fed.files import first_problem
+from ddib_fed.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle
 from ddib_fed.models.manifest import LatentSpace, Manifest
 from ddib_fed.models.units import Normalisation

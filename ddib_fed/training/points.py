@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ddib_fed.data import synthetic
+from ddib_fed import datasets, metrics
 from ddib_fed.data.points import name_file, parse_npy, refuse_picture
 from ddib_fed.diffusion.denoiser import Denoiser, on_device
 from ddib_fed.diffusion.plans import decode
 from ddib_fed.diffusion.schedule import DiscreteSchedule, ScheduleConfig, schedule_from_config
 from ddib_fed.errors import FileMissing, InputError
-from ddib_fed.evaluation import metrics, sheets
+from ddib_fed.evaluation import sheets
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import MlpConfig, SyntheticConfig
 from ddib_fed.training.config import TrainConfig
@@ -36,7 +36,7 @@ MIN_POINTS = 100
 HELD_OUT_SHARE = 0.1
 MAX_BYTES = 4 << 30
 MAX_POINTS = 100_000_000
-DATA_COLUMNS = synthetic.UNIFORMS_PER_POINT
+DATA_COLUMNS = datasets.UNIFORMS_PER_POINT
 _HELD_OUT_SEED = 2**63
 _SPLIT_SEED = 7_130_211
 _SAMPLE_SEED = 4_711
@@ -68,7 +68,7 @@ class PointTask(Task):
 
     def fetch(self, piece: Piece, device: torch.device) -> PointBatch:
         config = self.config
-        u = synthetic.uniforms(config.seed, piece.step, config.batch, self._columns)
+        u = datasets.uniforms(config.seed, piece.step, config.batch, self._columns)
         x0 = self.source.take(u[:, :DATA_COLUMNS])
         return self._questions(x0, u, config.levels, config.reference, piece, device)
 
@@ -125,7 +125,7 @@ class PointTask(Task):
     def _held_out_batch(self) -> PointBatch:
         """Return held-out points with their questions, with plain targets where there are too few for a posterior."""
         count = len(self.source.held_out)
-        u = synthetic.uniforms(_HELD_OUT_SEED, self.config.seed, count, self._columns)
+        u = datasets.uniforms(_HELD_OUT_SEED, self.config.seed, count, self._columns)
         levels = min(self.config.levels, count)
         reference = self.config.reference if count % max(1, self.config.reference) == 0 else 0
         whole = Piece(0, 0, count)
@@ -144,7 +144,7 @@ class PointTask(Task):
         spread = torch.from_numpy((np.arange(levels) + u[:levels, -1]) / levels)
         pairs = range(DATA_COLUMNS, DATA_COLUMNS + self.source.dim, 2)
         own = u[piece.first : piece.stop]
-        normals = np.concatenate([synthetic.normals(own[:, i : i + 2]) for i in pairs], axis=1)
+        normals = np.concatenate([datasets.normals(own[:, i : i + 2]) for i in pairs], axis=1)
         noise = on_device(torch.from_numpy(normals[:, : self.source.dim]).float(), device)
         points = on_device(torch.from_numpy(x0), device)
         if self.config.public:
@@ -162,9 +162,9 @@ def open_points(config: TrainConfig) -> PointSource:
 
 def domain_source(domain: str, held_out_points: int, seed: int, *, step: int = 0) -> PointSource:
     """Draw points of a synthetic domain without end."""
-    name = synthetic.domain_name(domain)
-    held_out = synthetic.draw(name, held_out_points, seed, step=step)
-    take = partial(synthetic.from_uniforms, name)
+    name = datasets.domain_name(domain)
+    held_out = datasets.draw(name, held_out_points, seed, step=step)
+    take = partial(datasets.from_uniforms, name)
     return PointSource(2, 0.0, 1.0, f"domain:{name}", take, held_out, held_out[:0])
 
 

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ddib_fed.data.synthetic import normals
+from ddib_fed.datasets import normals
 from ddib_fed.diffusion.schedule import DiscreteSchedule
 from ddib_fed.errors import SettingsInvalid, StateConflict, extra
 from ddib_fed.files import write_file

@@ -30,7 +30,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ddib_fed.data.folder import require_outside
-from ddib_fed.data.synthetic import domain_name
+from ddib_fed.datasets import domain_name
 from ddib_fed.engine.gate import measure_allowances, unmeasurable
 from ddib_fed.engine.model import DTYPES, DomainModel
 from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, StateConflict

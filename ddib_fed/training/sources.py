@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from ddib_fed.data import folder as folders
 from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import Progress, Survey, expand
-from ddib_fed.data.shipped import BLOCK_MM, SHIPPED, shipped_bytes, shipped_domain
 from ddib_fed.data.study import PERCENTILES, IntensityRule
-from ddib_fed.data.synthetic import draw
+from ddib_fed.datasets import BLOCK_MM, SHIPPED, draw, shipped_bytes, shipped_domain
 from ddib_fed.errors import FileMissing, InputError, MemoryExhausted, SettingsInvalid, UsageError
 from ddib_fed.models.manifest import DataNote, Manifest, PictureFormat, carried_domain, data_note
 from ddib_fed.models.units import Normalisation

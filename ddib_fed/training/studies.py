@@ -33,8 +33,7 @@ Floats = NDArray[np.float32]
 Say = Callable[[str], None]
 Split = Callable[[float], tuple[Entries, Entries]]
 """(training part, held-out part) of a folder's pictures, by the share that is held out."""
-CROP_ROOM = 8
-"""With random windows pictures are kept larger by this part of their size."""
+CROP_ROOM = 8  # with random windows pictures are kept larger by this part of their size
 HU_RANGE: Final = "-1000:2000"
 """Hounsfield units that become -1 and 1 where no range is given: from air to dense bone."""
 
@@ -49,8 +48,7 @@ class Looked(NamedTuple):
     form: PictureFormat = PictureFormat()
 
 
-Read = Callable[[int, int], Picture]
-"""The picture of a study's plane, by the numbers of both."""
+Read = Callable[[int, int], Picture]  # the picture of a study's plane, by the numbers of both
 
 
 class _Seen(NamedTuple):
@@ -255,11 +253,9 @@ def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
 # Whole volumes
 
 
-ANY_GRID = (4096,) * 3
-"""Larger than any volume: what is read is not cut."""
+ANY_GRID = (4096,) * 3  # larger than any volume: what is read is not cut
 FEWEST = 2
-LEAST_CONTENT = 0.1
-"""Of a block that is learned."""
+LEAST_CONTENT = 0.1  # of a block that is learned
 
 
 class Blocks(NamedTuple):

@@ -25,14 +25,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ddib_fed.data.fitting import check_fit
+from ddib_fed.data.folder import load, scan
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan
 from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, LevelGrid, Stage, make_grid
 from ddib_fed.diffusion.solvers import integral_weights, integrate
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import InputError, NotFinite
-from ddib_fed.evaluation.judgement import resample
-from ddib_fed.models.bundle import load_bundle, put_beside
+from ddib_fed.errors import InputError, NotFinite, SettingsInvalid
+from ddib_fed.metrics import calibrate_by_chance, picture_rule, resample
+from ddib_fed.models.bundle import Bundle, amend_bundle, load_bundle, put_beside
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import LEAST_STEP, Errors, Tuned, TunedLeg
 from ddib_fed.training.sources import Floats, own_samples
@@ -296,3 +298,35 @@ def lams_of(u: Tensor, start: float, end: float) -> Tensor:
     """Return the grid (n + 1,) of the numbers u (n,)."""
     fallen = torch.cumsum(torch.softmax(u, 0), 0) * (start - end)
     return torch.cat([u.new_full((1,), start), start - fallen[:-1], u.new_full((1,), end)])
+
+
+FEWEST_FOR_CHANCE = 8
+MOST_FOR_CHANCE = 4_000
+"""`metrics.CHANCE_PAIRS` pairs need no more pictures, spread over the folder."""
+
+
+def put_thresholds(
+    model: Path, images: Path, *, skip_bad: bool = False, progress: Callable[[int, int], None] | None = None
+) -> Bundle:
+    """Measure the thresholds on pictures of the model's domain, and write them into its manifest."""
+    manifest = load_bundle(model).manifest
+    if manifest.sample_kind != "picture" or manifest.role != "generator":
+        raise SettingsInvalid(
+            f"{model} is no model that generates pictures: it has no thresholds of structure",
+            hint="name the folder of a model of pictures; `ddib model show MODEL` says what one is",
+        )
+    rule = picture_rule(manifest)
+    entries = scan(
+        images,
+        skip_bad=skip_bad,
+        check=lambda picture: check_fit(picture, rule, windows=True),
+        progress=progress,
+    ).entries
+    if len(entries) < FEWEST_FOR_CHANCE:
+        raise InputError(
+            f"{images} has {len(entries)} pictures; at least {FEWEST_FOR_CHANCE} are needed",
+            hint="add pictures of the domain",
+        )
+    pictures = load(entries[:: -(-len(entries) // MOST_FOR_CHANCE)], rule)
+    thresholds = calibrate_by_chance(pictures[::2], pictures[1::2], units=manifest.normalisation)
+    return amend_bundle(model, structure=thresholds)

@@ -1,7 +1,5 @@
 """Writes the reference of the public Python interface as HTML: `make docs`, or python -m tests.api.reference FOLDER."""
 
-from __future__ import annotations
-
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +16,7 @@ def write(folder: Path) -> None:
     """Write a page for what `ddib_fed.__all__` names, and one for the errors."""
     for name in ddib_fed.__all__:  # pdoc reads the module's dict, where names appear when they are first used
         setattr(ddib_fed, name, getattr(ddib_fed, name))
-    pdoc.render.configure(docformat="google", show_source=False)
+    pdoc.render.configure(docformat="numpy", show_source=False)
     pdoc.pdoc("ddib_fed", "ddib_fed.errors", output_directory=folder)
 
 

@@ -1,7 +1,5 @@
 """The examples in the docstrings of the face run, and every name of it is there."""
 
-from __future__ import annotations
-
 import doctest
 import inspect
 

@@ -1,7 +1,5 @@
 """Another distribution adds a format, an importer, a command and a solver; broken ones are named and break nothing."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import tomllib
@@ -102,7 +100,6 @@ def test_a_format_of_another_distribution_is_translated_by_the_command(pictures,
 
 
 def test_every_reader_of_files_asks_the_same_readers(pictures) -> None:
-    """Client, pages and training."""
     path = pictures / "in" / "ward" / "bytes.pgm"
     assert Run.look(path, "ward/bytes.pgm") == (False, ())
     with pytest.raises(InputError, match="is a PGM picture: its header stays"):

@@ -1,11 +1,9 @@
 """`ddib_fed.Model` on arrays: what it draws, encodes and decodes, where it writes, and what it refuses."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
-from ddib_fed import Guidance, Model, Party, Settings
+from ddib_fed import Guidance, Model, Settings
 from ddib_fed.errors import AlreadyExists, LatentNotGaussian, ModelNotFound, SettingsInvalid, UsageError
 from ddib_fed.models.bundle import save_bundle
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
@@ -71,8 +69,3 @@ def test_what_does_not_fit_is_refused_at_the_latest_when_it_is_used(tmp_path) ->
     model.draw(tmp_path / "drawn", 1, FEW)
     with pytest.raises(AlreadyExists):
         model.draw(tmp_path / "drawn", 1, FEW)
-
-
-def test_a_models_party_is_one() -> None:
-    party: Party = Model.open("moons").party
-    assert callable(party.encode_each)

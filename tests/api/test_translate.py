@@ -1,7 +1,5 @@
 """`ddib_fed.translate` on what a notebook has: arrays, PIL pictures, paths; what it returns, and what it refuses."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -14,8 +12,7 @@ from PIL import Image
 import ddib_fed
 from ddib_fed import Request, Settings
 from ddib_fed.calibration.record import CalibratedSide, Dial
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import cut_scene, load_shipped, sample
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationForeign,
@@ -27,7 +24,6 @@ from ddib_fed.errors import (
     UsageError,
 )
 from tests.calibration.examples import calibration
-from tests.data_modules.scenes import cut_scene
 from tests.node.volume_examples import SIDES, save_volume_model, voxels
 
 
@@ -142,7 +138,7 @@ def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
     made = calibration(**sides)
 
     def translated(*models, **asked):
-        settings = Settings(evaluations=6, blend=asked.pop("blend", 0.0))
+        settings = Settings(evaluations=4, blend=asked.pop("blend", 0.0))
         [found] = ddib_fed.translate(
             scene(), *models, Request(settings, keep_latents=True, soften=0.0, **asked)
         )

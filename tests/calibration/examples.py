@@ -32,22 +32,14 @@ def calibration(**changes: Any) -> Calibration:
     """A rotation that swaps two channels, from north/photos to south/maps."""
     now = datetime.now(UTC)
     content: dict[str, Any] = {
-        "kind": "rotation",
-        "source": CalibratedSide(institution="north.example", domain="photos", units=UNITS),
+        "kind": "rotation", "source": CalibratedSide(institution="north.example", domain="photos", units=UNITS),
         "target": CalibratedSide(institution="south.example", domain="maps", units=UNITS),
         "map": ChannelMap(rotation=((0, 1, 0), (1, 0, 0), (0, 0, 1))),
-        "made": Making(
-            method="aggregates",
-            source_pictures=2_000,
-            target_pictures=2_000,
-            crossed_bytes=4_096,
-            epsilon=1.0,
-            delta=1e-5,
-            created=now,
-        ),
+        "made": Making(method="aggregates", source_pictures=2_000, target_pictures=2_000, crossed_bytes=4_096,
+                       epsilon=1.0, delta=1e-5, created=now),
         "effect": Effect(distance_before=figure(1.0), distance=figure(0.3), margin=figure(0.2)),
         "expires": now + timedelta(days=365),
-    }
+    }  # fmt: skip
     return Calibration(**(content | changes))
 
 

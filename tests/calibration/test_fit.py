@@ -213,14 +213,6 @@ def test_no_gain_or_a_near_mirror_is_refused_with_its_figures(distance, margin, 
 
 
 @pytest.mark.slow
-def test_it_finds_the_turn_of_the_colours() -> None:
-    found = search(colours(1000, 2), colours(2000, 3) @ TURN.T, starts=60)
-    assert degrees(found.best.matrix, TURN) < 8
-    assert degrees(found.other.matrix, found.best.matrix) > 30
-    assert found.other.cost > 4 * found.best.cost
-
-
-@pytest.mark.slow
 def test_what_the_colours_need_no_map_for_is_refused_unless_forced() -> None:
     """The two palettes are one: turning it is not better than leaving it."""
     same = aggregate(turn=np.eye(3))

@@ -64,9 +64,7 @@ def test_what_is_no_calibration_is_refused(tmp_path: Path, content: str, said: s
         Calibration.open(tmp_path / "none.json")
 
 
-def test_a_shipped_models_calibration_goes_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shipped_models_calibration_goes_by_its_name(tmp_path, monkeypatch):
     """Its map is the one that the model's units have; a file of that name here comes first."""
     shipped = Calibration.open(Path("satellite-as-relief"))
     assert shipped.map == pretrained("satellite-as-relief").manifest.normalisation.calibrated
@@ -240,12 +238,8 @@ def test_a_withdrawn_node_and_a_client_sign_nothing(pair, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("shift", "seen", "says"),
-    [
-        (2 * DAY, 10 * DAY, "expired at"),
-        (-2 * DAY, 10 * DAY, "not valid before"),
-        (DAY / 12, 0 * DAY, "future"),
-    ],
-)
+    [(2 * DAY, 10 * DAY, "expired at"), (-2 * DAY, 10 * DAY, "not valid before"), (DAY / 12, 0 * DAY, "future")],
+)  # fmt: skip
 def test_a_certificate_that_was_not_valid_at_signing_or_a_signature_of_the_future_is_refused(
     pair, shift, seen, says
 ) -> None:

@@ -1,13 +1,13 @@
 """A disk that fails in a running node: everything that the node writes meets the error that a test names in a file."""
 
-from __future__ import annotations
-
 import builtins
 import errno
 import os
 import sqlite3
 from pathlib import Path
 from typing import Any
+
+from tests.e2e import impatience
 
 FILE = "DDIB_TESTS_DISK"
 """Names the file that holds the error's name, e.g. ENOSPC; the disk is well while it is not there."""
@@ -47,7 +47,8 @@ class Connection(sqlite3.Connection):
 
 
 def plant() -> None:
-    """In a node's process, before it starts."""
+    """In a node's process, before it starts, which is impatient too."""
+    impatience.plant()
     _wrap_os()
     connect = sqlite3.connect
 

@@ -2,8 +2,6 @@
 crosses.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import os

@@ -1,7 +1,5 @@
 """A client that keeps submitting whatever the nodes go through, and the books that must be right afterwards."""
 
-from __future__ import annotations
-
 import contextlib
 import sqlite3
 import threading
@@ -19,7 +17,9 @@ from ddib_fed.record import Settings
 from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.testing import START_S, NodeProcess, TwoNodes, cpu_seconds
 from tests.audit_rows import records
+from tests.e2e import impatience
 from tests.e2e.harness import two_nodes, wait_until
+from tests.e2e.processes import PLANT
 from tests.node.tiny_nodes import manifest, npy, state
 
 STUB_TARGET = "south.example/moons"
@@ -27,9 +27,12 @@ ITEMS = 3
 
 
 def stub_pair(folder: Path) -> TwoNodes:
-    """North and south with networks so small that a kill falls into what is around them; not started."""
+    """North and south, impatient, with networks so small that a kill falls into what is around them; not started."""
     save_bundle(folder / "tiny", manifest(), state())
-    return two_nodes(folder, folder / "tiny", folder / "tiny")
+    pair = two_nodes(folder, folder / "tiny", folder / "tiny")
+    for node in pair.both:
+        node.environment = {PLANT: impatience.PLANTED}
+    return pair
 
 
 class Feeder:

@@ -1,7 +1,5 @@
 """Certificates that live for seconds, in a node of a test: node.toml allows no less than a minute."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 

@@ -1,7 +1,5 @@
 """A disk that is full, fails or can no longer be written, under load: nothing accepted is lost."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,9 +37,7 @@ CASES = [("source", "ENOSPC"), ("source", "EIO"), ("source", "EROFS"), ("target"
 
 
 @pytest.mark.parametrize(("where", "error"), CASES)
-def test_a_disk_that_fails_for_a_while_loses_nothing(
-    pair: TwoNodes, where: str, error: str, amount, evidence
-) -> None:
+def test_a_disk_that_fails_for_a_while_loses_nothing(pair, where, error, amount, evidence):
     """ENOSPC, EIO or a read-only state folder under load, at the source or the target: jobs wait, and are finished."""
     node: NodeProcess = getattr(pair, where)
     errors = amount([error], 3 * ([error] if where == "source" else ["ENOSPC", "EIO", "EROFS"]))

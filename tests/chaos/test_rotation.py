@@ -1,7 +1,5 @@
 """Certificates of every node and client are renewed under load, and a root is replaced: no call fails."""
 
-from __future__ import annotations
-
 import contextlib
 import threading
 import time

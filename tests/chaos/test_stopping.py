@@ -1,7 +1,5 @@
 """Nodes that are stopped under load, and clocks that are wrong: nothing accepted is lost."""
 
-from __future__ import annotations
-
 import random
 import threading
 from datetime import UTC, datetime, timedelta
@@ -46,9 +44,7 @@ def test_sigterm_under_load(tmp_path: Path, amount, evidence) -> None:
         pytest.param("target", -HOUR, id="slow-south", marks=pytest.mark.long),
     ],
 )
-def test_a_certificate_of_a_wrong_clock_ends_no_job(
-    tmp_path: Path, where: str, ahead: timedelta, evidence
-) -> None:
+def test_a_certificate_of_a_wrong_clock_ends_no_job(tmp_path, where, ahead, evidence):
     """Not valid for an hour yet, an hour old, or expired for an hour: the node replaces it by itself."""
     with stub_pair(tmp_path) as pair, Feeder(pair) as feeder:
         node: NodeProcess = getattr(pair, where)

@@ -1,7 +1,5 @@
 """`ddib peer suspend` between two running nodes: streams end at once, accepted jobs wait, new ones are refused."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 
@@ -31,7 +29,7 @@ def test_a_live_stream_ends_and_its_job_waits_until_the_peer_is_resumed(
     with stub_pair(tmp_path) as pair:
         node: NodeProcess = getattr(pair, where)
         with pair.client() as client:
-            job = client.submit([npy(20_000)], STUB_TARGET, Request(Settings(evaluations=1_000)))
+            job = client.submit([npy(20_000)], STUB_TARGET, Request(Settings(evaluations=300)))
             first_progress(client, job.job_id, "decode")
             assert pair.target.node.status().jobs["decoding"] == 1
             begun = time.monotonic()

@@ -1,7 +1,5 @@
 """Bad wires between client and source, and between source and target: nothing accepted is lost or done twice."""
 
-from __future__ import annotations
-
 import socket
 import threading
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Writes docs/cli.md, and the example of docs/protocol.md, from the code: `python -m tests.cli.reference`."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a peer file, a peer or a node says is shown, and does nothing else; what reaches a node's log."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -14,6 +12,7 @@ import pytest
 
 from ddib_fed.cli.job import _show_job
 from ddib_fed.cli.main import run as run_ddib
+from ddib_fed.client.client import job_from_pb
 from ddib_fed.node.command import JsonFormatter, TextFormatter
 from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.security.peers import begin_node
@@ -53,9 +52,7 @@ def on_a_terminal(arguments: list[object], answer: bytes) -> tuple[int, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("character", ["\x1b", "\u202e"], ids=ascii)
-def test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words(
-    tmp_path: Path, character: str
-) -> None:
+def test_a_peer_file_with_a_sequence_in_its_address_is_refused_in_plain_words(tmp_path, character):
     """The attack of a swapped file, at a terminal, with a `y`: nobody is admitted, and no byte of it comes through."""
     config, attacker = north_node(tmp_path / "north"), Institution("south.example", tmp_path / "attacker")
     file = tmp_path / "south.peer"
@@ -103,16 +100,14 @@ def evil_job() -> pb.Job:
 
 
 def test_a_job_that_a_node_describes_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    _show_job(evil_job())
+    _show_job(job_from_pb(evil_job(), "node"))
     out = capsys.readouterr().out
     assert out.count(r"x\n2030") >= 5
     assert all(line.isprintable() and not line.startswith("2030") for line in out.split("\n"))
 
 
 @pytest.mark.parametrize("name", ["\x1b]0;x\x07.png", "a\nerror: b"], ids=ascii)
-def test_what_was_typed_is_shown_escaped_in_errors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
-) -> None:
+def test_what_was_typed_is_shown_escaped_in_errors(tmp_path, monkeypatch, capsys, name):
     """A shell puts the names of files there; click writes some of these errors, and Python the last."""
     monkeypatch.setenv("DDIB_DEBUG", "1")
     for arguments in ([name], ["translate", name], ["peer", "add", name], ["colours", name, name]):
@@ -156,12 +151,9 @@ route(handler, "{level}")
 def said(code: str, *, level: str = "debug", **environment: str) -> tuple[str, str]:
     """What a process with this code writes to stdout, which is its log, and to stderr."""
     done = subprocess.run(
-        [sys.executable, "-c", SETUP.format(level=level) + code],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", SETUP.format(level=level) + code], capture_output=True, text=True, check=False,
         env={**os.environ, **environment},
-    )
+    )  # fmt: skip
     return done.stdout, done.stderr
 
 

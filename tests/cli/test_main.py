@@ -1,7 +1,5 @@
 """The `ddib` command: what it loads, its help, what it says when something fails, and what it ends with."""
 
-from __future__ import annotations
-
 import errno
 import importlib.metadata
 import json

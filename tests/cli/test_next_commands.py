@@ -1,7 +1,5 @@
 """Command lines that are printed can be pasted: one a line, paths quoted, the configuration named where needed."""
 
-from __future__ import annotations
-
 import ast
 import re
 import shlex
@@ -10,27 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 import click
-import pytest
 
 from ddib_fed.cli.main import cli, run
-from ddib_fed.cli.options import with_config
 from ddib_fed.node.command import node_command
-
-
-@pytest.mark.parametrize(
-    ("variable", "path", "words"),
-    [
-        ("", "node.toml", ""),
-        ("", "My node/node.toml", " --config 'My node/node.toml'"),
-        ("north/node.toml", "north/node.toml", ""),
-    ],
-)
-def test_the_configuration_is_named_where_the_next_command_would_not_find_it(
-    monkeypatch: pytest.MonkeyPatch, variable: str, path: str, words: str
-) -> None:
-    monkeypatch.setenv("DDIB_CONFIG", variable)
-    assert with_config(Path(path)) == words
-
 
 PRODUCT = Path(__file__).parents[2]
 _COMMAND = re.compile(
@@ -69,9 +49,7 @@ def unknown(program: click.Command, words: list[str]) -> list[str]:
     return [word for word in words if word.startswith("--") and word not in known]
 
 
-def test_what_init_prints_next_can_be_pasted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_init_prints_next_can_be_pasted(tmp_path, capsys, monkeypatch):
     """The files that it names are there, and the request becomes the client's certificate."""
     place, named = tmp_path / "My node", "--institution north.example"
     node = f"node {named} --role source --domain moons"

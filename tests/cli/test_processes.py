@@ -41,10 +41,7 @@ def test_training_is_shared(tmp_path):
     assert [path for path in written if path.stat().st_mode & 0o077] == []
 
 
-@pytest.mark.parametrize(
-    "variable",
-    ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"],
-)
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"])
 def test_functions_refuse_too_whoever_started_the_processes(tmp_path, monkeypatch, variable):
     """A script of one's own under torchrun, or `mpiexec -n 8` as the public code's README starts its training;
     `srun --ntasks 2` says it in a variable of its own."""

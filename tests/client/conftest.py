@@ -1,7 +1,5 @@
 """A client of a source node's double."""
 
-from __future__ import annotations
-
 import pytest
 
 from ddib_fed.client.client import Client

@@ -1,7 +1,5 @@
 """A source node's service over real mutual TLS that keeps jobs in memory, translates by doubling, and can misbehave."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import time

@@ -1,7 +1,5 @@
 """The typed client against a real server over mutual TLS, well-behaved and not."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys
@@ -18,7 +16,6 @@ from ddib_fed.client.connection import Patience
 from ddib_fed.client.files import payload
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
-    Cancelled,
     DdibError,
     ExhaustedError,
     InputError,
@@ -119,7 +116,6 @@ def test_a_file_that_changes_while_being_sent_is_named(alice, tmp_path):
 
 
 def test_watches_from_the_last_event_after_the_stream_broke(alice, north):
-    """Each event comes once, in order, although the stream broke twice."""
     job = alice.submit([npy(points()), npy(points())], TARGET)
     north.script.break_watch_after = [2, 3]
     events = list(alice.watch(job.job_id))
@@ -230,10 +226,3 @@ def test_a_node_that_is_away_is_waited_for_with_growing_pauses(clock):
     until_given_up(patience(clock, told), NotReady(retry_after_s=0.5))
     assert told[0] >= 0.5
     assert 50 <= sum(told) <= 60.0001
-
-
-def test_waiting_ends_with_the_connection(clock):
-    """Ctrl-C does not have to wait for the next try."""
-    clock.set()
-    with pytest.raises(Cancelled):
-        patience(clock, []).wait(TooManyStreams(retry_after_s=1))

@@ -1,7 +1,5 @@
 """What becomes an item and what does not, and client.toml: strict, found in the usual places, relative to itself."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path
@@ -52,7 +50,6 @@ def test_a_header_that_must_stay_is_refused_with_the_command_that_sends_pixels(t
     "content", [MAP, in_the_guise_of(tiff({256: 1})), in_the_guise_of(b"\x89PNG\r\n\x1a\n")]
 )
 def test_nor_do_such_bytes_leave_without_a_name(content):
-    """As a notebook passes them."""
     with pytest.raises(InputError, match="stays on this machine") as caught:
         payloads([npy(points()), content])
     assert caught.value.facts["item"] == "1"
@@ -83,12 +80,9 @@ def test_pipes_are_ignored_and_dead_links_are_not(tmp_path):
 
 def text(**changes: str) -> str:
     values = {
-        "institution": "north.example",
-        "name": "alice",
-        "source_address": "localhost:7443",
-        "source_identity": "node-1.north.example",
-        "pki": "pki",
-    }
+        "institution": "north.example", "name": "alice", "source_address": "localhost:7443",
+        "source_identity": "node-1.north.example", "pki": "pki",
+    }  # fmt: skip
     return render_client_toml(**(values | changes))
 
 

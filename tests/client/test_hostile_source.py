@@ -1,7 +1,5 @@
 """A client against a source node whose answers are not what they should be: one error, no traceback, no result."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

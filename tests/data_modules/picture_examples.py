@@ -116,20 +116,12 @@ def raw_tiff(
         return tag, 3, channels, packed if channels < 3 else at
 
     fields = [
-        (256, 4, 1, width),
-        (257, 4, 1, height),
-        several(258, bits_at, bits),
-        (259, 3, 1, compression),
-        (262, 3, 1, photometric if photometric is not None else 2 if channels >= 3 else 1),
-        (273, 4, 1, strip_at),
-        (277, 3, 1, channels),
-        (278, 4, 1, height),
-        (279, 4, 1, len(strip)),
-        (284, 3, 1, 1),
-        (317, 3, 1, predictor),
-        *([(338, 3, 1, 2)] if channels in {2, 4} else []),
+        (256, 4, 1, width), (257, 4, 1, height), several(258, bits_at, bits), (259, 3, 1, compression),
+        (262, 3, 1, photometric if photometric is not None else 2 if channels >= 3 else 1), (273, 4, 1, strip_at),
+        (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(strip)), (284, 3, 1, 1),
+        (317, 3, 1, predictor), *([(338, 3, 1, 2)] if channels in {2, 4} else []),
         several(339, bits_at + 2 * channels, formats),
-    ]
+    ]  # fmt: skip
     directory = struct.pack("<H", len(fields)) + b"".join(struct.pack("<HHII", *f) for f in fields) + bytes(4)
     at = bits_at + len(lists)
     return b"II*\0" + struct.pack("<I", at) + strip + bytes(len(strip) % 2) + lists + directory

@@ -56,13 +56,10 @@ def test_pictures_of_every_format_are_found_in_the_order_of_their_paths(tmp_path
 
 
 BAD = {
-    "empty.png": b"",
-    "short.png": encode_png(noise(9, 9, 3))[:60],
-    "text.jpg": b"not a picture",
-    "moving.gif": b"GIF89a" + bytes(9),
-    "scan.dcm": bytes(128) + b"DICM",
+    "empty.png": b"", "short.png": encode_png(noise(9, 9, 3))[:60], "text.jpg": b"not a picture",
+    "moving.gif": b"GIF89a" + bytes(9), "scan.dcm": bytes(128) + b"DICM",
     "nan.npy": npy_of(np.full((3, 3), np.nan)),
-}
+}  # fmt: skip
 
 
 def test_bad_files_refuse_the_folder_and_are_named(tmp_path):
@@ -177,7 +174,6 @@ def test_a_range_is_given_by_values_percentiles_or_the_type(ramp, spec, low, hig
 
 @pytest.mark.parametrize("spec", ["", "5:5", "a:b", "p99:p1", "p1:p101", "nan:1"])
 def test_what_is_no_range_is_refused(ramp, spec):
-    """Also an empty one, and an endless one."""
     with pytest.raises(SettingsInvalid):
         choose_range(ramp, spec)
 

@@ -106,15 +106,9 @@ def test_lzw_keeps_sixteen_bits(dtype, channels, predictor):
 
 
 UPRIGHT = {
-    1: lambda p: p,
-    2: np.fliplr,
-    3: lambda p: np.rot90(p, 2),
-    4: np.flipud,
-    5: lambda p: p.swapaxes(0, 1),
-    6: lambda p: np.rot90(p, -1),
-    7: lambda p: np.rot90(p, 2).swapaxes(0, 1),
-    8: np.rot90,
-}
+    1: lambda p: p, 2: np.fliplr, 3: lambda p: np.rot90(p, 2), 4: np.flipud, 5: lambda p: p.swapaxes(0, 1),
+    6: lambda p: np.rot90(p, -1), 7: lambda p: np.rot90(p, 2).swapaxes(0, 1), 8: np.rot90,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
@@ -354,9 +348,7 @@ def test_a_picture_that_pillow_takes_for_a_bomb_is_too_large_and_not_unreadable(
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "group4"])
-def test_libtiff_writes_nothing_past_pythons_logging(
-    compression: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_libtiff_writes_nothing_past_pythons_logging(compression, capfd):
     """Its own error handler writes to file descriptor 2, where a node's log lines are."""
     file, pixels = io.BytesIO(), np.random.default_rng(1).integers(0, 256, (64, 64), dtype=np.uint8)
     picture = Image.fromarray(pixels).convert("1" if compression == "group4" else "L")

@@ -1,20 +1,11 @@
 """The exact oracle: for data N(m, S) the networks and the probability-flow ODE are known in closed form."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.diffusion.denoiser import (
-    Condition,
-    Denoiser,
-    LevelTable,
-    Parameterisation,
-    Places,
-    TimeInput,
-)
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Parameterisation, Places, TimeInput
 from ddib_fed.diffusion.schedule import Level, Schedule
 
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
@@ -49,7 +40,7 @@ class GaussianNetwork(nn.Module):
             return torch.sigmoid(2 * times).sqrt(), torch.sigmoid(-2 * times).sqrt()
         low = torch.full_like(times, self.schedule.lambda_min)
         high = torch.full_like(times, self.schedule.lambda_max)
-        for _ in range(80):  # by bisection: times grow with noise
+        for _ in range(50):  # by bisection: times grow with noise
             middle = 0.5 * (low + high)
             noisier = self.schedule.t_of_lam(middle) > times
             low, high = torch.where(noisier, middle, low), torch.where(noisier, high, middle)

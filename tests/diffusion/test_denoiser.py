@@ -3,8 +3,6 @@
 Guides are held against Gaussians whose conditional scores are known; scenes are blended from tiles.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 
@@ -180,13 +178,7 @@ def test_both_ends_are_finite(name, level):
 class Pixelwise(torch.nn.Module):
     """An answer that needs no neighbours: tiles agree, so a scene gets what the model says of it as a whole."""
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        times: torch.Tensor,
-        rows: torch.Tensor | None = None,
-        y: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def forward(self, x, times, rows=None, y=None):
         told = times[0] if rows is None else times[rows][:, None, None, None]
         kind = 0.0 if y is None else y[:, None, None, None].to(x.dtype)
         return torch.tanh(x) * torch.cos(told) + kind
@@ -227,17 +219,10 @@ def test_where_tiles_agree_a_scene_gets_the_answer_of_the_whole() -> None:
     assert torch.allclose(tiled.at(x, places, labels), inner.at(x, places, labels), atol=1e-6)
 
 
-def test_a_round_trip_of_a_scene_closes_where_tiles_disagree() -> None:
-    tiled = Tiled(Denoiser(OfItsMean().double()), (8, 8), (12, 28))
-    x, settings = noise(1, 1, 12, 28), SolverSettings(evaluations=48)
-    latent = encode(x, tiled, COSINE, settings)
-    assert (latent - x).abs().max() > 0.1
-    assert (decode(latent, tiled, COSINE, settings) - x).abs().max() < 1e-3
-
-
-def test_blocks_of_a_volume_are_tiles_too() -> None:
-    tiled = Tiled(Denoiser(OfItsMean().double()), (8, 8, 8), (10, 12, 20))
-    x, settings = noise(1, 1, 10, 12, 20), SolverSettings(evaluations=48)
+@pytest.mark.parametrize("sides", [(12, 28), (10, 12, 20)], ids=["scene", "volume"])
+def test_a_round_trip_closes_where_tiles_disagree(sides) -> None:
+    tiled = Tiled(Denoiser(OfItsMean().double()), (8,) * len(sides), sides)
+    x, settings = noise(1, 1, *sides), SolverSettings(evaluations=48)
     latent = encode(x, tiled, COSINE, settings)
     assert (latent - x).abs().max() > 0.1
     assert (decode(latent, tiled, COSINE, settings) - x).abs().max() < 1e-3
@@ -318,8 +303,7 @@ def test_merged_requests_get_what_each_gets_alone(name):
 
 
 @pytest.mark.parametrize(
-    ("time_input", "told"),
-    [("timestep", 0.25), ("lambda", 0.5), ("scaled-lambda", 2.0)],
+    ("time_input", "told"), [("timestep", 0.25), ("lambda", 0.5), ("scaled-lambda", 2.0)]
 )
 def test_a_network_hears_the_time_as_it_was_trained(time_input, told):
     """Weights know one scale: with another a shipped model answers with noise."""
@@ -378,7 +362,6 @@ def test_an_exact_map_is_exact_with_any_number_of_steps(exact, evaluations):
 
 
 def test_merged_steps_get_what_each_gets_alone(exact):
-    """One call answers a step, another step and a velocity."""
     x = gaussian_samples(6, HALF)
     levels, to = [FIRST, LAST, HALF], [HALF, FIRST, None]
     together = merged(exact, x, levels, [2, 3, 1], None, to)

@@ -1,7 +1,5 @@
 """White noise passes, whatever its size; constants, halved noise, correlated and smooth fields do not."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Settings: what exists is planned, learned or public; what does not exist, or go together, is refused by name."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 

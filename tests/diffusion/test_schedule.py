@@ -1,7 +1,5 @@
 """Schedules: closed forms, inverses, ends, and the public code's tables."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -9,17 +7,13 @@ import torch
 
 from ddib_fed.diffusion.schedule import (
     GRIDS,
-    SCALED_LINEAR,
     CosineSchedule,
     LinearSchedule,
     ScheduleConfig,
-    cosine_betas,
     discrete_schedule,
-    linear_betas,
     make_grid,
     schedule_from_config,
     space_timesteps,
-    zero_terminal_betas,
 )
 from ddib_fed.errors import SettingsInvalid
 
@@ -67,24 +61,6 @@ def test_a_manifest_cannot_lead_the_linear_schedule_beyond_its_end():
     assert schedule.level(schedule.lambda_min).t == pytest.approx(1.0)
 
 
-def test_cosine_betas_follow_the_formula():
-    """beta_i = 1 - f((i + 1) / T) / f(i / T) with f = cos^2((t + s) / (1 + s) pi / 2), at most 0.999."""
-    f = [math.cos((i / 50 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(51)]
-    expected = [min(1 - f[i + 1] / f[i], 0.999) for i in range(50)]
-    assert cosine_betas(50).tolist() == pytest.approx(expected, rel=1e-9)
-
-
-def test_zero_terminal_ends_in_noise_and_keeps_the_first_step():
-    """The rescaled table has alpha 0 at its end and the original alpha at its start."""
-    betas = linear_betas(1000)
-    rescaled = zero_terminal_betas(betas)
-    assert float(rescaled[-1]) == pytest.approx(1.0)
-    assert float(rescaled[0]) == pytest.approx(float(betas[0]), rel=1e-9)
-    last = discrete_schedule("zero-terminal-snr", 1000).at_steps([999])[0]
-    assert last.alpha < 1e-12
-    assert last.sigma == 1.0
-
-
 @pytest.mark.parametrize("name", ["linear", "cosine", "zero-terminal-snr", "scaled-linear"])
 @pytest.mark.parametrize("steps", [0, 1, 10**15])
 def test_a_number_of_steps_that_no_schedule_has_is_refused(name, steps):
@@ -126,17 +102,6 @@ def test_flow_and_edm_are_known_by_their_own_times(lam):
     assert (level.alpha / scale, level.sigma / scale) == (pytest.approx(1 - t), pytest.approx(t))
     level = schedule_from_config(ScheduleConfig("edm", lambda_min=-8.0, scale=0.5)).level(lam)
     assert math.exp(4 * level.t) == pytest.approx(0.5 * level.sigma / level.alpha)
-
-
-def test_scaled_linear_betas_are_evenly_spaced_in_their_square_roots():
-    """Those of the latent diffusion models (arXiv 2112.10752), which are not the linear ones."""
-    ends = (0.00085, 0.012)
-    roots = discrete_schedule(SCALED_LINEAR, 1000, ends=ends).betas.sqrt()
-    torch.testing.assert_close(roots.diff(), roots.diff().mean().expand(999))
-    assert (roots[0] ** 2).item() == pytest.approx(ends[0])
-    assert (roots[-1] ** 2).item() == pytest.approx(ends[1])
-    linear = discrete_schedule("linear", 1000, ends=ends).betas
-    torch.testing.assert_close(linear.diff(), linear.diff().mean().expand(999))
 
 
 # Grids

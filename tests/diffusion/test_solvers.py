@@ -1,7 +1,5 @@
 """Solvers against the exact map of Gaussian data: order, time reversal, what they ask, and what is read off them."""
 
-from __future__ import annotations
-
 import contextlib
 
 import pytest
@@ -12,13 +10,7 @@ from ddib_fed.diffusion.denoiser import x0_from_v
 from ddib_fed.diffusion.plans import SolverSettings, decode, plan
 from ddib_fed.diffusion.schedule import LinearSchedule, PublicLevels, discrete_schedule, make_grid
 from ddib_fed.diffusion.solvers import integrate, recurrence_of
-from tests.diffusion.gaussian_data import (
-    COVARIANCE,
-    MEAN,
-    gaussian_denoiser,
-    gaussian_map,
-    gaussian_samples,
-)
+from tests.diffusion.gaussian_data import COVARIANCE, MEAN, gaussian_denoiser, gaussian_map, gaussian_samples
 
 SCHEDULE = LinearSchedule()
 CASES = [("unipc", 2), ("unipc", 3), ("ddim", 1)]

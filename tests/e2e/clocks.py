@@ -1,7 +1,5 @@
 """A clock that is wrong for the job store of one process, for `tests.e2e.processes.PLANT`."""
 
-from __future__ import annotations
-
 import os
 import sys
 import time

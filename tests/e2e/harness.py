@@ -1,7 +1,5 @@
 """Two nodes for tests, forked from a process that has imported their modules, and what tests look for in them."""
 
-from __future__ import annotations
-
 import dataclasses
 import threading
 import time
@@ -69,6 +67,6 @@ def find_any(needles: list[bytes], folder: Path) -> list[Path]:
 
 
 def moons(count: int, seed: int = 1) -> np.ndarray:
-    from ddib_fed.data.synthetic import sample
+    from ddib_fed.datasets import sample
 
     return sample("moons", count, seed)

@@ -4,8 +4,6 @@ Beside `ddib_fed.testing` for tests that look into a node: its parties, spans an
 run, and bundles that lie on no disk.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self

@@ -1,7 +1,5 @@
 """Launches nodes for `ddib_fed.testing`, forked from a server that has imported a node's modules."""
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Small models of latents, with random weights: an autoencoder of MONAI, and a network on its latents."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Arrays through two parties, with every stage of the translation: for tests and benchmarks."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

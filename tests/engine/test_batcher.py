@@ -3,15 +3,12 @@
 Fair between flows by cost and weight, the oldest first, merged where nobody waits for it.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import threading
 import time
 from collections import Counter
 from concurrent.futures import Future
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -197,22 +194,12 @@ def test_a_calling_thread_computes_at_the_end_of_what_it_does_together(model) ->
     assert batcher.counters["calls"] == 12
 
 
-def test_progress_is_told_after_each_step(model, batcher) -> None:
-    steps: list[tuple[int, int]] = []
-    batcher.submit(decoding(1), on_step=lambda *at: steps.append(at)).result(60)
-    assert steps == [(step, 12) for step in range(1, 13)]
-    part = replace(decoding(5), label=np.arange(5)).part(slice(1, 3))
-    assert (part.rows, part.label.tolist()) == (2, [1, 2])
-
-
 # Whose rows run next
 
 numbers = iter(range(1_000_000))
 
 
-def running(
-    rows: int, flow: str = "", weight: float = 1.0, stage: str = "decode", label=None, **leg
-) -> Member:
+def running(rows, flow="", weight=1.0, stage="decode", label=None, **leg):
     leg = Leg(leg.pop("settings", SolverSettings()), flow=flow, weight=weight, **leg)
     return Member(Trajectory(stage, torch.zeros(rows, 2), leg, label), Control(), None, next(numbers))
 

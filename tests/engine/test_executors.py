@@ -3,8 +3,6 @@
 Of a pool further: which worker gets which work, and what becomes of it when workers end, with scripted workers.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import importlib.util
@@ -175,7 +173,7 @@ def test_errors_of_the_model_reach_the_caller_as_they_are(executor):
 
 @pytest.mark.parametrize("fate", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_worker_that_ends_or_hangs_loses_nothing_and_is_replaced(pool, fate, monkeypatch):
-    monkeypatch.setattr(executors, "SILENT_S", 15.0)
+    monkeypatch.setattr(executors, "SILENT_S", 8.0)
     wait_until(lambda: pool.counters["ready"] == 2, PATIENCE_S)
     before = dict(pool.counters)
     settings = SolverSettings(evaluations=2_400, solver="ddim", grid="uniform-lambda")
@@ -228,7 +226,6 @@ def test_a_closed_executor(kind):
 
 
 def test_without_ray_the_error_names_the_extra(monkeypatch):
-    """And what can be done instead."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(
         importlib.metadata, "version", Mock(side_effect=importlib.metadata.PackageNotFoundError)

@@ -1,7 +1,5 @@
 """Whoever encodes counts evaluations and encodes again what is unusual; whoever decodes has fixed bounds."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddib_fed.data.synthetic import DOMAINS, sample
+from ddib_fed.datasets import DOMAINS, sample
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.gate import (
@@ -46,13 +44,9 @@ FLOOR = Leg(SolverSettings(evaluations=8), least_evaluations=8)
 def narrow(soften_sigma: float = 0.0, weights_sha256: str = "ab" * 32) -> Allowances:
     """Bounds within which no latent of a picture is."""
     return Allowances(
-        weights_sha256=weights_sha256,
-        soften_sigma=soften_sigma,
-        measured=1,
-        checked=0,
-        beyond=0,
+        weights_sha256=weights_sha256, soften_sigma=soften_sigma, measured=1, checked=0, beyond=0,
         pictures=PictureAllowances(names=NAMES, low=(50.0,) * len(NAMES), high=(51.0,) * len(NAMES)),
-    )
+    )  # fmt: skip
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -155,7 +149,6 @@ def test_a_picture_that_is_unlike_the_usual_ones_passes_as_the_model_makes_it_an
 
 
 def test_whoever_decodes_has_neither_the_samples_nor_the_bounds():
-    """The same numbers pass there."""
     drawn = torch.Generator().manual_seed(0)
     latent, picture = torch.randn(2, 1, 3, 16, 16, generator=drawn)
     pass_latent(latent, Leg(), Made(48))

@@ -3,8 +3,6 @@
 Each leg is in the basis of the calibration, by the encoder and the steps that were asked for.
 """
 
-from __future__ import annotations
-
 import math
 import threading
 import time
@@ -21,16 +19,7 @@ from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, ServingParty, open_party
 from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
-from ddib_fed.engine.party import (
-    Control,
-    Encoded,
-    Failed,
-    Leg,
-    ToDecode,
-    ToEncode,
-    ToTranslate,
-    translate,
-)
+from ddib_fed.engine.party import Control, Encoded, Failed, Leg, ToDecode, ToEncode, ToTranslate, translate
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import (
     Cancelled,

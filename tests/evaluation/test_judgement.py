@@ -1,22 +1,14 @@
 """What is said of translations and samples, with intervals; baselines need no network."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
+from ddib_fed import metrics
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation import features
-from ddib_fed.evaluation.features import SampleVerdict, judge_samples, textures
-from ddib_fed.evaluation.judgement import (
-    feature_distance,
-    histogram_match,
-    judge,
-    resample,
-    tables,
-    worst_first,
-)
-from ddib_fed.evaluation.metrics import mse
+from ddib_fed.evaluation.features import judge_samples, textures
+from ddib_fed.evaluation.judgement import judge, tables, worst_first
+from ddib_fed.metrics import feature_distance, histogram_match, mse, resample
 from ddib_fed.models.units import ChannelMap
 from tests.calibration.examples import calibration
 from tests.runs.picture_folders import blocks
@@ -29,14 +21,10 @@ def whole():
     source = blocks(12)
     truth = -source
     return judge(
-        np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1),
-        source=source,
-        truth=truth,
-        back=np.clip(source + 0.02, -1, 1),
-        domain=-blocks(16, seed=2),
-        marks=[True, *[False] * 11],
+        np.clip(0.8 * truth + 0.1 * blocks(12, seed=1), -1, 1), source=source, truth=truth,
+        back=np.clip(source + 0.02, -1, 1), domain=-blocks(16, seed=2), marks=[True, *[False] * 11],
         clusters=np.arange(12) // 2,
-    )
+    )  # fmt: skip
 
 
 @pytest.mark.slow
@@ -131,12 +119,6 @@ def test_real_pictures_are_of_the_domain_textures_are_not_and_mixtures_are_near(
     assert foreign.sentence(150).startswith("150 steps:")
 
 
-def test_a_verdict_comes_back_from_a_manifests_figures():
-    made = SampleVerdict(0.3, 0.0, 0.01, 0.5, 0.4, 64, 100)
-    assert SampleVerdict.of_figures({**made.figures(), "held_out_loss": 1.0}) == made
-    assert SampleVerdict.of_figures({"held_out_loss": 1.0}) is None
-
-
 def test_the_interval_of_a_mean_has_the_width_of_the_standard_error() -> None:
     values = np.random.default_rng(0).normal(3.0, 2.0, 400)
     found = resample(400).mean(values)
@@ -159,35 +141,33 @@ def test_most_intervals_hold_the_mean_of_clustered_pictures() -> None:
     assert held[1] <= 32
 
 
-def cloud(
-    count: int, *, seed: int = 0, shift: float = 0.0, scale: float = 1.0, dim: int = 6
-) -> features.Matrix:
+def cloud(count, *, seed=0, shift=0.0, scale=1.0, dim=6):
     return scale * np.random.default_rng(seed).normal(size=(count, dim)) + shift
 
 
 def test_the_frechet_distance_of_normal_clouds_is_the_formulas() -> None:
     """D shift^2 + D (1 - scale)^2 for independent coordinates."""
     first, second = cloud(5_000), cloud(5_000, seed=1, shift=0.5, scale=2.0)
-    assert features.frechet(first, second)[0] == pytest.approx(6 * 0.25 + 6 * 1.0, rel=0.05)
-    assert features.frechet(first, first)[0] == pytest.approx(0.0, abs=1e-9)
+    assert metrics.frechet(first, second)[0] == pytest.approx(6 * 0.25 + 6 * 1.0, rel=0.05)
+    assert metrics.frechet(first, first)[0] == pytest.approx(0.0, abs=1e-9)
     with pytest.raises(ShapeMismatch):
-        features.frechet(first[:1], second)
+        metrics.frechet(first[:1], second)
 
 
 def test_a_draw_with_repeats_has_the_frechet_distance_of_the_repeated_rows() -> None:
     judged, real = cloud(12, shift=0.5, scale=2, dim=4), cloud(40, seed=1, dim=4)
     rows = np.random.default_rng(3).integers(0, 12, 12)
     weights = np.bincount(rows, minlength=12)[None].astype(float)
-    assert features.frechet(judged, real, weights) == pytest.approx(features.frechet(judged[rows], real))
+    assert metrics.frechet(judged, real, weights) == pytest.approx(metrics.frechet(judged[rows], real))
 
 
 @pytest.mark.slow
 def test_the_network_tells_squares_from_noise() -> None:
     """Two sets of squares are near, noise is far; grey has the features of its repetition."""
     grey = blocks(12, size=32)
-    squares, more, noise = map(features.features, (grey, blocks(12, seed=1, size=32), pictures(12, size=32)))
-    assert features.frechet(squares, noise) > 2 * features.frechet(squares, more)
-    assert features.features(np.repeat(grey[:2], 3, axis=1)) == pytest.approx(squares[:2], abs=1e-5)
+    squares, more, noise = map(metrics.features, (grey, blocks(12, seed=1, size=32), pictures(12, size=32)))
+    assert metrics.frechet(squares, noise) > 2 * metrics.frechet(squares, more)
+    assert metrics.features(np.repeat(grey[:2], 3, axis=1)) == pytest.approx(squares[:2], abs=1e-5)
 
 
 def test_the_interval_of_a_distance_holds_what_other_pictures_give() -> None:
@@ -195,10 +175,10 @@ def test_the_interval_of_a_distance_holds_what_other_pictures_give() -> None:
     generator = np.random.default_rng(4)
     real = generator.normal(0, 1, (300, 12))
 
-    def judged() -> features.Matrix:
+    def judged() -> metrics.Matrix:
         return generator.normal(0.3, 1.2, (60, 12))
 
     found = feature_distance(judged(), real, resample(60))
     assert found["low"] < found["value"] < found["high"]
-    others = [features.frechet(judged(), real)[0] for _ in range(20)]
+    others = [metrics.frechet(judged(), real)[0] for _ in range(20)]
     assert sum(found["low"] <= other <= found["high"] for other in others) >= 10

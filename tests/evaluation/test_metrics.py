@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from ddib_fed import datasets, metrics
 from ddib_fed.calibration.record import CalibratedSide
-from ddib_fed.data import synthetic
-from ddib_fed.data.shipped import load_shipped
+from ddib_fed.datasets import load_shipped
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation import metrics
-from ddib_fed.evaluation.metrics import (
+from ddib_fed.metrics import (
     MOST_PSNR,
     compare,
     doubtful,
@@ -95,7 +94,7 @@ def test_sliced_w2_of_a_shift_is_its_length_over_the_root_of_the_dimension(cloud
 
 @pytest.mark.slow
 def test_a_fresh_draw_of_a_domain_is_about_as_far_as_its_floor():
-    found = metrics.distances_to_domain(synthetic.draw("moons", 2_000, 11), "moons")
+    found = metrics.distances_to_domain(datasets.draw("moons", 2_000, 11), "moons")
     assert found["sliced_w2"] < 2 * found["sliced_w2_floor"]
 
 

@@ -1,7 +1,5 @@
 """Folders of translations are read whole; pages show the worst first and advise by figures, sheets the very pixels."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html
@@ -17,14 +15,7 @@ from PIL import Image
 
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.errors import ShapeMismatch
-from ddib_fed.evaluation.pages import (
-    SideFound,
-    WayFound,
-    advice,
-    preview,
-    verdict,
-    write_results,
-)
+from ddib_fed.evaluation.pages import SideFound, WayFound, advice, preview, verdict, write_results
 from ddib_fed.evaluation.sheets import DOUBT, clouds, contact_sheet, to_pixels
 from ddib_fed.evaluation.translations import FoundPicture, find_pictures, read_translations
 from ddib_fed.figures import evaluate
@@ -104,13 +95,9 @@ def test_what_came_back_has_the_sources_numbers(tmp_path):
     x, scale = blocks(1), {"slope": 2000 / 255, "intercept": -1000.0}
     write(tmp_path / "t", np.concatenate([x, x]), names=["ct", "ct_back"])
     record(
-        tmp_path / "t",
-        "ct",
-        files={"returned": "ct_back.png"},
-        **scale,
-        back_slope=scale["slope"],
+        tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale, back_slope=scale["slope"],
         back_intercept=-1000.0,
-    )
+    )  # fmt: skip
     found = read_translations(tmp_path / "t", span=(-1000, 1000))
     assert found.back == pytest.approx(x, abs=0.01)
     record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale)

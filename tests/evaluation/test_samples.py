@@ -1,7 +1,5 @@
 """Volumes as samples of a model, in and out."""
 
-from __future__ import annotations
-
 import tracemalloc
 from collections.abc import Callable
 
@@ -12,8 +10,8 @@ from ddib_fed.data.pictures import ImageLimits, decode_volume, encode_png
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
 from ddib_fed.errors import ImageTooLarge, ImageUnreadable, KindMismatch, PictureMisfit, ShapeMismatch
-from ddib_fed.evaluation.metrics import file_rule
 from ddib_fed.evaluation.samples import REFUSE, VolumeSamples, samples_of
+from ddib_fed.metrics import file_rule
 from ddib_fed.models.manifest import PictureFormat
 from tests.engine.latent_models import autoencoder, latent_model
 from tests.node.volume_examples import SIDES, npy, volume_model, voxels
@@ -49,9 +47,7 @@ def test_a_volume_is_read_in_the_range_of_the_model(dtype: str) -> None:
         (PictureFormat(low=-1000, high=2000, bits=16), (3000 / 65535, -1000.0), np.uint16),
     ],
 )
-def test_a_result_has_the_volumes_shape_the_rules_bits_and_the_scale_that_the_record_says(
-    form: PictureFormat, scale: tuple[float, float], dtype: type
-) -> None:
+def test_a_result_has_the_volumes_shape_the_rules_bits_and_the_scale_that_the_record_says(form, scale, dtype):
     there, model = samples(form), DomainModel(volume_model("heads", form=form))
     raw = (voxels().astype(np.float32) / 255 * (form.high - form.low) + form.low).astype(np.float32)
     given = there.read(npy(raw), REFUSE)

@@ -1,7 +1,5 @@
 """Results as a node would send them, without one: each item comes back as it is, or changed, with a record."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path

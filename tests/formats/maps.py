@@ -1,7 +1,5 @@
 """GeoTIFFs by rasterio, with a person's name in a tag; tests of them ignore what rasterio says of affine's future."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A certificate for content credentials: an authority of its own, and a leaf that may sign documents."""
 
-from __future__ import annotations
-
 import io
 import json
 from datetime import UTC, datetime, timedelta

@@ -1,7 +1,5 @@
 """Content credentials: C2PA's own reader finds them valid in PNG, and not after a change."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from cryptography.x509.oid import ExtendedKeyUsageOID

@@ -1,7 +1,5 @@
 """Values become numbers by one stated rule, and the way back that is stated is the way back."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

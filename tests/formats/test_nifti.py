@@ -1,7 +1,5 @@
 """NIfTI volumes that nibabel carries: there and back by slices, with their affine and orientation."""
 
-from __future__ import annotations
-
 import gzip
 
 import nibabel
@@ -112,7 +110,6 @@ def test_what_is_no_volume_of_numbers_is_refused_with_a_hint(tmp_path):
 
 
 def test_a_volume_without_an_orientation_is_named(tmp_path):
-    """An axis of the affine is all zero."""
     image = nibabel.Nifti1Image(np.ones((4, 4, 4), np.uint8), np.eye(4))
     image.header.set_sform(np.diag([1.0, 0.0, 1.0, 1.0]), code=1)
     image.header.set_qform(None, code=0)

@@ -1,7 +1,5 @@
 """Paths are recognised by name and content, without loading anything for those that a node takes itself."""
 
-from __future__ import annotations
-
 import gzip
 import re
 import weakref

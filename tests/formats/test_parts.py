@@ -1,7 +1,5 @@
 """A study's items and results as files, and its output with its provenance."""
 
-from __future__ import annotations
-
 import errno
 import json
 

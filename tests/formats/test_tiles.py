@@ -1,7 +1,5 @@
 """Tiles cover a picture and are the picture again; what comes of a picture of another format, and of a map."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import rasterio

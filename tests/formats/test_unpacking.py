@@ -2,10 +2,9 @@
 of its own.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
+import json
 import shutil
 import struct
 import subprocess
@@ -24,7 +23,7 @@ from tests.formats.echoes import DICOM
 from tests.formats.maps import WHERE, write_map
 
 READ = """
-import sys; from pathlib import Path
+import json, os, sys, traceback; from pathlib import Path
 from ddib_fed.errors import DdibError
 from ddib_fed.recognition import open_paths
 from ddib_fed.data.study import Options
@@ -38,15 +37,35 @@ def spied(limits, size, *more):
     check(limits, size, *more)
 ImageLimits.check_memory = spied
 def peak(): return next(int(l.split()[1]) // 1024 for l in open("/proc/self/status") if l.startswith("VmHWM"))
-before = peak()
-bad = []
-try:
-    found = open_paths([Path(sys.argv[1])], Options(), bad=bad)
-    said = f"read {sum(1 for _ in found.studies[0].items())}" if found.studies else f"{len(bad)} bad"
-except DdibError as error: said = error.detail + " | " + error.hint
-said = bad[0][1].detail + " | " + bad[0][1].hint if len(bad) == 1 else said
-print(peak() - before, max(stated), said)
+def look(path):
+    before, bad = peak(), []
+    try:
+        found = open_paths([path], Options(), bad=bad)
+        said = f"read {sum(1 for _ in found.studies[0].items())}" if found.studies else f"{len(bad)} bad"
+    except DdibError as error: said = error.detail + " | " + error.hint
+    said = bad[0][1].detail + " | " + bad[0][1].hint if len(bad) == 1 else said
+    print(json.dumps([peak() - before, max(stated), said]), flush=True)
+for line in sys.stdin:
+    if (child := os.fork()) == 0:
+        try: look(Path(line[:-1]))
+        except BaseException: traceback.print_exc(); os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]: print('[0, 0, "the process ended"]', flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def read():
+    """Read a file in a fresh process, a fork of one that has imported everything: MiB it took and stated, and words."""
+    command = [sys.executable, "-W", "ignore", "-c", READ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+
+        def look(path):
+            print(path, file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
+
+        yield look
+        process.stdin.close()
 
 
 def zeros(size, packer):
@@ -178,7 +197,7 @@ def extension_without_end(path):
         ("a.tif", map_of_wide_numbers, "MiB of memory"),
     ],
 )
-def test_a_small_file_does_not_take_much_memory(name, write, says, tmp_path):
+def test_a_small_file_does_not_take_much_memory(name, write, says, tmp_path, read):
     write(tmp_path / name)
     assert (tmp_path / name).stat().st_size < 5_000_000
     grown, _, said = read(tmp_path / name)
@@ -206,7 +225,7 @@ def volume(path):
         ("map.tif", map_with_holes),
     ],
 )
-def test_reading_takes_no_more_memory_than_its_header_states(name, write, tmp_path):
+def test_reading_takes_no_more_memory_than_its_header_states(name, write, tmp_path, read):
     """Up to the items that are sent; nor does a header state several times what is taken."""
     write(tmp_path / name)
     grown, stated, said = read(tmp_path / name)
@@ -224,16 +243,9 @@ def test_reading_takes_no_more_memory_than_its_header_states(name, write, tmp_pa
         ("MR_small_jpeg_ls_lossless", b"\xff\xf7\0\x0b\x10", b"\xff\xf7\0\x0b\xff"),
     ],
 )
-def test_a_damaged_frame_does_not_end_the_process(name, whole, damaged, tmp_path):
+def test_a_damaged_frame_does_not_end_the_process(name, whole, damaged, tmp_path, read):
     """GDCM, where it is installed, ends it on all of them."""
     content = (DICOM / f"{name}.dcm").read_bytes()
     assert content.count(whole) == 1
     (tmp_path / "a.dcm").write_bytes(content.replace(whole, damaged))
     assert "cannot be read" in read(tmp_path / "a.dcm")[2]
-
-
-def read(path):
-    run = [sys.executable, "-W", "ignore", "-c", READ, str(path)]
-    done = subprocess.run(run, capture_output=True, text=True, check=True).stdout
-    grown, stated, said = done.split(" ", maxsplit=2)
-    return int(grown), int(stated), said.strip()

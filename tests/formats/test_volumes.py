@@ -1,7 +1,5 @@
 """Whole volumes on the grid of a model, and back on their own: places, spacing, orientation, and what does not fit."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import subprocess
@@ -55,16 +53,9 @@ def head(path: Path, orientation: str, degrees: float, spacing: tuple[float, ...
 
 @pytest.mark.parametrize(
     ("orientation", "degrees", "spacing"),
-    [
-        ("RAS", 0, (1.0, 1.0, 1.0)),
-        ("LPI", 0, (1.3, 1.3, 3.0)),
-        ("PSR", 12, (1.0, 2.5, 0.8)),
-        ("IRP", -9, (3, 1, 1)),
-    ],
-)
-def test_a_volume_of_any_orientation_lies_where_it_lay(
-    orientation: str, degrees: float, spacing: tuple[float, ...], tmp_path: Path
-) -> None:
+    [("RAS", 0, (1.0, 1.0, 1.0)), ("LPI", 0, (1.3, 1.3, 3.0)), ("PSR", 12, (1.0, 2.5, 0.8)), ("IRP", -9, (3, 1, 1))],
+)  # fmt: skip
+def test_a_volume_of_any_orientation_lies_where_it_lay(orientation, degrees, spacing, tmp_path):
     """Each voxel that is sent shows its place in the head; each that comes back lies where the volume had it."""
     given = head(tmp_path / "head.nii.gz", orientation, degrees, spacing)
     study = only(tmp_path / "head.nii.gz", intensity="values", volume=GRID)

@@ -1,7 +1,5 @@
 """TIFFs of tags alone: what tells a map from any other TIFF, without a package that writes maps."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """Files that clients and peers send, pictures and points; and those of the field, of a PACS or a folder."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import tempfile
@@ -118,9 +116,7 @@ TARGETS: Final[Mapping[str, Target]] = {
     "nifti-volume": Target(study("a.nii", GRID), _nifti, slow=True),
     "geotiff": Target(study("a.tif"), _geotiff, slow=True),
     "dicom": Target(study("a.dcm"), _dicom, slow=True),
-    "jpeg-2000": Target(
-        study("a.jp2"), lambda: [pictures.saved(pictures.noise(16, 17, 3), "JPEG2000")], slow=True
-    ),
+    "jpeg-2000": Target(study("a.jp2"), lambda: [pictures.saved(pictures.noise(16, 17, 3), "JPEG2000")], slow=True),
     "webp": Target(study("a.webp"), lambda: [pictures.saved(pictures.noise(16, 17, 3), "WEBP")], slow=True),
     "npy-points": Target(points, lambda: [to_npy(np.zeros((5, 2), np.float32))]),
-}
+}  # fmt: skip

@@ -1,7 +1,5 @@
 """Models: manifests, weights, checkpoints of others, steps."""
 
-from __future__ import annotations
-
 import io
 import tempfile
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Tries each parser of tests/fuzz/targets.py with atheris, and writes what came of it to docs/benchmarks/trust."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """What a target of the fuzzer is."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Every parser of bytes that come from elsewhere, as a function of bytes that may fail in one way only."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Final
 

@@ -1,7 +1,5 @@
 """What trust rests on: certificates, peers, calibrations, the audit log, records."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """What comes over the wire: messages, streams, contracts, latents, details of errors."""
 
-from __future__ import annotations
-
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import suppress

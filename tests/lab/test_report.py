@@ -1,7 +1,5 @@
 """The attacks read what can be read, and nothing of noise; the report is stored beside the weights and shown."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -45,7 +43,6 @@ def test_a_latent_that_is_its_sample_is_found_and_noise_is_not():
 
 
 def test_members_are_told_by_the_loss_where_the_others_are_of_another_kind():
-    """And not where both sides are the same."""
     owner, attack = Model(tiny("north")), Attack(evaluations=6, seed=0)
     some, others = pictures(24), np.zeros((24, 1, 8, 8), np.float32)
     (told,) = membership_of(owner, others, some, attack)

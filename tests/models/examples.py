@@ -1,7 +1,5 @@
 """Small models that tests save, load and damage."""
 
-from __future__ import annotations
-
 import torch
 
 from ddib_fed.models.bundle import Bundle, make_bundle
@@ -28,14 +26,9 @@ def state(network: MlpConfig | SyntheticConfig = SMALL, seed: int = 0) -> dict[s
 
 ERROR = DistilledError(evaluations=8, encode=0.1, encode_p95=0.2, decode=0.1, decode_p95=0.2, round_trip=0.1)
 DISTILLED = Distilled(
-    teacher="0" * 64,
-    teacher_name="own",
-    solver="unipc",
-    evaluations=96,
-    samples=10,
-    grid="default",
+    teacher="0" * 64, teacher_name="own", solver="unipc", evaluations=96, samples=10, grid="default",
     errors=(ERROR,),
-)
+)  # fmt: skip
 
 
 def distilled(network: MlpConfig, *, std: float = 0.1, **fields) -> Bundle:
@@ -55,16 +48,9 @@ LEG_ERROR = Errors(mean=0.02, low=0.01, high=0.03, median=0.015, p99=0.1)
 
 def tuned_leg(stage="decode", evaluations=4, **changes):
     fields = {
-        "stage": stage,
-        "evaluations": evaluations,
-        "order": 3,
-        "coordinates": "angle",
-        "lams": tuple(5.3 - 10.3 * i / evaluations for i in range(evaluations + 1)),
-        "held_out": 10,
-        "error": LEG_ERROR,
-        "default_error": LEG_ERROR,
-        "yardstick": 48,
-        "yardstick_error": LEG_ERROR,
+        "stage": stage, "evaluations": evaluations, "order": 3, "coordinates": "angle",
+        "lams": tuple(5.3 - 10.3 * i / evaluations for i in range(evaluations + 1)), "held_out": 10,
+        "error": LEG_ERROR, "default_error": LEG_ERROR, "yardstick": 48, "yardstick_error": LEG_ERROR,
         "reference_gap": 1e-6,
-    }
+    }  # fmt: skip
     return TunedLeg.model_validate({**fields, **changes})

@@ -1,7 +1,5 @@
 """Bundles: what is saved is what is loaded, and each way of being damaged is refused with file and field."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -108,13 +106,10 @@ DAMAGE = {
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-4]),
         "weights_sha256",
     ),
-    "missing tensor": (
-        lambda f: reweigh(f, {k: v for k, v in state().items() if k != "leave.bias"}),
-        "leave.bias",
-    ),
+    "missing tensor": (lambda f: reweigh(f, {k: v for k, v in state().items() if k != "leave.bias"}), "leave.bias"),
     "other tensor shape": (lambda f: reweigh(f, {**state(), "leave.bias": torch.zeros(3)}), "leave.bias"),
     "not finite": (lambda f: reweigh(f, {**state(), "leave.bias": torch.full((2,), math.nan)}), "leave.bias"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "named"), DAMAGE.values(), ids=DAMAGE)
@@ -196,7 +191,6 @@ def test_tuning_again_replaces_the_same_leg_and_keeps_the_others(saved):
     ],
 )
 def test_numbers_out_of_range_are_refused(saved, change, words):
-    """Before anything is computed with them."""
     assert words in damaged(saved, lambda fields: change(fields["legs"][0]))
 
 

@@ -1,7 +1,5 @@
 """The models that ship are whole, small and listed; a copy appears whole or not at all."""
 
-from __future__ import annotations
-
 import pytest
 
 from ddib_fed.errors import AlreadyExists, BundleInvalid, ExtraMissing, ModelNotFound
@@ -71,13 +69,9 @@ def test_a_misspelt_name_gets_a_suggestion(take, tmp_path):
 
 @pytest.mark.parametrize(
     "take",
-    [
-        lambda path: shipped_models(),
-        lambda path: copy_shipped("moons", path),
-        lambda path: open_bundle("moons"),
-    ],
+    [lambda path: shipped_models(), lambda path: copy_shipped("moons", path), lambda path: open_bundle("moons")],
     ids=["list", "get", "open"],
-)
+)  # fmt: skip
 def test_a_client_without_the_models_is_told_how_to_install_them(take, tmp_path, monkeypatch):
     """They are a distribution of their own; models in folders need it not."""
     copy_shipped("moons", tmp_path / "mine")

@@ -1,7 +1,5 @@
 """Numbers of the tests of networks: the same whichever tests ran before."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Small picture networks with weights that are nowhere zero."""
 
-from __future__ import annotations
-
 import torch
 
 from ddib_fed.models.manifest import Manifest, PictureFormat
@@ -10,23 +8,13 @@ from ddib_fed.networks.config import ClassifierConfig, UNetConfig
 from ddib_fed.networks.unet import NoisyClassifier, UNet
 
 TINY = UNetConfig(
-    image_size=16,
-    in_channels=1,
-    model_channels=32,
-    out_channels=1,
-    num_res_blocks=1,
-    attention_resolutions=(2,),
+    image_size=16, in_channels=1, model_channels=32, out_channels=1, num_res_blocks=1, attention_resolutions=(2,),
     channel_mult=(1, 2),
-)
+)  # fmt: skip
 TINY_CLASSIFIER = ClassifierConfig(
-    image_size=16,
-    in_channels=1,
-    model_channels=32,
-    out_channels=3,
-    num_res_blocks=1,
-    channel_mult=(1, 2),
+    image_size=16, in_channels=1, model_channels=32, out_channels=3, num_res_blocks=1, channel_mult=(1, 2),
     num_head_channels=32,
-)
+)  # fmt: skip
 
 
 def unet(**changes) -> UNet:
@@ -49,13 +37,8 @@ def filled(network):
 
 def manifest(network=TINY, **changes) -> Manifest:
     fields = {
-        "name": "tiny",
-        "domain": "t1",
-        "sample_kind": "picture",
-        "sample_shape": (network.in_channels, 16, 16),
-        "network": network,
-        "role": "classifier" if network.kind == "classifier" else "generator",
-        "picture": PictureFormat(),
-        "normalisation": Normalisation(mean=(0.1,) * network.in_channels),
-    }
+        "name": "tiny", "domain": "t1", "sample_kind": "picture", "sample_shape": (network.in_channels, 16, 16),
+        "network": network, "role": "classifier" if network.kind == "classifier" else "generator",
+        "picture": PictureFormat(), "normalisation": Normalisation(mean=(0.1,) * network.in_channels),
+    }  # fmt: skip
     return Manifest.model_validate(fields | changes)

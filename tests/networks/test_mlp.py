@@ -1,7 +1,5 @@
 """Networks of points: times told once or for each row, and the two levels of a flow map."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -60,7 +58,6 @@ def test_starts_from_the_velocities_of_the_network_it_is_made_of(networks, x):
 
 
 def test_rows_have_their_own_spans(networks, x):
-    """A batch with a step of its own for each row gives what each row gets alone."""
     mapped = filled(networks[1])
     with torch.no_grad():
         to = torch.tensor([5.0, -6.0])

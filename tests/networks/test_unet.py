@@ -1,7 +1,5 @@
 """The ADM UNet: sizes of public checkpoints, times and classes by row, precisions, memory."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 
@@ -22,16 +20,10 @@ VARIANTS = [
     {"patch": 2, "norm_groups": 8, "global_mean": True, "use_scale_shift_norm": True},
 ]
 ADM_256 = {
-    "image_size": 256,
-    "model_channels": 256,
-    "out_channels": 6,
-    "num_res_blocks": 2,
-    "attention_resolutions": (8, 16, 32),
-    "channel_mult": (1, 1, 2, 2, 4, 4),
-    "num_head_channels": 64,
-    "use_scale_shift_norm": True,
-    "resblock_updown": True,
-}
+    "image_size": 256, "model_channels": 256, "out_channels": 6, "num_res_blocks": 2,
+    "attention_resolutions": (8, 16, 32), "channel_mult": (1, 1, 2, 2, 4, 4), "num_head_channels": 64,
+    "use_scale_shift_norm": True, "resblock_updown": True,
+}  # fmt: skip
 
 FLAGS_256 = (
     "--attention_resolutions 32,16,8 --class_cond True --diffusion_steps 1000 --image_size 256 "

@@ -1,7 +1,5 @@
 """Calibrations that two institutions of a test signed."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A listening server and an admitted peer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

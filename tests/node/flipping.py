@@ -1,7 +1,5 @@
 """A TCP proxy between two ends of a TLS connection that turns single bits over, as a bad cable or router does."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading

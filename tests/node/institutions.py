@@ -1,7 +1,5 @@
 """Institutions, honest ones and forgers, for the tests of trust."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,7 +50,7 @@ class Institution:
     def peer(self, address: str = "127.0.0.1:7443") -> Peer:
         return Peer(self.name, self.identity, address, (self.root,))
 
-    def admit(self, other: Institution, address: str = "127.0.0.1:7443") -> None:
+    def admit(self, other: "Institution", address: str = "127.0.0.1:7443") -> None:
         self.store.add(other.peer(address), fingerprints=[pki.fingerprint(other.root)])
 
 

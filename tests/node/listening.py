@@ -1,7 +1,5 @@
 """A real server on loopback with the node's interceptors, and servicers that do as little as possible."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Two small models of 16 x 16 grey noise, and files with everything that must not cross."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
 from pathlib import Path

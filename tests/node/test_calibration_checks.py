@@ -1,18 +1,11 @@
 """Which calibrations a node uses: each refusal has its own error."""
 
-from __future__ import annotations
-
 from datetime import datetime, timedelta
 
 import pytest
 
 from ddib_fed.calibration.record import SignedCalibration
-from ddib_fed.errors import (
-    CalibrationExpired,
-    CalibrationSigner,
-    CalibrationUnknown,
-    CalibrationUnsigned,
-)
+from ddib_fed.errors import CalibrationExpired, CalibrationSigner, CalibrationUnknown, CalibrationUnsigned
 from ddib_fed.node.calibrations import overview, usable_calibration
 from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext

@@ -1,7 +1,5 @@
 """Certificates that are replaced in time, nodes that come back after they were not, and the service that issues."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -122,9 +120,7 @@ def test_a_root_of_another_institution_is_noticed_before_it_issues(tmp_path: Pat
         certificates.recover_at_start(config)
 
 
-def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(
-    issuer: NodeConfig, tmp_path: Path
-) -> None:
+def test_a_node_that_cannot_renew_starts_while_its_certificate_is_good(issuer, tmp_path):
     config = second_node(issuer, tmp_path, "", age=17 * HOUR)
     assert "cannot be renewed" in (certificates.recover_at_start(config) or "")
     with pytest.raises(Unauthenticated, match="expired"):
@@ -181,9 +177,7 @@ def test_only_the_key_of_a_request_is_used(issuer: NodeConfig, server: Server, t
 
 
 @pytest.mark.parametrize("request_bytes", [b"", b"garbage", b"x" * 9000], ids=["empty", "garbage", "large"])
-def test_a_request_that_cannot_be_used_is_refused(
-    issuer: NodeConfig, server: Server, tmp_path: Path, request_bytes: bytes
-) -> None:
+def test_a_request_that_cannot_be_used_is_refused(issuer, server, tmp_path, request_bytes):
     with pytest.raises(MessageInvalid):
         renew(issuer.paths.pki, server, request_bytes)
 
@@ -244,9 +238,7 @@ def test_a_thread_renews_and_clears_its_problem(issuer: NodeConfig) -> None:
     assert len(ticks) == 4
 
 
-def test_an_identity_renews_so_often_in_a_day_and_no_more(
-    issuer: NodeConfig, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_identity_renews_so_often_in_a_day_and_no_more(issuer, server, tmp_path, monkeypatch):
     """Due or not; each is a line of the audit log. Others are not affected, and a restart gives nothing back."""
     monkeypatch.setattr("ddib_fed.node.certificates.RENEWALS_PER_DAY", 2)
     monkeypatch.setattr("ddib_fed.node.certificates.TRIES_PER_LIFE", 0)
@@ -334,9 +326,7 @@ def test_a_withdrawn_node_does_not_come_back(issuer: NodeConfig, two: NodeConfig
         certificates.recover_at_start(two)
 
 
-def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(
-    issuer: NodeConfig, server: Server, tmp_path: Path
-) -> None:
+def test_a_node_just_enrolled_asks_once_for_what_it_needs_to_recover(issuer, server, tmp_path):
     asked: list[int] = []
     server.on_renewal = lambda: asked.append(1)
     server.servicer.recovery = timedelta(0)

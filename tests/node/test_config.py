@@ -1,7 +1,5 @@
 """node.toml: strict, with suggestions."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

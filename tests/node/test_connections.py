@@ -1,7 +1,5 @@
 """Strangers who connect and say nothing hold a few places and a few seconds."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import subprocess
@@ -111,9 +109,7 @@ def test_a_caller_has_only_its_part_of_all_connections(crowded: Guarded, north: 
         assert set(crowded.guard._proven.values()) == {north.identity.uri, crowded.south.identity.uri}
 
 
-def test_a_connection_whose_calls_come_too_fast_ends_although_it_was_proven(
-    crowded: Guarded, north: Institution
-) -> None:
+def test_a_connection_whose_calls_come_too_fast_ends_although_it_was_proven(crowded, north):
     with crowded.stub(north) as stub:
         stub.DescribeDomain(ASK, timeout=60)
         (friend,) = crowded.guard._proven

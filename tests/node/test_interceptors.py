@@ -1,7 +1,5 @@
 """Who calls, may they, how much at once, and what they read when it fails: over real mutual TLS."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import threading
@@ -29,9 +27,7 @@ from tests.security.attacks.raw_http2 import HEALTH, Raw, message
 from tests.source_node.conftest import wait_until
 
 
-def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parsed(
-    node: Listening, north: Institution, tmp_path: Path
-) -> None:
+def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parsed(node, north, tmp_path):
     """Garbage from somebody who may not call is refused for who sends it, not for what it is."""
     issue_client(north.pki, tmp_path / "alice", "alice")
     with node.channel(north, pki_folder=tmp_path / "alice") as channel, pytest.raises(grpc.RpcError) as error:
@@ -160,9 +156,7 @@ def test_the_text_of_an_exception_never_leaves(node: Listening, north: Instituti
             assert "leaf.key" not in seen
 
 
-def test_a_bug_is_logged_with_the_incident_that_the_caller_reads(
-    node: Listening, north: Institution, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_bug_is_logged_with_the_incident_that_the_caller_reads(node, north, caplog):
     node.echo.failure = ZeroDivisionError("in the depths")
     with caplog.at_level(logging.ERROR):
         found = failure(node, north)
@@ -215,9 +209,7 @@ def too_many(stub: decoding_pb2_grpc.DecodingServiceStub) -> errors.DdibError:
     return from_rpc_error(error.value, HOP)
 
 
-def test_streams_of_one_identity_are_capped_and_unary_calls_go_on(
-    node: Listening, north: Institution
-) -> None:
+def test_streams_of_one_identity_are_capped_and_unary_calls_go_on(node, north):
     with node.stub(north) as stub:
         streams = open_streams(stub, 2)
         assert node.calls.streams.active == 2
@@ -307,9 +299,7 @@ def test_a_caller_that_takes_nothing_of_its_stream_loses_it(listen, north: Insti
     assert error.value.details() == "the caller took nothing of the answers for 0.5 s"
 
 
-def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(
-    listen, north: Institution, monkeypatch
-) -> None:
+def test_a_caller_that_takes_no_answers_can_have_so_many_calls_open(listen, north, monkeypatch):
     """Over all its connections; the excess is refused, which it hears, and another caller is served."""
     monkeypatch.setattr(server, "OPEN_OF_ONE", 20)
     node = listen(idle_s=30.0)

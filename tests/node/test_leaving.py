@@ -1,7 +1,5 @@
 """`ddib status --leaving`: the page says what the files say, and nothing on it is secret or markup of a peer."""
 
-from __future__ import annotations
-
 import html
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The model that a node hosts: its scene, its engine, its memory for decoding, and pictures on their way through it."""
 
-from __future__ import annotations
-
 import threading
 from pathlib import Path
 
@@ -9,22 +7,13 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import (
-    Cancelled,
-    ConfigError,
-    ImageTooLarge,
-    ImageUnreadable,
-    ShapeMismatch,
-)
+from ddib_fed.errors import Cancelled, ConfigError, ImageTooLarge, ImageUnreadable, ShapeMismatch
 from ddib_fed.evaluation.samples import read_answer
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import MIB, DecodingMemory, load_hosted, rule_of_side
 from ddib_fed.v1.common_pb2 import PictureTerms
-from tests.node.picture_examples import (
-    SIZE,
-    save_pictures_model,
-)
+from tests.node.picture_examples import SIZE, save_pictures_model
 from tests.node.tiny_nodes import make_config, node_toml
 from tests.protocol.examples import picture_side
 from tests.source_node.conftest import wait_until

@@ -1,7 +1,5 @@
 """Who may call what, what the policy allows, and quotas that no kill gives back."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The node's port: one owner, truthful health, threads for brief calls, taken in turn by connections."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator
 from types import SimpleNamespace

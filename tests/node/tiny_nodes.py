@@ -1,7 +1,5 @@
 """Nodes whose network is so small that a test takes milliseconds; everything else about them is real."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

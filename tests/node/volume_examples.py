@@ -1,7 +1,5 @@
 """Two small models of volumes of grey noise, and such volumes."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

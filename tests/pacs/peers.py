@@ -1,7 +1,5 @@
 """Peers that speak DICOM, or only listen; and folders of certificates, of CAs that know each other and that do not."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -41,7 +41,6 @@ def kit(tmp_path) -> Path:
 
 
 def test_classes_are_numbered_by_their_sorted_wordnet_ids(kit):
-    """Groups of classes are no classes."""
     table = read_labels(kit)
     assert table.wnids == SORTED
     assert dict(table.number_of) == {1: 2, 2: 1, 3: 0}
@@ -79,14 +78,7 @@ def test_sub_folders_whose_class_cannot_be_told_are_refused(tmp_path, kit, names
         validation_pictures(filled(tmp_path / "val", *names), kit)
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
-        [],
-        [(1, "n02119789", "a"), (3, "n02100735", "b")],
-        [(1, "fox", "a")],
-    ],
-)
+@pytest.mark.parametrize("rows", [[], [(1, "n02119789", "a"), (3, "n02100735", "b")], [(1, "fox", "a")]])
 def test_a_table_that_does_not_number_its_classes_is_refused(kit, rows):
     """Gaps, repetitions, other names: a shifted number would be a wrong class for every picture."""
     savemat(kit / "data" / "meta.mat", {"synsets": table_of([*rows, GROUP])})

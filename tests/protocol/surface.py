@@ -1,7 +1,5 @@
 """Every call, message and field of the protos with its type and bound, and every key of metadata, as lines of text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -25,16 +23,14 @@ GOLDEN = Path(__file__).parents[1] / "data" / "surface.txt"
 METADATA: Mapping[str, Entry] = {
     "ddib-error-bin": Entry("end of a call that failed", 8_192, "ErrorDetail"),
     "ddib-time": Entry("end of each call", 32, "Unix time of the answering node, in seconds"),
-    "ddib-trace": Entry(
-        "end of NegotiateContract, where the target's [telemetry] peers lists the caller", 1, '"1"'
-    ),
+    "ddib-trace": Entry("end of NegotiateContract, where the target's [telemetry] peers lists the caller", 1, '"1"'),
     "traceparent": Entry(
         "start of Decode, where both nodes' [telemetry] peers list each other; start of SubmitJob and "
         "FetchResults of the own clients",
         55,
         "W3C Trace Context: numbers of a trace and a span, 24 random bytes, and a flag",
     ),
-}
+}  # fmt: skip
 """The metadata that calls may carry beside their messages, by key: nothing else of ours crosses."""
 _SCALARS = {
     number: name.removeprefix("TYPE_").lower()

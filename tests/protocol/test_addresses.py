@@ -1,7 +1,5 @@
 """host:port: one strict grammar for files, peers and options."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Iterators that are read ahead, and streams that gRPC ended without waking their reader."""
 
-from __future__ import annotations
-
 import threading
 
 import grpc

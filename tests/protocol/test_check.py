@@ -1,7 +1,5 @@
 """What is outside the limits of protos/, or in no field of theirs, is refused wherever it stands."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """What a side, the limits and a contract may hold, when two sides agree, and what the contract's digest is over."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

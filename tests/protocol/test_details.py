@@ -1,7 +1,5 @@
 """What of an error crosses the wire, and what a peer's answer may do here."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import grpc
@@ -187,9 +185,7 @@ def test_each_status_without_detail_has_its_meaning() -> None:
         ("UNKNOWN", "Stream removed", errors.PeerUnreachable),
     ],
 )
-def test_what_cannot_succeed_is_told_from_what_the_transport_broke(
-    status: str, text: str, kind: type[errors.DdibError]
-) -> None:
+def test_what_cannot_succeed_is_told_from_what_the_transport_broke(status, text, kind):
     """Where both have one status, by gRPC's own words for it."""
     found = calls.from_rpc_error(Failed(grpc.StatusCode[status], text=text), HOP)
     assert type(found) is kind

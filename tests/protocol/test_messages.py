@@ -1,7 +1,5 @@
 """Settings and records become messages and come back."""
 
-from __future__ import annotations
-
 import pytest
 
 from ddib_fed.diffusion.plans import SolverSettings

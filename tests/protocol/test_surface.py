@@ -1,7 +1,5 @@
 """What can cross is a committed list."""
 
-from __future__ import annotations
-
 import difflib
 
 import pytest

@@ -1,7 +1,5 @@
 """Folders of small pictures, and the records that translations have."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

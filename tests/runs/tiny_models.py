@@ -1,7 +1,5 @@
 """Models of small pictures with random weights: all that a bridge does, in milliseconds."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 
@@ -30,27 +28,14 @@ def tiny(
 ) -> Bundle:
     """A generator of (channels, size, size) pictures; further arguments are the network's."""
     config = UNetConfig(
-        image_size=size,
-        in_channels=channels,
-        model_channels=32,
-        out_channels=channels,
-        num_res_blocks=1,
-        channel_mult=(1.0,),
-        use_scale_shift_norm=True,
-        **network,
-    )
+        image_size=size, in_channels=channels, model_channels=32, out_channels=channels, num_res_blocks=1,
+        channel_mult=(1.0,), use_scale_shift_norm=True, **network,
+    )  # fmt: skip
     manifest = Manifest(
-        name=name,
-        domain=name,
-        sample_kind="picture",
-        sample_shape=(channels, size, size),
-        network=config,
-        soften_sigma=soften_sigma,
-        normalisation=normalisation,
-        picture=picture,
-        structure=structure,
+        name=name, domain=name, sample_kind="picture", sample_shape=(channels, size, size), network=config,
+        soften_sigma=soften_sigma, normalisation=normalisation, picture=picture, structure=structure,
         time_input="scaled-lambda" if config.spectral else "lambda",
-    )
+    )  # fmt: skip
     return make_bundle(manifest, state(config, seed))
 
 
@@ -64,23 +49,13 @@ def tiny_classifier(
 ) -> Bundle:
     """A classifier of noisy pictures."""
     config = ClassifierConfig(
-        image_size=size,
-        in_channels=channels,
-        model_channels=32,
-        out_channels=classes,
-        num_res_blocks=1,
-        channel_mult=(1.0,),
-        use_scale_shift_norm=True,
-    )
+        image_size=size, in_channels=channels, model_channels=32, out_channels=classes, num_res_blocks=1,
+        channel_mult=(1.0,), use_scale_shift_norm=True,
+    )  # fmt: skip
     manifest = Manifest(
-        name="tiny-classifier",
-        domain="tiny",
-        sample_kind="picture",
-        sample_shape=(channels, size, size),
-        network=config,
-        role="classifier",
-        normalisation=normalisation,
-    )
+        name="tiny-classifier", domain="tiny", sample_kind="picture", sample_shape=(channels, size, size),
+        network=config, role="classifier", normalisation=normalisation,
+    )  # fmt: skip
     return make_bundle(manifest, state(config, seed))
 
 

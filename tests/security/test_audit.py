@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -123,9 +122,7 @@ ATTACKS = {
 
 @pytest.mark.parametrize(("attack", "what"), ATTACKS.values(), ids=ATTACKS)
 @pytest.mark.parametrize("writes", [True, False])
-def test_a_running_node_notices_an_altered_log(
-    log: audit.AuditLog, path: Path, attack, what: str, writes
-) -> None:
+def test_a_running_node_notices_an_altered_log(log, path, attack, what, writes):
     """At its next line or its periodic check, with the remedy; the chain goes on from the line in memory."""
     for item in range(10):
         log.write("latent_sent", item=item)
@@ -202,9 +199,7 @@ def read(path: Path) -> Path:
         ({"peer": "south.example", "since": NOON + timedelta(minutes=2)}, [3]),
     ],
 )
-def test_lines_are_asked_for_and_what_is_no_line_is_never_left_out(
-    read: Path, asked: dict[str, Any], found: list[int]
-) -> None:
+def test_lines_are_asked_for_and_what_is_no_line_is_never_left_out(read, asked, found):
     """By peer and time; all that are given must hold. A broken line could have been any."""
     edit(read, "INSERT INTO audit (line) VALUES ('rubbish')")
     wanted = {"peer": "", "since": None} | asked
@@ -272,9 +267,7 @@ OFFLINE = {
 
 @pytest.mark.parametrize(("attack", "what"), OFFLINE.values(), ids=OFFLINE)
 @pytest.mark.parametrize("whose", ["source", "target"])
-def test_what_was_done_while_the_node_was_down_shows_against_the_peers_anchors(
-    logs: tuple[Path, Path], attack, what: str, whose: str
-) -> None:
+def test_what_was_done_while_the_node_was_down_shows_against_the_peers_anchors(logs, attack, what, whose):
     """The chain alone is whole; the peer's own log has the lines that are missing, whichever node was attacked."""
     exchange(*logs, 12)
     own, holder = logs if whose == "source" else logs[::-1]
@@ -316,9 +309,7 @@ def test_a_peer_whose_log_goes_back_contradicts_itself_here(path: Path) -> None:
     assert "it had 50 lines on 2026-11-26 12:00 and 49 on" in hears(49)
 
 
-def test_a_file_of_anchors_is_for_one_node_and_has_the_newest(
-    tmp_path: Path, logs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_of_anchors_is_for_one_node_and_has_the_newest(tmp_path, logs, monkeypatch):
     monkeypatch.setattr(audit, "MAX_ANCHORS", 6)
     exchange(*logs, 10)
     made = anchors_of(logs[1], NORTH, SOUTH)

@@ -57,9 +57,7 @@ def asked(north: Institution, proxy: Proxy | None) -> str:
 
 
 @pytest.mark.parametrize("login", ["", "north:a secret: with a colon"])
-def test_peers_are_dialled_through_the_proxy_which_sees_ciphertext(
-    login: str, node: Listening, north: Institution, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_peers_are_dialled_through_the_proxy_which_sees_ciphertext(login, node, north, monkeypatch):
     """Whatever the environment says; what crosses the proxy begins as TLS and holds none of the words that cross."""
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", "*")
@@ -82,9 +80,7 @@ def test_peers_are_dialled_through_the_proxy_which_sees_ciphertext(
         ("403 \x1b[2J", "proxy-refused", "is no HTTP proxy"),
     ],
 )
-def test_a_proxy_that_opens_no_tunnel_is_named(
-    answer: str, cause: str, words: str, node: Listening, north: Institution
-) -> None:
+def test_a_proxy_that_opens_no_tunnel_is_named(answer, cause, words, node, north):
     """With its answer, which cannot steer a terminal, and what to do."""
     with proxying(answer=answer) as proxy:
         finding = look(node, north, Proxy(proxy.address))
@@ -110,9 +106,7 @@ def test_a_login_is_a_private_file(tmp_path: Path) -> None:
         Proxy.of(None, file)
 
 
-def test_a_name_server_that_does_not_answer_is_no_missing_host(
-    node: Listening, north: Institution, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_server_that_does_not_answer_is_no_missing_host(node, north, monkeypatch):
     """It may answer in a moment, and a name that does not exist will not."""
 
     def away(*_arguments: object, **_keywords: object) -> None:
@@ -125,9 +119,7 @@ def test_a_name_server_that_does_not_answer_is_no_missing_host(
     assert "name-not-found" not in PASSING
 
 
-def test_a_call_that_failed_although_the_connection_works_keeps_its_error(
-    node: Listening, north: Institution
-) -> None:
+def test_a_call_that_failed_although_the_connection_works_keeps_its_error(node, north):
     """Nothing is invented; and an answer with an incident needs no diagnosis."""
     lost = PeerUnreachable("the connection broke off", hop="target south.example")
     assert explained(lost, lambda: look(node, north, None)) is lost

@@ -1,7 +1,5 @@
 """Nobody speaks for another: who comes (identity), asks for what (call), at which port and in which state of it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -60,7 +58,7 @@ class Caller:
     key: bytes | None
 
     @classmethod
-    def of(cls, pem: bytes, key: ec.EllipticCurvePrivateKey) -> Caller:
+    def of(cls, pem: bytes, key: ec.EllipticCurvePrivateKey):
         return cls(pem, pki._key_pem(key))
 
     def channel(self, address: str, server: Institution) -> grpc.Channel:

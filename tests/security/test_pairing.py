@@ -217,9 +217,7 @@ FRAMES = ["SPAKE2", "proof", "file", "judgement", "admission"]
 
 @pytest.mark.parametrize("direction", ["forth", "back"])
 @pytest.mark.parametrize("number", range(5), ids=FRAMES)
-def test_nobody_is_admitted_by_whom_a_changed_frame_reaches(
-    north: Side, south: Side, waiting: Waiting, direction: str, number: int
-) -> None:
+def test_nobody_is_admitted_by_whom_a_changed_frame_reaches(north, south, waiting, direction, number):
     """One bit of any frame. Nobody at all is admitted before both have judged; afterwards no side calls it mutual."""
 
     def change(way: str, at: int, data: bytes) -> bytes:
@@ -271,9 +269,7 @@ def test_whoever_answers_in_place_of_the_listener_has_one_guess(north: Side, who
     ],
     ids=["HTTP", "no point of the curve", "a long frame", "another release"],
 )
-def test_connections_without_a_code_use_nothing_up(
-    north: Side, south: Side, waiting: Waiting, sent: bytes
-) -> None:
+def test_connections_without_a_code_use_nothing_up(north, south, waiting, sent):
     """A scan of ports cannot stop two operators; the listener tells its own of it."""
     host, port = waiting.address.split(":")
     with socket.create_connection((host, int(port))) as stranger:

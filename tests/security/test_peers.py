@@ -103,9 +103,7 @@ def test_a_peer_is_added_with_its_fingerprint(north: Institution, south: Institu
 
 
 @pytest.mark.parametrize("fingerprints", [[], ["SHA256:00"], [""]])
-def test_a_fingerprint_that_differs_admits_nobody(
-    north: Institution, south: Institution, fingerprints
-) -> None:
+def test_a_fingerprint_that_differs_admits_nobody(north, south, fingerprints):
     with pytest.raises(errors.PolicyDenied, match="not confirmed"):
         north.store.add(south.peer(), fingerprints=fingerprints)
     assert not north.store.list()
@@ -180,9 +178,7 @@ def test_withdrawing_and_reinstating(north: Institution) -> None:
 
 
 @pytest.mark.parametrize("how", ["torn", "removed", "pipe", "large"])
-def test_a_store_that_cannot_be_read_changes_nothing_and_is_a_problem(
-    admitted: Institution, how: str
-) -> None:
+def test_a_store_that_cannot_be_read_changes_nothing_and_is_a_problem(admitted, how):
     """A running node goes on refusing whom it refused; a start is refused, and so is a change."""
     store, path = admitted.store, admitted.store.file
     store.withdraw(ALICE)
@@ -229,9 +225,7 @@ def test_own_roots_that_become_unreadable_stay_in_use_and_are_a_problem(admitted
     assert not store.list()
 
 
-def test_a_certificate_is_verified_again_when_its_root_has_ended(
-    north: Institution, south: Institution
-) -> None:
+def test_a_certificate_is_verified_again_when_its_root_has_ended(north, south):
     """The leaf itself is good for longer, and nothing else has changed."""
     south.admit(north)
     now = NOW

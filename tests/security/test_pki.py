@@ -87,9 +87,7 @@ def test_a_key_of_another_certificate_is_noticed(north: Institution, tmp_path: P
 
 
 @pytest.mark.parametrize("writes", [0, 1, 2, 3, 4])
-def test_a_crash_while_a_certificate_is_exchanged_leaves_a_pair(
-    north: Institution, writes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crash_while_a_certificate_is_exchanged_leaves_a_pair(north, writes, monkeypatch):
     """Whichever of the four files was the last to be written, certificate and key still belong together."""
     done = []
     real = pki.write_file
@@ -197,9 +195,7 @@ READERS: dict[str, Callable[[Institution], object]] = {
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_key_that_others_can_read_is_refused_with_the_command_that_closes_it(
-    keyed: Institution, name: str
-) -> None:
+def test_a_key_that_others_can_read_is_refused_with_the_command_that_closes_it(keyed, name):
     """Its group is others too. The command can be pasted: after it the key is used."""
     key, use = keyed.pki / name, READERS[name]
     key.chmod(0o640)

@@ -87,9 +87,7 @@ def served(node: Listening, north: Institution) -> str:
         return ssl.DER_cert_to_PEM_cert(channel.getpeercert(binary_form=True) or b"")
 
 
-def test_a_new_certificate_is_served_without_a_restart(
-    node: Listening, north: Institution, south: Institution
-) -> None:
+def test_a_new_certificate_is_served_without_a_restart(node, north, south):
     before = served(node, north)
     pki.issue_to_folder(south.authority, south.pki, "node", "node-1")
     assert node.credentials.problem is None  # asking for the health must not take the change from gRPC
@@ -136,9 +134,7 @@ def test_a_new_certificate_makes_a_new_channel(channels: tls.PeerChannels, north
 
 
 @pytest.mark.parametrize("spoilt", ["open", "gone"])
-def test_a_key_that_cannot_be_used_any_more_ends_no_calls(
-    channels: tls.PeerChannels, north: Institution, node: Listening, spoilt: str
-) -> None:
+def test_a_key_that_cannot_be_used_any_more_ends_no_calls(channels, north, node, spoilt):
     """A job that was accepted must not fail by a chmod: calls go on with the last good key, also to a new address."""
     key = north.pki / "leaf.key"
     if spoilt == "open":
@@ -167,9 +163,7 @@ def replace(north: Institution, peer: Peer, new: Institution) -> None:
 
 
 @pytest.mark.parametrize("retired", [False, True])
-def test_a_channel_verified_by_a_root_that_was_replaced_is_closed(
-    channels: tls.PeerChannels, north: Institution, node: Listening, tmp_path: Path, retired: bool
-) -> None:
+def test_a_channel_verified_by_a_root_that_was_replaced_is_closed(channels, north, node, tmp_path, retired):
     """Whoever has the key of the old root gets no further message, also on a channel that waits for its streams."""
     first = channels.get("south.example")
     assert works(first)
@@ -183,9 +177,7 @@ def test_a_channel_verified_by_a_root_that_was_replaced_is_closed(
     assert not works(channels.get("south.example"))
 
 
-def test_a_second_root_beside_the_first_ends_no_stream(
-    channels: tls.PeerChannels, north: Institution, node: Listening, tmp_path: Path
-) -> None:
+def test_a_second_root_beside_the_first_ends_no_stream(channels, north, node, tmp_path):
     """A roll-over: what the old root verified goes on until the old root is taken away."""
     first, new = channels.get("south.example"), other_root(tmp_path)
     both = Peer("south.example", new.identity, node.address, (node.south.root, new.root))
@@ -198,9 +190,7 @@ def test_a_second_root_beside_the_first_ends_no_stream(
 
 
 @pytest.mark.parametrize("how", ["removed", "withdrawn", "suspended"])
-def test_the_channel_of_a_peer_that_is_gone_is_closed_at_once(
-    channels: tls.PeerChannels, north: Institution, south: Institution, how: str
-) -> None:
+def test_the_channel_of_a_peer_that_is_gone_is_closed_at_once(channels, north, south, how):
     """Streams to it end with it, and nothing is opened."""
     first = channels.get("south.example")
     assert works(first)

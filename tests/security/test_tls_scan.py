@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from ddib_fed.testing import NodeProcess, TwoNodes
-from tests.conftest import Evidence
 from tests.e2e.harness import two_nodes
 
 SSLYZE = os.environ.get("DDIB_SSLYZE") or shutil.which("sslyze")
@@ -21,10 +20,8 @@ SSLYZE = os.environ.get("DDIB_SSLYZE") or shutil.which("sslyze")
 pytestmark = [
     pytest.mark.e2e,
     pytest.mark.promise("identity"),
-    pytest.mark.skipif(
-        SSLYZE is None, reason="sslyze is not installed: make tls-scan installs it and runs this"
-    ),
-]
+    pytest.mark.skipif(SSLYZE is None, reason="sslyze is not installed: make tls-scan installs it and runs this"),
+]  # fmt: skip
 
 SUITES = {"TLS_AES_128_GCM_SHA256", "TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256"}
 """Those of Mozilla's modern profile."""
@@ -60,9 +57,7 @@ def results(found: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("role", ["source", "target"])
-def test_a_port_speaks_tls_13_with_strong_suites_alone(
-    pair: TwoNodes, role: str, tmp_path: Path, evidence: Evidence
-) -> None:
+def test_a_port_speaks_tls_13_with_strong_suites_alone(pair, role, tmp_path, evidence):
     """The source as its client sees it, the target as its peer: no older version, no weak suite, no known hole."""
     node = pair.source if role == "source" else pair.target
     caller = pair.profile.parent / "pki" if role == "source" else pair.source.config.paths.pki
@@ -93,9 +88,7 @@ def test_a_port_speaks_tls_13_with_strong_suites_alone(
 
 
 @pytest.mark.parametrize("role", ["source", "target"])
-def test_a_scanner_without_a_certificate_gets_no_connection(
-    pair: TwoNodes, role: str, tmp_path: Path
-) -> None:
+def test_a_scanner_without_a_certificate_gets_no_connection(pair, role, tmp_path):
     """The handshake ends before anything is said."""
     found, _ = scanned(pair.source if role == "source" else pair.target, None, tmp_path)
     assert (found["connectivity_status"], found["scan_result"]) == ("ERROR", None)

@@ -1,7 +1,5 @@
 """A source node's inside, real to the disk, whose peer is a scripted target."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable
@@ -49,7 +47,7 @@ class Source:
         self.remotes = Remotes(channels, max_file_bytes=1 << 20, silence_s=self.silence_s)
         self.runner = JobRunner(self.node, self.store, self.events, self.remotes)
 
-    def start(self) -> Source:
+    def start(self):
         self.runner.start()
         return self
 

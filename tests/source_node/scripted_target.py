@@ -1,7 +1,5 @@
 """A target that speaks the protocol over real mTLS and does to each call what the test tells it to."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

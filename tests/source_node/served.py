@@ -1,7 +1,5 @@
 """North's node for its clients behind its real port, and messages of SubmitJob."""
 
-from __future__ import annotations
-
 import uuid
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Under which calibration a source encodes: the active one for the target, or none when the client says so."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a peer may say in one call, and what becomes of everything else."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Jobs are tried again while that makes sense, end once with what their time was spent on, and tell their watchers."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from contextlib import suppress

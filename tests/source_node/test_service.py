@@ -1,7 +1,5 @@
 """The clients' service behind its real port, from submission to deletion, and its audit log of clients and peers."""
 
-from __future__ import annotations
-
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +16,7 @@ from ddib_fed.v1 import translation_pb2 as pb
 from source_node.service import MAX_LISTINGS
 from tests import audit_rows
 from tests.node.tiny_nodes import npy
-from tests.source_node.conftest import Source, wait_until
+from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE
 from tests.source_node.scripted_target import ScriptedTarget, hang
 from tests.source_node.served import Served
@@ -154,9 +152,7 @@ def telling(lines: int):
     return behave
 
 
-def test_the_receipt_has_the_bytes_and_the_end_of_the_peers_log(
-    source: Source, target: ScriptedTarget
-) -> None:
+def test_the_receipt_has_the_bytes_and_the_end_of_the_peers_log(source, target):
     """One for each call, with what came last."""
     target.decodes = [telling(70)]
     job = source.start().ended(source.submit(*THREE))
@@ -172,9 +168,7 @@ def test_the_receipt_has_the_bytes_and_the_end_of_the_peers_log(
     assert (receipt["peer_lines"], receipt["peer_head"]) == (72, "02" * 32)
 
 
-def test_each_latent_goes_with_the_end_of_the_log_that_has_its_line(
-    source: Source, target: ScriptedTarget
-) -> None:
+def test_each_latent_goes_with_the_end_of_the_log_that_has_its_line(source, target):
     """The peer can show that this log had the line of the latent that it got."""
     job = source.start().ended(source.submit(*THREE))
     assert source.states(job) == ["DECODED"] * 3

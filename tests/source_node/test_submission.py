@@ -1,7 +1,5 @@
 """Which jobs are accepted; what is being sent lies on the disk, within stated bounds, and not for ever."""
 
-from __future__ import annotations
-
 import math
 import threading
 from contextlib import suppress
@@ -87,11 +85,8 @@ def test_a_bad_item_is_named_by_its_number(served, bad, error) -> None:
 
 @pytest.mark.parametrize(
     ("last", "limits", "reason"),
-    [
-        (b"\x89PNG\r\n\x1a\n" + bytes(100), {}, "KIND_MISMATCH"),
-        (npy(), {"max_item_bytes": 400}, "POINTS_TOO_MANY"),
-    ],
-)
+    [(b"\x89PNG\r\n\x1a\n" + bytes(100), {}, "KIND_MISMATCH"), (npy(), {"max_item_bytes": 400}, "POINTS_TOO_MANY")],
+)  # fmt: skip
 def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
     tmp_path, institutions, target, engine, last, limits, reason
 ) -> None:

@@ -1,7 +1,5 @@
 """A target node's service behind its real port: mTLS, interceptors, limits; north calls it with its own certificate."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """What a target gives a peer for a calibration, and which proposals it signs: real certificates over a real port."""
 
-from __future__ import annotations
-
 import contextlib
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace

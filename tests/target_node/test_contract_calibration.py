@@ -1,15 +1,8 @@
 """Which calibrations a target agrees to: those that it holds itself, as both signed them, and allows."""
 
-from __future__ import annotations
-
 import pytest
 
-from ddib_fed.errors import (
-    CalibrationModel,
-    CalibrationUnknown,
-    ContractMismatch,
-    ContractUnknown,
-)
+from ddib_fed.errors import CalibrationModel, CalibrationUnknown, ContractMismatch, ContractUnknown
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.protocol.contract import PROTOCOL, Contract
 from ddib_fed.v1 import common_pb2
@@ -69,9 +62,7 @@ def test_a_calibration_that_is_held_here_is_agreed_on_and_audited(target, north,
 
 
 @pytest.mark.parametrize("change", [{"expires": 1}, {"kind": "tone"}])
-def test_terms_that_are_not_those_of_the_signed_calibration_are_refused(
-    target, north, signed, change
-) -> None:
+def test_terms_that_are_not_those_of_the_signed_calibration_are_refused(target, north, signed, change):
     """Its digest with another end or kind."""
     target.node.calibrations.add(signed)
     with pytest.raises(ContractMismatch):

@@ -1,7 +1,5 @@
 """What a target makes of the latents of pictures: PNGs of the model's size, and round trips that repeat."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

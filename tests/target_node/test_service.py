@@ -1,7 +1,5 @@
 """The target decides for itself what it decodes and for whom, within quotas and times, and its audit log says so."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time
@@ -58,9 +56,7 @@ def test_nobody_agrees_for_another(target, north) -> None:
 
 
 @pytest.mark.parametrize("policy", [{}, {"shared_noise": "true"}])
-def test_a_target_says_in_the_contract_whether_its_operator_allows_shared_noise(
-    open_target, north, policy
-) -> None:
+def test_a_target_says_in_the_contract_whether_its_operator_allows_shared_noise(open_target, north, policy):
     """Not unless its policy says so, whatever the source allows."""
     request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=side("north.example"))
     request.source.shared_noise = True

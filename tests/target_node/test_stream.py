@@ -1,7 +1,5 @@
 """A Decode call's inside: groups of what has arrived, in order, bounded, and over when its caller is."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Runs and pictures made up for tests, the same in every process."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from ddib_fed.training.config import TrainConfig

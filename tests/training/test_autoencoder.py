@@ -7,7 +7,6 @@ from pydantic import ValidationError
 
 from ddib_fed.data.folder import expand
 from ddib_fed.errors import SettingsInvalid
-from ddib_fed.evaluation.features import perceptual_distance
 from ddib_fed.training import autoencoder
 from ddib_fed.training.autoencoder import KL_WEIGHT, WINDOW, AutoencoderTask
 from ddib_fed.training.config import TrainConfig
@@ -56,10 +55,9 @@ def test_volumes_are_learned_as_pictures_are(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_stopped_and_resumed_is_the_run_that_was_not(tmp_path, precision):
+def test_stopped_and_resumed_is_the_run_that_was_not(tmp_path):
     """To the last bit, between checkpoints too: the noise of the latents is a function of seed and step."""
-    config, whole, halves = tiny(precision=precision, steps=9), tmp_path / "whole", tmp_path / "halves"
+    config, whole, halves = tiny(precision="bfloat16", steps=9), tmp_path / "whole", tmp_path / "halves"
     train(config, whole, source=source())
     with pytest.raises(KeyboardInterrupt):
         train(config, halves, stop_at(4), source=source())
@@ -108,14 +106,10 @@ def test_settings_of_another_kind_of_run_are_refused(wrong, why):
     ("config", "size", "why"),
     [
         (tiny(), 15, "15 pixels do not divide by 2"),
-        (
-            tiny(network={**TINY, "in_channels": 1}),
-            16,
-            "in_channels follows from the pictures and is 3, not 1",
-        ),
+        (tiny(network={**TINY, "in_channels": 1}), 16, "in_channels follows from the pictures and is 3, not 1"),
         (tiny(network={**TINY, "num_res_blocks": [1]}), 16, "num_res_blocks"),
     ],
-)
+)  # fmt: skip
 def test_a_network_that_does_not_fit_is_refused(config, size, why):
     with pytest.raises(SettingsInvalid, match=why):
         AutoencoderTask(config, source(size)).initial_network()
@@ -149,16 +143,3 @@ def test_what_is_lost_is_measured_in_pixels_whatever_the_units(colours, monkeypa
     monkeypatch.setattr(autoencoder, "PERCEPTUAL_WEIGHT", 0.0)
     assert task.held_out_loss(brighter, 8) == pytest.approx(0.05 + kl, abs=1e-4)
     assert with_features > 0.052
-
-
-def test_noise_is_farther_in_features_than_brightness_of_equal_error():
-    real = torch.from_numpy(expand(source(64).held_out))
-    noisy = real + 0.1 * torch.randn(real.shape, generator=torch.Generator().manual_seed(0))
-    brighter = real + (noisy - real).abs().mean()
-    found = [
-        perceptual_distance(made.requires_grad_(), real).mean() for made in (real.clone(), brighter, noisy)
-    ]
-    assert found[0] == 0
-    assert found[1] < 0.5 * found[2]
-    found[2].backward()
-    assert noisy.grad.abs().sum() > 0

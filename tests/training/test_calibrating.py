@@ -1,7 +1,5 @@
 """A calibration's pictures, what an aggregate counts, and what is measured of a calibration."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from ddib_fed.calibration.aggregate import QUANTUM
 from ddib_fed.calibration.record import leg_map, units_of
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import CalibrationModel, ImageUnreadable, InputError, UsageError
-from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.metrics import picture_rule
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.training.calibrating import (
     CalibrationRequest,
@@ -41,22 +39,15 @@ def replaced(rng: np.random.Generator, other: Path) -> bytes:
     blank = encode_png(np.full((SIZE, SIZE, 3), rng.choice([0, 255]), np.uint8))
     deep = encode_png(np.full((SIZE, SIZE, 1), 60_000, np.uint16))
     choices = (
-        picture(rng),
-        picture(rng),
-        blank,
-        picture(rng, size=7),
-        deep,
-        other.read_bytes(),
-        blank[:40],
+        picture(rng), picture(rng), blank, picture(rng, size=7), deep, other.read_bytes(), blank[:40],
         b"no picture",
-    )
+    )  # fmt: skip
     return choices[rng.integers(len(choices))]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("files", "groups", "at_most", "replacements"),
-    [(300, None, 250, 20), (300, 200, 4_000, 12)],
+    ("files", "groups", "at_most", "replacements"), [(300, None, 250, 20), (300, 200, 4_000, 12)]
 )
 def test_one_file_moves_the_histogram_by_no_more_than_is_stated(
     tmp_path: Path, files: int, groups: int | None, at_most: int, replacements: int
@@ -178,8 +169,10 @@ def test_an_anchor_without_partner_is_named(tmp_path: Path, lonely: str) -> None
         anchors_of(RULES, (tmp_path / "a", tmp_path / "b"))
 
 
-def test_a_rotation_of_latents_is_fitted_to_an_aggregate_of_latents(tmp_path: Path) -> None:
+def test_a_rotation_of_latents_is_fitted_to_an_aggregate_of_latents(tmp_path: Path, monkeypatch) -> None:
     """Both models have one autoencoder; the aggregate's cells are of its channels, and its units name it."""
+    monkeypatch.setattr("ddib_fed.calibration.fit.FINE", 1000)
+    monkeypatch.setattr("ddib_fed.calibration.fit.KEPT", 6)
     own = autoencoder(1)
     north, south = (latent_model(seed, own, name) for seed, name in ((1, "north"), (2, "south")))
     folders, rng = (tmp_path / "north", tmp_path / "south"), np.random.default_rng(0)

@@ -46,9 +46,7 @@ def test_a_run_is_on_what_it_names_and_called_after_it(tmp_path):
 def test_fields_without_an_option_are_set_by_name():
     """Of the run, or of its network; an unknown one is refused with the nearest."""
     found = TrainConfig.checked(
-        {"images": "x"},
-        "help",
-        ["ema=0", "crop=true", "channels=1", "model_channels=48", "channel_mult=1,2"],
+        {"images": "x"}, "help", ["ema=0", "crop=true", "channels=1", "model_channels=48", "channel_mult=1,2"]
     )
     assert (found.ema, found.crop, found.channels) == (0.0, True, 1)
     assert (found.network["model_channels"], found.network["channel_mult"]) == (48, [1, 2])

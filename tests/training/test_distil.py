@@ -1,7 +1,5 @@
 """A run that distils is refused, resumed and marked as any other; questions lie on paths of the teacher's ODE."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

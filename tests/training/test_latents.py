@@ -9,7 +9,7 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.training.run import train
 from tests.engine.latent_models import CHANNELS, FACTOR, autoencoder
-from tests.training.examples import TINY_NETWORK, spots_source, stop_at, tiny_pictures
+from tests.training.examples import TINY_NETWORK, spots_source, tiny_pictures
 
 
 @pytest.fixture
@@ -36,15 +36,6 @@ def test_the_bundle_has_the_autoencoder_and_the_units_of_its_latents(encoder, sp
     assert np.abs(units.mean((0, 2, 3))).max() < 0.2
     assert np.abs(units.std((0, 2, 3)) - 1).max() < 0.2
     assert (tmp_path / "model" / "run" / "samples.png").is_file()
-
-
-def test_a_resumed_run_ends_as_an_uninterrupted_one(encoder, spots, tmp_path) -> None:
-    config = of_latents(encoder, steps=6)
-    whole = train(config, tmp_path / "whole", source=spots)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "cut", stop_at(3), source=spots)
-    resumed = train(config, tmp_path / "cut", source=spots, resume=True)
-    assert resumed.manifest.weights_sha256 == whole.manifest.weights_sha256
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,6 @@ def first_network(config, source):
 
 
 def test_initial_weights_are_taken_and_classes_that_are_new_start_fresh(begun, spots):
-    """What contradicts them is refused."""
     for change in ({"network": {"model_channels": 64}}, {"predict": "eps"}):
         with pytest.raises(SettingsInvalid, match="in the initial weights"):
             open_start(tiny_pictures(**{"network": {}, "init": begun, **change}), spots)
@@ -182,21 +181,12 @@ def calibrated(grey, tmp_path, made, **fields):
     [
         ({"kind": "rotation", "map": SWAP}, SettingsInvalid, "no model is trained"),
         ({"expires": datetime(2026, 2, 1, tzinfo=UTC)}, CalibrationExpired, "2026-02-01"),
-        (
-            {"source": CalibratedSide(domain="spots", units=Normalisation(std=0.2))},
-            CalibrationUnits,
-            "does not have",
-        ),
-        (
-            {"source": CalibratedSide(domain="rings", units=Normalisation(std=0.2))},
-            CalibrationForeign,
-            "rings",
-        ),
+        ({"source": CalibratedSide(domain="spots", units=Normalisation(std=0.2))}, CalibrationUnits, "does not have"),
+        ({"source": CalibratedSide(domain="rings", units=Normalisation(std=0.2))}, CalibrationForeign, "rings"),
     ],
     ids=["rotation", "expired", "units", "foreign"],
-)
+)  # fmt: skip
 def test_a_calibration_that_is_not_the_runs_is_refused(grey, tmp_path, change, error, says):
-    """Each with its reason and a next step."""
     made = tone(load_bundle(grey).manifest.normalisation, **change)
     with pytest.raises(error, match=says) as refused:
         open_start(calibrated(grey, tmp_path, made), grey_spots())

@@ -1,5 +1,6 @@
-"""Killed with -9 a run loses nothing but steps; two processes of torchrun compute what one computes."""
+"""Killed with -9 a run loses nothing but steps; two processes compute what one computes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ddib_fed.testing import free_port
 from ddib_fed.training.run import latest_checkpoint, train
 from tests.training.examples import tiny_pictures
 
@@ -18,7 +20,7 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "tests.training.endless"
-LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 def run_until(config, out, step):
@@ -31,12 +33,19 @@ def run_until(config, out, step):
     assert process.returncode == -signal.SIGKILL
 
 
-def launch(config, out, processes=2):
-    """Train under torchrun; the steps that the processes said."""
-    command = [*LAUNCHER, str(processes), "-m", SCRIPT, config.model_dump_json(), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=1_500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [int(line) for line in done.stdout.split()]
+def launch(config, out):
+    """Train in two processes, as torchrun starts them; the steps that they said."""
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", SCRIPT, config.model_dump_json(), str(out)], stdout=subprocess.PIPE, text=True,
+            cwd=ROOT, env=os.environ | place | {"RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]  # fmt: skip
+    said = [each.communicate(timeout=1_500)[0] for each in started]
+    assert [each.returncode for each in started] == [0, 0]
+    return [int(line) for line in "".join(said).split()]
 
 
 def test_killed_and_resumed_is_the_run_that_was_not_killed(small, spots, tmp_path):
@@ -76,7 +85,7 @@ def test_two_processes_match_one_and_resume_as_if_nothing_had_been(spots, tmp_pa
 def test_processes_end_with_the_torchrun_that_was_killed(tiny, tmp_path):
     """Killed with -9 it can end nothing itself; before, its processes trained on and wrote into the folder."""
     endless = tiny.model_copy(update={"steps": 1_000_000})
-    command = [*LAUNCHER, "2", "-m", SCRIPT, endless.model_dump_json(), str(tmp_path)]
+    command = [*LAUNCHER, "-m", SCRIPT, endless.model_dump_json(), str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=ROOT) as launcher:
         assert launcher.stdout.readline() == b"1\n"
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()

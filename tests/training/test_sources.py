@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.data.synthetic import uniforms
+from ddib_fed.datasets import uniforms
 from ddib_fed.errors import (
     DomainNotFound,
     FileMissing,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddib_fed.data import synthetic
+from ddib_fed import datasets
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
 from ddib_fed.diffusion.schedule import ScheduleConfig, schedule_from_config
 from ddib_fed.training.objective import ask, make_batch, posterior_mean
@@ -87,20 +87,9 @@ def test_a_run_ahead_computes_what_a_run_without_it_computes(tiny):
 
 
 def draw(count, seed=0):
-    u = synthetic.uniforms(seed, 0, count, 6)
-    x0 = torch.from_numpy(synthetic.from_uniforms("checkerboards", u[:, :4]))
-    return x0, torch.from_numpy(synthetic.normals(u[:, 4:])).float()
-
-
-def test_a_plain_target_is_v_of_the_point_and_its_noise():
-    x0, eps = draw(8)
-    lams = torch.tensor([0.3, -1.0], dtype=torch.float64)
-    batch = make_batch(x0, eps, lams, reference=0)
-    alpha = torch.sigmoid(2 * lams).sqrt().float()[batch.rows, None]
-    sigma = torch.sigmoid(-2 * lams).sqrt().float()[batch.rows, None]
-    assert torch.allclose(batch.x, alpha * x0 + sigma * eps)
-    assert torch.allclose(batch.target, alpha * eps - sigma * x0)
-    assert batch.rows.tolist() == [0, 1] * 4
+    u = datasets.uniforms(seed, 0, count, 6)
+    x0 = torch.from_numpy(datasets.from_uniforms("checkerboards", u[:, :4]))
+    return x0, torch.from_numpy(datasets.normals(u[:, 4:])).float()
 
 
 def test_the_posterior_mean_is_the_weighted_mean_written_out():

@@ -1,7 +1,5 @@
 """Tuning: the differentiable leg is the solver's, a search never ends worse than it began, figures are held out."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -49,7 +47,7 @@ def test_the_differentiable_leg_is_what_the_solver_computes(stage, coordinates, 
 def test_learning_lowers_the_error_on_rows_that_it_did_not_learn_from():
     """Eight evaluations of decoding moons, against the default grid at eight."""
     leg = leg_of(DomainModel(pretrained("moons")), counts=(256, 128, 512))
-    steps = learn(leg, 8, Effort(256, 128, 512, (3,), 128, 10, 40, 1, 0.05), 0, (), silent)
+    steps = learn(leg, 8, Effort(256, 128, 512, (3,), 128, 10, 25, 1, 0.05), 0, (), silent)
     figures = leg.measured(steps)
     assert figures.error.median < 0.75 * figures.default_error.median
     assert figures.reference_gap < 0.1 * figures.error.mean

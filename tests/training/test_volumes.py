@@ -1,7 +1,5 @@
 """Volumes to train on: what becomes of NIfTI files of several spacings and orientations, and of too few."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nibabel
@@ -66,9 +64,8 @@ def test_volumes_become_blocks_of_one_spacing_and_orientation(folder: Path) -> N
     assert profile[-4:].mean() > profile[:4].mean()
 
 
-def test_a_model_of_volumes_is_trained_says_its_grid_and_finds_its_data_again(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_model_of_volumes_is_trained_says_its_grid_and_finds_its_data_again(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ddib_fed.training.pictures.SAMPLES", 8)
     made = train(config(folder), tmp_path / "model").manifest
     assert (made.sample_kind, made.sample_shape) == ("volume", (1, 16, 16, 16))
     assert made.picture.spacing == (2.0, 2.0, 2.0)

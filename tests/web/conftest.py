@@ -1,7 +1,5 @@
 """The researcher's page over a source node's double, through real mutual TLS."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -1,7 +1,5 @@
 """Who may use a page on loopback: each refusal, and the one way in; and the server, which leaves nothing behind."""
 
-from __future__ import annotations
-
 import gc
 import socket
 import threading
@@ -78,9 +76,7 @@ def test_another_token_does_not(client: TestClient, session: Session, token: str
 
 
 @pytest.mark.parametrize("host", [f"evil.example:{PORT}", "127.0.0.1:1", ""])
-def test_another_host_is_refused_even_with_the_cookie(
-    opened: TestClient, session: Session, host: str
-) -> None:
+def test_another_host_is_refused_even_with_the_cookie(opened, session, host):
     """A name that was rebound to loopback reaches this port, and is not this server."""
     assert opened.get(page(session), headers={"host": host}).status_code == 421
 

@@ -1,7 +1,5 @@
 """`ddib web` from a dropped file to a downloaded result, against a real server over mutual TLS."""
 
-from __future__ import annotations
-
 import io
 import json
 import re

@@ -1,7 +1,5 @@
 """Uploads: private files under safe names, read as `ddib translate` will read them."""
 
-from __future__ import annotations
-
 import asyncio
 from pathlib import Path
 
@@ -10,7 +8,6 @@ import pytest
 
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ImageUnreadable, InputError
-from ddib_fed.record import PictureFigures, Record
 from ddib_fed.web import uploads as module
 from ddib_fed.web.uploads import Upload, Uploads, arranged
 from tests.formats.maps import write_map
@@ -59,9 +56,7 @@ def test_a_file_lies_in_the_private_folder_whatever_it_is_called(uploads: Upload
         ("scan.npy", b"\x93NUMPY", None),
     ],
 )
-def test_what_cannot_be_sent_is_refused_by_its_name(
-    uploads: Uploads, tmp_path: Path, label: str, data: bytes, error: type[Exception] | None
-) -> None:
+def test_what_cannot_be_sent_is_refused_by_its_name(uploads, tmp_path, label, data, error):
     """And leaves nothing behind; the path in the private folder is not shown. A .npy is left for the node to judge."""
     if error is None:
         add(uploads, label, data)
@@ -85,7 +80,6 @@ def test_a_map_is_never_sent_as_it_is(uploads: Uploads, tmp_path: Path) -> None:
 
 
 def test_too_large_a_file_is_refused_while_it_comes(uploads: Uploads, tmp_path: Path, monkeypatch) -> None:
-    """Not after the disk is full."""
     monkeypatch.setattr(module, "MOST_BYTES", 150)
     with pytest.raises(InputError, match=r"big\.png is larger than 150 bytes"):
         add(uploads, "big.png", b"\x89PNG" * 1_000)
@@ -104,19 +98,3 @@ def test_what_is_translated_lies_as_it_was_dropped(uploads: Uploads, tmp_path: P
         "a/scan-2.png", "a/scan-3.png", "a/scan.png/1.png", "b/scan.png", "s/hidden/🦷.png", "s/🦷.png", "x/scan.png",
     ]  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"job", *(f"{n:05}" for n in range(len(labels)))}
-
-
-def record(psnr: float | None, **more: object) -> Record:
-    return Record(picture=PictureFigures(cycle_psnr=psnr, **more)).judged()
-
-
-def test_doubtful_ones_come_first_and_the_worst_of_them_first_of_all() -> None:
-    """Two doubts weigh more than one, and any doubt more than every figure."""
-    both = record(29.0, structure_doubtful=True)
-    bad, poor, good = record(12.0), record(29.0), record(45.0)
-    assert sorted([good, poor, both, bad], key=lambda each: each.severity, reverse=True) == [
-        both,
-        bad,
-        poor,
-        good,
-    ]

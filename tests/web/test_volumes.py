@@ -1,7 +1,5 @@
 """Volumes and many files through the page's addresses, over a source node's double that gives negatives back."""
 
-from __future__ import annotations
-
 import io
 import re
 import zipfile
@@ -92,15 +90,7 @@ def test_a_series_and_a_volume_come_back_as_they_went(drop, finished, browser, n
     assert not list(folder.glob("*.parts"))
 
 
-@pytest.mark.parametrize(
-    ("figures", "seen"),
-    [
-        ({"edge_correlation": 0.1, "least_edge_correlation": 0.2}, "Edges agree with the original no better"),
-        ({"differs": 0.4, "most_differs": 0.3}, "those parts may be wrong."),
-        ({"differs": 0.1, "most_differs": 0.3}, "its figures do not show that it is right."),
-    ],
-)
-def test_a_doubt_on_the_page_is_what_was_seen(figures, seen, drop, finished, north, tmp_path: Path) -> None:
+def test_a_doubt_on_the_page_is_what_was_seen(drop, finished, north, tmp_path: Path) -> None:
     """Without commands and options of a terminal, and without colours that the page does not draw."""
 
     def doubtful(messages):
@@ -108,7 +98,9 @@ def test_a_doubt_on_the_page_is_what_was_seen(figures, seen, drop, finished, nor
             if message.result.HasField("provenance"):
                 made = message.result.provenance
                 made.calibration_sha256, made.calibration_kind = "4" * 64, "rotation"
-                made.picture.MergeFrom(pb.PictureFigures(structure_doubtful=True, **figures))
+                made.picture.MergeFrom(
+                    pb.PictureFigures(structure_doubtful=True, differs=0.4, most_differs=0.3)
+                )
         return messages
 
     north.script.tamper = doubtful
@@ -116,13 +108,11 @@ def test_a_doubt_on_the_page_is_what_was_seen(figures, seen, drop, finished, nor
     doubts = [value["doubts"] for name, value in finished(target=TARGET) if name == "result"]
     assert len(doubts) == 3
     for (doubt,) in doubts:
-        assert seen in doubt
+        assert "those parts may be wrong." in doubt
         assert not re.search(r"\bddib\b|--\w|`|\bred\b", doubt)
 
 
-def test_volumes_that_no_reader_can_open_are_named(
-    drop, finished, browser, tmp_path: Path, monkeypatch
-) -> None:
+def test_volumes_that_no_reader_can_open_are_named(drop, finished, browser, tmp_path, monkeypatch):
     """Whatever it raises: the page lists both, and the error counts them."""
 
     def broken(*_given, **_how):
@@ -137,9 +127,7 @@ def test_volumes_that_no_reader_can_open_are_named(
     assert "Doe" not in str(state)
 
 
-def test_slices_are_shown_by_their_place_after_the_parts_are_gone(
-    drop, finished, browser, tmp_path: Path
-) -> None:
+def test_slices_are_shown_by_their_place_after_the_parts_are_gone(drop, finished, browser, tmp_path):
     """Source and translation of each, as pictures of 8 bits; a slice is no download."""
     drop(volume(tmp_path / "head.nii.gz"))
     told = finished(target=TARGET, cycle=False)
@@ -158,9 +146,7 @@ def test_slices_are_shown_by_their_place_after_the_parts_are_gone(
     assert browser.get("/jobs/1/studies/1/file").status_code == 404
 
 
-def test_a_volume_that_goes_whole_is_shown_by_its_middle_slices(
-    drop, finished, browser, north, tmp_path: Path
-) -> None:
+def test_a_volume_that_goes_whole_is_shown_by_its_middle_slices(drop, finished, browser, north, tmp_path):
     """One item for the model of volumes, whose axial, coronal and sagittal slice are side by side."""
     north.script.listed = pb.ListDomainsResponse(
         institution="north.example", domain="heads", sample_kind="volume", sample_shape=[1, 8, 16, 12]
@@ -169,7 +155,7 @@ def test_a_volume_that_goes_whole_is_shown_by_its_middle_slices(
     told = finished(target=TARGET, cycle=False)
     state, (only,) = ended(told), [value for name, value in told if name == "result"]
     assert (state["items"], state["error"], only["label"]) == (1, None, "head.nii.gz")
-    assert ["Size", "12 × 16 × 8 voxels"] in [[*each] for each in only["figures"]]
+    assert ["voxels", "12x16x8"] in [[*each] for each in only["figures"]]
     source, translation = (
         decode_image(browser.get(f"/jobs/1/0/{part}/view").content).pixels
         for part in ("source", "translation")
@@ -215,9 +201,7 @@ def test_stopping_cancels_all_unfinished_jobs(drop, finished, browser, north, tm
     assert {call.job_id for call in north.script.seen("CancelJob")} == set(north.service.jobs)
 
 
-def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(
-    drop, finished, browser, north, tmp_path: Path
-) -> None:
+def test_a_rule_that_does_not_fit_the_model_is_said_for_the_volume(drop, finished, browser, north, tmp_path):
     """Not for each slice; with what to set on the page; nothing is left, and the file can be used again."""
     refused = " ".join(f"{n}:PICTURE_MISFIT" for n in range(3))
     facts = {"item": 0, "refused": refused, "holds": "grey 0 to 899", "takes": "0 to 255", "range": "0:255"}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddib_fed.data import synthetic
+from ddib_fed import datasets
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE
 from ddib_fed.training.config import RunPlan, TrainConfig, learning_rate
 from ddib_fed.training.objective import LambdaSampler
@@ -67,8 +67,8 @@ def points(config: TrainConfig, network: nn.Module, sampler: LambdaSampler) -> S
     spread = torch.arange(config.levels, dtype=torch.float64)
 
     def step() -> None:
-        uniforms = rng.random((config.batch, synthetic.UNIFORMS_PER_POINT))
-        x0 = torch.from_numpy(synthetic.from_uniforms(str(config.domain), uniforms))
+        uniforms = rng.random((config.batch, datasets.UNIFORMS_PER_POINT))
+        x0 = torch.from_numpy(datasets.from_uniforms(str(config.domain), uniforms))
         lams = sampler((spread + torch.rand(config.levels, dtype=torch.float64)) / config.levels)
         alpha, sigma = (scale[rows, None] for scale in scales(lams))
         x = alpha * x0 + sigma * torch.randn_like(x0)

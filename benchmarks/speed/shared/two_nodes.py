@@ -84,7 +84,7 @@ def of_both(pair: TwoNodes) -> list[float]:
 def png_files(count: int) -> tuple[list[bytes], Array]:
     """Test pictures of the shipped satellite domain, as files and as (N, 3, 32, 32) in [-1, 1]; repeated as needed."""
     from ddib_fed.data.pictures import encode_png
-    from ddib_fed.data.shipped import load_shipped
+    from ddib_fed.datasets import load_shipped
 
     pictures = load_shipped("satellite").test
     chosen = pictures[np.arange(count) % len(pictures)]

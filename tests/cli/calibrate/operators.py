@@ -5,11 +5,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from ddib_fed.calibration.record import (
-    CalibratedSide,
-    CalibrationStore,
-    Making,
-)
+from ddib_fed.calibration.record import CalibratedSide, CalibrationStore, Making
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.testing import ddib
 from tests import audit_rows

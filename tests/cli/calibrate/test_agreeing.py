@@ -9,14 +9,12 @@ import pytest
 
 from ddib_fed.calibration import aggregate as aggregates
 from ddib_fed.calibration.record import Dial, Effect
-from ddib_fed.cli.calibrate import show_dial
-from ddib_fed.client.dial import Measured
 from ddib_fed.errors import CalibrationIneffective, CalibrationUnknown, StateConflict, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import make_bundle
 from ddib_fed.models.units import ChannelMap
 from ddib_fed.security import pki
-from tests.calibration.examples import calibration, figure
+from tests.calibration.examples import figure
 from tests.cli.calibrate.operators import TO, Operators, run
 from tests.e2e.admission.test_promises import windows
 from tests.e2e.harness import raw_windows, weight_windows
@@ -123,21 +121,6 @@ def test_a_map_that_the_source_is_trained_with_replaces_no_other(both) -> None:
     }
 
 
-def test_the_dial_fits_a_terminal_of_100_characters(monkeypatch, capsys) -> None:
-    """All columns with whole words, also those that anchors give."""
-    monkeypatch.setattr("ddib_fed.terminal.PIPE_WIDTH", 100)
-    values = dict.fromkeys(("round_trip", "read", "surrogate", "psnr"), 22.5)
-    values |= dict.fromkeys(("whiteness", "ssim", "partner"), 0.5)
-    row = Measured(Dial(share=0.75, temperature=0.9, blend=0.3), 0.512, 0.4, 1.1, 24, pairs=24, **values)
-    show_dial([row], calibration())
-    table = capsys.readouterr().out.partition("proposed")[0]
-    assert max(map(len, table.splitlines())) <= 100
-    assert {"share", "temp", "blend", "sharp", "white", "trip", "leak", "PSNR", "partner"} <= set(
-        table.split()
-    )
-    assert {"0.75", "0.9", "0.3", "0.512", "22.5"} <= set(table.split())
-
-
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"margin": figure(0.0)}, "mirrored"), ({"distance": figure(1.0)}, "not better than none")],
@@ -213,19 +196,6 @@ def test_epsilon_of_groups_is_for_a_group(both) -> None:
     assert "epsilon 1, delta 1e-05 for each group" in said
     sent = json.loads((both.folder / "south" / "state" / "aggregate.json").read_bytes())
     assert (sent["counted"], sent["unit"]) == (210, "group")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ("--peer", TO, "--local", "a", "b"),
-        ("--peer", TO, "--epsilon", "0.5"),
-        ("--peer", TO, "--pictures", "a", "--pictures", "b"),
-    ],
-)
-def test_options_that_contradict_each_other_are_refused(arguments) -> None:
-    with pytest.raises(UsageError):
-        run(*arguments)
 
 
 ROTATION_TO_THE_NEGATIVE = ((-1.0,),)

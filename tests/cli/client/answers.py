@@ -1,7 +1,5 @@
 """What listens at an address in the place of a node: listeners on loopback, each with an answer of its own."""
 
-from __future__ import annotations
-
 import socket
 import ssl
 import threading

@@ -1,7 +1,5 @@
 """Set-ups in which a client cannot use its node, each named by `ddib doctor` and by every other command."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -185,7 +183,6 @@ def doctor(profile) -> int:
 
 
 def test_all_is_well(north, capsys):
-    """Each step with what was found."""
     assert doctor(north.profile_path) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [

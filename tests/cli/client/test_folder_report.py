@@ -1,7 +1,5 @@
 """What a command says of its progress, and where its page goes."""
 
-from __future__ import annotations
-
 import html
 import re
 
@@ -67,18 +65,13 @@ MAP = {"edge_correlation": 0.8, "least_edge_correlation": 0.2, "most_differs": 0
 @pytest.mark.parametrize(
     ("figures", "calibration", "seen", "repair"),
     [
-        (
-            EDGES,
-            "",
-            "Edges agree with the original no better than in an unrelated picture",
-            "ddib calibrate (",
-        ),
+        (EDGES, "", "Edges agree with the original no better than in an unrelated picture", "ddib calibrate ("),
         (EDGES, "ab", "Edges agree with the original no better than in an unrelated picture", "dial"),
         (MAP | {"differs": 0.4}, "ab", "As much differs from the calibration's map of the original", "dial"),
         ({"edge_correlation": 0.8}, "ab", "Its calibration was used although", "More pictures"),
         (MAP | {"differs": 0.1}, "ab", "Its calibration was used although", "More pictures"),
     ],
-)
+)  # fmt: skip
 def test_a_doubt_is_what_was_seen_and_what_repairs_it(figures, calibration, seen, repair, tmp_path, capsys):
     """One sentence for each case, on the terminal and on the page; a picture without doubt is not named."""
     bad = PictureFigures(structure_doubtful=True, **figures)
@@ -106,7 +99,6 @@ def test_results_of_two_models_are_said_to_be(tmp_path, capsys):
 
 
 def test_an_item_whose_record_cannot_be_read_is_on_the_page(tmp_path):
-    """Such as one of a later release."""
     found, made = run(tmp_path, []), tmp_path / "head.nii.gz"
     made.write_bytes(b"")
     items = [{"plane": 0, **Record(picture=PictureFigures()).stored()}, {"plane": 1, "format": 99}]

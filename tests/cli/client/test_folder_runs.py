@@ -1,7 +1,5 @@
 """`ddib translate FOLDER`: names, bad files, limits of the node, and how it goes on after an interruption."""
 
-from __future__ import annotations
-
 import json
 import signal
 import threading
@@ -209,15 +207,6 @@ def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, 
     north.script.lose_answer.clear()
     assert translate() == 0
     assert len(north.service.jobs) == 1
-    assert written() == RESULTS
-
-
-def test_a_job_that_the_node_does_not_list_yet_is_the_same_job(translate, north, written):
-    assert translate("--detach") == 0
-    before = list(north.service.jobs)
-    north.service.jobs.clear()
-    assert translate() == 0
-    assert list(north.service.jobs) == before
     assert written() == RESULTS
 
 

@@ -1,7 +1,5 @@
 """`ddib translate --source MODEL --target MODEL`: the command between nodes, over two models of this process."""
 
-from __future__ import annotations
-
 import io
 import json
 from dataclasses import replace
@@ -16,7 +14,7 @@ from ddib_fed import Request
 from ddib_fed.cli.main import cli
 from ddib_fed.client.in_process import InProcess
 from ddib_fed.data.pictures import encode_png, read_image
-from ddib_fed.data.shipped import load_shipped
+from ddib_fed.datasets import load_shipped
 from ddib_fed.diffusion.schedule import ScheduleConfig
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import (
@@ -35,7 +33,7 @@ from ddib_fed.evaluation.samples import PictureSamples
 from ddib_fed.models.bundle import open_bundle, save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Part, Settings
-from tests.formats.dicom.files import write_enhanced, write_series
+from tests.formats.dicom.files import write_series
 from tests.runs.tiny_models import tiny, tiny_classifier
 
 FEW = ("--evaluations", "3", "--set", "depth=0.5")
@@ -203,7 +201,7 @@ def test_a_picture_that_a_node_would_refuse_is_refused_and_the_others_are_transl
     (place / "sent" / "board.png").write_bytes(
         encode_png(np.repeat(board[..., None], 3, axis=2).astype(np.uint8))
     )
-    pair = ("sent", "--source", "satellite", "--target", "relief", "--evaluations", "12")
+    pair = ("sent", "--source", "satellite", "--target", "relief", "--evaluations", "8")
     with pytest.raises(JobFailed, match="LATENT_NOT_GAUSSIAN") as refused:
         translate(*pair)
     assert "train the source's model longer" in refused.value.hint
@@ -278,36 +276,6 @@ def test_whatever_a_reader_or_a_writer_raises_ends_its_file_alone(place, monkeyp
     assert "unexpected IndexError  [INTERNAL]" in left.value.detail
     assert "item " not in left.value.detail
     assert len([*Path("out").rglob("*.json")]) == 4
-
-
-def test_a_study_whose_every_item_raises_does_not_end_the_others(place, monkeypatch):
-    """Whatever the reader of its items raises; the page has the study that is there."""
-    values = np.random.default_rng(0).integers(0, 2000, (2, 3, 24, 20))
-    for name, each in zip(("bad", "good"), values, strict=True):
-        write_series(place / "both" / name, each)
-    read, seen = PictureSamples.read, []
-
-    def broken(self, content, rule):
-        seen.append(content)
-        return {}[content] if len(seen) <= 3 else read(self, content, rule)
-
-    monkeypatch.setattr(PictureSamples, "read", broken)
-    with pytest.raises(FilesLeftOut, match=r"unexpected KeyError  \[INTERNAL\]") as left:
-        translate("both", *PAIR, "--skip-bad")
-    assert "left out: 1 of 2 files" in left.value.detail
-    assert len(list(Path("out").rglob("*.dcm"))) == 3
-
-
-@pytest.mark.slow
-def test_the_frames_of_one_file_are_one_row_of_the_page(place):
-    """They are not drawn: the row leads to the record."""
-    write_enhanced(place / "mr.dcm", np.random.default_rng(0).integers(0, 2000, (5, 24, 20)))
-    translate("mr.dcm", *PAIR, "--cycle")
-    assert len(record("mr")["study"]["items"]) == 5
-    page = (place / "out" / "report.html").read_text()
-    assert page.count('href="./mr.json"') == 1
-    assert "slice 1<" not in page
-    assert "1 of 1 files are translated" in page.replace("1 files is", "1 files are")
 
 
 @pytest.mark.parametrize("suffix", ["webp", "bmp", "jp2"])

@@ -1,7 +1,5 @@
 """`ddib job ...` and `ddib domains` against a real server over mutual TLS; `ddib web` as a process."""
 
-from __future__ import annotations
-
 import http.cookiejar
 import json
 import os
@@ -141,7 +139,6 @@ def test_list_and_show(ddib, north, submitted, capsys):
 
 
 def test_cancel_then_delete(ddib, north, submitted, capsys):
-    """Each says what became of the job."""
     assert ddib("job", "cancel", submitted) == 0
     assert "cancelled" in capsys.readouterr().out
     assert ddib("job", "delete", submitted) == 0

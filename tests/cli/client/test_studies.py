@@ -1,7 +1,5 @@
 """`ddib translate` of studies, up to the node: what is sent, refused, left out and sent again, and by which rule."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

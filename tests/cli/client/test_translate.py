@@ -1,7 +1,5 @@
 """`ddib translate` against a real server over mutual TLS: what is sent, written, acknowledged and said."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import signal
@@ -58,16 +56,6 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "scan.npy" in shown
     assert "0.003" in shown
-
-
-def test_acknowledges_only_what_is_written(translate, scan, north, tmp_path):
-    """When the client acknowledges a result to the node, the result and its record are there under their names."""
-    there = []
-    north.script.on_acknowledge = lambda request: there.extend(
-        (tmp_path / "out" / name).exists() for name in ("scan.npy", "scan.json")
-    )
-    assert translate(scan) == 0
-    assert there == [True, True]
 
 
 @pytest.mark.parametrize(

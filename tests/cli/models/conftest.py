@@ -1,7 +1,5 @@
 """Runs commands of models in this process."""
 
-from __future__ import annotations
-
 import pytest
 from click.testing import CliRunner
 

@@ -1,7 +1,5 @@
 """Commands of models list, copy, train, sample, show, tune, measure and evaluate, and overwrite nothing."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -14,16 +12,9 @@ from ddib_fed.cli.main import run
 from ddib_fed.cli.model import evaluate, model
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.data.shipped import SHIPPED
+from ddib_fed.datasets import SHIPPED
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import (
-    BundleInvalid,
-    DdibError,
-    ExitCode,
-    InputError,
-    SettingsInvalid,
-    UsageError,
-)
+from ddib_fed.errors import BundleInvalid, DdibError, ExitCode, InputError, SettingsInvalid, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
@@ -190,16 +181,8 @@ def folder(tmp_path):
 def test_a_folder_becomes_a_bundle_with_its_classes_and_its_rule(ddib, folder, tmp_path):
     out = tmp_path / "m"
     options = [
-        "--classes",
-        "folders",
-        "--set",
-        "label_dropout=0.2",
-        "--fit",
-        "crop",
-        "--range",
-        "0:200",
-        "--flip",
-    ]
+        "--classes", "folders", "--set", "label_dropout=0.2", "--fit", "crop", "--range", "0:200", "--flip",
+    ]  # fmt: skip
     result = ddib(model, "train", "--images", folder, "--out", out, *SMALL, *options)
     made = load_bundle(out).manifest
     assert (made.domain, made.sample_shape, made.classes) == ("scans", (3, 8, 8), ("even", "odd"))

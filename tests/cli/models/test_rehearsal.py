@@ -1,7 +1,5 @@
 """Two folders become two models, translations both ways and one page; what was stopped goes on."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -17,17 +15,10 @@ from tests.training.examples import blobs
 pytestmark = pytest.mark.slow
 
 CONFIG = TrainConfig(
-    kind="pictures",
-    size=8,
+    kind="pictures", size=8,
     network={"model_channels": 32, "channel_mult": (1,), "num_res_blocks": 1, "patch": 1, "spectral": True},
-    batch=8,
-    steps=6,
-    warmup=2,
-    checkpoint_every=3,
-    samples=2,
-    soften_sigma=0.02,
-    held_out=0.3,
-)
+    batch=8, steps=6, warmup=2, checkpoint_every=3, samples=2, soften_sigma=0.02, held_out=0.3,
+)  # fmt: skip
 
 
 class StoppedError(Exception):
@@ -96,10 +87,7 @@ def few(folder):
 
 @pytest.mark.parametrize(
     ("spoil", "says", "hint"),
-    [
-        (mixed, r"03.png: uint16\n", "mogrify -depth 8"),
-        (few, "at least 8", "add pictures"),
-    ],
+    [(mixed, r"03.png: uint16\n", "mogrify -depth 8"), (few, "at least 8", "add pictures")],
 )
 def test_a_second_folder_that_cannot_be_trained_on_is_refused_before_the_first_is(two, spoil, says, hint):
     spoil(two / "dark")
@@ -131,15 +119,5 @@ def test_one_folder_may_hold_both_sides_and_what_is_tested(tmp_path):
         one.run()
     for name in ("trainA", "trainB", "testB"):
         (tmp_path / name).mkdir()
-    assert one.sides == (
-        tmp_path / "trainA",
-        tmp_path / "trainB",
-        None,
-        tmp_path / "testB",
-    )
-    assert both.sides == (
-        tmp_path,
-        tmp_path / "other",
-        None,
-        None,
-    )
+    assert one.sides == (tmp_path / "trainA", tmp_path / "trainB", None, tmp_path / "testB")
+    assert both.sides == (tmp_path, tmp_path / "other", None, None)

@@ -176,21 +176,6 @@ def test_a_client_of_an_expired_root_is_not_noted(init_node, tmp_path, capsys):
     assert audit_rows.records(config.paths.store, "certificate_issued") == before
 
 
-def test_a_client_elsewhere_asks_with_a_request(init_node, tmp_path, capsys):
-    """The key stays on the client's machine: request, issue, install, by the commands that are printed."""
-    init_node()
-    bob, north = tmp_path / "bob", str(tmp_path / "north" / "node.toml")
-    words = ["--institution", "north.example", "--address", "localhost:7443", "--name", "bob", "--out"]
-    assert run(["init", "client", *words, str(bob)]) == 0
-    shown = capsys.readouterr().out
-    assert "ddib pki issue bob.csr" in shown
-    assert f"ddib pki install bob.pem --profile {bob / 'client.toml'}" in shown
-    signed = str(tmp_path / "bob.pem")
-    assert run(["pki", "issue", str(bob / "bob.csr"), "--config", north, "--out", signed, "--yes"]) == 0
-    assert run(["pki", "install", signed, "--profile", str(bob / "client.toml")]) == 0
-    assert load_identity(bob / "pki").identity.uri == "spiffe://north.example/client/bob"
-
-
 def test_a_state_folder_that_others_may_write_is_refused(init_node, tmp_path, capsys):
     """Whoever may write there could put a root of their own before ours."""
     (tmp_path / "north" / "state").mkdir(parents=True)

@@ -1,7 +1,5 @@
 """`ddib audit` on logs that a node wrote, and `ddib status`, `reload` and `drain` at the admin service of one."""
 
-from __future__ import annotations
-
 import json
 import time
 from types import SimpleNamespace

@@ -56,9 +56,7 @@ def set_up(folder: Path, institution: str) -> Path:
         ("xn--nrth-gra.example", "north.example"),  # an o with a stroke
     ],
 )
-def test_a_name_that_looks_like_another_is_not_admitted(
-    north: Path, south: Path, tmp_path: Path, name: str, like: str
-) -> None:
+def test_a_name_that_looks_like_another_is_not_admitted(north, south, tmp_path, name, like):
     typed("export", "--config", south, "--out", tmp_path / "south.peer")
     typed("add", tmp_path / "south.peer", "--config", north, *told(south))
     other = set_up(tmp_path / "other", name)
@@ -106,9 +104,7 @@ def test_without_a_terminal_a_fingerprint_is_needed(north: Path, south: Path) ->
 
 
 @pytest.mark.parametrize(("answer", "added"), [("y\n", True), ("\n", False)])
-def test_on_a_terminal_the_fingerprint_is_shown_and_asked_about(
-    north: Path, south: Path, monkeypatch: pytest.MonkeyPatch, answer: str, added: bool
-) -> None:
+def test_on_a_terminal_the_fingerprint_is_shown_and_asked_about(north, south, monkeypatch, answer, added):
     fingerprint = exported(north, "north.peer")
 
     @click.command()

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 
 from ddib_fed.cli.main import run
 from ddib_fed.cli.peer import pki
-from ddib_fed.errors import AlreadyExists, Cancelled, ExitCode
+from ddib_fed.errors import Cancelled, ExitCode
 from ddib_fed.node.admin import operator_service
 from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.node.operator import Node
@@ -42,17 +42,6 @@ def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def shown(*arguments: object) -> dict[str, object]:
     return json.loads(typed("show", "--format", "json", *arguments).output)
-
-
-def test_init_makes_the_root_and_the_nodes_certificate(one: Path) -> None:
-    found = shown("--config", one)
-    assert (found["identity"], found["role"], found["issuer"]) == (
-        "spiffe://north.example/node/node-1",
-        "node",
-        True,
-    )
-    with pytest.raises(AlreadyExists):
-        typed("init", "--config", one)
 
 
 def test_a_second_node_by_request_issue_install(one: Path, tmp_path: Path) -> None:

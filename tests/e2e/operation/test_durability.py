@@ -1,7 +1,5 @@
 """Kills, drains, cancels, full queues: an accepted job is finished once, or refused with a reason; also by workers."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re
@@ -111,7 +109,7 @@ def test_a_latent_once_made_is_sent_again_as_it_is(fresh_pair: TwoNodes) -> None
     pair.target.start()
     pair.source.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(200))], TARGET, Request(Settings(evaluations=1000)))
+        job = client.submit([npy(moons(200))], TARGET, Request(Settings(evaluations=500)))
         first_progress(client, job.job_id, "decode")
         pair.target.kill()
         pair.source.kill()
@@ -129,7 +127,7 @@ def test_sigterm_drains_and_exits_zero(fresh_pair: TwoNodes) -> None:
     """A draining source finishes what runs, refuses what comes, and exits 0."""
     pair = fresh_pair.start()
     with pair.client() as client:
-        job = client.submit([npy(moons(1_000))], TARGET, Request(Settings(evaluations=300)))
+        job = client.submit([npy(moons(1_000))], TARGET, Request(Settings(evaluations=200)))
         first_progress(client, job.job_id, "encode")
         code: list[int | None] = []
         stopper = threading.Thread(target=lambda: code.append(pair.source.stop(START_S)))
@@ -186,7 +184,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(fresh_pair: TwoNodes) ->
     pair.start()
     with pair.client() as client:
         slow = [
-            client.submit([npy(moons(1_000))], TARGET, Request(Settings(evaluations=300))) for _ in range(2)
+            client.submit([npy(moons(1_000))], TARGET, Request(Settings(evaluations=150))) for _ in range(2)
         ]
         with pair.client(patience_s=0) as hasty, pytest.raises(QueueFull) as caught:
             hasty.submit([npy(moons(5))], TARGET)
@@ -231,7 +229,7 @@ def test_a_job_outlives_its_worker_and_its_node(with_workers: TwoNodes) -> None:
     """A killed worker's work is done by another, and a killed node's by the next, whose worker it is not."""
     pair, north = with_workers, with_workers.source
     with pair.client() as client:
-        job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=192)))
+        job = client.submit(ITEMS, TARGET, Request(Settings(evaluations=96)))
         first_progress(client, job.job_id, "encode")
         (first,) = workers(north)
         os.kill(first, signal.SIGKILL)

@@ -1,7 +1,5 @@
 """What docs/own-pictures.md tells users of MONAI and diffusers to type, with tiny models of theirs."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

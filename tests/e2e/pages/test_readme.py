@@ -2,8 +2,6 @@
 order.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.metadata
 import json
@@ -27,9 +25,9 @@ import ddib_fed
 from ddib_fed.calibration import aggregate
 from ddib_fed.cli.main import cli
 from ddib_fed.data.pictures import encode_png, read_image
-from ddib_fed.data.shipped import load_shipped
-from ddib_fed.evaluation.metrics import psnr
+from ddib_fed.datasets import load_shipped
 from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.metrics import psnr
 from ddib_fed.node.command import node_command
 from ddib_fed.testing import NodeProcess, free_port
 from tests.e2e.harness import find_any, raw_windows, wait_until, weight_windows

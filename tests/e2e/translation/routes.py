@@ -1,7 +1,5 @@
 """A receiver and its router in this process, a PACS for what they hand on, and series to send to them."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,7 @@ import pydicom
 import pynetdicom
 
 from ddib_fed import Profile, Request, Settings
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from ddib_fed.pacs import routing
 from ddib_fed.pacs.exchange import DicomSettings
 from ddib_fed.pacs.network import DicomPeer, OwnEntity, Receiver
@@ -73,7 +71,7 @@ class Route:
         self.port = free_port()
         self.start()
 
-    def start(self) -> Route:
+    def start(self) -> Self:
         busy: dict[int, float] = {}
         self.router = Router(
             self.folder / "spool",

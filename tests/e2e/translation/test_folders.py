@@ -1,7 +1,5 @@
 """A folder with bad files through two real nodes, interrupted and killed: nothing is computed twice."""
 
-from __future__ import annotations
-
 import pytest
 
 from benchmarks.folders import BAD, tell

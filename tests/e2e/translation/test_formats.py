@@ -1,7 +1,5 @@
 """A series, a volume and a map through two real nodes: what comes out, and that no header left this machine."""
 
-from __future__ import annotations
-
 import contextlib
 import tempfile
 from collections.abc import Iterator

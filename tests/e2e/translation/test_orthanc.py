@@ -1,7 +1,5 @@
 """Studies through a real Orthanc, which `make test-pacs` installs: sent, routed, translated, back in the same study."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import time
@@ -16,7 +14,7 @@ import pytest
 from benchmarks.pacs.kills import measured as killed
 from benchmarks.pacs.site import Site, brain_series, storescu, until
 from benchmarks.pacs.study import measured
-from ddib_fed.data.shipped import shipped_bytes
+from ddib_fed.datasets import shipped_bytes
 from tests.formats.dicom.files import write_series
 
 pytestmark = [

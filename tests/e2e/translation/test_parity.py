@@ -1,7 +1,5 @@
 """The same samples by two parties in this process and by two nodes: the same files, records and refusals."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from ddib_fed.client.in_process import InProcess
 from ddib_fed.client.results import write_result
 from ddib_fed.data.pictures import read_image
 from ddib_fed.data.points import to_npy
-from ddib_fed.data.synthetic import sample
+from ddib_fed.datasets import sample
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import make_grid
 from ddib_fed.engine.arrays import ArraySettings, item_of
@@ -225,9 +223,7 @@ def test_guided_pictures_of_classes_go_there_and_back_alike(tmp_path, open_nodes
 
 
 @pytest.mark.usefixtures("shared_noise")
-def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses(
-    tmp_path, open_nodes
-) -> None:
+def test_models_of_latents_translate_alike_and_record_what_the_autoencoder_loses(tmp_path, open_nodes):
     """Each side has an autoencoder of its own; latents of one shape cross, and no other."""
     north, south = (
         latent_model(seed, autoencoder(seed), name, soften_sigma=0.02)

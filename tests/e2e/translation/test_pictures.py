@@ -1,10 +1,7 @@
 """Pictures between two real processes: what comes back and what is refused."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,9 +35,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
         yield made
 
 
-def test_pictures_come_there_and_back_at_their_own_size_and_as_deep_as_each_side(
-    pair: TwoNodes, tmp_path: Path
-) -> None:
+def test_pictures_come_there_and_back_at_their_own_size_and_as_deep_as_each_side(pair, tmp_path):
     """PNG, JPEG, 16-bit TIFF and .npy become PNGs of 16 bits; back, what was lost is recorded, but for rounding."""
     files, out = write_files(tmp_path), tmp_path / "out"
     ddib("translate", *files.paths, "--to", TARGET, "--target-class", "ridge", "--evaluations", 12, "--cycle",

@@ -1,7 +1,5 @@
 """Pictures larger than the models', through two nodes: in tiles, at a size that both nodes agree on, or fitted."""
 
-from __future__ import annotations
-
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,8 +10,8 @@ import pytest
 from PIL import Image
 
 from ddib_fed.cli.main import run
+from ddib_fed.datasets import cut_scene
 from ddib_fed.errors import ExitCode
-from tests.data_modules.scenes import cut_scene
 from tests.e2e.harness import two_nodes
 
 pytestmark = pytest.mark.e2e
@@ -46,9 +44,7 @@ def translate() -> Iterator[Translate]:
         yield lambda *words: run(["translate", *map(str, (*words, *given))])
 
 
-def test_a_larger_picture_is_translated_in_tiles_at_its_own_size(
-    translate: Translate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_larger_picture_is_translated_in_tiles_at_its_own_size(translate, tmp_path, capsys):
     """Detail that a fitted picture loses is there, and the round trip is measured at the picture's own size."""
     Image.fromarray(SCENE).save(tmp_path / "coast.png")
     Image.fromarray(SCENE[:32, :32]).save(tmp_path / "small.png")
@@ -94,9 +90,7 @@ def test_a_fitted_picture_says_so_first_and_its_round_trip_is_that_of_its_own_si
     assert page.index(first) < page.index("2 of 2 files are translated")
 
 
-def test_refused_tiles_are_background_with_the_reason_and_a_mask(
-    translate: Translate, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_refused_tiles_are_background_with_the_reason_and_a_mask(translate, tmp_path, capsys):
     """The rest of the picture is there; the command ends with what was left out."""
     broken = SCENE.copy()
     blocks = np.random.default_rng(0).integers(0, 2, (6, 5, 3), dtype=np.uint8) * 255

@@ -1,7 +1,5 @@
 """The model that ships with a calibration translates between two nodes: proposed, signed by both, used."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Two real processes over real mutual TLS: what goes wrong with a file, and docs/python.md, whose examples run."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io

@@ -1,7 +1,5 @@
 """Volumes through two nodes: the same as in one process, and once each whatever is killed."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """DICOM series made of real headers: those of pydicom's test files, with pictures and places of our own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Enhanced files, whose frames are slices, and compressed ones: read as plain slices are, and written as they were."""
 
-from __future__ import annotations
-
 import io
 import struct
 from copy import deepcopy
@@ -135,14 +133,8 @@ def test_an_enhanced_file_without_its_groups_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "MR_small_RLE",
-        "MR_small_jp2klossless",
-        "MR_small_jpeg_ls_lossless",
-        "MR_small_bigendian",
-        "MR_small_implicit",
-    ],
-)
+    ["MR_small_RLE", "MR_small_jp2klossless", "MR_small_jpeg_ls_lossless", "MR_small_bigendian", "MR_small_implicit"],
+)  # fmt: skip
 def test_compressed_pictures_have_the_values_of_plain_ones(name):
     plain = only(DICOM / "MR_small.dcm", intensity="values").pixels.numbers
     np.testing.assert_array_equal(only(DICOM / f"{name}.dcm", intensity="values").pixels.numbers, plain)
@@ -233,7 +225,6 @@ def test_a_deflated_file_is_read_unless_it_becomes_too_large(tmp_path, monkeypat
     ("name", "marker"), [("MR_small_jpeg_ls_lossless", 0xF7), ("SC_rgb_jpeg_gdcm", 0xC3)]
 )
 def test_a_stream_of_another_size_than_its_header_is_not_decoded(name, marker, tmp_path):
-    """Which could ask for gigabytes."""
     content = bytearray((DICOM / f"{name}.dcm").read_bytes())
     at = content.index(bytes([0xFF, marker])) + 5
     content[at : at + 4] = struct.pack(">HH", 60_000, 60_000)

@@ -1,7 +1,5 @@
 """Series of real files: which files they have, their names, order, units and pixels; and the derived series."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from collections import Counter
@@ -309,7 +307,6 @@ def ct(tmp_path):
 
 
 def test_every_file_says_what_it_is(ct):
-    """Synthetic, derived, from which picture, by what."""
     for source, made in zip(
         ct.series.headers, datasets(ct.assemble(echo(ct, scale=HOUNSFIELD))), strict=True
     ):
@@ -562,7 +559,6 @@ OF_NO_ANATOMY = [
 
 
 def test_an_image_type_of_one_word_is_no_other_kind(tmp_path):
-    """Its letters are no values."""
     write_series(tmp_path / "mr", FOUR_SLICES, ImageType="ORIGINAL")
     assert only(tmp_path / "mr").sent == (0, 1, 2, 3)
 

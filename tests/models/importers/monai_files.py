@@ -1,7 +1,5 @@
 """Tiny MONAI models with random weights, written as MONAI's tools write them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path

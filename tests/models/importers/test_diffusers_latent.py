@@ -1,7 +1,5 @@
 """Latent pipelines and autoencoders of diffusers become models that compute what the library computes."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path
@@ -23,6 +21,7 @@ from tests.models.importers.test_diffusers import TINY
 from tests.models.importers.test_monai import (
     LEG_WITHIN,
     STEPS,
+    STRIDE,
     WITHIN,
     close,
     decoded,
@@ -88,7 +87,7 @@ def library_latents(name: str, encoder: Any, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_latent_diffusion_pipeline_computes_what_the_library_computes(name, diffusers, tmp_path):
-    """Network, autoencoder, the units of the latents, and a leg of 50 steps each way."""
+    """Network, autoencoder, the units of the latents, and a leg of 20 steps each way."""
     kind, settings = ENCODERS[name]
     encoder, theirs = made(getattr(diffusers, kind), settings, 0), made(diffusers.UNet2DModel, UNET, 1)
     scheduler = diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=True)
@@ -102,18 +101,18 @@ def test_a_latent_diffusion_pipeline_computes_what_the_library_computes(name, di
         units = bundle.manifest.latents.normalisation
         close(decoded(bundle, z), encoder.decode(torch.from_numpy(units.undo(z.numpy()))).sample, WITHIN)
         scheduler.set_timesteps(STEPS)
-        assert scheduler.timesteps[0] == 980
+        assert scheduler.timesteps[0] == 1000 - STRIDE
         wanted = z
         for t in scheduler.timesteps:
             wanted = scheduler.step(theirs(wanted, t).sample, t, wanted).prev_sample
-        levels = bundle.schedule.at_steps(list(range(0, 1000, 20)))
+        levels = bundle.schedule.at_steps(list(range(0, 1000, STRIDE)))
         grid = LevelGrid((Level(1.0, 0.0, 0.0), *levels))
         close(integrate(ddim(z, grid.reversed()), bundle.denoiser()), wanted, LEG_WITHIN)
         inverse = diffusers.DDIMInverseScheduler(clip_sample=False, set_alpha_to_one=False)
         inverse.set_timesteps(STEPS)
         back = wanted
         for t in inverse.timesteps[1:]:  # the first would step from before the data
-            back = inverse.step(theirs(back, t - 20).sample, t, back).prev_sample
+            back = inverse.step(theirs(back, t - STRIDE).sample, t, back).prev_sample
         there = LevelGrid(levels)
         close(integrate(ddim(wanted, there), bundle.denoiser()), back, LEG_WITHIN)
 
@@ -168,7 +167,7 @@ def test_a_class_conditional_transformer_computes_what_the_library_computes(flow
         if flow:
             grid = flow_levels_at([*scheduler.sigmas.tolist()][::-1])
         else:
-            grid = LevelGrid((Level(1.0, 0.0, 0.0), *bundle.schedule.at_steps(list(range(0, 1000, 20)))))
+            grid = LevelGrid((Level(1.0, 0.0, 0.0), *bundle.schedule.at_steps(list(range(0, 1000, STRIDE)))))
         close(integrate(ddim(z, grid.reversed(), cond={"y": y}), bundle.denoiser()), wanted, LEG_WITHIN)
 
 

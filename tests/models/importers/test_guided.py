@@ -1,7 +1,5 @@
 """Public checkpoints become bundles of the network of their flags; anything else is refused by what differs."""
 
-from __future__ import annotations
-
 import functools
 
 import pytest
@@ -141,7 +139,6 @@ LINE = "--attention_resolutions 32,16,8 --class_cond True --image_size 256 --cha
     ],
 )
 def test_a_line_is_read_however_it_was_copied(line):
-    """Values have their kinds."""
     assert dict(parse_flags(line).given) == {
         "attention_resolutions": (32, 16, 8),
         "class_cond": True,

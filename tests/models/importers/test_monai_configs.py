@@ -1,7 +1,5 @@
 """Configurations of a MONAI bundle from elsewhere: what would never end is refused by its name."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path
@@ -38,22 +36,14 @@ def aliases(form: str) -> str:
     [
         ("inference.json", laughs(), "more than 100,000 values, references and aliases expanded"),
         ("inference.json", sums(), "a29 is .* code, and only arithmetic|go round in a circle"),
-        (
-            "inference.yaml",
-            aliases("[*a{0}, *a{0}]"),
-            "more than 100,000 values, references and aliases expanded",
-        ),
-        (
-            "inference.yaml",
-            aliases("{{<<: [*a{0}, *a{0}]}}"),
-            "inference.yaml: it is not YAML that is read: .*merge",
-        ),
+        ("inference.yaml", aliases("[*a{0}, *a{0}]"), "more than 100,000 values, references and aliases expanded"),
+        ("inference.yaml", aliases("{{<<: [*a{0}, *a{0}]}}"), "inference.yaml: it is not YAML that is read: .*merge"),
         ("inference.yaml", "a: &a [*a]", "more than 32 values in each other"),
         ("inference.json", f'{{"a": {"[" * 900}{"]" * 900}}}', "more than 32 values in each other"),
         ("inference.json", f'{{"a": "{"x" * (1 << 20)}"}}', "larger than 1048576 bytes"),
     ],
     ids=["references", "sums", "aliases", "merges", "circle", "depth", "size"],
-)
+)  # fmt: skip
 def test_a_configuration_without_an_end_is_refused_by_its_name(name, text, said, tmp_path, refusal):
     (tmp_path / name).write_text(text)
     refusal(tmp_path, said)
@@ -75,7 +65,6 @@ def test_two_files_that_define_a_network_without_an_end_are_refused(network, sai
 
 @pytest.mark.parametrize("name", ["inference.json", "model.pt"])
 def test_a_file_that_is_linked_to_an_endless_one_is_refused(name, tmp_path, refusal):
-    """Refuse a configuration, and weights."""
     scheduler = {"_target_": SCHEDULER}
     network = {"_target_": "DiffusionModelUNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 1}
     (tmp_path / "train.json").write_text(json.dumps({"network_def": network, "noise_scheduler": scheduler}))

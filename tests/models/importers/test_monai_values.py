@@ -1,7 +1,5 @@
 """What becomes black and white in a MONAI bundle: read from its transforms, asked for, never dropped without a word."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -22,22 +20,13 @@ pytestmark = pytest.mark.slow
 
 LOAD = {"_target_": "LoadImaged", "keys": ["image", "label"]}
 WINDOW = {
-    "_target_": "ScaleIntensityRanged",
-    "keys": "image",
-    "a_min": -500,
-    "a_max": 1500,
-    "b_min": 0,
-    "b_max": 1,
-}
+    "_target_": "ScaleIntensityRanged", "keys": "image", "a_min": -500, "a_max": 1500, "b_min": 0, "b_max": 1,
+}  # fmt: skip
 LABELS = {**WINDOW, "keys": ["label"], "a_min": 0, "a_max": 4}
 SHARES = {
-    "_target_": "ScaleIntensityRangePercentilesd",
-    "keys": ["image"],
-    "lower": 1,
-    "upper": 99,
-    "b_min": 0,
+    "_target_": "ScaleIntensityRangePercentilesd", "keys": ["image"], "lower": 1, "upper": 99, "b_min": 0,
     "b_max": 1,
-}
+}  # fmt: skip
 SCORE = {"_target_": "monai.transforms.NormalizeIntensityd", "keys": ["image"]}
 FIXED = {**SCORE, "subtrahend": 0.5, "divisor": 0.5}
 KEEPS = [
@@ -73,19 +62,13 @@ def folder(weights, tmp_path):
         ([LOAD, WINDOW, LABELS], None, "values", (-500, 1500), (0, 1)),
         ([LOAD, *KEEPS, SHARES], None, "percentile:1,99@0:65535", (0, 65535), (0, 1)),
         ([LOAD, WINDOW, FIXED], None, "values", (-500, 1500), (-1, 1)),
-        (
-            ["@scale", {**FIXED, "subtrahend": [0.25], "divisor": [0.25]}],
-            None,
-            "values",
-            (-500, 1500),
-            (-1, 3),
-        ),
+        (["@scale", {**FIXED, "subtrahend": [0.25], "divisor": [0.25]}], None, "values", (-500, 1500), (-1, 3)),
         ([{**SCORE, "subtrahend": 100.0, "divisor": 50.0}], (-2.0, 3.0), "values", (0, 250), (-2, 3)),
         ([LOAD, SCORE | {"_disabled_": True}], None, None, (0, 255), (0, 1)),
         ([LOAD, WINDOW, SCORE | {"_disabled_": "$not @scores"}], None, "values", (-500, 1500), (0, 1)),
         ([{**WINDOW, "_target_": "ScaleIntensityRange", "keys": None}], None, "values", (-500, 1500), (0, 1)),
     ],
-)
+)  # fmt: skip
 def test_black_and_white_are_those_of_the_samples_transforms(
     transforms, values, rule, black_and_white, ends, folder
 ):
@@ -100,10 +83,7 @@ def test_black_and_white_are_those_of_the_samples_transforms(
 @pytest.mark.parametrize(
     ("transforms", "said"),
     [
-        (
-            [LOAD, SCORE],
-            r"train::pre::1 is monai\.transforms\.NormalizeIntensityd.* a deviation of its own",
-        ),
+        ([LOAD, SCORE], r"train::pre::1 is monai\.transforms\.NormalizeIntensityd.* a deviation of its own"),
         ([LOAD, {**FIXED, "nonzero": True}], "a deviation of its own"),
         ([LOAD, FIXED], "no file says black and white .* --range"),
         ([LOAD, {"_target_": "HistogramNormalized", "keys": "image"}], "HistogramNormalized"),
@@ -118,10 +98,7 @@ def test_black_and_white_are_those_of_the_samples_transforms(
         ([{"_target_": "HistogramNormalized", "keys": "image"}], "HistogramNormalized"),
         ([LOAD, "%other"], "other is HistogramNormalized"),
         ([LOAD, {**WINDOW, "b_min": "$-float(np.array(1))"}], "b_min is .*: it is code"),
-        (
-            [LOAD, {"_target_": "ScaleIntensityd", "keys": "image", "factor": "$x.y"}],
-            "factor is .*: it is code",
-        ),
+        ([LOAD, {"_target_": "ScaleIntensityd", "keys": "image", "factor": "$x.y"}], "factor is .*: it is code"),
         ([LOAD, {**WINDOW, "clip": "$foo.bar"}], "clip is .*: it is code"),
         ([LOAD, {**FIXED, "nonzero": "$foo()"}], "nonzero is .*: it is code"),
         (
@@ -133,7 +110,7 @@ def test_black_and_white_are_those_of_the_samples_transforms(
         ([LOAD, {**WINDOW, "b_min": -1e308, "b_max": 1e308}], "black is not below white"),
         ([LOAD, {**WINDOW, "b_min": 0, "b_max": 1e-310}], "black is not below white"),
     ],
-)
+)  # fmt: skip
 def test_transforms_that_cannot_be_told_exactly_are_refused_by_their_name(transforms, said, folder):
     """Refuse them, and take the rule and the range of the command in their place, not one of the two alone."""
     more = {"other": {"_target_": "HistogramNormalized", "keys": "image"}} if "%other" in transforms else {}
@@ -169,21 +146,10 @@ CODE = "$monai.transforms.Compose([monai.transforms.LoadImaged('image'), monai.t
         ({"preprocessing": "$Compose([LoadImage(), ScaleIntensity()])"}, "preprocessing is .*Compose"),
         ({"pre": [LOAD, "%other.json::h"]}, r"pre::1 is %other\.json::h"),
         ({"pre": [LOAD, "@gone"]}, "gone is @gone"),
-        (
-            {"pre": [LOAD, *UNKNOWN, {"_target_": "SaveImaged", "keys": "image"}]},
-            "pre::1 is HistogramNormalized",
-        ),
+        ({"pre": [LOAD, *UNKNOWN, {"_target_": "SaveImaged", "keys": "image"}]}, "pre::1 is HistogramNormalized"),
     ],
-    ids=[
-        "joined lists",
-        "an appended definition",
-        "code",
-        "bare code",
-        "another file",
-        "nothing",
-        "saved samples",
-    ],
-)
+    ids=["joined lists", "an appended definition", "code", "bare code", "another file", "nothing", "saved samples"],
+)  # fmt: skip
 def test_transforms_are_found_wherever_they_are_written(more, said, folder):
     with pytest.raises(SettingsInvalid, match=said):
         monai.read(folder(**more), ImportOptions("ct"))

@@ -1,7 +1,5 @@
 """The operator's socket, for this user alone and honest about what went wrong; probes and metrics on loopback."""
 
-from __future__ import annotations
-
 import os
 import socket
 import stat
@@ -143,9 +141,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_connections_that_say_nothing_keep_no_probe_out(
-    patient: None, probes: tuple[admin.ProbeServer, State, admin.Metrics]
-) -> None:
+def test_connections_that_say_nothing_keep_no_probe_out(patient, probes):
     """The oldest make room: there are never more than a few, and a probe is answered while these are open."""
     server, _, _ = probes
     before = threading.active_count()

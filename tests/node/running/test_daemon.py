@@ -1,14 +1,11 @@
 """A node from start to exit: its states, its signals, its audit log, and nothing left behind however it ends."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import signal
 import threading
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -77,7 +74,7 @@ class Running:
         except DdibError as error:
             self.code.append(error)
 
-    def serving(self) -> Running:
+    def serving(self):
         wait_until(lambda: self.daemon.state() == "serving" or self.code)
         return self
 
@@ -240,9 +237,7 @@ def test_start_and_stop_have_their_lines(config: NodeConfig) -> None:
     assert verify(lines_of(config.paths.store)).ok
 
 
-def test_files_that_somebody_changed_by_hand_are_written_down(
-    config: NodeConfig, running: Running, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_files_that_somebody_changed_by_hand_are_written_down(config, running, tmp_path, caplog):
     """A peer admitted, suspended, resumed and removed without a command, a withdrawal, another certificate."""
     caplog.set_level(logging.INFO, logger="ddib_fed.node.admin")
     north = make_institution(tmp_path / "north", "north.example")
@@ -284,9 +279,7 @@ def test_files_that_somebody_changed_by_hand_are_written_down(
     assert changed["certificate"] == pki.fingerprint(leaf)
 
 
-def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(
-    config: NodeConfig, running: Running
-) -> None:
+def test_a_log_that_is_cut_while_the_node_runs_makes_it_degraded(config, running):
     """Within the time of its check, without a call; with what to do; and the log no longer verifies."""
     Node(config).reload()
     path = config.paths.store

@@ -1,7 +1,5 @@
 """`check` finds what `serve` would end with: each wrong set-up is tried with both, as an operator types them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket

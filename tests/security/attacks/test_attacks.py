@@ -1,7 +1,5 @@
 """Strangers, holders of a certificate and admitted peers that try to take a node down: it serves all the while."""
 
-from __future__ import annotations
-
 import multiprocessing
 import resource
 import socket
@@ -266,7 +264,7 @@ def slow_readers(port: int, pki_folder: Path, count: int, seconds: float) -> Non
                 raw.data(number, http2.message(b"\x0a\x04\x08\x01\x10\x04"), end=True)
 
 
-def of_one_institution(path: str, *, asked: bool = True, window: int = http2.WINDOW) -> Attack:
+def of_one_institution(path: str, *, asked: bool = True, window: int = http2.WINDOW):
     """Calls of every holder of a certificate of north's, held open; north's own node is served meanwhile."""
 
     def run(scene: Scene, _: Amount) -> None:
@@ -374,9 +372,7 @@ def sockets() -> Iterator[None]:
 
 @pytest.mark.usefixtures("sockets")
 @pytest.mark.parametrize("said", SAID)
-def test_connections_without_a_certificate_stop_neither_health_nor_status(
-    node: NodeProcess, said: str, amount: Amount, evidence: Evidence
-) -> None:
+def test_connections_without_a_certificate_stop_neither_health_nor_status(node, said, amount, evidence):
     """More of them than the node may have files, from the same address as the caller, held open."""
     count = amount(306, 2_000)
     with Watch(node) as watch, ExitStack() as crowd:
@@ -425,9 +421,7 @@ BUSY = "import sys, time\nend = time.monotonic() + float(sys.argv[1])\nwhile tim
         pytest.param("closed at once", 3_000, "127.0.0.1", marks=pytest.mark.long),
     ],
 )
-def test_a_flood_of_connections_delays_no_caller(
-    tmp_path: Path, held: str, rate: int, address: str, amount: Amount, evidence: Evidence
-) -> None:
+def test_a_flood_of_connections_delays_no_caller(tmp_path, held, rate, address, amount, evidence):
     """From the caller's own address or another, on busy cores; whoever is not let in tries again."""
     seconds = amount(4, 14)
     node = lone_node(tmp_path / "south").start()
@@ -481,7 +475,7 @@ class Pictures:
             process.join()
 
 
-def _submit(port: int, pki: Path, file: bytes, over: Event, told: Queue[set[str]]) -> None:
+def _submit(port: int, pki: Path, file: bytes, over: Event, told: "Queue[set[str]]") -> None:
     """In a process of its own: it takes no time from the other client's."""
     reasons = set[str]()
 
@@ -526,9 +520,7 @@ def pictures() -> Iterator[Pictures]:
 
 
 @pytest.mark.parametrize("side", [9_400, 3_000], ids=["beyond the budget", "within the budget"])
-def test_refused_pictures_cost_neither_memory_nor_others_their_turn(
-    pictures: Pictures, side: int, amount: Amount, evidence: Evidence
-) -> None:
+def test_refused_pictures_cost_neither_memory_nor_others_their_turn(pictures, side, amount, evidence):
     """Nothing of them is kept, Health answers, and another client's pictures are in between."""
     file = deep_png(side, RGBA, 4)
     with Watch(pictures.pair.source) as watch, pictures.attacked(file) as reasons:

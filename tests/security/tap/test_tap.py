@@ -18,7 +18,7 @@ from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.engine.party import Leg, ToEncode
 from ddib_fed.errors import DdibError
-from ddib_fed.evaluation.metrics import picture_rule
+from ddib_fed.metrics import picture_rule
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Settings

@@ -1,7 +1,5 @@
 """What one client, or a full disk, can take of a source: a share of it for a while, and nothing that was accepted."""
 
-from __future__ import annotations
-
 import shutil
 import socket
 import threading

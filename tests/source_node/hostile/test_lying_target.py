@@ -1,7 +1,5 @@
 """Whatever an admitted target lies about, the job's error names that institution and is no error of the user's."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 from collections.abc import Callable
@@ -157,11 +155,9 @@ LIES: dict[str, Lie] = {
     ),
     "a latent of another digest": Lie("CHUNK_CORRUPT", instead(0, _digest_of_latent), job=CYCLE),
     "the user's picture cannot be read": Lie("IMAGE_UNREADABLE", _refusal(ImageUnreadable())),
-    "another's fault": Lie(
-        "PEER_FAULT", _refusal(PeerFault(facts={"peer": "north.example", "found": "you"}))
-    ),
+    "another's fault": Lie("PEER_FAULT", _refusal(PeerFault(facts={"peer": "north.example", "found": "you"}))),
     "another source in the contract": Lie("CONTRACT_MISMATCH", forge=_another_source),
-}
+}  # fmt: skip
 """By what is said."""
 
 

@@ -1,7 +1,5 @@
 """How a job is accepted, once, whole and only when there is room; and the private files of the spool."""
 
-from __future__ import annotations
-
 import errno
 import os
 from dataclasses import replace

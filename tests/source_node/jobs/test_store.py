@@ -1,7 +1,5 @@
 """What is done to an accepted job: who sees it, its steps, how it ends, and how its results leave."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from pathlib import Path
@@ -316,9 +314,7 @@ def test_a_start_sweeps_what_a_kill_left(store, open_store, tmp_path):
     assert jobs.files(tmp_path) == {"0.input"}
 
 
-def test_a_kill_forgets_no_more_than_the_time_since_the_last_look(
-    store: JobStore, clock: jobs.Clock, tmp_path: Path
-) -> None:
+def test_a_kill_forgets_no_more_than_the_time_since_the_last_look(store, clock, tmp_path):
     """What the disk holds at that moment is what the next start finds."""
     clock.now += 40
     store.expire()

