@@ -328,9 +328,7 @@ Value = Mapping[str, "Value"] | Sequence["Value"] | str | bool | int | float
 def canonical_json(value: Value) -> bytes:
     """Return the canonical text of a value, as ASCII bytes.
 
-    Raises:
-        ValueError: A string is not printable ASCII, an integer is over 2^53 - 1, a number is not finite.
-        TypeError: Something that is not a `Value`.
+    Raise ValueError for a string that is not printable ASCII, an integer over 2^53 - 1, or a number that is not finite.
     """
     return rfc8785.dumps(_narrowed(value))
 

@@ -214,10 +214,7 @@ class LargerPictures(Reader):
 def readers() -> Collection[Reader]:
     """Return the readers of all formats that can be loaded, third parties' first.
 
-    Raises
-    ------
-    ConfigError
-        This package's own are missing or broken: a header might leave.
+    Raise ConfigError if this package's own are missing or broken: a header might leave.
     """
     found, _ = loaded("ddib_fed.formats", Reader)
     if not found:

@@ -285,23 +285,13 @@ CREDENTIALS = click.option(
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of `--set NAME=VALUE`.
-
-    Attributes
-    ----------
-    kind
-        Type of its value: one of click's, or a function whose ValueError says what is wrong.
-    text
-        What it does.
-    here
-        Whether it is for two models of one process alone.
-    """
+    """A setting of `--set NAME=VALUE`."""
 
     name: str
     metavar: str
-    kind: click.ParamType[Any] | Callable[[str], Any]
+    kind: click.ParamType[Any] | Callable[[str], Any]  # a function's ValueError says what is wrong
     text: str
-    here: bool = False
+    here: bool = False  # for two models of one process alone
 
     def read(self, text: str) -> Any:
         """Return the value of a text; raise UsageError if it is none."""

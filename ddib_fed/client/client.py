@@ -24,15 +24,7 @@ from opentelemetry.trace import Span, SpanKind
 
 from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait
 from ddib_fed.client.files import SUFFIXES, Origin, Payload, payloads
-from ddib_fed.client.jobs import (
-    Event,
-    Failure,
-    Item,
-    Job,
-    Progress,
-    Request,
-    split_target,
-)
+from ddib_fed.client.jobs import Event, Failure, Item, Job, Progress, Request, split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import ResultFile, Translated
 from ddib_fed.errors import (
@@ -126,46 +118,33 @@ def _request(header: pb.JobHeader) -> Request:
 
 def _failure(detail: common_pb2.ErrorDetail, hop: str) -> Failure:
     cause = from_detail(detail.SerializeToString(), hop) or JobFailed(hop=hop, facts=dict(detail.facts))
-    return Failure(
-        detail.reason,
-        detail.sentence,
-        detail.institution,
-        cause.incident,
-        cause.facts,
-        cause.differences,
-        cause.hop,
-        cause.says,
-    )
+    own = {name: getattr(cause, name) for name in ("incident", "facts", "differences", "hop", "says")}
+    return Failure(detail.reason, detail.sentence, detail.institution, **own)
 
 
 def job_from_pb(message: pb.Job, hop: str) -> Job:
     """Return the job of a message from the node at `hop`."""
-    of = message.request
+    header = message.request
+
+    def error(part: pb.Job | pb.Item) -> Failure | None:
+        return _failure(part.error, hop) if part.HasField("error") else None
+
     items = (
         Item(
-            each.index,
-            ItemState(_name(pb.ItemState, each.state)),
-            each.size_bytes,
-            each.sha256,
-            _failure(each.error, hop) if each.HasField("error") else None,
+            item.index, ItemState(_name(pb.ItemState, item.state)), item.size_bytes, item.sha256, error(item)
         )
-        for each in message.items
+        for item in message.items
     )
+    same = ("job_id", "created", "finished", "expires", "item_count", "items_done", "calibration")
     return Job(
-        message.job_id,
-        f"{of.target_institution}/{of.target_domain}",
-        _request(of),
-        JobState(_name(pb.JobState, message.state)),
-        of.request_id,
-        message.created,
-        message.finished,
-        message.expires,
-        tuple(items),
-        message.item_count,
-        message.items_done,
-        _failure(message.error, hop) if message.HasField("error") else None,
-        message.calibration,
-        of.model_size,
+        **{name: getattr(message, name) for name in same},
+        target=f"{header.target_institution}/{header.target_domain}",
+        request=_request(header),
+        state=JobState(_name(pb.JobState, message.state)),
+        request_id=header.request_id,
+        items=tuple(items),
+        error=error(message),
+        model_size=header.model_size,
     )
 
 
@@ -183,12 +162,7 @@ def collect(
 ) -> Iterator[Translated]:
     """Yield each result when its last part is complete; every part was announced, and is one that was asked for.
 
-    Raises
-    ------
-    ChunkCorrupt
-        The bytes differ from what was announced, or a result lacks a part.
-    MessageInvalid
-        A part is not expected here.
+    Raise ChunkCorrupt if bytes are not those announced or a part is missing, MessageInvalid if one is unexpected.
     """
     from ddib_fed.protocol.streams import assemble, open_file
 
@@ -274,12 +248,7 @@ class Client(Connection):
     def from_profile(cls, path: str | Path | None = None, *, on_wait: OnWait | None = None) -> Self:
         """Return a client for the profile at `path`, or at the first of the usual places.
 
-        Raises
-        ------
-        FileMissing
-            There is no profile.
-        ConfigError
-            It cannot be used.
+        Raise FileMissing if there is no profile, ConfigError if it cannot be used.
         """
         return cls(Profile.load(path), on_wait=on_wait)
 
@@ -308,12 +277,7 @@ class Client(Connection):
     ) -> Iterator[Client]:
         """Open a client for one command; the first Ctrl-C, or SIGTERM of a batch system, ends its calls.
 
-        Parameters
-        ----------
-        via
-            A client that is open, and stays so; or a profile, its file, or None for the usual places.
-        on_wait, patience_s
-            As of a client.
+        `via` is a client that is open, and stays so; or a profile, its file, or None for the usual places.
         """
         with ExitStack() as opened:
             if not isinstance(via, Client):
@@ -350,10 +314,8 @@ class Client(Connection):
     def diagnose(cls, profile: Profile) -> Iterator[tuple[str, str]]:
         """Check the way to the node step by step; yield each step and its finding, raise at the first that fails."""
         # The folder's certificate is the profile's, and valid now.
-        own, expected = (
-            load_identity(profile.pki_folder),
-            f"spiffe://{profile.institution}/client/{profile.name}",
-        )
+        own = load_identity(profile.pki_folder)
+        expected = f"spiffe://{profile.institution}/client/{profile.name}"
         if own.identity.uri != expected:
             raise Unauthenticated(
                 f"the certificate names {own.identity}, the profile {expected}",
@@ -404,7 +366,6 @@ class Client(Connection):
         *,
         classes: Sequence[tuple[str, str]] = (),
         volume_sha256: bytes = b"",
-        deadline_s: int = 0,
         request_id: str = "",
         while_busy: bool = True,
     ) -> Job:
@@ -422,8 +383,6 @@ class Client(Connection):
             Source and target class of each file, in place of the request's; results then keep the models' size.
         volume_sha256
             Of all pixels of a volume of which the files are slices: one noise may soften them.
-        deadline_s
-            Seconds after which the job is given up; 0 for the node's default.
         request_id
             A UUID, made if it is missing: the same id with the same content is the same job.
         while_busy
@@ -436,12 +395,8 @@ class Client(Connection):
 
         Raises
         ------
-        ContractMismatch
-            The node speaks another version of the protocol.
-        PictureMisfit, KindMismatch
-            A file is not in the units, or not of the kind, of the node's model.
         InputError
-            A file or the target cannot be used; a file is named.
+            A file or the target cannot be used, such as PictureMisfit and KindMismatch; a file is named.
         """
         request, items = request or Request(), payloads(files)
         header = _header(
@@ -449,9 +404,7 @@ class Client(Connection):
             request,
             classes,
             volume_sha256=volume_sha256,
-            deadline_s=deadline_s,
-            request_id=request_id
-            or str(uuid.uuid4()),  # none is ever submitted twice by the tries of this call
+            request_id=request_id or str(uuid.uuid4()),  # the tries of this call submit one job
             items=len(items),
         )
         try:
@@ -509,15 +462,7 @@ class Client(Connection):
             self.drop()
 
     def get(self, job_id: str) -> Job:
-        """Return a job with its items.
-
-        Raises
-        ------
-        JobNotFound
-            This client has no such job.
-        MessageInvalid
-            The node answers with what the protocol does not allow.
-        """
+        """Return a job with its items; raise JobNotFound if this client has no such job."""
         request = pb.GetJobRequest(job_id=job_id)
         job = self.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job
         if job.job_id != job_id:
@@ -533,19 +478,8 @@ class Client(Connection):
     def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[Translated]:
         """Yield results, each complete and of the announced digests, also over a restart of the node.
 
-        Parameters
-        ----------
-        job_id
-            Of the job.
-        items
-            Their numbers; None for those that are decoded and not acknowledged.
-
-        Raises
-        ------
-        ChunkCorrupt
-            The bytes differ from what was announced, or a result lacks a part.
-        MessageInvalid
-            The node sends something that was not requested.
+        `items` are their numbers; None for those that are decoded and not acknowledged. Raise ChunkCorrupt if bytes
+        differ from what was announced or a part is missing, MessageInvalid if something comes that was not requested.
         """
         job = self.get(job_id)
         yield from self._fetch(job, _ready(job) if items is None else items)
@@ -609,12 +543,7 @@ class Client(Connection):
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:
         """Acknowledge stored results, so that the node removes them; return how many items are still to be delivered.
 
-        Parameters
-        ----------
-        job_id
-            Of the job.
-        results
-            Item number, and SHA-256 of the translation that was written.
+        Each of `results` is the number of an item, and the SHA-256 of its translation that was written.
         """
         items = [pb.Acknowledgement(item=item, sha256=sha256) for item, sha256 in results]
         request = pb.AcknowledgeItemsRequest(job_id=job_id, items=items)
@@ -656,21 +585,15 @@ class Client(Connection):
 
         Parameters
         ----------
-        files
-            Paths, or contents.
-        target
-            INSTITUTION/DOMAIN.
-        request
-            What is asked; without one the defaults.
+        files, target, request
+            As of `submit`.
         on_event
             Called with each event of the job.
 
         Raises
         ------
-        JobFailed
-            The job or one of its items failed; raised after the results of the others.
-        Cancelled
-            The job was cancelled.
+        JobFailed, Cancelled
+            An item failed, which is raised after the results of the others; or the job was cancelled.
         DdibError
             A file cannot be used, or the node refuses or cannot be reached.
         """

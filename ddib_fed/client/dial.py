@@ -48,41 +48,21 @@ MOST_KNOWN = 0.75
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One setting of the dial, and what it gives.
-
-    Attributes
-    ----------
-    map_ssim
-        SSIM with the calibration's map alone.
-    edges
-        Edge correlation with the map alone.
-    sharpness
-        Mean change from pixel to pixel.
-    pictures
-        Number of pictures that were translated; the others were refused.
-    whiteness
-        Patch correlation of the latents over that of noise.
-    round_trip
-        PSNR in dB of the pictures that came back.
-    read
-        PSNR in dB of pictures that a linear read-out, fitted to `pairs` others, reads from their latents.
-    surrogate
-        PSNR in dB by the model's privacy report; None where it did not measure this share.
-    psnr, ssim, partner
-        Against the truth, where anchors show it.
-    """
+    """One setting of the dial, and what it gives; PSNR is in dB, and a figure that was not measured is None."""
 
     dial: Dial
-    map_ssim: float
+    map_ssim: float  # with the calibration's map alone, as the correlation of edges
     edges: float
-    sharpness: float
-    pictures: int
-    whiteness: float | None = None
+    sharpness: float  # mean change from pixel to pixel
+    pictures: int  # that were translated; the others were refused
+    whiteness: float | None = None  # patch correlation of the latents over that of noise
     round_trip: float | None = None
-    read: float | None = None
+    read: float | None = (
+        None  # of pictures that a linear read-out, fitted to `pairs` others, reads from their latents
+    )
     pairs: int = 0
-    surrogate: float | None = None
-    psnr: float | None = None
+    surrogate: float | None = None  # by the model's privacy report
+    psnr: float | None = None  # against the truth, where anchors show it, as the two that follow
     ssim: float | None = None
     partner: float | None = None
 

@@ -172,21 +172,13 @@ def _kept_here(name: str, reader: Reader) -> InputError:
 
 @dataclass(frozen=True, slots=True)
 class FileItem:
-    """A file to translate.
+    """A file to translate; digests are in hex."""
 
-    Attributes:
-        name: Of its results below the run's folder, without suffix.
-        file: What reports and the record call it.
-        sha256: Of its bytes, hex.
-        source: With pairs of classes, the name of the picture as the source's model saw it.
-        asked: Digest of the request, hex.
-    """
-
-    name: str
-    file: str
+    name: str  # of its results below the run's folder, without suffix
+    file: str  # what reports and the record call it
     sha256: str = ""
-    source: str = ""
-    asked: str = ""
+    source: str = ""  # with pairs of classes, the name of the picture as the source's model saw it
+    asked: str = ""  # digest of the request
     path: Path = field(default=Path(), compare=False)
     classes: tuple[str, str] | None = field(default=None, compare=False)
     payload: Payload | None = field(default=None, compare=False)
@@ -284,14 +276,10 @@ def open_inputs(
     own_domain: Callable[[], Domains],
     say: Callable[[str], object],
 ) -> tuple[list[FileItem], Studies | None, list[LeftOut]]:
-    """Plain files, studies of the field's formats, none of which is read yet, and what cannot be read.
+    """Return plain files, studies of the field's formats, none of which is read yet, and errors.
 
-    Args:
-        files: Files and folders.
-        out: Folder of the results, which is left out.
-        reading: The options `intensity`, `slices` and `tile`.
-        own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
-        say: Called with a line for each ignored input and each option that differs from the model's training.
+    `reading` has the options `intensity`, `slices` and `tile`; `own_domain` asks the node for its own model, which says
+    how volumes, maps and larger pictures are read; `say` gets warnings.
     """
     check_intensity(reading["intensity"])  # before the node is asked
     found, auto, source = recognise(files, out), reading["tile"] == "auto", None
@@ -447,17 +435,7 @@ def read_items(
 def look(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
     """Read a file as a run does; return whether it goes to a node as it is, and what a person has to know of it.
 
-    Parameters
-    ----------
-    path
-        The file.
-    label
-        What the person calls it.
-
-    Raises
-    ------
-    DdibError
-        It cannot be translated.
+    `label` is what the person calls it. Raise DdibError if it cannot be translated.
     """
     if reader := reader_of(path):
         return False, reader.look(path, label)

@@ -232,15 +232,10 @@ class Run:
     def open_pairs(
         self, pairs: str, find: Callable[[Sequence[tuple[int, int]], Sequence[str]], Sequence[Any]]
     ) -> None:
-        """Take pictures of some classes, each of which is translated to another class.
+        """Take pictures of pairs of classes by numbers or names, such as ``260:261,cat:dog``: from one to the other.
 
-        Parameters
-        ----------
-        pairs
-            Pairs of classes by numbers or names, such as ``260:261,cat:dog``.
-        find
-            Finds the pictures of pairs of class numbers, each with `path`, `source`, `target` and `ordinal`; its second
-            argument is the names of the source's classes.
+        `find` gets pairs of numbers, and the names of the source's classes; it returns pictures with `path`, `source`,
+        `target` and `ordinal`.
         """
         with self.opened() as client:
             domains = client.domains()

@@ -64,15 +64,7 @@ class _Job:
 
 
 class InProcess(Client):
-    """A client whose node is this process: files are computed by two local parties.
-
-    Parameters
-    ----------
-    source
-        Encodes.
-    target
-        Decodes; guided by a classifier, it is the party's own.
-    """
+    """A client whose node is this process: one local party encodes files, another decodes."""
 
     keeps_jobs = False
     hop = ""
@@ -135,7 +127,6 @@ class InProcess(Client):
         *,
         classes: Sequence[tuple[str, str]] = (),
         volume_sha256: bytes = b"",
-        deadline_s: int = 0,  # noqa: ARG002 - the caller waits
         request_id: str = "",
         while_busy: bool = True,  # noqa: ARG002 - this process is never busy
     ) -> Job:

@@ -157,19 +157,12 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an item or a job failed, or why a job waits.
-
-    Attributes
-    ----------
-    institution
-        Where it failed, if that is not the own node.
-    hop, says
-        As of the error that it was at the node.
-    """
+    """Why an item or a job failed, or why a job waits: the error that it was at the node."""
 
     reason: str
     sentence: str = ""
     institution: str = ""
+    """Where it failed, if that is not the own node."""
     incident: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
@@ -259,19 +252,9 @@ class Job:
         return self.state is JobState.FAILED and all(each.state is ItemState.FAILED for each in self.items)
 
     def require_finished(self, hop: str) -> Job:
-        """Return the job if all its items were translated.
+        """Return the job if all its items were translated; raise JobFailed or Cancelled if it, or an item, was not.
 
-        Parameters
-        ----------
-        hop
-            The node that has it, for the error; empty in one process.
-
-        Raises
-        ------
-        JobFailed
-            It failed, or one of its items did.
-        Cancelled
-            It was cancelled.
+        `hop` is the node that has it, for the error; empty in one process.
         """
         if self.state is JobState.CANCELLED:
             raise Cancelled(f"job {self.job_id} was cancelled", hop=hop)

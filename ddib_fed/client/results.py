@@ -104,22 +104,8 @@ class Translated:
     def save(self, folder: str | Path, name: str) -> Path:
         """Write NAME.png or NAME.npy with its other files and NAME.json, as `ddib translate` does.
 
-        Parameters
-        ----------
-        folder
-            Made if it is missing, with mode 700.
-        name
-            Of the files, without suffix.
-
-        Returns
-        -------
-        Path
-            The file of the translation.
-
-        Raises
-        ------
-        AlreadyExists
-            One of the files is there.
+        A missing folder is made, with mode 700. Return the file of the translation; raise AlreadyExists if a file is
+        there.
         """
         item, out = FileItem(name, name), Path(folder)
         check_free([item], (), out, force=False)
@@ -195,28 +181,18 @@ class JobFile:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One result on the disk.
-
-    Attributes
-    ----------
-    item
-        Its number in its job.
-    file
-        What reports call it: the name of its input.
-    files
-        By `Part`.
-    record
-        The file of `provenance`.
-    source
-        The input, where it is known.
-    """
+    """One result on the disk."""
 
     item: int
+    """Its number in its job."""
     file: str
+    """The name of its input, for reports."""
     files: Mapping[Part, Path]
     record: Path
+    """The file of `provenance`."""
     provenance: Record
     source: Path | None = None
+    """The input, where it is known."""
 
     def place(self, part: str) -> Path | None:
         """Return a file of the result, or the input as its source; None if there is none."""
@@ -231,15 +207,10 @@ class Delivered:
         return window_of(paths)
 
     def preview(self, part: str, window: Window | None = None) -> tuple[bytes, str]:
-        """Return bytes and media type of what a browser shows of a file.
+        """Return bytes and media type of what a browser shows of one of `files`, or of "source".
 
-        Parameters
-        ----------
-        part
-            One of `files`, or "source".
-        window
-            The numbers that are shown black and white, of pictures of more than 8 bits; by default the middle 99 % of
-            the values.
+        `window` has the numbers that are shown black and white, of pictures of more than 8 bits; by default the middle
+        99 % of the values.
         """
         from ddib_fed.data.previews import preview
 

@@ -70,15 +70,7 @@ Opener = Callable[[OnWait], AbstractContextManager[Client]]
 
 @dataclass(frozen=True, slots=True)
 class ShownResult:
-    """A picture that is compared on the page.
-
-    Attributes
-    ----------
-    views
-        Of an item of a study: what a browser shows, by part.
-    result
-        Of a file that stands for itself.
-    """
+    """A picture that is compared on the page: an item of a study with `views` by part, or a file with its `result`."""
 
     label: str
     provenance: Record

@@ -35,14 +35,10 @@ _ONE_AT_A_TIME: Final = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file that was dropped; plain ones go to the node as they are.
-
-    Attributes:
-        label: Its path in what was dropped, which leads nowhere else.
-    """
+    """A file that was dropped; plain ones go to the node as they are."""
 
     number: int
-    label: str
+    label: str  # its path in what was dropped, which leads nowhere else
     path: Path
     size_bytes: int
     is_plain: bool = True
