@@ -112,10 +112,9 @@ class Model:
 
         Raises
         ------
-        ModelNotFound, BundleInvalid
-            There is no such model; a file is damaged, was changed, or does not fit.
-        SettingsInvalid
-            The size does not suit the model; at the first use: the device, dtype or classifier does not.
+        ModelNotFound, BundleInvalid, SettingsInvalid
+            There is no such model; a file is damaged or was changed; the size, or at the first use the device, dtype or
+            classifier, does not suit the model.
         """
         with extra("node", "torch", "a model in this process needs torch, which is not installed"):
             from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle, shipped_name
@@ -217,7 +216,7 @@ class Model:
         Raises
         ------
         SettingsInvalid
-            The settings, the class or the guidance do not fit the model.
+            The settings, the class or the guidance do not fit the model, here and below.
         """
         from ddib_fed.engine.arrays import draw_samples
 
@@ -238,16 +237,8 @@ class Model:
         """Draw samples into a folder, with a sheet and report.json, which is written last; return the report.
 
         Points are written as samples.npy, latent.npy and samples.png; pictures as sample_0.png and on (volumes:
-        sample_0.npy), and sheet.png.
-
-        Parameters
-        ----------
-        count
-            None for 10,000 points or 64 pictures.
-        settings, how
-            As of `sample`.
-        overwrite
-            Whether results in the folder may be replaced; else AlreadyExists is raised.
+        sample_0.npy), and sheet.png. The usual count is 10,000 points or 64 pictures; `how` is as of `sample`. Raise
+        AlreadyExists for a folder with results that may not be replaced.
         """
         folder = Path(folder)
         if (folder / "report.json").exists() and not overwrite:
@@ -334,10 +325,8 @@ class Model:
         ----------
         samples
             (N, *shape) float32: points in the units of the data, pictures in [-1, 1].
-        settings
-            How the ODE is integrated, and to what depth.
-        label
-            Class of the samples, by number or name.
+        settings, label
+            How the ODE is integrated, and to what depth; class of the samples, by number or name.
         soften, seed
             Noise level sigma / alpha to which pictures are diffused first, None for the model's own; its seed.
 
@@ -348,10 +337,8 @@ class Model:
 
         Raises
         ------
-        ShapeMismatch, NotFinite, SettingsInvalid
-            The samples, the settings or the class do not fit the model.
-        LatentNotGaussian
-            A latent is unlike those of the model's domain.
+        ShapeMismatch, NotFinite, LatentNotGaussian
+            The samples do not fit the model; a latent is unlike those of its domain.
         """
         from ddib_fed.engine.arrays import item_of
         from ddib_fed.engine.local_party import only
@@ -376,19 +363,8 @@ class Model:
     ) -> Samples:
         """Decode latents (N, *latent shape) float32, of the depth that the settings name, to samples (N, *shape).
 
-        Parameters
-        ----------
-        settings, label, guidance
-            As of `sample`.
-        seed
-            Of the noise that the settings draw.
-
-        Raises
-        ------
-        ShapeMismatch, NotFinite, SettingsInvalid
-            The latents, the settings, the class or the guidance do not fit the model.
-        LatentNotGaussian
-            A latent is not of N(0, I).
+        Settings, label, guidance and seed are as of `sample`. Raise ShapeMismatch, NotFinite or LatentNotGaussian for
+        latents that do not fit the model, or are not of N(0, I).
         """
         from ddib_fed.engine.arrays import picture_draw, point_draw
         from ddib_fed.engine.local_party import only
@@ -459,15 +435,9 @@ class Model:
     ) -> list[str]:
         """Return why the gate of a node refuses latents, "" where it does not: of each picture, or of a set of points.
 
-        Parameters
-        ----------
-        latents
-            (N, *latent shape) float32, of the depth that the settings name.
-        settings
-            By which they were made, or are said to be.
-        states
-            What they are said to be encodings of, (N, *latent shape) in the units of the ODE and softened: the gate
-            is then the source's, which knows them and encodes again. Without them it is the target's.
+        `latents` are (N, *latent shape) float32, of the depth that the settings name. With `states`, of which they are
+        said to be encodings, in the units of the ODE and softened, the gate is the source's, which encodes again;
+        without them it is the target's.
         """
         import torch
 
@@ -567,7 +537,7 @@ class Model:
     ) -> Tuned:
         """Learn where the solver steps, so that fewer evaluations are as exact; write steps.json and return it.
 
-        The steps are learned from this model alone; its digest stays. `Settings(grid="learned")` uses them.
+        The digest stays. `Settings(grid="learned")` uses the steps.
 
         Parameters
         ----------
@@ -576,19 +546,15 @@ class Model:
         data
             A folder of pictures of the domain that the model was not trained on, or a .npy file of points; None for
             the domain that ships.
-        soften_sigma
-            Softening of the pictures that are encoded; None for the model's own.
-        seed
-            All random draws follow from it.
+        soften_sigma, seed
+            Softening of the pictures that are encoded, None for the model's own; of all random draws.
         on_progress
             Called with (stage, done, in all).
 
         Raises
         ------
-        InputError, SettingsInvalid
-            There are too few samples; a number cannot be learned.
-        UsageError
-            The model ships: copy it first.
+        InputError, SettingsInvalid, UsageError
+            There are too few samples; a number cannot be learned; the model ships: copy it first.
         """
         from ddib_fed.diffusion.plans import soften
         from ddib_fed.diffusion.schedule import LearnedSteps
@@ -646,9 +612,7 @@ class Model:
         Parameters
         ----------
         data, seed
-            As of `tune`. Bounds need at least 40 pictures.
-        skip_bad
-            Whether pictures that cannot be read are left out.
+            As of `tune`. Bounds need at least 40 pictures; with `skip_bad` those that cannot be read are left out.
         on_encoding, on_scan
             Called with (done, in all).
 
@@ -659,10 +623,8 @@ class Model:
 
         Raises
         ------
-        InputError
-            Neither could be measured.
-        UsageError
-            The model ships: copy it first.
+        InputError, UsageError
+            Neither could be measured; the model ships: copy it first.
         """
         from ddib_fed.models.bundle import put_beside
         from ddib_fed.training.sources import shipped_name
@@ -815,10 +777,9 @@ def train(
 
     Raises
     ------
-    AlreadyExists
-        `out` holds a run or a model, and neither `resume` nor `force` is set.
-    StateConflict, InputError
-        The run in `out` is of other settings or data; the data cannot be used.
+    AlreadyExists, StateConflict, InputError
+        `out` holds a run or a model, and neither `resume` nor `force` is set, or a run of other settings or data; the
+        data cannot be used.
 
     Examples
     --------

@@ -133,6 +133,15 @@ def moment(unix_s: float) -> str | None:
         return None
 
 
+def when(time: datetime | float | None) -> str:
+    """Format a time, or seconds of Unix, for people, in this machine's zone; `-` if there is none in the calendar."""
+    try:
+        moment = time if isinstance(time, datetime) else datetime.fromtimestamp(time or 0, UTC)
+        return f"{moment.astimezone():%Y-%m-%d %H:%M}" if time else "-"
+    except (OverflowError, OSError, ValueError):  # the last hours of the year 9999, east of Greenwich
+        return "-"
+
+
 def number(value: Any, form: str = ".3g") -> str:
     return "" if value is None else format(value, form)
 

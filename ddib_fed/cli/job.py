@@ -7,7 +7,6 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ddib_fed.cli.folder_report import ConsoleProgress, report_run
 from ddib_fed.cli.options import group
 from ddib_fed.errors import DdibError
 from ddib_fed.extensions import extension, extensions
-from ddib_fed.terminal import emit, is_aside, moment, plain, print_table, say, say_document, size
+from ddib_fed.terminal import emit, is_aside, moment, plain, print_table, say, say_document, size, when
 
 STEPS = ("profile", "certificate", "connection", "service", "clock", "dicom")
 """The last is of each DICOM peer of the profile."""
@@ -116,7 +115,13 @@ def _kind(each: Any) -> str:
 @options.option(
     "--out DIR", "Folder for the results; each translation gets a folder in it.", default=Path("ddib-web")
 )
-@options.PORT
+@options.option(
+    "--port PORT",
+    "Port of 127.0.0.1 that the page is served on; default: a free one.",
+    click.IntRange(0, 65_535),
+    default=0,
+    show_default=False,
+)
 @options.PROFILE
 def web(out: Path, port: int, profile_path: Path | None) -> None:
     """Translate in the browser: drop pictures, watch, compare, download.
@@ -271,11 +276,3 @@ def delete(client: ddib_fed.Client, job_id: str) -> None:
     """Remove an ended job and all its data at the node."""
     client.delete(job_id)
     emit({"job_id": job_id, "deleted": True}, lambda: say(f"job {job_id} is deleted"))
-
-
-def when(unix_s: float) -> str:
-    """Return a time for people, in this machine's zone; `-` if it is missing or beyond the calendar."""
-    try:
-        return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M") if unix_s else "-"
-    except (OverflowError, OSError, ValueError):  # the last hours of the year 9999, east of Greenwich
-        return "-"

@@ -6,7 +6,6 @@ import json
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import ddib_fed
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, option, with_config
 from ddib_fed.errors import ChunkCorrupt, UsageError
-from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, say_document
+from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, say_document, when
 
 
 @click.command()
@@ -45,21 +44,13 @@ def status(node: ddib_fed.Node, leaving: Path | None) -> None:
     emit(answer, lambda: _show_status(answer, with_config()))
 
 
-def _when(moment: datetime | None) -> str:
-    """Write a time for people, in the machine's own zone; `-` if there is none, or none that a calendar has."""
-    try:
-        return "-" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M}"
-    except OverflowError:  # the last hours of the year 9999, east of Greenwich
-        return "-"
-
-
 def _show_status(answer: Any, more: str) -> None:
     """Print a node's state; `more` names its configuration in commands."""
     say(
         f"node         {answer.name}.{answer.institution}  {answer.state}",
         f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s",
         f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open",
-        f"certificate  until {_when(answer.certificate_expires)}, its root until {_when(answer.root_expires)}",
+        f"certificate  until {when(answer.certificate_expires)}, its root until {when(answer.root_expires)}",
     )
     if answer.root_warning:
         say(f"             warning: {answer.root_warning}")
@@ -84,14 +75,14 @@ def _show_status(answer: Any, more: str) -> None:
         say(f"peer         {peer.institution}: {peer.identity} at {peer.address}{paused}")
         if peer.problem:
             tried = f"ddib peer test {peer.institution}{more}"
-            say(f"             failed {_when(peer.failed)}: {peer.problem}; {tried}")
+            say(f"             failed {when(peer.failed)}: {peer.problem}; {tried}")
     if not answer.peers:
         say(f"peers        none: ddib peer add FILE{more}")
     for each in answer.calibrations:
         about = f": {each.warning}" if each.warning else ""
         say(
             f"calibration  {each.sha256[:12]} {each.kind}, {each.source} to {each.target}, {each.dial}, "
-            f"until {_when(each.expires)}, {each.state}{about}"
+            f"until {when(each.expires)}, {each.state}{about}"
         )
 
 

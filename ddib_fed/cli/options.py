@@ -162,13 +162,6 @@ CONFIG = option(
     default=Path(NODE_FILE),
     show_default=False,
 )
-PORT = option(
-    "--port PORT",
-    "Port of 127.0.0.1 that the page is served on; default: a free one.",
-    click.IntRange(0, 65_535),
-    default=0,
-    show_default=False,
-)
 
 
 def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -210,10 +203,6 @@ def for_client(command: Callable[..., Any]) -> Callable[..., Any]:
 
 OUT_RESULTS = option("--out DIR", "Folder for the results; created if missing.", required=True)
 FORCE = option("--force", "Overwrite existing results.")
-SKIP_BAD_FILES = option(
-    "--skip-bad", "Leave out files that are unreadable or refused, list them, and end with exit code 15."
-)
-TARGET = option("target --to INSTITUTION/DOMAIN", "Target, as listed by `ddib domains`.")
 EVALUATIONS = option(
     "--evaluations N",
     "Network evaluations of each leg (encoding, decoding).",
@@ -226,20 +215,9 @@ QUALITY = option(
     "by `ddib model tune`), standard the default's 48, exact 96.",
     ("draft", "standard", "exact"),
 )
-CYCLE = option("--cycle", "Also translate back and report each item's round-trip error.")
-KEEP_LATENTS = option(
-    "keep_latents --keep-latents",
-    "Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
-)
 TARGET_CLASS = option(
     "--target-class CLASS",
     "Class to translate to or to sample, by name or number, if the model has classes.",
-    str,
-    default="",
-)
-SOURCE_CLASS = option(
-    "--source-class CLASS",
-    "Class of the files, by name or number, if their model has classes.",
     str,
     default="",
 )
@@ -251,35 +229,10 @@ INTENSITY = option(
     str,
     default="auto",
 )
-SLICES = option(
-    "--slices",
-    "Plane in which a NIfTI volume is cut into items; auto is that of the source's model, else axial.",
-    ("auto", "axial", "coronal", "sagittal"),
-    default="auto",
-)
-TILE = option(
-    "--tile PIXELS",
-    "Side of the tiles of a map, and of a picture larger than that; none: the whole as one item. auto: the model's "
-    "size for a map, and for a picture if the model is one of parts of pictures, in up to 1,024 tiles.",
-    str,
-    default="auto",
-)
-QUERY = option("--query KEYWORD=VALUE", "In place of FILES: the study of these attributes, joined by &.", str)
-PACS = option(
-    "--pacs AE@HOST:PORT|URL",
-    "Where --query looks: C-FIND, and C-MOVE to [dicom] aet; at a URL by DICOMweb (QIDO-RS, WADO-RS).",
-    str,
-)
 SEND = option(
     "--send AE@HOST:PORT|URL",
     "Send derived DICOM series there: C-STORE; to a URL by DICOMweb (STOW-RS).",
     str,
-)
-CREDENTIALS = click.option(
-    "--credentials",
-    type=(click.Path(dir_okay=False, path_type=Path), click.Path(dir_okay=False, path_type=Path)),
-    metavar="CERT KEY",
-    help="Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
 )
 
 
@@ -435,6 +388,5 @@ def open_model(name: str, settings: Mapping[str, Any], device: str) -> ddib_fed.
     )
 
 
-FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB")
 MODEL = click.argument("which", metavar="MODEL")

@@ -102,13 +102,11 @@ def measure_dial(
         A model, its name if it ships, or its folder. With `client` the source's model, and INSTITUTION/DOMAIN.
     client
         Client of the institution's source node, whose jobs translate; without it the models do in this process.
-    pictures
-        Pictures of the source's domain: a folder, or the name of a domain that ships; without it the domain that ships
-        under the model's name.
+    pictures, limit
+        Pictures of the source's domain: a folder, or the name of a domain that ships, by default the model's; at most
+        so many.
     anchors
         Instead two folders with pictures of the same things in both domains, by the same file names: the truth counts.
-    limit
-        Largest number of pictures.
     least_share
         Smallest share that is tried, as [policy] least_share of both nodes allows it.
     threads
@@ -121,12 +119,9 @@ def measure_dial(
 
     Raises
     ------
-    CalibrationModel
-        The source's model cannot encode under the calibration as it is trained now.
-    UsageError
-        The calibration is of latents, and has no map of pictures to compare with.
-    JobFailed
-        Jobs ran under another calibration.
+    CalibrationModel, UsageError, JobFailed
+        The source's model cannot encode under the calibration as it is trained now; it is of latents, and has no map of
+        pictures to compare with; jobs ran under another one.
 
     Examples
     --------

@@ -109,18 +109,10 @@ class Run:
     ----------
     via
         The client, or the profile of one, which is opened for each step.
-    target
-        INSTITUTION/DOMAIN.
-    out
-        Folder of the results.
-    request
-        What is asked of every file.
-    progress
-        Receives the progress.
-    force
-        Translate everything again, and overwrite what is there.
-    skip_bad
-        Leave out what cannot be translated, instead of doing nothing.
+    target, out, request
+        INSTITUTION/DOMAIN; folder of the results; what is asked of every file.
+    force, skip_bad
+        Translate everything again, and overwrite; leave out what cannot be translated, instead of doing nothing.
     credentials
         Certificate chain and private key, PEM, with which pictures get content credentials.
     volume_sha256
@@ -208,12 +200,9 @@ class Run:
         ----------
         files
             Files, and folders that stand for the files below them.
-        intensity
-            The rule by which values of volumes and maps become the model's numbers; "auto" for the model's own.
-        slices
-            Plane in which a volume is cut: "axial", "coronal", "sagittal", or "auto" for the model's own.
-        tile
-            Side in pixels of the tiles of larger pictures, "auto" or "none".
+        intensity, slices, tile
+            As of `ddib translate`: the rule by which values become the model's numbers, the plane in which a volume is
+            cut, the side in pixels of the tiles of larger pictures.
         """
 
         def own_domain() -> Domains:

@@ -90,10 +90,8 @@ class Profile(Frozen):
 
         Raises
         ------
-        AlreadyExists
-            The folder has a client.
-        InputError
-            A value cannot be used; nothing is written then.
+        AlreadyExists, InputError
+            The folder has a client; a value cannot be used. Nothing is written then.
         """
         identity = Identity(institution, "client", name or _person_here())
         out, hint = Path(folder), "ddib init --help"
