@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import ddib_fed
 from ddib_fed.errors import DdibError, ExhaustedError
 from ddib_fed.terminal import drawing, emit, print_table, say
+
+if TYPE_CHECKING:
+    from ddib_fed.studies import WrittenStudy
 
 MOST_ROWS = 40
 """Results that are listed one by one; of more the page has the table."""
@@ -148,7 +151,7 @@ def _say_run(run: ddib_fed.Run, page: Path | None) -> None:
         say(f"page: {page}")
 
 
-def _say_study(each: ddib_fed.WrittenStudy) -> None:
+def _say_study(each: WrittenStudy) -> None:
     say(f"{each.given}: {each.kind}, {each.items} items -> {each.shown}")
     picture, round_trip = each.provenance.picture, ""
     if "tiles" in each.report and picture is not None and picture.cycle_psnr is not None:

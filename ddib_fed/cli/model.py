@@ -180,7 +180,9 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     """
     _refuse_existing(out, "folder", force=force)
     chosen = {name: value for name, value in given.items() if options.is_given(name)}
-    imported = ddib_fed.Imported.read(checkpoint, ddib_fed.ImportOptions(**chosen))
+    from ddib_fed.importing import Imported, ImportOptions  # with torch
+
+    imported = Imported.read(checkpoint, ImportOptions(**chosen))
     model = imported.save(out, overwrite=force)
     parameters = model.manifest.parameters
     values = {

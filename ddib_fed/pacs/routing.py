@@ -33,7 +33,7 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from ddib_fed import Client, Event, Profile, Progress, Request, Run, Study, WrittenStudy
+from ddib_fed import Client, Event, Profile, Progress, Request, Run, Study
 from ddib_fed.errors import (
     AlreadyExists,
     ConfigError,
@@ -61,6 +61,7 @@ from ddib_fed.files import make_private_folders, private_folder, sync_folder, wr
 from ddib_fed.formats.dicom import checked_header, read_header
 from ddib_fed.pacs.exchange import FROZEN, Deliver, DicomRoute, DicomSettings
 from ddib_fed.pacs.network import RESERVE
+from ddib_fed.studies import WrittenStudy
 
 log = logging.getLogger(__name__)
 

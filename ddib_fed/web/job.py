@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, Study, WrittenStudy
+from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, Study
 from ddib_fed.errors import (
     Cancelled,
     DdibError,
@@ -30,6 +30,9 @@ from ddib_fed.errors import (
 from ddib_fed.files import problem_text
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, renamed
+
+if TYPE_CHECKING:
+    from ddib_fed.studies import WrittenStudy
 
 LOOKED_AT: Final = 12
 """Slices of which the window of a volume is taken."""
