@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 import ddib_fed
-from ddib_fed import Figures, Model
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, option, usual_threads
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, UsageError
+from ddib_fed.models.catalogue import copy_shipped, shipped_models
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
 SHOWN_DIGEST = 12
@@ -74,7 +74,7 @@ def list_() -> None:
     measure copy it first: `ddib model get`. Learned steps are the numbers of evaluations for which a model's steps were
     tuned (`--set grid=learned`).
     """
-    shipped = Model.shipped()
+    shipped = shipped_models()
     columns = ["!name", "domain", "!samples", ">parameters", ">MB", "learned steps", "!digest"]
     rows = [
         [
@@ -98,7 +98,7 @@ def list_() -> None:
 @options.OUTCOME
 def get(*, name: str, out: Path, force: bool) -> None:
     """Copy a model that ships with the package to a folder of your own, e.g. to tune it or to serve it."""
-    copy = Model.copy(name, out, overwrite=force)
+    copy = copy_shipped(name, out, overwrite=force)
     say(f"{out}: {copy.name}, {copy.size_bytes / 1e6:.1f} MB, digest {copy.digest[:SHOWN_DIGEST]}")
     outcome(out=out, **plain(copy))
 
@@ -222,7 +222,7 @@ def export(*, which: str, out: Path, force: bool) -> None:
     `ddib model import --synthetic` reads it back.
     """
     _refuse_existing(out, "file", force=force)
-    model = Model.open(which)
+    model = ddib_fed.Model.open(which)
     flags, norm = model.export(out), model.manifest.normalisation
     unscaled = (norm.mean, norm.std) == (0.0, 1.0)
     scaled = f"(data - {norm.mean}) / {norm.std}: the public code does not scale"
@@ -238,7 +238,7 @@ def show(*, which: str) -> None:
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    model = Model.open(which)
+    model = ddib_fed.Model.open(which)
     tuned, allowances, privacy = model.bundle.tuned, model.bundle.allowances, model.bundle.privacy
     values = {
         "digest": model.digest,
@@ -250,7 +250,7 @@ def show(*, which: str) -> None:
     emit(values, lambda: lines(_shown(model)))
 
 
-def _shown(model: Model) -> dict[str, str]:
+def _shown(model: ddib_fed.Model) -> dict[str, str]:
     """Return what is shown of a model, line by line."""
     bundle, manifest = model.bundle, model.manifest
     values = manifest.model_dump(mode="json")
@@ -306,7 +306,7 @@ def tune(
     belong to one softening. MODEL is the bundle's folder.
     """
     counts = {*evaluations, *further}
-    model = Model.open(folder, device=device, threads=usual_threads())
+    model = ddib_fed.Model.open(folder, device=device, threads=usual_threads())
     with bar("tuning") as show:
         given |= {"evaluations": sorted(counts)} if counts else {}
         tuned = model.tune(on_progress=lambda what, done, total: show(done, total, what), **given)
@@ -331,7 +331,7 @@ def measure(*, folder: Path, device: str, **given: Any) -> None:
     measured but thresholds can, the reason is said. Training does both by itself where at least 40 pictures are held
     out. MODEL is the bundle's folder.
     """
-    model = Model.open(folder, device=device, threads=usual_threads(), without=["gate.json"])
+    model = ddib_fed.Model.open(folder, device=device, threads=usual_threads(), without=["gate.json"])
     with bar("encoding") as encoding, bar("looking at files") as looking:
         problem = model.measure(on_encoding=encoding, on_scan=looking, **given)
     structure, gate = model.manifest.structure, None if problem else model.bundle.allowances
@@ -394,7 +394,7 @@ def sample(
                 "flags are the public code's ddim along its own grid", hint="omit solver, grid and --quality"
             )
         evaluations = solver.evaluations if options.is_given("evaluations") else None
-        solver, clips = Model.public_settings(request.flags, [model.manifest], evaluations)
+        solver, clips = ddib_fed.Model.public_settings(request.flags, [model.manifest], evaluations)
         clip = pictures if clips is None else clips
     how: dict[str, Any] = {
         "label": request.target_class or None,
@@ -464,7 +464,7 @@ def evaluate(folder: Path, group_by: str | None, out: Path | None, *, force: boo
     emit(figures.report, lambda: _print_figures(figures))
 
 
-def _print_figures(figures: Figures) -> None:
+def _print_figures(figures: ddib_fed.Figures) -> None:
     report = figures.report
     say(f"{report['count']} pictures, {' x '.join(map(str, report['shape']))}", *report["notes"])
     for table in figures.tables():
