@@ -22,23 +22,12 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
+from ddib_fed import errors
 from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait
 from ddib_fed.client.files import SUFFIXES, Origin, Payload, payloads
 from ddib_fed.client.jobs import Event, Failure, Item, Job, Progress, Request, split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import ResultFile, Translated
-from ddib_fed.errors import (
-    Cancelled,
-    ChunkCorrupt,
-    ConfigError,
-    DdibError,
-    JobFailed,
-    JobNotFound,
-    MessageInvalid,
-    PeerUnreachable,
-    Unauthenticated,
-    UsageError,
-)
 from ddib_fed.protocol.calls import TOLERATED_S, described, from_detail, is_number, status_of
 from ddib_fed.protocol.contract import PROTOCOL, guidance_from_pb, guidance_to_pb
 from ddib_fed.protocol.messages import (
@@ -94,7 +83,7 @@ def _header(target: str, request: Request, classes: Sequence[tuple[str, str]], *
             **fields,
         )
     except (TypeError, ValueError) as error:  # a value of another type
-        raise UsageError(f"no such job can be asked for: {error}") from error
+        raise errors.UsageError(f"no such job can be asked for: {error}") from error
     for name in request.left:
         header.solver.ClearField(name)
     return header
@@ -117,7 +106,9 @@ def _request(header: pb.JobHeader) -> Request:
 
 
 def _failure(detail: common_pb2.ErrorDetail, hop: str) -> Failure:
-    cause = from_detail(detail.SerializeToString(), hop) or JobFailed(hop=hop, facts=dict(detail.facts))
+    cause = from_detail(detail.SerializeToString(), hop) or errors.JobFailed(
+        hop=hop, facts=dict(detail.facts)
+    )
     own = {name: getattr(cause, name) for name in ("incident", "facts", "differences", "hop", "says")}
     return Failure(detail.reason, detail.sentence, detail.institution, **own)
 
@@ -173,14 +164,14 @@ def collect(
         nonlocal now
         item, part = header.item, PARTS.get(header.part)
         if item not in due or (now is not None and now[0] != item):
-            raise MessageInvalid(f"a part of item {item} is not expected here")
+            raise errors.MessageInvalid(f"a part of item {item} is not expected here")
         if part is None or part not in parts or part in files:
-            raise MessageInvalid(f"{part or header.part} of item {item} is not expected here")
+            raise errors.MessageInvalid(f"{part or header.part} of item {item} is not expected here")
         if now is None:
             if not header.HasField("provenance"):
-                raise MessageInvalid(f"item {item} came without provenance")
+                raise errors.MessageInvalid(f"item {item} came without provenance")
             if header.provenance.job_id != job_id:
-                raise MessageInvalid(f"item {item} says that it is of another job")
+                raise errors.MessageInvalid(f"item {item} says that it is of another job")
             now = item, provenance_record(header.provenance).judged()
         return open_file(header.file, max_bytes=MAX_PART_BYTES, accepted=SUFFIXES)
 
@@ -195,7 +186,7 @@ def collect(
             now, files = None, {}
     if now is not None:
         missing = ", ".join(sorted(parts - files.keys()))
-        raise ChunkCorrupt(f"item {now[0]} came without its {missing}")
+        raise errors.ChunkCorrupt(f"item {now[0]} came without its {missing}")
 
 
 def _ready(job: Job) -> list[int]:
@@ -295,8 +286,8 @@ class Client(Connection):
         """Turn Ctrl-C into an error with the commands for what goes on; `job_id` is empty while a job is submitted."""
         try:
             yield
-        except DdibError as error:
-            if not self.aborted or (isinstance(error, Cancelled) and error.hint):
+        except errors.DdibError as error:
+            if not self.aborted or (isinstance(error, errors.Cancelled) and error.hint):
                 raise
             # The id comes from the node, and these lines are meant to be pasted.
             job, more = shlex.quote(job_id or ""), f" --profile {shlex.quote(str(self.profile.path))}"
@@ -308,7 +299,7 @@ class Client(Connection):
                 hint = f"ddib job watch {job}{more}\n{fetch}\nto stop it:\nddib job cancel {job}{more}"
             else:
                 said, hint = "interrupted: the node may have accepted a job", f"ddib job list{more}"
-            raise Cancelled(said, hint=hint, hop=self.hop) from error
+            raise errors.Cancelled(said, hint=hint, hop=self.hop) from error
 
     @classmethod
     def diagnose(cls, profile: Profile) -> Iterator[tuple[str, str]]:
@@ -317,7 +308,7 @@ class Client(Connection):
         own = load_identity(profile.pki_folder)
         expected = f"spiffe://{profile.institution}/client/{profile.name}"
         if own.identity.uri != expected:
-            raise Unauthenticated(
+            raise errors.Unauthenticated(
                 f"the certificate names {own.identity}, the profile {expected}",
                 hop="client",
                 hint=f"edit {profile.path}, or make a client anew: ddib init client --help",
@@ -339,14 +330,14 @@ class Client(Connection):
             with cls.for_command(profile, patience_s=0) as client:
                 served = client.domains()
                 ahead_s = client.clock_s or 0.0
-        except DdibError as error:
+        except errors.DdibError as error:
             error.hint = error.hint or "ask the operator of the node: its log says why"
             raise
         targets = [f"{each.institution}/{each.domain or '?'} {each.status}" for each in served.domains]
         yield "service", f"{served.institution}/{served.domain}; {', '.join(targets) or 'no targets yet'}"
 
         if abs(ahead_s) >= TOLERATED_S:  # certificates and deadlines depend on both clocks
-            raise ConfigError(
+            raise errors.ConfigError(
                 f"the clock of the node is {described(ahead_s)}",
                 hop=profile.hop,
                 hint="compare both with a third: `timedatectl` shows whether this machine's is synchronised",
@@ -413,7 +404,7 @@ class Client(Connection):
             ) as span:
                 answer = self.call(lambda stub: _send_once(stub, header, items, span), while_busy=while_busy)
             self._tracing.remember(answer.job_id, span)
-        except DdibError as error:
+        except errors.DdibError as error:
             name_item(error, items)
             raise
         state, repeated = JobState(_name(pb.JobState, answer.state)), answer.repeated_request
@@ -430,7 +421,7 @@ class Client(Connection):
         asked = pb.SubmitJobRequest(header=header)
         try:
             self.call(lambda stub: stub.SubmitJob(iter([asked]), timeout=CALL_S))
-        except MessageInvalid as error:
+        except errors.MessageInvalid as error:
             if error.facts.get("received") != "0":
                 raise
 
@@ -458,7 +449,9 @@ class Client(Connection):
                 continue
             if self.get(job_id).state.ended:
                 return
-            patience.wait(PeerUnreachable(f"the events of job {job_id} ended before the job", hop=self.hop))
+            patience.wait(
+                errors.PeerUnreachable(f"the events of job {job_id} ended before the job", hop=self.hop)
+            )
             self.drop()
 
     def get(self, job_id: str) -> Job:
@@ -466,7 +459,9 @@ class Client(Connection):
         request = pb.GetJobRequest(job_id=job_id)
         job = self.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job
         if job.job_id != job_id:
-            raise MessageInvalid("the node answered with another job than the requested one", hop=self.hop)
+            raise errors.MessageInvalid(
+                "the node answered with another job than the requested one", hop=self.hop
+            )
         return job_from_pb(job, self.hop)
 
     def list(self, limit: int = 100) -> Sequence[Job]:
@@ -503,12 +498,12 @@ class Client(Connection):
                             yield result
             except grpc.RpcError as error:
                 self.give_way(patience, error)
-            except DdibError as error:
+            except errors.DdibError as error:
                 error.hop = error.hop or self.hop
                 raise
             else:
                 if due:
-                    raise ChunkCorrupt(f"items {due} of job {job.job_id} did not come", hop=self.hop)
+                    raise errors.ChunkCorrupt(f"items {due} of job {job.job_id} did not come", hop=self.hop)
 
     def results(
         self, job_id: str, *, on_event: Callable[[Event], None] | None = None
@@ -566,7 +561,7 @@ class Client(Connection):
 
         try:
             self.call(attempt)
-        except JobNotFound:
+        except errors.JobNotFound:
             # The answer to an earlier try was lost: the job is already removed.
             if tries == 1:
                 raise
@@ -623,7 +618,7 @@ def _send_once(
         try:
             for item in items:
                 yield from stream(pb.SubmitJobRequest, "item", item.header(), memoryview(item.read()))
-        except (DdibError, OSError) as error:
+        except (errors.DdibError, OSError) as error:
             unread.append(error)
             raise
 
@@ -636,7 +631,7 @@ def _send_once(
         raise
 
 
-def name_item(error: DdibError, items: Sequence[Payload]) -> None:
+def name_item(error: errors.DdibError, items: Sequence[Payload]) -> None:
     """Put the file's name and its misfit into the error, if the node named the item."""
     number = error.facts.get("item", "")
     if not (is_number(number) and int(number) < len(items)):

@@ -20,6 +20,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddib_fed import errors
 from ddib_fed.client.client import RESUMES, Client
 from ddib_fed.client.files import (
     FileItem,
@@ -48,28 +49,6 @@ from ddib_fed.client.results import (
     remove_broken,
     unfinished,
     write_result,
-)
-from ddib_fed.errors import (
-    AlreadyExists,
-    Cancelled,
-    ChunkCorrupt,
-    DdibError,
-    DeadlineExceeded,
-    DomainNotFound,
-    ExhaustedError,
-    ExtraMissing,
-    FilesLeftOut,
-    InputError,
-    InternalError,
-    ItemNotFound,
-    ItemsTooMany,
-    JobFailed,
-    PeerNotFound,
-    StateConflict,
-    UnavailableError,
-    UsageError,
-    error_class,
-    next_steps,
 )
 from ddib_fed.files import locked, make_private_folders, write_file
 from ddib_fed.names import nearest
@@ -162,7 +141,7 @@ class Run:
     _inputs: list[Path] = field(default_factory=list)
     _readable: list[tuple[int, WrittenStudy | None]] = field(default_factory=list)
     """The studies that can be translated, or are by an earlier run."""
-    _errors: list[DdibError] = field(default_factory=list)
+    _errors: list[errors.DdibError] = field(default_factory=list)
     _pending: deque[tuple[str, Sequence[FileItem]]] = field(default_factory=deque)
     """Jobs at the node."""
     _waiting: deque[FileItem] = field(default_factory=deque)
@@ -233,7 +212,7 @@ class Run:
         other = next((each for each in domains.domains if each.institution == institution), None)
         if other is None or not other.domain:
             why = "is not ready, so its classes are not known"
-            raise DomainNotFound(
+            raise errors.DomainNotFound(
                 f"{self.target} {why}" if other else f"{institution} is no peer", hint="ddib domains"
             )
         # A model without classes may be guided by a classifier.
@@ -257,11 +236,11 @@ class Run:
         studies = self.studies.origins if self.studies is not None else ()
         if not self.items and studies:
             why = f"--credentials: what {studies[0].given} becomes holds no content credentials"
-            raise UsageError(why, hint=hint)
+            raise errors.UsageError(why, hint=hint)
         if all(item.path.suffix.lower() == ".npy" for item in self.items):
             with self.opened() as client:
                 if client.domains(own_alone=True).sample_kind == "point":
-                    raise UsageError("--credentials: points hold no content credentials", hint=hint)
+                    raise errors.UsageError("--credentials: points hold no content credentials", hint=hint)
         return bool(studies)
 
     def digest(self, classes: tuple[str, str] | None = None) -> str:
@@ -290,7 +269,7 @@ class Run:
             self._read_studies(self.studies)
         if not self.skip_bad:
             for each in self.left_out:
-                if isinstance(each.error, ExtraMissing):
+                if isinstance(each.error, errors.ExtraMissing):
                     raise each.error  # one command repairs it for all files
         digest = cache(self.digest)
         many = len(self.items) > JOB_FILES
@@ -312,7 +291,7 @@ class Run:
                     check_outputs(origin, self.out, force=self.force)
                 self.progress.study(len(self._readable), None if earlier else studies[at])
                 self._readable.append((at, earlier))
-            except (UsageError, AlreadyExists, Cancelled):
+            except (errors.UsageError, errors.AlreadyExists, errors.Cancelled):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its study alone
                 self.left_out.append(LeftOut.of(origin.given, error))
@@ -348,9 +327,13 @@ class Run:
                     force=self.force,
                 )
         except Exception as error:
-            ours = (JobFailed, InputError, InternalError) if self.skip_bad else JobFailed
-            ends = isinstance(error, DdibError | OSError) and not isinstance(error, ours)
-            if ends or isinstance(error, UsageError):
+            ours = (
+                (errors.JobFailed, errors.InputError, errors.InternalError)
+                if self.skip_bad
+                else errors.JobFailed
+            )
+            ends = isinstance(error, errors.DdibError | OSError) and not isinstance(error, ours)
+            if ends or isinstance(error, errors.UsageError):
                 raise
             self.left_out.append(LeftOut.of(self.studies.origins[at].given, error))
             if not self.skip_bad:
@@ -381,9 +364,9 @@ class Run:
                 raise each.error
         try:
             run.require_translated()
-        except Cancelled as error:
+        except errors.Cancelled as error:
             # Others of the command's studies go on; Ctrl-C is raised above.
-            raise JobFailed(error.detail, hint="the same command again", hop=error.hop) from error
+            raise errors.JobFailed(error.detail, hint="the same command again", hop=error.hop) from error
         return {each.path: f"{each.why} [{each.reason}]" for each in (*run.left_out, *run.failed)}
 
     def _translate_items(self, client: Client) -> None:
@@ -464,17 +447,17 @@ class Run:
         again: Sequence[FileItem] = ()
         try:
             submitted = self._send(client, items, while_busy=patiently)
-        except ItemsTooMany as error:
+        except errors.ItemsTooMany as error:
             limit = int(error.facts.get("limit_items", "0") or 0)
             if not 0 < limit < len(items):
                 raise
             self._most_files, again = limit, items
-        except ExhaustedError:
+        except errors.ExhaustedError:
             if patiently:
                 raise
             again = items
             return False
-        except (InputError, InternalError) as error:
+        except (errors.InputError, errors.InternalError) as error:
             again = self._without_refused(items, error)
         else:
             self.progress.submitted(submitted.job_id, len(items))
@@ -500,18 +483,18 @@ class Run:
                     request_id=request_id,
                     while_busy=while_busy,
                 )
-        except (UnavailableError, DeadlineExceeded, Cancelled):
+        except (errors.UnavailableError, errors.DeadlineExceeded, errors.Cancelled):
             raise  # the node may have accepted the job although its answer was lost
         except Exception as error:
             names.remove(self.out)
-            if isinstance(error, DomainNotFound | PeerNotFound):
-                with suppress(DdibError):
+            if isinstance(error, errors.DomainNotFound | errors.PeerNotFound):
+                with suppress(errors.DdibError):
                     known = [each.target for each in client.domains().domains]
                     if self.target not in known and (close := nearest(self.target, known)):
                         error.hint = f"did you mean {close}? `ddib domains` lists the targets"
             raise
 
-    def _without_refused(self, items: Sequence[FileItem], error: DdibError) -> tuple[FileItem, ...]:
+    def _without_refused(self, items: Sequence[FileItem], error: errors.DdibError) -> tuple[FileItem, ...]:
         numbers = dict(error.refused)
         if is_number(first_item := error.facts.get("item", "")):
             numbers.setdefault(int(first_item), error.reason)
@@ -520,7 +503,7 @@ class Run:
             raise error
         first, *others = sorted(numbers)
         bad = [LeftOut.of(items[first].path, error)]
-        bad += [LeftOut.of(items[n].path, error_class(numbers[n])(hop=error.hop)) for n in others]
+        bad += [LeftOut.of(items[n].path, errors.error_class(numbers[n])(hop=error.hop)) for n in others]
         if not self.skip_bad:
             submitted = len(self._pending) + len(self.jobs)
             under_way = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
@@ -594,7 +577,7 @@ class Run:
             if result.item < len(items):
                 item = items[result.item]
                 if result.record.input_sha256 != item.sha256:
-                    raise ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
+                    raise errors.ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
             try:
                 delivered = write_result(
                     result, item, self.out, credentials=self.credentials, force=self.force
@@ -621,7 +604,7 @@ class Run:
         try:
             with client.interruptible():
                 yield
-        except Cancelled as error:
+        except errors.Cancelled as error:
             if client.aborted:
                 done, total = self.progress.done, len(self.items)
                 error.detail += f"; {done:,} of {total:,} results are complete in {self.out}"
@@ -630,26 +613,30 @@ class Run:
 
     def conclude(self) -> None:
         """Raise what the command ends with, where not everything was translated."""
-        errors = list(self._errors)
+        failures = list(self._errors)
         try:
             self.require_translated()
-        except JobFailed as error:
-            errors.append(error.kept())
+        except errors.JobFailed as error:
+            failures.append(error.kept())
         if self.skip_bad and (missing := [*self.left_out, *self.failed]):
             state = f"the others are in {self.out}"
             if self.submitted and not self.jobs:
                 state = "the others are submitted or translated"
-            errors.append(left_out(missing, self.total, state))
+            failures.append(left_out(missing, self.total, state))
         if partly := [f"{each.given}: {each.refused}" for each in self.written if each.refused]:
             hint = "the records name each item; what was refused is not in the results"
-            errors.append(FilesLeftOut("\n".join(partly), hint=hint))
-        if len(errors) > 1:
-            kind = JobFailed if any(isinstance(error, JobFailed) for error in errors) else FilesLeftOut
-            hints = dict.fromkeys(error.hint for error in errors if error.hint)
-            detail = "\n".join(error.detail for error in errors)
-            raise kind(detail, hint="\n".join(hints), hop=errors[0].hop)
-        if errors:
-            raise errors[0]
+            failures.append(errors.FilesLeftOut("\n".join(partly), hint=hint))
+        if len(failures) > 1:
+            kind = (
+                errors.JobFailed
+                if any(isinstance(error, errors.JobFailed) for error in failures)
+                else errors.FilesLeftOut
+            )
+            hints = dict.fromkeys(error.hint for error in failures if error.hint)
+            detail = "\n".join(error.detail for error in failures)
+            raise kind(detail, hint="\n".join(hints), hop=failures[0].hop)
+        if failures:
+            raise failures[0]
 
     def require_translated(self) -> None:
         """Raise unless every job succeeded; where bad files are left out, some of its items may have failed."""
@@ -661,17 +648,17 @@ class Run:
                 continue
             try:
                 job.require_finished(hop)
-            except (JobFailed, Cancelled) as error:
+            except (errors.JobFailed, errors.Cancelled) as error:
                 error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
                 hints = [error.hint, "the rest: the same command again" if rest else ""]
                 if bad:
                     others = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
-                    steps = next_steps(each.error for each in bad)
+                    steps = errors.next_steps(each.error for each in bad)
                     hints = [steps, others if len(bad) < self.total else "", *hints]
                 error.hint = "\n".join(filter(None, hints))
                 raise
         if rest:
-            raise JobFailed(unsent, hop="client", hint="the same command again")
+            raise errors.JobFailed(unsent, hop="client", hint="the same command again")
 
     def fetch(self, job_id: str) -> None:
         """Fetch the results of a job that are ready, whoever submitted it; `conclude` raises what is missing.
@@ -695,14 +682,14 @@ class Run:
             path.unlink(missing_ok=True)
         name, place, hop = shlex.quote(job_id), shlex.quote(str(self.out)), self.profile.hop
         if not job.state.ended:
-            self._errors.append(StateConflict(
+            self._errors.append(errors.StateConflict(
                 f"job {job_id} is {job.state.lower()}: {missing} items are not ready yet",
                 hint=f"ddib job watch {name}\nddib job fetch {name} --out {place}",
                 hop=hop,
             ))  # fmt: skip
         elif here < delivered:
             again = f"ddib translate FILES --to {shlex.quote(job.target)} --out {place}"
-            self._errors.append(ItemNotFound(
+            self._errors.append(errors.ItemNotFound(
                 f"{delivered - here} of {delivered} results of job {job_id} were fetched before, not to {self.out}, "
                 "and the node then removed them",
                 hint=f"grep -rl --include='*.json' {name} ~  # finds their records; or again: {again}",

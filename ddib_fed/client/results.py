@@ -18,16 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddib_fed import errors
 from ddib_fed.client.files import FileItem
-from ddib_fed.errors import (
-    AlreadyExists,
-    ConfigError,
-    DdibError,
-    DiskFull,
-    InputError,
-    ItemNotFound,
-    UsageError,
-)
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
 from ddib_fed.record import CALIBRATION_FILE, Part, Record, WrittenFile
 
@@ -96,7 +88,7 @@ class Translated:
 
         if self.files[Part.TRANSLATION].suffix == ".npy":
             what = "a set of points" if self.record.picture is None else "a volume"
-            raise UsageError(f"the translation is {what}, not a picture", hint="use .array")
+            raise errors.UsageError(f"the translation is {what}, not a picture", hint="use .array")
         picture = Image.open(io.BytesIO(self.files[Part.TRANSLATION].data))
         picture.load()
         return picture
@@ -176,7 +168,7 @@ class JobFile:
             return cls(values["request_id"], items)
         except (OSError, ValueError, KeyError, TypeError) as error:
             hint = f"remove {path}; its job is then not attached to any more, and its items get numbers"
-            raise ConfigError(f"{path} cannot be read", hint=hint) from error
+            raise errors.ConfigError(f"{path} cannot be read", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +207,7 @@ class Delivered:
         from ddib_fed.data.previews import preview
 
         if (path := self.place(part)) is None:
-            raise ItemNotFound(f"{self.file} has no {part}")
+            raise errors.ItemNotFound(f"{self.file} has no {part}")
         return preview(path, window)
 
 
@@ -228,9 +220,11 @@ def check_free(items: Sequence[FileItem], inputs: Iterable[Path], out: Path, *, 
             if not path.exists():
                 continue
             if _place_of(path) in read:
-                raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
+                raise errors.UsageError(
+                    f"the result would replace the input {path}", hint="another --out folder"
+                )
             if not (force or is_shared):
-                raise AlreadyExists(
+                raise errors.AlreadyExists(
                     f"{path} is there already, and is no result of this request for {item.file}",
                     hint="choose another --out folder, or add --force, which translates everything again",
                 )
@@ -244,11 +238,11 @@ def _place_of(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def not_written(error: OSError, out: Path, kept: str) -> DdibError:
+def not_written(error: OSError, out: Path, kept: str) -> errors.DdibError:
     """Return the error of a file that cannot be written; `kept` says where the other results are."""
     place, full = error.filename or out, is_disk_full(error)
     first = f"df -h {shlex.quote(str(out))}" if full else f"namei -l {shlex.quote(str(place))}"
-    return (DiskFull if full else InputError)(
+    return (errors.DiskFull if full else errors.InputError)(
         f"{place} cannot be written: {error.strerror or error}; {kept}",
         hop="client",
         hint=f"{first}, then: the same command again",
@@ -272,7 +266,7 @@ def write_result(
     marked = {Part.TRANSLATION} if credentials is not None and item.sha256 else set()
     for part, path in () if force else files.items():
         if part not in marked and path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
-            raise AlreadyExists(
+            raise errors.AlreadyExists(
                 f"{path} exists already, with other content", hint="choose another --out, or add --force"
             )
     make_private_folders(record.parent)
@@ -298,7 +292,7 @@ def _check_ours(record: Path, item: FileItem, result: Translated) -> None:
     found = Record.read(record)
     wanted = item.asked or None, result.record.input_sha256
     if found is None or (found.asked_sha256 or None, found.input_sha256) != wanted:
-        raise AlreadyExists(
+        raise errors.AlreadyExists(
             f"{record} exists already, and is no record of this result",
             hint="choose another --out, or add --force",
         )

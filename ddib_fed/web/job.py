@@ -15,18 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, Study
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    FilesLeftOut,
-    InputError,
-    InternalError,
-    ItemNotFound,
-    PictureMisfit,
-    UsageError,
-    step_in_words,
-)
+from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, Study, errors
 from ddib_fed.files import problem_text
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, renamed
@@ -62,12 +51,12 @@ class TranslationRequest(BaseModel):
             found = cls.model_validate_json(body)
         except ValidationError as error:
             problem = f"the request cannot be used: {problem_text(error)}"
-            raise UsageError(problem, hint="load the page again") from error
+            raise errors.UsageError(problem, hint="load the page again") from error
         Run.check_intensity(found.intensity)
         return found
 
 
-OnWait = Callable[[DdibError, float], None]
+OnWait = Callable[[errors.DdibError, float], None]
 Opener = Callable[[OnWait], AbstractContextManager[Client]]
 
 
@@ -126,7 +115,7 @@ class PageJob(Progress):
             files = [path for path in self.out.rglob("*") if path.is_file()]
             if all(path.parent.name == "items" for path in files):
                 shutil.rmtree(self.out, ignore_errors=True)
-            if isinstance(error, DdibError):
+            if isinstance(error, errors.DdibError):
                 error.hint = _step(error)
                 renamed(error, dropped)
             raise
@@ -135,8 +124,8 @@ class PageJob(Progress):
         run.open([self._dropped], intensity=self.request.intensity, slices=self.request.slices)
         try:
             run.read()
-        except (InputError, InternalError) as error:
-            if isinstance(error, UsageError) or run.total < 2 or not run.left_out:
+        except (errors.InputError, errors.InternalError) as error:
+            if isinstance(error, errors.UsageError) or run.total < 2 or not run.left_out:
                 raise
         else:
             self.items = len(run.items) + sum(each["items"] for each in self.studies)
@@ -149,11 +138,11 @@ class PageJob(Progress):
         if failed and run.total == 1:
             raise failed[0].error
         for each in failed:
-            told = renamed(DdibError(f"{each.path}: {each.why} [{each.reason}]"), self._dropped)
+            told = renamed(errors.DdibError(f"{each.path}: {each.why} [{each.reason}]"), self._dropped)
             self.missing.append(told.detail)
         if failed:
             steps = dict.fromkeys(_step(each.error) for each in failed)
-            raise FilesLeftOut(
+            raise errors.FilesLeftOut(
                 f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
             )
 
@@ -172,7 +161,7 @@ class PageJob(Progress):
 
     def _check_stopped(self) -> None:
         if self.stopped:
-            raise Cancelled("stopped; what was finished before is here")
+            raise errors.Cancelled("stopped; what was finished before is here")
 
     @contextmanager
     def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -239,7 +228,7 @@ class PageJob(Progress):
         if job_id in self.running:
             self.running.remove(job_id)
 
-    def end(self, error: DdibError | None) -> None:
+    def end(self, error: errors.DdibError | None) -> None:
         if error is not None:
             self.error = error_values(error)
         self.now, self.ended = "", True
@@ -256,24 +245,24 @@ class PageJob(Progress):
         found = self._result(item, part)
         path = None if found.result is None else found.result.place(part)
         if path is None:
-            raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
+            raise errors.ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
         return path
 
     def _result(self, item: int, part: str) -> ShownResult:
         found = self.results[item] if 0 <= item < len(self.results) else None
         if found is None or part not in found.parts:
-            raise ItemNotFound(f"item {item} has no {part[:20]!r}")
+            raise errors.ItemNotFound(f"item {item} has no {part[:20]!r}")
         return found
 
     def outputs(self, study: int | None = None) -> Sequence[Path]:
         """Return the files of a study, or every result so far."""
         if study is not None:
             if study not in self.joined:
-                raise ItemNotFound(f"volume or map {study} is not put together yet")
+                raise errors.ItemNotFound(f"volume or map {study} is not put together yet")
             return self.joined[study]
         found = [path for path in sorted(self.out.rglob("*")) if path.is_file()]
         if not self.joined and not self._written:
-            raise ItemNotFound("there are no results yet")
+            raise errors.ItemNotFound("there are no results yet")
         return [path for path in found if not _UNFINISHED.search(path.relative_to(self.out).as_posix())]
 
     def progress(self) -> dict[str, object]:
@@ -309,12 +298,12 @@ class PageJob(Progress):
         }
 
 
-def _step(error: DdibError) -> str:
-    if isinstance(error, FilesLeftOut) and error.hint:
+def _step(error: errors.DdibError) -> str:
+    if isinstance(error, errors.FilesLeftOut) and error.hint:
         return error.hint  # the steps of what was left out
-    if isinstance(error, PictureMisfit) and INTENSITY in error.facts:
+    if isinstance(error, errors.PictureMisfit) and INTENSITY in error.facts:
         return f"on the start page, under volumes and maps, set the rule of intensity to {error.facts[INTENSITY]}"
-    return step_in_words(error)
+    return errors.step_in_words(error)
 
 
 class _Slices:
