@@ -23,16 +23,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.plans import soften as softened
 from ddib_fed.diffusion.schedule import LearnedSteps
 from ddib_fed.diffusion.solvers import integrate
-from ddib_fed.engine.arrays import (
-    ArraySettings,
-    Counter,
-    draw_samples,
-    item_of,
-    picture_draw,
-    point_draw,
-    public_sampling,
-    turns,
-)
+from ddib_fed.engine import arrays
 from ddib_fed.engine.gate import Made, measure_allowances, pass_latent, unmeasurable
 from ddib_fed.engine.local_party import LocalParty, only, open_party
 from ddib_fed.engine.model import DomainModel
@@ -226,7 +217,7 @@ class Model:
         """
         request = self._array_settings(settings, label, guidance, seed)
         if self.party.model.is_picture:
-            return draw_samples(self.party, count, request, on_progress=on_progress)
+            return arrays.draw_samples(self.party, count, request, on_progress=on_progress)
         return self._points(_noise(count, self.shape[0], seed), request, on_progress)
 
     def draw(
@@ -260,7 +251,7 @@ class Model:
         return report
 
     def _draw_points(
-        self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
+        self, folder: Path, count: int, request: arrays.ArraySettings, on_progress: Told | None
     ) -> dict[str, Any]:
         noise = _noise(count, self.shape[0], request.seed)
         wall, cpu = time.monotonic(), time.process_time()
@@ -275,9 +266,9 @@ class Model:
         return {"points": count, "clip": request.guidance.clip, "seconds": spent, "target_cloud": target}
 
     def _draw_pictures(
-        self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
+        self, folder: Path, count: int, request: arrays.ArraySettings, on_progress: Told | None
     ) -> dict[str, Any]:
-        samples = draw_samples(self.party, count, request, on_progress=on_progress)
+        samples = arrays.draw_samples(self.party, count, request, on_progress=on_progress)
         writer, width = samples_of(self.party.model, ImageLimits(), max_points=0), len(str(count - 1))
         names = [f"sample_{number:0{width}d}.{writer.format.lower()}" for number in range(count)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -291,10 +282,12 @@ class Model:
         about = {"class": request.target_class, "count": count, "guidance": asdict(request.guidance)}
         return {**about, "output_scale": scale, "pictures": names}
 
-    def _points(self, noise: Samples, request: ArraySettings, on_progress: Told | None) -> Samples:
+    def _points(self, noise: Samples, request: arrays.ArraySettings, on_progress: Told | None) -> Samples:
         """Decode points (N, D) from noise (N, D)."""
-        counter = Counter(request.settings.evaluations * turns(self.party, len(noise)), on_progress)
-        noises = point_draw(request.seed, 0, noise.shape[1])
+        counter = arrays.Counter(
+            request.settings.evaluations * arrays.turns(self.party, len(noise)), on_progress
+        )
+        noises = arrays.point_draw(request.seed, 0, noise.shape[1])
         inputs = ToDecode(0, Latent.from_array(noise), draw=noises)
         return self.party.decode(inputs, request.leg(counter)).samples
 
@@ -331,7 +324,7 @@ class Model:
         model = self.party.model
         request = replace(self._array_settings(settings, label, seed=seed), soften=soften)
         parts = enumerate(self._parts(samples))
-        items = (item_of(number, part, model, model, request) for number, part in parts)
+        items = (arrays.item_of(number, part, model, model, request) for number, part in parts)
         inputs = (ToEncode(item.number, item.samples, request.target_class, item.noise) for item in items)
         outcomes = self.party.encode_each(inputs, request.leg())
         return np.concatenate([only(outcome).latent.data for outcome in outcomes])
@@ -356,9 +349,9 @@ class Model:
             for number, part in enumerate(self._parts(latents)):
                 name = f"{seed} {number}".encode()
                 draw = (
-                    picture_draw(model, name, "decode")
+                    arrays.picture_draw(model, name, "decode")
                     if model.is_picture
-                    else point_draw(seed, 0, part.shape[1])
+                    else arrays.point_draw(seed, 0, part.shape[1])
                 )
                 yield ToDecode(number, Latent.from_array(part), request.target_class, draw)
 
@@ -395,7 +388,7 @@ class Model:
         plan = replace(plan, decode_grid=plan.encode_grid.reversed())
         parts = torch.split(torch.from_numpy(np.ascontiguousarray(x, np.float32)), rows)
         denoiser, walk = model.denoiser(share=settings.share), plan.decoder if back else plan.encoder
-        tell = Counter(settings.evaluations * len(parts), on_progress)
+        tell = arrays.Counter(settings.evaluations * len(parts), on_progress)
         ends = []
         with self._threads():
             for part in parts:
@@ -479,9 +472,11 @@ class Model:
 
     def _array_settings(
         self, settings: Settings, label: Label = None, guidance: Guidance = UNGUIDED, seed: int = 0
-    ) -> ArraySettings:
+    ) -> arrays.ArraySettings:
         number = self.classes.number(label) if isinstance(label, str) else label
-        return ArraySettings(SolverSettings.of(settings), target_class=number, guidance=guidance, seed=seed)
+        return arrays.ArraySettings(
+            SolverSettings.of(settings), target_class=number, guidance=guidance, seed=seed
+        )
 
     def tune(
         self,
@@ -646,7 +641,7 @@ class Model:
         Without `evaluations` the flags' steps count, which must be the same for all models; without those at most 48.
         SettingsInvalid is raised for a flag that the public code does not have.
         """
-        return public_sampling(line, manifests, evaluations)
+        return arrays.public_sampling(line, manifests, evaluations)
 
     def _read_again(self, folder: Path) -> None:
         self.bundle = load_bundle(folder)
