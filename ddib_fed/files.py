@@ -37,8 +37,7 @@ M = TypeVar("M", bound="BaseModel")
 
 # A PEM chain, a peer file or a request is a few KiB.
 MAX_SMALL_FILE_BYTES = 64 << 10
-RETRY_AFTER_S = 60.0
-"""How often a full disk is worth looking at again."""
+RETRY_AFTER_S = 60.0  # how often a full disk is worth looking at again
 MANY, SIDE_BY_SIDE, SHARED = 3, 16, 64
 """Files from which they are synced side by side, how many at once, and how many by threads that stay."""
 LOCK = ".ddib-translate.lock"

@@ -26,8 +26,7 @@ from ddib_fed.terminal import explained
 if TYPE_CHECKING:
     from ddib_fed.data.study import Options, Origin, Studies, Study, Unread
 
-Bad = list[tuple[Path, DdibError]]
-"""Files that cannot be read, with their errors."""
+Bad = list[tuple[Path, DdibError]]  # files that cannot be read, with their errors
 HIDDEN: Final = "hidden"
 TAKEN: Final = {
     ".npy": ".npy", ".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg", ".tif": ".tif", ".tiff": ".tif",

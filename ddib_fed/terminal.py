@@ -216,8 +216,7 @@ def print_table(
 
 # Progress: bars, or ten lines without a terminal.
 
-Show = Callable[..., None]
-"""Called with (done, total), and a remark where there is one."""
+Show = Callable[..., None]  # called with (done, total), and a remark where there is one
 _LINES = 10
 
 

@@ -18,10 +18,8 @@ from ddib_fed.terminal import drawing, emit, print_table, say
 if TYPE_CHECKING:
     from ddib_fed.studies import WrittenStudy
 
-MOST_ROWS = 40
-"""Results that are listed one by one; of more the page has the table."""
-SAID_EVERY_S = 30.0
-"""How often a line is written without a terminal: a log of a day has 3,000."""
+MOST_ROWS = 40  # results that are listed one by one; of more the page has the table
+SAID_EVERY_S = 30.0  # how often a line is written without a terminal: a log of a day has 3,000
 
 
 class ConsoleProgress(ddib_fed.Progress):

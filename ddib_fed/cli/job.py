@@ -22,8 +22,7 @@ from ddib_fed.terminal import emit, is_aside, moment, plain, print_table, say, s
 
 STEPS = ("profile", "certificate", "connection", "service", "clock", "dicom")
 """The last is of each DICOM peer of the profile."""
-MOST_CLASSES = 12
-"""Classes that are listed by name."""
+MOST_CLASSES = 12  # classes that are listed by name
 _TIMES = ("created", "finished", "expires")
 
 

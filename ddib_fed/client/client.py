@@ -58,8 +58,7 @@ SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 MAX_PART_BYTES = 1 << 30
 PARTS = {pb.ResultPart.Value(f"RESULT_PART_{part.name}"): part for part in Part}
-RESUMES = "to resume: the same command again"
-"""The line of a hint above the command that goes on."""
+RESUMES = "to resume: the same command again"  # the line of a hint above the command that goes on
 
 
 def _header(target: str, request: Request, classes: Sequence[tuple[str, str]], **fields: Any) -> pb.JobHeader:

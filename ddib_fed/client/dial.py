@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 
 from ddib_fed import metrics
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.client.client import Client
 from ddib_fed.client.folder_run import Run
+from ddib_fed.client.in_process import InProcess
 from ddib_fed.client.jobs import Request
 from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.folder import scan
 from ddib_fed.data.pictures import encode_png
+from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import JobFailed, LatentNotGaussian, PolicyDenied, SettingsInvalid, UsageError
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.metrics import Pictures
@@ -34,16 +37,12 @@ from ddib_fed.training.sources import own_samples
 SHARES: Final = (1.0, 0.75, 0.5)
 EVALUATIONS = 24
 """Of a leg: settings are compared with one another, and half the evaluations order them alike."""
-COOL, BLEND = 0.9, 0.3
-"""The temperature and the blend that are tried."""
-ENOUGH = 0.6
-"""Of the largest gain over a share of 1: the largest share that has as much is proposed."""
+COOL, BLEND = 0.9, 0.3  # the temperature and the blend that are tried
+ENOUGH = 0.6  # of the largest gain over a share of 1: the largest share that has as much is proposed
 TOLERATED = 0.01
 """SSIM that is no gain, and that a lower temperature may cost with the map: maps gain by it although they lose less."""
-FEWEST_READ = 8
-"""Pairs that the read-out is fitted to."""
-MOST_KNOWN = 0.75
-"""Share of the pairs that the read-out is fitted to; it reads the others."""
+FEWEST_READ = 8  # pairs that the read-out is fitted to
+MOST_KNOWN = 0.75  # share of the pairs that the read-out is fitted to; it reads the others
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +71,7 @@ class Measured:
 
 
 Kept = tuple[Translations, Pictures]
-Translate = Callable[[Dial], Kept]
-"""Own pictures under a setting: their translations, and their latents."""
+Translate = Callable[[Dial], Kept]  # own pictures under a setting: their translations, and their latents
 REFUSALS: Final = (PolicyDenied, SettingsInvalid, LatentNotGaussian)
 """Errors by which a node or a model refuses a share; any other ends the measurement."""
 
@@ -131,9 +129,6 @@ def measure_dial(
     """
     bundle = open_source(source)
     if client is None:
-        from ddib_fed.client.in_process import InProcess
-        from ddib_fed.engine.local_party import open_party
-
         encoder, decoder = (open_party(each, threads=threads) for each in (bundle, open_source(target)))
         client = InProcess(encoder, decoder)
         target = client.target
@@ -221,8 +216,6 @@ def _row(
     pairs = round(MOST_KNOWN * len(translations.names))
     round_trip = whiteness = read = psnr = ssim = partner = None
     if latents is not None:
-        import torch
-
         whiteness = metrics.whiteness(torch.from_numpy(latents)).ratio
         read = _read(latents, translations, pairs)
         if translations.back is not None and translations.source is not None:

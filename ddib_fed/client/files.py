@@ -29,10 +29,8 @@ if TYPE_CHECKING:
 MAX_ITEM_BYTES = 1 << 30
 """The client's limit on one item; the node's own limit is usually lower, and in its refusal."""
 MOST_LISTED = 1000
-MOST_NAME = 255 - 18
-"""Bytes of a file's name, less those of the hidden name under which it is written."""
-LEAST_TILE = 8
-"""Pixels of a tile's side."""
+MOST_NAME = 255 - 18  # bytes of a file's name, less those of the hidden name under which it is written
+LEAST_TILE = 8  # pixels of a tile's side
 SUFFIXES = {
     common_pb2.MEDIA_TYPE_NPY: ".npy",
     common_pb2.MEDIA_TYPE_PNG: ".png",

@@ -64,17 +64,13 @@ if TYPE_CHECKING:
 JOB_FILES = 250
 """Files of a job: its result is sooner complete, and less is sent again if the node refuses one of them."""
 JOB_BYTES = 256 << 20
-AHEAD = 2
-"""Jobs at the node at once: it computes one while the next is sent."""
-MOST_JOBS = 1000
-"""As many as a node lists."""
+AHEAD = 2  # jobs at the node at once: it computes one while the next is sent
+MOST_JOBS = 1000  # as many as a node lists
 ACKNOWLEDGED_TOGETHER = 16
 """Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
 PAGE = "report.html"
-FEWEST = 2
-"""Pictures of a page: of one alone the record and the file say all."""
-SLOW = 50
-"""Pictures from which drawing has a bar of its own."""
+FEWEST = 2  # pictures of a page: of one alone the record and the file say all
+SLOW = 50  # pictures from which drawing has a bar of its own
 
 
 @dataclass(slots=True, eq=False)
@@ -142,8 +138,7 @@ class Run:
     _readable: list[tuple[int, WrittenStudy | None]] = field(default_factory=list)
     """The studies that can be translated, or are by an earlier run."""
     _errors: list[errors.DdibError] = field(default_factory=list)
-    _pending: deque[tuple[str, Sequence[FileItem]]] = field(default_factory=deque)
-    """Jobs at the node."""
+    _pending: deque[tuple[str, Sequence[FileItem]]] = field(default_factory=deque)  # jobs at the node
     _waiting: deque[FileItem] = field(default_factory=deque)
     _unknown: dict[tuple[FileItem, ...], str] = field(default_factory=dict)
     """Request ids of an earlier run's jobs that the node does not list, by their items."""

@@ -36,8 +36,7 @@ from ddib_fed.protocol.messages import Domain, Domains, ItemState, JobState
 from ddib_fed.record import DIAL, UNGUIDED, Classes, LatentFigures, Part, Record, Settings
 from ddib_fed.terminal import explained
 
-INSTITUTION = "here"
-"""What targets are called: `here/relief`."""
+INSTITUTION = "here"  # what targets are called: `here/relief`
 MAX_POINTS = 100_000_000
 _NOBODY = Profile.model_construct(institution="", name="", source_address="", source_identity="")
 

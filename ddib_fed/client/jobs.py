@@ -151,8 +151,7 @@ class Failure:
 
     reason: str
     sentence: str = ""
-    institution: str = ""
-    """Where it failed, if that is not the own node."""
+    institution: str = ""  # where it failed, if that is not the own node
     incident: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     differences: tuple[errors.Difference, ...] = ()

@@ -23,16 +23,12 @@ from ddib_fed.web.uploads import DROPPED, renamed
 if TYPE_CHECKING:
     from ddib_fed.studies import WrittenStudy
 
-LOOKED_AT: Final = 12
-"""Slices of which the window of a volume is taken."""
-MAP_SIDE: Final = 2048
-"""Pixels of the longer side of a map on the page at most."""
+LOOKED_AT: Final = 12  # slices of which the window of a volume is taken
+MAP_SIDE: Final = 2048  # pixels of the longer side of a map on the page at most
 _UNFINISHED: Final = re.compile(r"(^|/)\.|\.parts/(items|results|output)/")
 """In the path of a file that is no result."""
-MOST_STEPS: Final = 3
-"""Next steps that are named at most."""
-INTENSITY: Final = "intensity"
-"""Name of the fact of an error that is a rule which fits the model."""
+MOST_STEPS: Final = 3  # next steps that are named at most
+INTENSITY: Final = "intensity"  # name of the fact of an error that is a rule which fits the model
 
 
 class TranslationRequest(BaseModel):
@@ -89,8 +85,7 @@ class PageJob(Progress):
         self.items = self.files = 0
         self.studies: list[dict[str, Any]] = []
         """Series, volumes, maps and pictures of further formats, as the page gets them."""
-        self.joined: dict[int, tuple[Path, ...]] = {}
-        """The files of those that are put together."""
+        self.joined: dict[int, tuple[Path, ...]] = {}  # the files of those that are put together
         self.jobs: dict[str, Path] = {}
         self.running: list[str] = []
         self.now = "reading the files"

@@ -21,8 +21,7 @@ from ddib_fed.files import is_disk_full, make_private_folders
 from ddib_fed.terminal import escape
 from ddib_fed.web.guard import hinted_in_words
 
-MOST_BYTES: Final = 1 << 30
-"""Of a file: as many as a client sends as one item."""
+MOST_BYTES: Final = 1 << 30  # of a file: as many as a client sends as one item
 MAX_FILES: Final = 20_000
 MAX_NAME: Final = 400
 MAX_PART: Final = 200
