@@ -675,21 +675,19 @@ class Run:
         missing = len(job.items) - delivered - states[ItemState.FAILED]
         if job.state.ended and not missing:
             path.unlink(missing_ok=True)
-        name, place, hop = shlex.quote(job_id), shlex.quote(str(self.out)), self.profile.hop
+        name, place = shlex.quote(job_id), shlex.quote(str(self.out))
+        error: errors.DdibError | None = None
         if not job.state.ended:
-            self._errors.append(errors.StateConflict(
-                f"job {job_id} is {job.state.lower()}: {missing} items are not ready yet",
-                hint=f"ddib job watch {name}\nddib job fetch {name} --out {place}",
-                hop=hop,
-            ))  # fmt: skip
+            what = f"job {job_id} is {job.state.lower()}: {missing} items are not ready yet"
+            hint = f"ddib job watch {name}\nddib job fetch {name} --out {place}"
+            error = errors.StateConflict(what, hint=hint)
         elif here < delivered:
-            again = f"ddib translate FILES --to {shlex.quote(job.target)} --out {place}"
-            self._errors.append(errors.ItemNotFound(
-                f"{delivered - here} of {delivered} results of job {job_id} were fetched before, not to {self.out}, "
-                "and the node then removed them",
-                hint=f"grep -rl --include='*.json' {name} ~  # finds their records; or again: {again}",
-                hop=hop,
-            ))  # fmt: skip
+            what = f"{delivered - here} of {delivered} results of job {job_id} were fetched before, not to {self.out}"
+            hint = f"grep -rl --include='*.json' {name} ~  # finds their records"
+            error = errors.ItemNotFound(f"{what}, and the node then removed them", hint=hint)
+        if error is not None:
+            error.hop = self.profile.hop
+            self._errors.append(error)
 
     def page(self) -> Path | None:
         """Write the page of the results; return where it is, or None if there are too few pictures."""

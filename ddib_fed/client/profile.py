@@ -8,7 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ class Profile(Frozen):
     @classmethod
     def load(cls, path: str | Path | None = None) -> Profile:
         """Read the profile at `path`, or the first of the usual places."""
-        place = Path(path) if path is not None else _find_profile()
+        place = Path(path) if path is not None else find_profile()
         profile = load_toml(place, cls, hint="ddib init client --help")
         if not profile.source_identity.endswith("." + profile.institution):
             raise ConfigError(
@@ -99,10 +99,13 @@ class Profile(Frozen):
             if place.exists():
                 raise AlreadyExists(f"{place} exists and is not overwritten", hint="another --out folder")
         try:
-            dns_name = Identity(institution, "node", node).dns_name
-            values = {"institution": institution, "name": identity.name, "source_address": address}
-            values |= {"source_identity": dns_name, "pki": "pki"}
-            cls.model_validate(values)
+            text = render_client_toml(
+                institution=institution,
+                name=identity.name,
+                source_address=address,
+                source_identity=Identity(institution, "node", node).dns_name,
+                pki="pki",
+            )
         except ValidationError as error:
             raise InputError(problem_text(error), hint=hint) from error
         out.mkdir(parents=True, exist_ok=True)
@@ -111,7 +114,7 @@ class Profile(Frozen):
             request.write_bytes(content)
         else:
             install(out / "pki", sign(content), expected=identity)
-        write_file(path, _TEMPLATE.format(file=FILE_NAME, **values).encode(), overwrite=False)
+        write_file(path, text.encode(), overwrite=False)
         return cls.load(path)
 
     @property
@@ -154,19 +157,23 @@ def _person_here() -> str:
         return "client-1"
 
 
-def _find_profile() -> Path:
-    """Return the first of the usual places where a profile is; `DDIB_PROFILE`, if set, is the only one."""
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    places = [Path(FILE_NAME), Path(FOLDER) / FILE_NAME, config / "ddib" / FILE_NAME]
-    if named := os.environ.get("DDIB_PROFILE"):
-        places = [Path(named)]
-    for place in places:
-        if place.is_file():
-            return place
-    raise FileMissing(
-        f"no client profile found; looked at {', '.join(map(str, places))}",
-        hint="--profile FILE names one; ddib init client --help says how one is made",
-    )
+def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
+    """Return where a profile is searched for, first match wins; `DDIB_PROFILE`, if set, is the only place."""
+    if named := environ.get("DDIB_PROFILE"):
+        return (Path(named),)
+    config = Path(environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    return (Path(FILE_NAME), Path(FOLDER) / FILE_NAME, config / "ddib" / FILE_NAME)
+
+
+def find_profile(environ: Mapping[str, str] = os.environ) -> Path:
+    places = candidates(environ)
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise FileMissing(
+            f"no client profile found; looked at {', '.join(map(str, places))}",
+            hint="--profile FILE names one; ddib init client --help says how one is made",
+        )
+    return found
 
 
 _TEMPLATE = """\
@@ -195,6 +202,12 @@ pki = "{pki}"
 # [dicom]
 # peers = ["PACS@pacs.{institution}:4242", "https://pacs.{institution}/dicom-web"]   # `ddib doctor` asks them
 """
+
+
+def render_client_toml(**values: str) -> str:
+    """Return a commented client.toml that `Profile.load` accepts, of its keys without a default and `pki`."""
+    Profile.model_validate(values)
+    return _TEMPLATE.format(file=FILE_NAME, **values)
 
 
 def renew_client(profile: Profile, *, now: datetime | None = None) -> bool:
