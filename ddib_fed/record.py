@@ -411,20 +411,6 @@ class Record(_Section):
             figure = -(picture.edge_correlation or 0.0)
         return 1000.0 * len(self.doubts or ()) + figure
 
-    @property
-    def fitted_side(self) -> int | None:
-        """Pixels of both sides at which it was translated; None if they differ, or if that is its own size."""
-        picture = self.picture
-        if picture is None or not picture.lost or picture.fitted_height != picture.fitted_width:
-            return None
-        return picture.fitted_height
-
-    @property
-    def tiles(self) -> int:
-        """Into how many tiles of `fitted_side` it is cut at its own size; 0 if it is not."""
-        side, picture = self.fitted_side, self.picture
-        return 0 if side is None or picture is None else tiles_in(picture.height, picture.width, (side, side))
-
     @staticmethod
     def fitted_line(named: Sequence[tuple[str, Record]]) -> str:
         """Say which pictures were not translated at their own size, and what that lost; empty for none."""

@@ -20,6 +20,9 @@ from ddib_fed.terminal import console, emit, lines, listed, number, outcome, pri
 
 NAME = click.argument("name", metavar="DIGEST")
 YES = option("--yes", "Do not ask; what would leave is still shown.")
+OWN_PICTURES = option(
+    "--pictures FOLDER", "A folder, or a domain that ships; default: what [train] of node.toml names."
+)
 EPSILON = option(
     "--epsilon X",
     "Differential privacy of each picture, or of each group of --group-by, at a delta of 1e-5. With --local: what the "
@@ -56,15 +59,13 @@ EPSILON = option(
 )
 @option(
     "--anchors A_DIR B_DIR",
-    "Pictures of the same things in both domains, by the same file names: a phantom, a travelling subject, a public "
-    "area. The calibration is fitted to them.",
+    "Pictures of the same things in both domains, by the same file names, that the calibration is fitted to.",
     click.Path(file_okay=False, path_type=Path),
     nargs=2,
 )
 @option(
     "--contrast",
-    "Of a tone without --anchors, which a histogram cannot tell: whether light in A is light in B (same), or dark "
-    "(inverted). A dark background stays dark.",
+    "Of a tone without --anchors: whether light in A is light in B (same), or dark (inverted).",
     ("same", "inverted"),
 )
 @EPSILON
@@ -262,11 +263,7 @@ def _agree(request: ddib_fed.CalibrationRequest, target: str, config_path: Path,
     epilog="\b\nExample:\n  ddib calibrate publish --pictures pictures --config south/node.toml",
 )
 @options.for_node
-@option(
-    "--pictures FOLDER",
-    "This node's pictures: a folder, or the name of a domain that ships. Default: what [train] of node.toml names, "
-    "else the domain that ships under the model's domain.",
-)
+@OWN_PICTURES
 @EPSILON
 @option(
     "--group-by folder|PATTERN",
@@ -323,10 +320,7 @@ def publish(
 )
 @options.for_node
 @click.argument("target", metavar="INSTITUTION/DOMAIN")
-@option(
-    "--pictures FOLDER",
-    "This node's pictures: a folder, or the name of a domain that ships. Default: what [train] of node.toml names.",
-)
+@OWN_PICTURES
 @option(
     "--anchors A_DIR B_DIR",
     "Instead pictures of the same things in both domains, by the same file names: then the truth counts.",

@@ -134,7 +134,10 @@ def _say_run(run: ddib_fed.Run, page: Path | None) -> None:
         _say_study(study)
     delivered = run.delivered
     if delivered:
-        _say_fitted(delivered)
+        if line := ddib_fed.Record.fitted_line([(item.file, item.provenance) for item in delivered]):
+            say(line)
+        if any(picture and picture.shrink > 1 for picture in (item.provenance.picture for item in delivered)):
+            say("  at their own size, in tiles: --tile PIXELS")
         if len(delivered) <= MOST_ROWS:
             _print_results(delivered)
         used = {(p.calibration_kind, p.calibration_sha256[:12]) for p in (d.provenance for d in delivered)}
@@ -170,18 +173,6 @@ def _where(run: ddib_fed.Run) -> str:
     before = f"; {run.earlier:,} of them were there before" if run.earlier else ""
     of = f" of {len(jobs)} jobs" if len(jobs) > 1 else f" of job {jobs[0].job_id}" if jobs else ""
     return f"{done:,} of {run.total - len(run.written):,} files{of} are in {out}{before}"
-
-
-def _say_fitted(delivered: Sequence[ddib_fed.Delivered]) -> None:
-    """Say which pictures were not translated at their own size, and how they would be."""
-    if not (line := ddib_fed.Record.fitted_line([(item.file, item.provenance) for item in delivered])):
-        return
-    say(line)
-    lost = [item.provenance for item in delivered if item.provenance.lost]
-    sides = {record.fitted_side for record in lost}
-    tiles = sum(record.tiles for record in lost)
-    if len(sides) == 1 and None not in sides and tiles:
-        say(f"  at their own size, in {tiles:,} tiles: --tile {sides.pop()}")
 
 
 def _say_marks(delivered: Sequence[ddib_fed.Delivered]) -> None:

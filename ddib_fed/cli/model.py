@@ -44,6 +44,9 @@ def _span(text: str) -> tuple[float, float]:
     return low, high
 
 
+SPAN = options.read_by(_span)
+
+
 def _code(text: str) -> str:
     if not re.fullmatch(r"[DSIHPAWRL]{2,3}", text.upper()):
         raise ValueError(f"{text!r} is not RAS, LPS, DHW, or of pictures WH, HW, RA")
@@ -106,11 +109,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @model.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @option("--out DIR", "The bundle's folder.", required=True)
-@option(
-    "--flags FLAGS",
-    "The flags that it was trained with, in quotes: the public README's MODEL_FLAGS line, or a classifier's.",
-    default="",
-)
+@option("--flags FLAGS", "Flags of its training, in quotes: the public README's MODEL_FLAGS.", default="")
 @option("--classifier", "The checkpoint is a noisy classifier, for guidance.")
 @option("--synthetic", "The checkpoint is a state dict of the public DDIB code's 2-D network.")
 @option("--domain NAME", "Domain name in the bundle.", default="imported")
@@ -121,20 +120,11 @@ def get(*, name: str, out: Path, force: bool) -> None:
     ("crop", "pad", "resize"),
     default="crop",
 )
-@option(
-    "--intensity RULE",
-    "How values of volumes and maps become the model's numbers, as of `ddib translate`: values, hu, "
-    "window:CENTRE,WIDTH[@LOW:HIGH] or percentile:LEAST,MOST[@LOW:HIGH]; default: as the files say.",
-)
-@option(
-    "--soften-sigma SIGMA",
-    "Pictures: noise level of softening before encoding.",
-    click.FloatRange(0, 1),
-    default=0.0,
-)
+@option("--intensity RULE", "How values of volumes and maps become numbers, as of `ddib translate`.")
+@option("--soften-sigma SIGMA", "Pictures: softening before encoding.", click.FloatRange(0, 1), default=0.0)
 @option(
     "--scale-factor NUMBER",
-    "Folders of latents: what latents are multiplied by; default: as the files say.",
+    "Folders of latents: what latents are multiplied by.",
     click.FloatRange(min=0, min_open=True),
 )
 @option(
@@ -142,25 +132,12 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "Folders of latents: own pictures, or volumes (.npy, NIfTI), that the autoencoder is to reconstruct. The scale "
     "factor is measured on them where no file says it.",
 )
-@option(
-    "--size HxW",
-    "Folders: sides of a sample, as 128x128 or 128x128x64; default: as the files say.",
-    callback=options.SIDES,
-)
-@option(
-    "values --range LOW:HIGH",
-    "MONAI: what black and white were in training; default: as the transforms say, else 0:1.",
-    callback=options.read_by(_span),
-)
-@option(
-    "--spacing X,Y,Z",
-    "MONAI: millimetres between the voxels of a volume; default: as the files say.",
-    callback=options.read_by(_triple),
-)
+@option("--size HxW", "Folders: sides of a sample, as 128x128 or 128x128x64.", callback=options.SIDES)
+@option("values --range LOW:HIGH", "MONAI: black and white in training, else 0:1.", callback=SPAN)
+@option("--spacing X,Y,Z", "MONAI: millimetres between voxels.", callback=options.read_by(_triple))
 @option(
     "--axes CODE",
-    "MONAI: axes of the network's arrays: RAS and the like, or D, H and W of a sample; default: as the transforms say, "
-    "else RAS of volumes.",
+    "MONAI: axes of the network's arrays: RAS and the like, or D, H and W of a sample; else RAS of volumes.",
     callback=options.read_by(_code),
 )
 @option("--modality NAME", "MAISI: the modality, a number or a name such as ct or mri_t1.")
@@ -168,6 +145,8 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @option("--force", "Replace an existing bundle.")
 def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     """Make a bundle of a public checkpoint. Pickles are read with weights_only=True.
+
+    What no option says is as the files say.
 
     CHECKPOINT is a file with a UNet of guided-diffusion (or of the public DDIB code), or with --classifier its noisy
     classifier. Its network is that of --flags, with the public defaults for the rest. Every setting is listed with
@@ -287,11 +266,7 @@ def _shown(model: ddib_fed.Model) -> dict[str, str]:
     show_default="12 16 20",
 )
 @DATA
-@option(
-    "--soften-sigma SIGMA",
-    "Softening of the pictures that are encoded; default: the model's own.",
-    click.FloatRange(0, 1),
-)
+@option("--soften-sigma SIGMA", "Softening of pictures; default: the model's own.", click.FloatRange(0, 1))
 @options.SEED
 @DEVICE
 @options.OUTCOME
@@ -426,26 +401,10 @@ def measured(gate: Any) -> str:
 @click.argument("folder", type=FOLDERS)
 @option("--truth FOLDER", "The true translations, by the same names.", FOLDERS)
 @option("--source FOLDER", "The translated pictures' sources, by the same names.", FOLDERS)
-@option(
-    "--domain FOLDER",
-    "Other pictures of the target domain, for the feature distance and for histogram matching.",
-    FOLDERS,
-)
-@option(
-    "--group-by",
-    "folder: intervals draw whole folders of pictures, such as the slices of one patient, instead of single pictures.",
-    ("folder",),
-)
-@option(
-    "--size PIXELS",
-    "Height and width that all pictures are resized to; default: those of the first translation.",
-    click.IntRange(7, 4096),
-)
-@option(
-    "span --range LOW:HIGH",
-    "Raw values of black and white; default: the models' if the records have them, else those of the files' type.",
-    callback=options.read_by(_span),
-)
+@option("--domain FOLDER", "Other pictures of the target domain, for the feature distance.", FOLDERS)
+@option("--group-by", "folder: intervals draw whole folders, such as slices of a patient.", ("folder",))
+@option("--size PIXELS", "Sides that all are resized to; default: the first's.", click.IntRange(7, 4096))
+@option("span --range LOW:HIGH", "Raw values of black and white; default: the models'.", callback=SPAN)
 @option("--out FILE", "Also write an HTML page, with the pictures, the worst first.")
 @options.OUTCOME
 @options.FORCE

@@ -204,10 +204,7 @@ def for_client(command: Callable[..., Any]) -> Callable[..., Any]:
 OUT_RESULTS = option("--out DIR", "Folder for the results; created if missing.", required=True)
 FORCE = option("--force", "Overwrite existing results.")
 EVALUATIONS = option(
-    "--evaluations N",
-    "Network evaluations of each leg (encoding, decoding).",
-    click.IntRange(1, 10_000),
-    default=48,
+    "--evaluations N", "Network evaluations of each leg.", click.IntRange(1, 10_000), default=48
 )
 QUALITY = option(
     "--quality",
@@ -216,10 +213,7 @@ QUALITY = option(
     ("draft", "standard", "exact"),
 )
 TARGET_CLASS = option(
-    "--target-class CLASS",
-    "Class to translate to or to sample, by name or number, if the model has classes.",
-    str,
-    default="",
+    "--target-class CLASS", "Class to translate to or to sample, by name or number.", default=""
 )
 INTENSITY = option(
     "--intensity RULE",
@@ -270,9 +264,8 @@ SETTINGS = {
                 "Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it. "
                 "Default: 1."),
         Setting("share", "FRACTION", click.FloatRange(0, 1),
-                "Of the network in encoding pictures; the rest is linear. Below 1 the latent keeps more structure and "
-                "shows more of the picture; both nodes must allow it ([policy] least_share). Default: what the "
-                "calibration proposes, else 1."),
+                "Of the network in encoding; the rest is linear. Below 1 the latent shows more of the picture: both "
+                "nodes must allow it ([policy] least_share). Default: the calibration's, else 1."),
         Setting("temperature", "SCALE", click.FloatRange(0.8, 1),
                 "Of the latent where it is decoded: below 1 less is invented, and edges are softer. Default: the "
                 "calibration's, else 1."),
@@ -295,18 +288,15 @@ SETTINGS = {
                 "Bring all pictures to this height and width, and translate them so in overlapping tiles by one ODE. "
                 "Volumes: DxHxW.", here=True),
         Setting("classifier", "MODEL", click.STRING,
-                "Bundle of the classifier for guidance to a class; classifier-scale weighs it, by default 1.",
-                here=True),
+                "Bundle of the classifier for guidance; classifier-scale weighs it, by default 1.", here=True),
         Setting("flags", "FLAGS", click.STRING,
-                "Sample models with integer steps as the public code does with these flags of its own: "
-                "--diffusion_steps, --noise_schedule, --timestep_respacing, --eta, --use_ddpm True for ancestral "
-                "sampling, --clip_denoised; its others have no effect.", here=True),
+                "Sample models with integer steps as the public code: --diffusion_steps, --noise_schedule, "
+                "--timestep_respacing, --eta, --use_ddpm True, --clip_denoised; others have no effect.", here=True),
         Setting("batch", "N", click.IntRange(1, 4096), "Pictures that the network evaluates at once. Default: 16.",
                 here=True),
         Setting("dtype", "NAME", click.Choice(("float32", "bfloat16", "float16")),
-                "Of the networks; the integrated state stays float32 (docs/operating.md has the error of each). On a "
-                "CPU with instructions for it bfloat16 is faster from about 4 pictures at once; float16 is for GPUs.",
-                here=True),
+                "Of the networks; the integrated state stays float32 (docs/operating.md has the error of each). "
+                "bfloat16 is faster on a CPU with instructions for it; float16 is for GPUs.", here=True),
     )
 }  # fmt: skip
 

@@ -152,22 +152,14 @@ def trained(model: ddib_fed.Model) -> dict[str, object]:
 @options.option("--steps N", "Optimiser steps of each model, instead of --time.", click.IntRange(1))
 @train_options(("size", "preset", "fit", "range", "flip", "batch", "skip_bad", "seed", "device"))
 @options.option(
-    "soften --soften-sigma SIGMA",
-    "Noise level to which pictures are diffused before encoding.",
-    click.FloatRange(0, 1),
-    default=0.05,
+    "soften --soften-sigma SIGMA", "Softening before encoding.", click.FloatRange(0, 1), default=0.05
 )
 @options.option("--evaluations N", "Network evaluations of each leg.", click.IntRange(3, 10_000), default=48)
 @options.option(
-    "--pictures N",
-    "Largest number of held-out pictures translated in each direction.",
-    click.IntRange(1),
-    default=64,
+    "--pictures N", "Held-out pictures translated each way, at most.", click.IntRange(1), default=64
 )
 @options.option(
-    "--calibration FILE",
-    "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
-    "its name.",
+    "--calibration FILE", "Translate under this one (`ddib calibrate --local`), or a shipped model's."
 )
 @options.OUT_RESULTS
 @options.FORCE

@@ -32,10 +32,6 @@ def _open_models(
         why = f"is for pictures, and {source} is a model of points"
         options.refuse_settings(settings, OF_PICTURES, why, hint="omit it")
         options.refuse_idle(("calibration",), why, hint="omit it")
-    elif not settings.get("soften-sigma", encoder.manifest.soften_sigma) and "flags" not in settings:
-        why = "sets the noise of softening and of flags, and there is neither"
-        hint = "omit it; soften-sigma=0.05, or flags with --eta 0.5, draws noise"
-        options.refuse_settings(settings, ("seed",), why, hint=hint)
     decoder = encoder if target == source else options.open_model(target, settings, device)
     client = encoder.to(decoder)
     return client, client.target
@@ -55,12 +51,7 @@ def _open_models(
 @options.option("target_model --target MODEL", "Without nodes: model that decodes.", str)
 @options.OUT_RESULTS
 @options.TARGET_CLASS
-@options.option(
-    "--source-class CLASS",
-    "Class of the files, by name or number, if their model has classes.",
-    str,
-    default="",
-)
+@options.option("--source-class CLASS", "Class of the files, by name or number.", default="")
 @options.option("--cycle", "Also translate back and report each item's round-trip error.")
 @options.QUALITY
 @options.EVALUATIONS

@@ -318,16 +318,15 @@ def _tile(text: str) -> tuple[int, int] | None:
 
 
 def _any_picture(found: recognition.Recognised) -> bool:
-    """Whether a file might be larger than a model, which is then asked for its size."""
-    if any(each.reader.is_picture for each in found.studies):
-        return True
-    given = (recognition.files_below(path, None).files if path.is_dir() else (path,) for path in found.plain)
-    paths = [path for below in given for path in below if path.suffix.lower() in recognition.TAKEN]
-    arrays = [path for path in paths if path.suffix.lower() == ".npy"]
-    if len(arrays) < len(paths):
-        return True
+    """Return whether a file might be larger than a model, which is then asked for its size."""
     larger = recognition.LargerPictures((LEAST_TILE, LEAST_TILE))
-    return any(recognition.reader_of(path, larger) is larger for path in arrays)
+    below = (recognition.files_below(path, None).files if path.is_dir() else (path,) for path in found.plain)
+    return any(each.reader.is_picture for each in found.studies) or any(
+        path.suffix.lower() in recognition.TAKEN
+        and (path.suffix.lower() != ".npy" or recognition.reader_of(path, larger) is larger)
+        for paths in below
+        for path in paths
+    )
 
 
 def _intensity(asked: str, source: Domains, say: Callable[[str], object]) -> str:
