@@ -26,7 +26,7 @@ import torch
 from scipy import ndimage
 
 from benchmarks import options
-from benchmarks.calibration.directed import BUILD, OUT, Directed
+from benchmarks.calibration.directed import OUT, ROOT, Directed
 from ddib_fed import metrics
 from ddib_fed.datasets import shipped_bytes
 from ddib_fed.engine.model import DomainModel
@@ -149,7 +149,7 @@ def _kept(
 ) -> Latents:
     """Latents of x that an earlier run left, or new ones."""
     name = f"{directed.source_name}-{share:g}-{evaluations}-{seed}-{len(x)}.npz"
-    path = BUILD / "leaks" / model.bundle.digest[:12] / name
+    path = ROOT / "build" / "calibration" / "leaks" / model.bundle.digest[:12] / name
     if path.exists():
         with np.load(path) as there:
             return {float(depth): there[depth] for depth in there.files}

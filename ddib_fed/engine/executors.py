@@ -178,7 +178,7 @@ def _exchange(begun: Begun, over: Sequence[int]) -> Any:
 # The pool's side
 
 
-class Process:
+class WorkerProcess:
     """A spawned process that holds what `make` makes; `made` is its first news."""
 
     def __init__(self, make: Callable[..., Any], *args: Any) -> None:
@@ -200,7 +200,7 @@ class Process:
 class Worker:
     """The pool's side of a worker, and what it was given."""
 
-    process: Process
+    process: WorkerProcess
     name: str = ""
     rows: int = 0  # how many samples its network calls take best; 0 until it is ready
     work: dict[int, Member] = field(default_factory=dict)
@@ -233,7 +233,7 @@ class Pool:
 
     def __init__(
         self,
-        launch: Callable[[int], Process],
+        launch: Callable[[int], WorkerProcess],
         count: int,
         *,
         what: str,
@@ -494,7 +494,7 @@ def process_pool(recipe: Recipe, *, workers: int = 0) -> Pool:
         devices = ["cpu"] * (cores or 1)
     packed = pack(replace(recipe, threads=recipe.threads or 1))
     return Pool(
-        lambda number: Process(WarmModel, packed, devices[number % len(devices)]),
+        lambda number: WorkerProcess(WarmModel, packed, devices[number % len(devices)]),
         workers or len(devices),
         what="worker",
         remedy="the node's log has what the process said; free -h and nvidia-smi show what memory is left",
@@ -522,11 +522,11 @@ def ray_pool(recipe: Recipe, *, address: str, workers: int = 0, local_cpus: int 
         otherwise = 'executor = "processes" in [engine] of node.toml'
         raise missing("ray", "ray", "the executor ray needs Ray", otherwise=otherwise)
     packed = pack(replace(recipe, threads=recipe.threads or 1))
-    cluster = Process(_Cluster, address, max(workers, local_cpus))
+    cluster = WorkerProcess(_Cluster, address, max(workers, local_cpus))
     try:
         joined, places = cluster.made.result()
         return Pool(
-            lambda _: Process(_Relay, packed, recipe.device, joined, address == LOCAL),
+            lambda _: WorkerProcess(_Relay, packed, recipe.device, joined, address == LOCAL),
             workers or max(1, places),
             what="Ray actor",
             remedy="the local Ray cluster" if address == LOCAL else f"ray status --address {address}",
