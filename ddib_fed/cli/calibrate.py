@@ -279,15 +279,7 @@ def _agree(request: ddib_fed.CalibrationRequest, target: str, config_path: Path,
     "Count the latents of the model's autoencoder, for a rotation with a source that has the same one, not colours.",
 )
 @YES
-def publish(
-    node: ddib_fed.Node,
-    pictures: str | None,
-    epsilon: float,
-    group_by: str | None,
-    force: bool,
-    latents: bool,
-    yes: bool,
-) -> None:
+def publish(node: ddib_fed.Node, pictures: str | None, force: bool, yes: bool, **how: Any) -> None:
     """Publish one noised histogram of this target's pictures for peers that calibrate.
 
     It shows what would leave and asks. Admitted peers get it only while [policy] calibration lists a kind.
@@ -295,12 +287,7 @@ def publish(
     notes: list[str] = []
     with console(stderr=True).status("counting pictures"):
         aggregate = node.calibrations.aggregate(
-            pictures,
-            epsilon=epsilon,
-            group_by=group_by,
-            latents=latents,
-            replace=force,
-            on_note=lambda *texts: notes.extend(texts),
+            pictures, replace=force, on_note=lambda *texts: notes.extend(texts), **how
         )
     say(*aggregate.describe().split("\n"), *notes)
     if node.calibrations.published():
@@ -331,13 +318,7 @@ def publish(
 @YES
 @options.PROFILE
 def dial(
-    node: ddib_fed.Node,
-    target: str,
-    pictures: str | None,
-    anchors: tuple[Path, Path] | None,
-    limit: int,
-    yes: bool,
-    profile_path: Path | None,
+    node: ddib_fed.Node, target: str, pictures: str | None, yes: bool, profile_path: Path | None, **how: Any
 ) -> None:
     """Measure share, temperature and blend under the calibration that is agreed on, and propose a setting.
 
@@ -345,7 +326,7 @@ def dial(
     that is proposed becomes part of the calibration, which both operators sign again: jobs that name no share use it.
     """
     agreed, config = node.calibrations.agreed(target), node.config
-    if anchors is not None:
+    if how["anchors"] is not None:
         options.refuse_idle(("pictures",), "is not for --anchors")
     with (
         ddib_fed.Client.for_command(profile_path) as client,
@@ -357,9 +338,8 @@ def dial(
             target,
             client=client,
             pictures=pictures or config.train.pictures(config.folder),
-            anchors=anchors,
-            limit=limit,
             least_share=config.policy.least_share,
+            **how,
         )
     dialled = agreed.dialled(proposed, datetime.now(UTC))
     show_dial(rows, dialled)

@@ -339,7 +339,6 @@ def sample(
     which: str,
     out: Path,
     count: int | None,
-    seed: int,
     device: str,
     force: bool,
     settings: dict[str, Any],
@@ -361,6 +360,7 @@ def sample(
         why = f"is for pictures, and {which} is a model of points"
         options.refuse_idle(("target_class", "device"), why)
         options.refuse_settings(settings, OF_PICTURES, why, hint="omit it")
+    seed = given.pop("seed")
     request = options.asked(settings, **given)
     solver, clip = request.settings, False
     if "flags" in settings:

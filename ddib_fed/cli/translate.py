@@ -112,8 +112,6 @@ def translate(
     out: Path,
     force: bool,
     skip_bad: bool,
-    intensity: str,
-    slices: str,
     tile: str,
     credentials: tuple[Path, Path] | None,
     query: str | None,
@@ -140,6 +138,7 @@ def translate(
     sub-folders called by class names, numbers or WordNet ids, or ImageNet's validation part with the unpacked
     ILSVRC2012_devkit_t12 beside it; results have the public code's names and the models' size.
     """
+    reading = {"tile": tile} | {name: given.pop(name) for name in ("intensity", "slices")}
     via, target = _where_to(target, source_model, target_model, settings, calibration, device, profile_path)
     chosen = None if calibration == NONE else calibration
     without = calibration == NONE and isinstance(via, ddib_fed.Profile)
@@ -157,7 +156,7 @@ def translate(
     else:
         hint = "add --set pairs=260:261, or omit it"
         options.refuse_settings(settings, ("limit",), "is for classes", hint=hint)
-        _open_files(run, files, {"intensity": intensity, "slices": slices, "tile": tile}, detach=detach)
+        _open_files(run, files, reading, detach=detach)
     if credentials is not None and run.check_marked():
         say("content credentials are put into PNG alone (docs/formats.md)", err=True)
     run.read()

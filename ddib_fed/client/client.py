@@ -108,8 +108,8 @@ def _failure(detail: common_pb2.ErrorDetail, hop: str) -> Failure:
     cause = from_detail(detail.SerializeToString(), hop) or errors.JobFailed(
         hop=hop, facts=dict(detail.facts)
     )
-    own = {name: getattr(cause, name) for name in ("incident", "facts", "differences", "hop", "says")}
-    return Failure(detail.reason, detail.sentence, detail.institution, **own)
+    same = {name: getattr(cause, name) for name in ("incident", "facts", "differences", "hop", "says")}
+    return Failure(detail.reason, detail.sentence, detail.institution, **same)
 
 
 def job_from_pb(message: pb.Job, hop: str) -> Job:

@@ -21,35 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ddib_fed import errors
+from ddib_fed.client import files as inputs
+from ddib_fed.client import results as outputs
 from ddib_fed.client.client import RESUMES, Client
-from ddib_fed.client.files import (
-    FileItem,
-    LeftOut,
-    check_intensity,
-    check_names,
-    find_items,
-    items_below,
-    left_out,
-    listed,
-    look,
-    open_inputs,
-    read_items,
-    refused,
-)
+from ddib_fed.client.files import FileItem, LeftOut
 from ddib_fed.client.jobs import Job, Progress, Request, split_target
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import (
-    Delivered,
-    JobFile,
-    Translated,
-    check_free,
-    finished,
-    not_written,
-    records_of,
-    remove_broken,
-    unfinished,
-    write_result,
-)
+from ddib_fed.client.results import Delivered, JobFile, Translated
 from ddib_fed.files import locked, make_private_folders, write_file
 from ddib_fed.names import nearest
 from ddib_fed.protocol.calls import is_number
@@ -144,8 +122,8 @@ class Run:
     """Request ids of an earlier run's jobs that the node does not list, by their items."""
     _most_files: int = JOB_FILES
 
-    look = staticmethod(look)
-    check_intensity = staticmethod(check_intensity)
+    look = staticmethod(inputs.look)
+    check_intensity = staticmethod(inputs.check_intensity)
 
     def __post_init__(self) -> None:
         if self.target:  # of results that are only fetched, their job says it
@@ -184,13 +162,13 @@ class Run:
                 return client.domains(own_alone=True)
 
         reading = {"intensity": intensity, "slices": slices, "tile": tile}
-        self.items, self.studies, self.left_out = open_inputs(
+        self.items, self.studies, self.left_out = inputs.open_inputs(
             files, self.out, reading, own_domain, self.progress.say
         )
 
     def open_below(self, root: Path, files: Sequence[Path]) -> None:
         """Take files below a folder, whose results are called by their paths there."""
-        self.items = items_below(root, files)
+        self.items = inputs.items_below(root, files)
 
     def open_pairs(
         self, pairs: str, find: Callable[[Sequence[tuple[int, int]], Sequence[str]], Sequence[Any]]
@@ -223,7 +201,7 @@ class Run:
             )
             for each in find(numbers, own.names)
         ]
-        check_names(self.items, self.out)
+        inputs.check_names(self.items, self.out)
 
     def check_marked(self) -> bool:
         """Raise UsageError unless credentials have an effect; return whether some files take none."""
@@ -269,10 +247,10 @@ class Run:
         digest = cache(self.digest)
         many = len(self.items) > JOB_FILES
         with progress.counted("reading files") if many else nullcontext() as show:
-            self.items, bad = read_items(self.items, digest, decode=many, on_read=show)
+            self.items, bad = inputs.read_items(self.items, digest, decode=many, on_read=show)
         self.left_out += bad
         if self.left_out and not (self.skip_bad and (self.items or self._readable)):
-            raise refused(self.left_out, self.total, "nothing was submitted")
+            raise inputs.refused(self.left_out, self.total, "nothing was submitted")
 
     def _read_studies(self, studies: Studies) -> None:
         from ddib_fed.client.parts import check_outputs, finished_study
@@ -346,7 +324,7 @@ class Run:
         # Credentials are of the whole, not of its parts.
         run = Run(
             self.via, self.target, out, self.request, self.progress,
-            force=self.force, skip_bad=True, volume_sha256=volume_sha256, items=find_items(paths)[0],
+            force=self.force, skip_bad=True, volume_sha256=volume_sha256, items=inputs.find_items(paths)[0],
         )  # fmt: skip
         self.progress.parts(number, paths)
         run.read()
@@ -386,12 +364,12 @@ class Run:
     def _begin(self, client: Client) -> dict[str, JobFile]:
         """Plan what is neither on the disk nor in an unfinished job of an earlier run; these jobs by their ids."""
         progress = self.progress
-        remove_broken(self.out, self.items)
+        outputs.remove_broken(self.out, self.items)
         if not self.force:
             self._take_finished(self.items)
         self.earlier = len(self.results)
         jobs: dict[str, JobFile] = {}
-        if found := unfinished(self.items, self.out):
+        if found := outputs.unfinished(self.items, self.out):
             ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)}
             for job in found:
                 if job.request_id in ids:
@@ -402,7 +380,7 @@ class Run:
         under_way = {item for job in jobs.values() for item in job.items}
         left = [item for item in self.items if item.name not in self.results]
         self._waiting = deque(item for item in left if item not in under_way)
-        check_free(self._waiting, self._inputs, self.out, force=self.force)
+        outputs.check_free(self._waiting, self._inputs, self.out, force=self.force)
         progress.done = self.earlier
         progress.whole(len(self.items), self.earlier)
         if self.earlier or jobs:
@@ -416,7 +394,7 @@ class Run:
         return jobs
 
     def _take_finished(self, items: Sequence[FileItem]) -> None:
-        for result in finished(items, self.out):
+        for result in outputs.finished(items, self.out):
             self.results[items[result.item].name] = result
 
     @property
@@ -503,7 +481,7 @@ class Run:
             submitted = len(self._pending) + len(self.jobs)
             under_way = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
             state = under_way if submitted else "nothing was submitted"
-            raise refused(bad, self.total, state) from error
+            raise inputs.refused(bad, self.total, state) from error
         self.left_out += bad
         return tuple(item for n, item in enumerate(items) if n not in numbers)
 
@@ -574,13 +552,13 @@ class Run:
                 if result.record.input_sha256 != item.sha256:
                     raise errors.ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
             try:
-                delivered = write_result(
+                delivered = outputs.write_result(
                     result, item, self.out, credentials=self.credentials, force=self.force
                 )
             except OSError as error:
                 kept = f"the node keeps the rest of job {job_id}"
                 kept = kept if client.keeps_jobs else "what was written before is complete"
-                raise not_written(error, self.out, kept) from error
+                raise outputs.not_written(error, self.out, kept) from error
             written.append((result.item, result.files[Part.TRANSLATION].sha256))
             if len(written) >= ACKNOWLEDGED_TOGETHER:
                 client.acknowledge(job_id, written)
@@ -617,7 +595,7 @@ class Run:
             state = f"the others are in {self.out}"
             if self.submitted and not self.jobs:
                 state = "the others are submitted or translated"
-            failures.append(left_out(missing, self.total, state))
+            failures.append(inputs.left_out(missing, self.total, state))
         if partly := [f"{each.given}: {each.refused}" for each in self.written if each.refused]:
             hint = "the records name each item; what was refused is not in the results"
             failures.append(errors.FilesLeftOut("\n".join(partly), hint=hint))
@@ -644,7 +622,7 @@ class Run:
             try:
                 job.require_finished(hop)
             except (errors.JobFailed, errors.Cancelled) as error:
-                error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
+                error.detail += (f"; {unsent}" if rest else "") + (f"\n{inputs.listed(bad)}" if bad else "")
                 hints = [error.hint, "the rest: the same command again" if rest else ""]
                 if bad:
                     others = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
@@ -671,7 +649,7 @@ class Run:
             self._keep_calibration(job)
         self.target, self.jobs, self.total = job.target, [job], len(job.items)
         states = Counter(item.state for item in job.items)
-        here, delivered = records_of(job_id, self.out), states[ItemState.DELIVERED]
+        here, delivered = outputs.records_of(job_id, self.out), states[ItemState.DELIVERED]
         missing = len(job.items) - delivered - states[ItemState.FAILED]
         if job.state.ended and not missing:
             path.unlink(missing_ok=True)
@@ -699,7 +677,7 @@ class Run:
         try:
             self._write_page(pictures, page)
         except OSError as error:
-            raise not_written(error, page, f"every result is in {self.out}") from error
+            raise outputs.not_written(error, page, f"every result is in {self.out}") from error
         return page
 
     def _place_of_page(self) -> Path:
