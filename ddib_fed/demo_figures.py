@@ -25,8 +25,7 @@ SEED = 1
 # The bounds at 48 evaluations per leg: of points of unit standard deviation, and of pictures in dB.
 CYCLE_MEDIAN, CYCLE_MEAN, CYCLE_P99 = 3e-4, 1e-3, 5e-3
 FLOOR_FACTOR, FLOOR_MARGIN = 1.5, 0.01
-LOST_MEDIAN, LOST_MOST = 1.0, 2.0
-"""dB of a round trip below what the source's autoencoder alone keeps."""
+LOST_MEDIAN, LOST_MOST = 1.0, 2.0  # dB of a round trip below what the source's autoencoder alone keeps
 MSE_FACTOR, SSIM_MARGIN = 1.1, 0.02
 """How much worse than the map alone the bridge may be: so few pictures differ by chance."""
 MIXED_RATIO = 1.7

@@ -100,10 +100,8 @@ def evaluate(
 
     Parameters
     ----------
-    folder
-        A folder that `ddib translate` wrote, or any folder of pictures.
-    source, truth
-        Folders with the sources and the true translations, by the same names.
+    folder, source, truth
+        A folder that `ddib translate` wrote, or any of pictures; the sources and true translations by the same names.
     domain
         Other pictures of the target domain, for the feature distance and histogram matching: a folder, or
         (M, C, H, W) in [-1, 1].
@@ -121,10 +119,8 @@ def evaluate(
 
     Raises
     ------
-    FileMissing
-        There are no pictures, or some have no partner.
-    ShapeMismatch, PictureMisfit, UsageError
-        Pictures do not fit each other, or their range is not known.
+    FileMissing, ShapeMismatch, PictureMisfit, UsageError
+        There are no pictures, some have no partner, they do not fit each other, or their range is not known.
 
     Examples
     --------

@@ -10,11 +10,12 @@ import pytest
 from safetensors.torch import save_file
 
 import ddib_fed
-from ddib_fed import Imported, ImportOptions, Model, Run, Settings, TrainConfig
+from ddib_fed import Model, Run, Settings, TrainConfig
 from ddib_fed.cli.main import run
 from ddib_fed.client.files import payload
 from ddib_fed.errors import ConfigError, InputError, SettingsInvalid, UsageError
 from ddib_fed.extensions import extensions, loaded
+from ddib_fed.importing import Imported, ImportOptions
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.training.studies import look_at_studies
 from tests.models.examples import state
