@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -104,15 +105,11 @@ def item(**values: Any) -> Any:
     return dataset
 
 
-def send(
-    port: int, files: Path | Iterable[Path], called: str = "DDIB", calling: str = "STORESCU"
-) -> list[int]:
+def send(port: int, files: Path | Iterable[Path], called: str = "DDIB", pause_s: float = 0.0) -> list[int]:
     """Send files, or all below a folder, on one association; return the status of each, `BROKEN` without one."""
     paths = sorted(p for p in files.rglob("*") if p.is_file()) if isinstance(files, Path) else list(files)
-    entity, headers = (
-        pynetdicom.AE(calling),
-        [pydicom.dcmread(path, stop_before_pixels=True) for path in paths],
-    )
+    entity = pynetdicom.AE("STORESCU")
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in paths]
     for kind, syntax in {(each.SOPClassUID, each.file_meta.TransferSyntaxUID) for each in headers}:
         entity.add_requested_context(kind, syntax)
     association = entity.associate("127.0.0.1", port, ae_title=called)
@@ -120,6 +117,7 @@ def send(
     for path in paths:
         answer = association.send_c_store(path) if association.is_established else {}
         statuses.append(int(answer.get("Status", BROKEN)))
+        time.sleep(pause_s)
     if association.is_established:
         association.release()
     return statuses
