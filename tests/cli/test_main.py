@@ -20,9 +20,7 @@ from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import SECTIONS, cli, run
 from ddib_fed.errors import (
     NEXT_STEPS,
-    ContractMismatch,
     DdibError,
-    Difference,
     ExitCode,
     PeerUnreachable,
     PolicyDenied,
@@ -113,14 +111,6 @@ def test_a_policy_that_refuses_a_setting_is_answered_by_the_option_that_it_takes
     failing(PolicyDenied(facts={"policy": "least_evaluations", "evaluations": 4, "least": least}))
     assert run(["domains"]) == ExitCode.REFUSED
     assert f"  try:  {step}" in capsys.readouterr().err
-
-
-def test_contract_differences_are_a_table(failing, capsys):
-    differences = (Difference("sample_shape", "[2]", "[3]", "train models of one shape"),)
-    failing(ContractMismatch(differences=differences))
-    assert run(["domains"]) == ExitCode.CONTRACT
-    line = next(line for line in capsys.readouterr().err.splitlines() if "sample_shape" in line)
-    assert line.split(None, 3) == ["sample_shape", "[2]", "[3]", "train models of one shape"]
 
 
 def test_every_error_ends_with_its_code_and_a_next_step(failing, capsys):

@@ -337,11 +337,3 @@ def test_no_file_asks_for_a_certificate_for_recovery(tmp_path: Path) -> None:
     request = pki.make_request(tmp_path / "x", Identity("north.example", "recovery", "node-2"))
     with pytest.raises(PolicyDenied, match="recovery"):
         pki.read_request(request)
-
-
-def test_the_issuer_renews_itself(issuer: NodeConfig) -> None:
-    before = pki.load_identity(issuer.paths.pki)
-    after = certificates.renew_node(issuer, now=before.not_before + 17 * HOUR)
-    assert after.not_after == before.not_after + 17 * HOUR
-    assert after.key_pem != before.key_pem
-    assert (after.roots_pem, after.identity) == (before.roots_pem, before.identity)

@@ -139,14 +139,6 @@ def test_a_key_that_cannot_be_used_any_more_ends_no_calls(channels, north, node,
     assert works(channels.get("south.example"))
 
 
-def test_a_channel_that_was_broken_is_replaced(channels: tls.PeerChannels) -> None:
-    first = channels.get("south.example")
-    assert channels.get("south.example") is first
-    first.broken = True
-    second = channels.get("south.example")
-    assert (second is first, second.broken) == (False, False)
-
-
 def other_root(tmp_path: Path) -> Institution:
     return Institution("south.example", tmp_path / "south-again")
 

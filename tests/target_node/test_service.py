@@ -143,13 +143,6 @@ def test_messages_out_of_order_are_refused(target, north) -> None:
             target.decode(north, *messages)
 
 
-def test_the_round_trip_brings_the_latent_of_the_translation(target, north) -> None:
-    contract = target.negotiate(north)
-    answers = target.decode(north, header(contract, round_trip=True), *sent(contract, gaussian(30)))
-    kinds = [kind for a in answers if (kind := a.WhichOneof("message")) in {"result", "latent"}]
-    assert kinds == ["result", "latent"]
-
-
 def test_without_an_audit_log_nothing_is_decoded_and_the_peer_comes_back(target, north, monkeypatch) -> None:
     """A full disk is this node's trouble: UNAVAILABLE, which the source tries again, not an internal error."""
     contract = target.negotiate(north)

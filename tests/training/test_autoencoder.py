@@ -6,7 +6,6 @@ import torch
 from pydantic import ValidationError
 
 from ddib_fed.data.folder import expand
-from ddib_fed.errors import SettingsInvalid
 from ddib_fed.training import autoencoder
 from ddib_fed.training.autoencoder import KL_WEIGHT, WINDOW, AutoencoderTask
 from ddib_fed.training.config import TrainConfig
@@ -81,12 +80,6 @@ def test_a_batch_is_of_windows_and_the_same_however_it_is_cut():
     assert task.manifest()["sample_shape"] == (3, WINDOW + 32, WINDOW + 32)
 
 
-def test_the_flag_names_the_kind_and_its_preset():
-    config = TrainConfig(domain="satellite-256", autoencoder=True)
-    assert (config.kind, config.preset) == ("autoencoder", "autoencoder-8")
-    assert config == TrainConfig(domain="satellite-256", kind="autoencoder")
-
-
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [
@@ -100,19 +93,6 @@ def test_the_flag_names_the_kind_and_its_preset():
 def test_settings_of_another_kind_of_run_are_refused(wrong, why):
     with pytest.raises(ValidationError, match=why):
         TrainConfig(**{"kind": "autoencoder", "images": "x"} | wrong)
-
-
-@pytest.mark.parametrize(
-    ("config", "size", "why"),
-    [
-        (tiny(), 15, "15 pixels do not divide by 2"),
-        (tiny(network={**TINY, "in_channels": 1}), 16, "in_channels follows from the pictures and the run and is 3"),
-        (tiny(network={**TINY, "num_res_blocks": [1]}), 16, "num_res_blocks"),
-    ],
-)  # fmt: skip
-def test_a_network_that_does_not_fit_is_refused(config, size, why):
-    with pytest.raises(SettingsInvalid, match=why):
-        AutoencoderTask(config, source(size)).initial_network()
 
 
 class ShiftedInPixels(torch.nn.Module):

@@ -6,7 +6,6 @@ import pytest
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.datasets import uniforms
 from ddib_fed.errors import (
-    DomainNotFound,
     FileMissing,
     InputError,
     NotFinite,
@@ -18,8 +17,7 @@ from ddib_fed.errors import (
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.manifest import DataNote
 from ddib_fed.models.units import Normalisation
-from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.points import open_points, points_source
+from ddib_fed.training.points import points_source
 from ddib_fed.training.sources import array_source, normalisation, open_source, own_samples
 from tests.models.examples import manifest
 from tests.training.examples import blobs
@@ -109,13 +107,6 @@ def good():
     return np.random.default_rng(0).normal(3, 2, (1_000, 3))
 
 
-def test_points_are_normalised_by_one_mean_and_one_deviation(save, good):
-    source = points_source(save(good), 2048)
-    assert source.mean == pytest.approx(good.mean(), rel=1e-5)
-    assert source.std == pytest.approx(good.std(), rel=1e-5)
-    assert source.dim == 3
-
-
 def test_held_out_points_are_never_trained_on(save, good):
     source = points_source(save(good), 2048)
     drawn = source.take(uniforms(0, 0, 50_000, 4))
@@ -142,9 +133,3 @@ def test_points_that_cannot_be_learned_are_refused_by_name(save, good, change, e
     with pytest.raises(error) as caught:
         points_source(save(change(good)), 10)
     assert said in caught.value.detail
-
-
-def test_a_domain_is_found_by_its_index_and_an_unknown_one_refused():
-    assert open_points(TrainConfig(kind="points", domain="0")).digest == "domain:moons"
-    with pytest.raises(DomainNotFound):
-        open_points(TrainConfig(kind="points", domain="spirals"))

@@ -58,26 +58,6 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     assert "0.003" in shown
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "code"),
-    [
-        ("missing.npy", None, ExitCode.NOT_FOUND),
-        ("text.npy", b"1, 2, 3", ExitCode.BAD_INPUT),
-        ("points.csv", b"1, 2, 3", ExitCode.BAD_INPUT),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_named_before_anything_is_sent(
-    translate, north, tmp_path, capsys, name, content, code
-):
-    """No call is made, and nothing is left in the folder."""
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    assert translate(tmp_path / name) == code
-    assert name in capsys.readouterr().err
-    assert not north.script.calls
-    assert not (tmp_path / "out").exists()
-
-
 def test_two_files_of_one_name_are_refused(translate, north, tmp_path, scan, capsys):
     """Their results would replace one another."""
     (tmp_path / "b").mkdir()
@@ -168,16 +148,6 @@ def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north,
     assert code == ExitCode.CANCELLED
     assert time.monotonic() - began < 60, "it waited for the next try"
     assert "continues at the source node" in capsys.readouterr().err
-
-
-def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
-    """Each option in the header; without them none."""
-    assert translate(scan, "--target-class", "1", "--set", "guidance=2.5") == 0
-    assert translate(scan, "--force") == 0
-    guided, plain = north.script.seen("SubmitJob")
-    assert (guided.guidance.guidance, guided.guidance.clip) == (2.5, False)
-    assert not guided.guidance.HasField("classifier_scale")
-    assert not plain.HasField("guidance")
 
 
 def test_results_that_do_not_fit_are_fetched_later_by_the_same_command(north, tmp_path, capsys) -> None:

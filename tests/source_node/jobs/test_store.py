@@ -17,20 +17,6 @@ from tests.source_node.jobs import job_examples as jobs
 DAY_S, YEAR_S = 86_400.0, 365 * 86_400.0
 
 
-def test_another_clients_job_is_as_good_as_none(store):
-    job_id = jobs.submit(store).job_id
-    for ask in (store.get, store.cancel, store.delete):
-        with pytest.raises(JobNotFound):
-            ask(job_id, jobs.BOB)
-    with pytest.raises(JobNotFound):
-        store.acknowledge(job_id, jobs.BOB, [])
-    other = jobs.submit(store, owner=jobs.BOB).job_id
-    assert [[job.job_id for job in store.list(owner)] for owner in (jobs.ALICE, jobs.BOB)] == [
-        [job_id],
-        [other],
-    ]
-
-
 def test_each_job_is_claimed_by_one_thread(store):
     ids = [jobs.submit(store).job_id for _ in range(8)]
     claimed = []
@@ -42,14 +28,6 @@ def test_each_job_is_claimed_by_one_thread(store):
 
     jobs.in_threads(work, 4)
     assert claimed == ids or (len(claimed), set(claimed)) == (8, set(ids))
-
-
-def test_a_job_that_was_put_back_waits(store, clock):
-    job = jobs.running(store)
-    store.put_back(job.job_id, 10.0)
-    assert store.due() == []
-    clock.now += 10
-    assert jobs.claim(store).job_id == job.job_id
 
 
 def test_a_job_that_was_to_be_cancelled_is_cancelled_at_the_next_start(store, open_store):
@@ -131,29 +109,6 @@ def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path)
     assert store.spool.used_bytes == len(b"points" + b"new" + b"beside")
 
 
-def test_a_file_that_changed_on_disk_or_is_gone_is_noticed(store, tmp_path):
-    job = jobs.running(store)
-    (file,) = (tmp_path / "spool" / job.job_id).iterdir()
-    file.write_bytes(b"POINTS")
-    with pytest.raises(ChunkCorrupt):
-        store.read_part(job.job_id, 0, SpoolPart.INPUT)
-    file.unlink()
-    with pytest.raises(ItemNotFound):
-        store.read_part(job.job_id, 0, SpoolPart.INPUT)
-
-
-def test_a_job_is_finished_once(store):
-    job = jobs.running(store)
-    with pytest.raises(StateConflict):
-        store.finish(job.job_id, "FINISHED")
-    jobs.decode(store, job)
-    store.finish(job.job_id, "FINISHED")
-    for state in ("FINISHED", "FAILED", "CANCELLED"):
-        with pytest.raises(StateConflict):
-            store.finish(job.job_id, state)
-    assert store.get(job.job_id).state == JobState.FINISHED
-
-
 def test_a_failed_job_fails_what_was_left_and_keeps_what_was_decoded(store, tmp_path):
     job = jobs.running(store, b"one", b"two")
     jobs.decode(store, job)
@@ -163,19 +118,6 @@ def test_a_failed_job_fails_what_was_left_and_keeps_what_was_decoded(store, tmp_
     assert [item.state for item in ended.items] == [ItemState.DECODED, ItemState.FAILED]
     assert (ended.error, ended.items[1].error) == (error, error)
     assert jobs.files(tmp_path) == {"0.translation"}
-
-
-def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(store, tmp_path):
-    """Nothing is claimed or kept of the first; the worker of the second ends it."""
-    job = jobs.submit(store)
-    assert store.cancel(job.job_id, jobs.ALICE) == JobState.CANCELLED
-    assert (store.due(), jobs.files(tmp_path)) == ([], set())
-    assert store.get(job.job_id).items[0].error.reason == "CANCELLED"
-    job = jobs.running(store)
-    assert store.cancel(job.job_id, jobs.ALICE) == JobState.RUNNING
-    assert store.is_cancelled(job.job_id)
-    store.finish(job.job_id, "CANCELLED")
-    assert not store.is_cancelled(job.job_id)
 
 
 def test_an_acknowledged_item_leaves_only_its_row(store, tmp_path):
