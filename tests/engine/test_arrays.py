@@ -9,10 +9,10 @@ import pytest
 from ddib_fed.data.folder import expand
 from ddib_fed.datasets import shipped_bytes
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, draw_samples, item_of, point_draw
+from ddib_fed.engine.arrays import ArraySettings, draw_samples, item_of
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.engine.model import DomainModel, check_guidance, check_label
+from ddib_fed.engine.model import DomainModel, check_guidance
 from ddib_fed.engine.party import Leg, ToEncode
 from ddib_fed.errors import BundleInvalid, LatentNotGaussian, SettingsInvalid
 from ddib_fed.models.bundle import pretrained
@@ -48,12 +48,6 @@ def test_latents_of_shipped_volumes_are_noise_wherever_the_block_lies(domain):
         item = item_of(0, x[None], party.model, party.model, ArraySettings(FEW))
         latent = party.encode(ToEncode(0, x[None], noise=item.noise), Leg(FEW)).latent
         assert abs(latent.data.mean()) < 0.05
-
-
-def test_points_are_given_the_same_noise_in_any_parts():
-    draw = point_draw(1, 0, 3)
-    parts = [draw(2, slice(*ends)) for ends in ((0, 5), (5, 2_048), (2_048, 2_049), (2_049, 3_000))]
-    assert np.array_equal(np.concatenate(parts), draw(2, slice(0, 3_000)))
 
 
 @pytest.mark.slow
@@ -149,20 +143,6 @@ def test_a_classifier_guides_models_with_and_without_classes(network):
     decoded = translate_array(x, party, party, guided)
     assert np.array_equal(unguided.latent, decoded.latent)
     assert np.abs(unguided.translated - decoded.translated).max() > 1e-3
-
-
-def test_classes_that_a_model_does_not_have_are_refused(classy):
-    model = DomainModel(classy)
-    for label in (3, [0, -1], []):
-        with pytest.raises(SettingsInvalid, match="0 to 2"):
-            check_label(model, label)
-    with pytest.raises(SettingsInvalid, match="needs a class"):
-        check_label(model, None)
-    with pytest.raises(SettingsInvalid, match="no classes"):
-        check_label(DomainModel(tiny()), 0)
-    guided = DomainModel(tiny(), classifier=tiny_classifier(3))
-    with pytest.raises(SettingsInvalid, match="needs a class"):
-        check_label(guided, None, Guidance(classifier_scale=1.0))
 
 
 def test_guidance_that_cannot_be_had_is_refused(classy):

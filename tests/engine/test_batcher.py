@@ -4,7 +4,6 @@ Fair between flows by cost and weight, the oldest first, merged where nobody wai
 """
 
 import math
-import random
 import threading
 import time
 from collections import Counter
@@ -107,31 +106,6 @@ def test_a_request_beside_one_that_is_spoilt_gets_what_it_gets_alone(model, batc
     assert bad.result(60).x.isnan().all()
     for future in later:
         check(model, decoding(2, 3), future)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_any_order_of_requests_gives_what_each_gives_alone(seed: int) -> None:
-    """Pictures of several classes, sizes and lengths come at random, and each has its own class."""
-    model, chance = DomainModel(tiny("north", seed=1, num_classes=3)), random.Random(seed)
-    batcher = Batcher(model, rows=6)
-    generator = torch.Generator().manual_seed(seed)
-    work = [
-        Trajectory(
-            chance.choice(("encode", "decode")),
-            torch.randn(rows := chance.randint(1, 4), *model.sample_shape, generator=generator),
-            Leg(SolverSettings(evaluations=chance.choice((3, 6))), flow=chance.choice("abc")),
-            np.full(rows, chance.randrange(3)),
-        )
-        for _ in range(12)
-    ]
-    futures = []
-    for each in work:
-        futures.append(batcher.submit(each))
-        time.sleep(chance.choice((0.0, 0.0, 0.005)))
-    for each, future in zip(work, futures, strict=True):
-        torch.testing.assert_close(future.result(60).x, alone(model, each), atol=1e-4, rtol=1e-4)
-    batcher.close()
 
 
 def test_solvers_that_draw_noise_are_merged_too_and_an_error_of_one_is_its_own(model, batcher) -> None:
@@ -304,39 +278,6 @@ def test_requests_of_one_call_each_that_follow_one_another_get_no_more_either() 
             west.append(running(64, f"s{number}", owner="west"))
             queue.add(west[-1])
     assert spent["north"] == pytest.approx(spent["west"], rel=0.05)
-
-
-def test_an_owners_requests_share_what_it_gets() -> None:
-    """And a weight is of the owner: 3 beside 1 gets three quarters, with one request or with four."""
-    four = [running(60, f"r{n}", weight=3.0, owner="west") for n in range(4)]
-    queue = flows(*four, running(60, "job", owner="north"))
-    turns = Counter(each.flow for _ in range(800) for each in turn(queue))
-    assert turns.pop("job") == pytest.approx(200, abs=4)
-    assert set(turns.values()) <= set(range(147, 154))
-
-
-def test_a_small_flow_does_not_carry_many_rows_of_another_owners_requests() -> None:
-    """A call of its own 9 units costs at most 18, whether the other has one request or forty."""
-    small = running(1, "small", owner="north")
-    queue = flows(small, *[running(1, f"r{n}", owner="west") for n in range(40)], rows=64)
-    queue.charge([each for each in queue if each.owner == "west"][:1])
-    assert len(turn(queue)) == 1 + 9
-
-
-def test_short_streams_of_many_go_one_after_another_as_one_stream_of_all_would() -> None:
-    """Four of sixteen are in a call of 8 rows until they end; were that long, others would have their turn."""
-    work = [[running(1, f"job {n}", stage="encode", stream_rows=2) for _ in range(2)] for n in range(16)]
-    queue = flows(*[each for two in work for each in two], rows=32, overhead=2)
-    first = [each for two in work[:4] for each in two]
-    for _ in range(48):
-        assert turn(queue) == first
-    for each in first:
-        queue.remove(each)
-    following = [each for two in work[4:8] for each in two]
-    for _ in range(2_000):
-        if turn(queue) != following:
-            return
-    raise AssertionError("the same flows had every turn")
 
 
 # The size of a network call: the smallest that costs little more a row than the best, measured

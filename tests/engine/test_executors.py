@@ -361,24 +361,6 @@ def test_accepted_work_waits_while_no_worker_can_be_started(scene):
     assert future.result(60).x.shape == (1, 2)
 
 
-def test_a_caller_that_cancels_waits_for_no_worker(scene):
-    """Queued and running work delays no cancellation; the worker ends it by itself."""
-    stage = scene(1)
-    controls = [Control() for _ in range(3)]
-    futures = [stage.submit(2 * ROWS, flow="job", control=control) for control in controls]
-    worker = stage.worker(0)
-    first, _ = worker.given()
-    controls[0].cancel()
-    controls[2].cancel()
-    for future in (futures[0], futures[2]):
-        with pytest.raises(Cancelled):
-            future.result(60)
-    assert worker.given() == (first, None)
-    worker.finish(first)
-    worker.finish(worker.given()[0])
-    assert futures[1].result(60).x.shape == (1, 2)
-
-
 def test_noise_that_is_drawn_here_is_refused_by_a_worker(scene):
     work = Trajectory("decode", noise(4), Leg(SolverSettings(solver="ddim", eta=1.0)), draw=lambda *_: None)
     with pytest.raises(SettingsInvalid, match="draws noise"):

@@ -236,14 +236,6 @@ def test_the_gate_is_wider_for_a_share_and_is_one_still():
             pass_latent(latent, leg)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_a_latent_of_less_depth_is_no_noise_and_passes_at_every_share(share: float):
-    held = noise(1, 3, 32, 32) + 3.0 * torch.ones(1, 3, 32, 32)
-    assert pass_latent(held, Leg(SolverSettings(depth=0.5, share=share))).mean > 2
-    with pytest.raises(LatentNotGaussian):
-        pass_latent(held, Leg(SolverSettings(share=share)))
-
-
 # Bounds of a model's own latents
 
 
@@ -338,16 +330,6 @@ def test_the_noise_is_pinned():
     """A change of the recipe would give every picture a second latent: it is a change of the format."""
     n = standard_normal(b"ddib-fed", (4,))
     np.testing.assert_allclose(n, PINNED, rtol=1e-6)
-
-
-def test_the_key_is_made_once_for_the_owner_alone(tmp_path):
-    """32 bytes, mode 0600, and the same at the next start."""
-    path = tmp_path / "softening.key"
-    key = load_key(path)
-    assert len(key) == KEY_BYTES
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert load_key(path) == key
-    assert load_key(tmp_path / "other.key") != key
 
 
 @pytest.mark.parametrize(("content", "mode"), [(b"short", 0o600), (bytes(32), 0o640)], ids=["torn", "open"])

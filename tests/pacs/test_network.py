@@ -69,11 +69,6 @@ def cause(call) -> str:
     return caught.value.detail
 
 
-def test_a_right_peer_says_what_it_stores():
-    with pynetdicom_peer([VERIFICATION, CT, MR]) as port:
-        assert echo(OwnEntity("DDIB"), DicomPeer("PEER", "127.0.0.1", port)) == "answers DDIB, stores MR, CT"
-
-
 @pytest.mark.parametrize(
     ("classes", "says"),
     [
@@ -321,14 +316,6 @@ def test_an_answer_of_a_peer_is_bounded_too():
         threading.Thread(target=answer, daemon=True).start()
         peer = DicomPeer("PEER", "127.0.0.1", server.getsockname()[1])
         assert "it sends a PDU of 4,294,967,295 bytes" in cause(lambda: echo(OwnEntity("DDIB"), peer))
-
-
-def test_a_folder_of_tls_without_its_files_is_named(tmp_path):
-    (tmp_path / "key.pem").write_text("no key")
-    (tmp_path / "key.pem").chmod(0o600)
-    own = OwnEntity("DDIB", tmp_path)
-    says = cause(lambda: echo(own, DicomPeer("P", "localhost", 1)))
-    assert "holds no usable ca.pem, cert.pem and key.pem" in says
 
 
 def test_an_instance_that_a_peer_does_not_take_is_said_to_be_of_its_class():

@@ -140,17 +140,6 @@ def test_compressed_pictures_have_the_values_of_plain_ones(name):
     np.testing.assert_array_equal(only(DICOM / f"{name}.dcm", intensity="values").pixels.numbers, plain)
 
 
-def test_jpeg_lossless_is_read():
-    """The same colours as the file that was made from it, without loss."""
-    study = only(DICOM / "SC_rgb_jpeg_gdcm.dcm")
-    assert study.pixels.numbers.shape == (1, 100, 100, 3)
-    assert {tuple(study.pixels.numbers[0, row, 50]) for row in (5, 15, 25)} == {
-        (255, 0, 0),
-        (255, 128, 128),
-        (0, 255, 0),
-    }
-
-
 @pytest.mark.parametrize("bits", [8, 12, 16])
 @pytest.mark.parametrize("predictor", range(1, 8))
 def test_jpeg_lossless_keeps_values_of_each_depth(bits, predictor, tmp_path):

@@ -278,27 +278,3 @@ def test_an_autoencoder_of_maisi_is_told_the_modality(maisi, tmp_path):
     assert caught.value.hint == "--modality ct, or --modality mri"
     for modality, rule in (("1", "hu"), ("ct", "hu"), ("9", "percentile:0,99.5@0:65535")):
         assert monai.read(tmp_path, told(modality)).manifest.picture.intensity == rule
-
-
-@pytest.mark.parametrize(
-    ("wrapped", "prefix"),
-    [
-        ("state_dict", "model."),
-        ("state_dict", "diffusion."),
-        ("diffusion", ""),
-        ("model", "module._orig_mod."),
-        ("state_dict", "ema_model.module."),
-    ],
-)
-def test_what_trainers_put_before_the_names_of_tensors_is_taken_off(wrapped, prefix, weights, folder):
-    """Read those of Lightning, compiled and parallel runs, beside tensors of losses; take averaged weights first."""
-    place = folder(LOAD)
-    state = {f"{prefix}{key}": value for key, value in weights.items()} | {"loss.weight": torch.zeros(2)}
-    if prefix.startswith("ema"):
-        state |= {f"model.{key}": value + 1 for key, value in weights.items()}
-    if not prefix or prefix.startswith("module"):
-        del state["loss.weight"]
-    torch.save({wrapped: state, "epoch": 3}, place / "models" / "model.pt")
-    found = monai.read(place, ImportOptions("ct")).state
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[key], weights[key]) for key in found)
