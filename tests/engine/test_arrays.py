@@ -1,6 +1,5 @@
 """Pictures cross the bridge alike in any batch, in the units of each model, for the class that was asked for."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +16,7 @@ from ddib_fed.engine.party import Leg, ToEncode
 from ddib_fed.errors import BundleInvalid, LatentNotGaussian, SettingsInvalid
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.units import Normalisation
-from ddib_fed.record import Guidance, PictureFigures, Record
+from ddib_fed.record import Guidance
 from tests.engine.stages import translate_array
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 
@@ -164,21 +163,3 @@ def test_guidance_that_cannot_be_had_is_refused(classy):
 
 
 # Records of translations: written, read, and refused
-
-RECORD = Record(
-    input_sha256="d" * 64, picture=PictureFigures(height=48, width=32, cycle_psnr=41.0)
-).stored()  # fmt: skip
-
-
-def test_a_record_comes_back_as_it_was_written() -> None:
-    figures = PictureFigures(height=4, width=5, size_rule="crop", low=0.0, high=1.0, cycle_psnr=29.0)
-    record = Record(input="ct.tif", picture=figures, seconds={"encode": 0.5}).judged()
-    assert record.doubts == ("cycle_psnr",)
-    assert Record.parse(json.loads(record.to_json())) == record
-
-
-@pytest.mark.parametrize(
-    "raw", [None, [], "text", {}, {"unknown": 1}, RECORD | {"format": 1}, RECORD | {"picture": 7}]
-)
-def test_what_is_no_record_is_none(raw) -> None:
-    assert Record.parse(raw) is None

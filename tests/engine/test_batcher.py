@@ -15,7 +15,7 @@ import torch
 
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import integrate
-from ddib_fed.engine.batcher import Batcher, Budget, Recipe, Scheduler, measured, sweep
+from ddib_fed.engine.batcher import Batcher, Recipe, Scheduler, measured, sweep
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import End, Member, Trajectory
@@ -222,26 +222,6 @@ def test_who_needs_another_network_is_not_merged() -> None:
     assert turn(flows(plain[0], *others, plain[1])) == plain
 
 
-def test_a_short_stream_is_encoded_in_calls_that_let_the_next_stage_begin_early() -> None:
-    """Calls of b rows cost b + 2 here, and those of 4 and less too much a row: (n + b) (b + 2) / b decides to 5 %."""
-
-    def rows_of_a_call(*flows_of_rows: tuple[str, int], stream: int) -> int:
-        work = [
-            running(1, name, stage="encode", stream_rows=stream)
-            for name, rows in flows_of_rows
-            for _ in range(rows)
-        ]
-        return len(turn(flows(*work, rows=32, overhead=2)))
-
-    assert rows_of_a_call(("job", 64), stream=4) == 8
-    assert rows_of_a_call(("job", 64), stream=96) == 16
-    assert rows_of_a_call(("job", 64), stream=192) == 32  # 16 saves 1.7 % of the time
-    assert rows_of_a_call(("job", 64), stream=512) == 32
-    assert rows_of_a_call(("job", 64), stream=0) == 32
-    # Several short streams are one longer one.
-    assert rows_of_a_call(*((f"job {n}", 2) for n in range(12)), stream=8) == 16
-
-
 def spent_by(queue: Scheduler, turns: int, *, overhead: float = 8.0) -> Counter[str]:
     """What each owner was given of so many turns."""
     spent: Counter[str] = Counter()
@@ -302,13 +282,6 @@ class Machine:
         return sweep(sizes, self.call, limit_s=limit_s, clock=lambda: self.now)
 
 
-def test_a_sweep_ends_when_larger_batches_no_longer_pay() -> None:
-    """At 64 rows of overhead 4,096 rows are within 1 % of the best; no size is tried far beyond."""
-    found = Machine(0.064, 0.001).sweep()
-    assert Budget(found).rows == 4096
-    assert max(found) <= 8192
-
-
 def test_a_sweep_ends_in_time_and_before_memory_does() -> None:
     """One size is measured at least, and what does not fit is no error."""
     machine = Machine(0.01, 0.05)
@@ -329,15 +302,3 @@ def test_a_model_is_measured_where_it_works(bundle) -> None:
     warm = Recipe(bundle, merge_rows=0, merge_pixels=0, device="cpu", threads=1).warm()
     warm.close()
     assert warm.rows >= 1
-
-
-def test_what_comes_at_once_begins_together(model, monkeypatch) -> None:
-    """The first of a stream does not begin alone: eight times 12 evaluations are 12 calls."""
-    monkeypatch.setattr("ddib_fed.engine.batcher.LINGER_S", 60.0)
-    batcher = Batcher(model, rows=8)  # it begins as soon as a call is full
-    try:
-        for future in [batcher.submit(decoding(1, seed)) for seed in range(8)]:
-            future.result(60)
-    finally:
-        batcher.close()
-    assert batcher.counters["calls"] == 12

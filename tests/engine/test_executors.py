@@ -17,7 +17,6 @@ import time
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
 from dataclasses import dataclass
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -35,7 +34,6 @@ from ddib_fed.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
-    ExtraMissing,
     InternalError,
     NotReady,
     SettingsInvalid,
@@ -223,17 +221,6 @@ def test_a_closed_executor(kind):
     with pytest.raises(Draining):
         made.submit(decoding(5))
     assert children() <= before
-
-
-def test_without_ray_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(
-        importlib.metadata, "version", Mock(side_effect=importlib.metadata.PackageNotFoundError)
-    )
-    with pytest.raises(ExtraMissing) as caught:
-        ray_pool(Recipe(tiny_bundle()), address="local")
-    assert "-m pip install 'ray>=2.40', or " in caught.value.hint
-    assert 'executor = "processes"' in caught.value.hint
 
 
 @ray_too

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -18,7 +17,6 @@ from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, Snapshot
 from ddib_fed.security.pki import new_authority
 from ddib_fed.store import NodeStore
-from tests.node.tiny_nodes import make_config
 from tests.source_node.jobs.job_examples import Clock
 
 NORTH = new_authority("north.example").certificate
@@ -158,14 +156,6 @@ def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[s
             found.add(target)
     assert found == targets
     assert may(OWN_CLIENT, SUBMIT, clients=clients) == bool(targets)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("peers", '{ "South" = ["send"] }'), ("clients", '{ "alice" = ["relief"] }')]
-)
-def test_what_is_no_policy_is_refused(tmp_path: Path, key: str, value: str) -> None:
-    with pytest.raises(errors.ConfigError, match="policy"):
-        make_config(tmp_path / "north", "north.example", "source", **{key: value})
 
 
 @pytest.fixture

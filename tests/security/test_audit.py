@@ -206,16 +206,6 @@ def test_lines_are_asked_for_and_what_is_no_line_is_never_left_out(read, asked, 
     assert [entry.line for entry in audit.entries(read) if entry.is_asked_for(**wanted)] == [*found, 7]
 
 
-def test_a_time_is_a_length_or_a_date() -> None:
-    assert audit.parse_since("90m", now=NOON) == NOON - timedelta(minutes=90)
-    assert audit.parse_since("7d", now=NOON) == NOON - timedelta(days=7)
-    assert audit.parse_since("2026-11-26") == NOON.replace(hour=0)
-    assert audit.parse_since("2026-11-26T13:30+02:00") == NOON - timedelta(minutes=30)
-    for wrong in ("yesterday", "999999w", "7"):
-        with pytest.raises(InputError):
-            audit.parse_since(wrong)
-
-
 # What a peer noted of a log shows what was done to that log while its node was down
 
 NORTH = Identity("north.example", "node", "node-1")

@@ -4,14 +4,13 @@ import hashlib
 import json
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import Draining, ExitCode, InternalError
+from ddib_fed.errors import ExitCode, InternalError
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.signers import read_mark, write_signer
 from tests.small_disks import small_disk
@@ -135,19 +134,6 @@ def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys):
     assert "continues at the source node" in said
     for command in ("watch", "fetch", "cancel"):
         assert f"ddib job {command} {job_id}" in said
-
-
-def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north, capsys):
-    """Between two tries that are a minute apart: one Ctrl-C ends it at once."""
-    began, main = time.monotonic(), threading.main_thread().ident
-    press = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
-    north.script.refuse["WatchJob"] = Draining(retry_after_s=60)
-    north.script.on_call = lambda called: called == "WatchJob" and press.start()
-    code = translate(scan)
-    press.cancel()
-    assert code == ExitCode.CANCELLED
-    assert time.monotonic() - began < 60, "it waited for the next try"
-    assert "continues at the source node" in capsys.readouterr().err
 
 
 def test_results_that_do_not_fit_are_fetched_later_by_the_same_command(north, tmp_path, capsys) -> None:

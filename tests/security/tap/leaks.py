@@ -19,6 +19,7 @@ from ddib_fed.diffusion import gaussianity
 from ddib_fed.engine.gate import Softener
 from ddib_fed.evaluation import samples
 from ddib_fed.latent import Latent
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.protocol.latent import ApprovedLatent
 from ddib_fed.v1 import decoding_pb2_grpc
 from source_node import pipeline, remote
@@ -198,7 +199,7 @@ def weights_behind_translations() -> None:
 
     def translated(self: Any, outcome: Any) -> Any:
         made = honest(self, outcome)
-        weights = (_folder() / "model" / "model.safetensors").read_bytes()[-8_192:]
-        return replace(made, file=made.file + weights)
+        weights = (NodeConfig.load(_folder() / "node.toml").paths.bundle / "model.safetensors").read_bytes()
+        return replace(made, file=made.file + weights[-8_192:])
 
     stream.DecodeStream._translated = translated  # type: ignore[method-assign]
