@@ -24,18 +24,6 @@ from tests.node.tiny_nodes import gaussian
 from tests.target_node.conftest import Target, asking, header, results, sent, side, torn
 
 
-def test_latents_come_back_as_translations(target, north) -> None:
-    """Each by its number; the exact tiny model leaves N(0, I) as it is."""
-    contract = target.negotiate(north)
-    clouds = {n: gaussian(30, n) for n in (0, 5)}
-    answers = target.decode(
-        north, header(contract), *sent(contract, clouds[0], 0), *sent(contract, clouds[5], 5)
-    )
-    for item, points in results(answers).items():
-        np.testing.assert_allclose(points, clouds[item], atol=1e-5)
-    assert target.service.jobs() == {"decoding": 0}
-
-
 def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
     """After a call the node's folder has an audit log with digests, what was charged, and no new file else."""
     contract = target.negotiate(north)

@@ -158,24 +158,6 @@ def test_more_steps_begin_where_the_run_ended_and_survive_a_kill(small, spots, t
 
 
 @pytest.mark.slow
-def test_more_time_is_more_steps_and_the_same_time_none(small, spots, tmp_path):
-    """The time in all is what is asked for, with what the run took before."""
-    timed = small.model_copy(update={"steps": None, "time_s": 0.5})
-    first = train(timed, tmp_path, source=spots)
-    assert train(timed, tmp_path, source=spots, resume=True).digest == first.digest
-    more, seen = timed.model_copy(update={"time_s": 600.0}), []
-
-    def stop(progress):
-        seen.append(progress)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(more, tmp_path, stop, source=spots, resume=True)
-    assert seen[0].step == first.manifest.training.steps + 1
-    assert seen[0].steps > 10 * seen[0].step
-
-
-@pytest.mark.slow
 def test_what_no_weight_depends_on_may_change_without_training(small, spots, tmp_path):
     """The name and the softening of a finished run, and of one that is resumed."""
     said: list[str] = []

@@ -25,16 +25,6 @@ from tests.training.examples import blobs
 GOOD = blobs(12)
 
 
-def test_the_digest_names_pixels_and_labels():
-    digests = {
-        array_source("a", GOOD, GOOD[:1]).digest,
-        array_source("b", GOOD, GOOD[:1]).digest,
-        array_source("a", GOOD[::-1], GOOD[:1]).digest,
-        array_source("a", GOOD, GOOD[:1], labels=np.zeros(12, np.int64), classes=("x",)).digest,
-    }
-    assert len(digests) == 3
-
-
 def test_settings_that_do_not_fit_the_pictures_are_refused(small):
     plain = array_source("plain", GOOD, GOOD[:2])
     for change in ({"size": 16}, {"classes": "folders"}):
@@ -57,15 +47,6 @@ def test_a_models_own_folder_is_split_by_content_and_comes_in_its_units(tmp_path
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(range(40))
     assert found.train.shape[1:] == (3, 32, 32)
-
-
-def test_a_models_own_points_are_split_too(tmp_path):
-    """Those of a domain are drawn; a file's are never in both parts."""
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32))
-    for which in (None, tmp_path / "x.npy"):
-        found = own_samples(manifest(), which, 20, 10)
-        assert (len(found.train), len(found.held_out)) == (20, 10)
-        assert len(np.unique(found.mixed(), axis=0)) == 30
 
 
 def test_a_domain_that_does_not_ship_needs_data(tmp_path, monkeypatch):

@@ -215,18 +215,6 @@ def offer(target: ScriptedTarget, terms: GuidanceTerms | None) -> None:
     target.limits = changed(target.limits, guidance=terms)
 
 
-def test_results_of_the_models_size_have_the_picture_as_the_model_saw_it(source, targets) -> None:
-    """The translation as the target made it, and the source, fitted; other jobs have neither."""
-    job = source.translated(source_class="coast", picture=scan(2 * SIZE, SIZE), cycle=True, model_size=True)
-    parts = {part for part, _ in source.store.parts(job.job_id, 0)}
-    assert parts == {SpoolPart.TRANSLATION, SpoolPart.RETURNED, SpoolPart.SOURCE}
-    for part in parts:
-        picture = decode_image(source.store.read_part(job.job_id, 0, part))
-        assert picture.pixels.shape == (SIZE, SIZE, 1)
-    fitted = decode_image(source.store.read_part(job.job_id, 0, SpoolPart.SOURCE)).pixels
-    assert np.corrcoef(fitted.ravel(), noise().ravel())[0, 1] > 0.95
-
-
 @pytest.mark.slow
 def test_a_cycle_and_a_latent_are_made_and_kept_only_where_they_were_asked_for(source, targets) -> None:
     for changes, kept in (
