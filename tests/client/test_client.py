@@ -16,12 +16,10 @@ from ddib_fed.client.files import payload
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
     DdibError,
-    ExhaustedError,
     InputError,
     PictureMisfit,
     QueueFull,
     QuotaSpent,
-    TooManyStreams,
 )
 from ddib_fed.record import Settings
 from ddib_fed.security.pki import issue_to_folder, load_authority
@@ -186,18 +184,6 @@ def until_given_up(patience: Patience, error: DdibError) -> DdibError:
             patience.wait(error)
     except DdibError as given_up:
         return given_up
-
-
-@pytest.mark.parametrize("error", [TooManyStreams, QueueFull, ExhaustedError])
-def test_a_limit_is_waited_for_as_long_as_the_node_asks(clock, error):
-    """Not sooner than a tenth before, and up to two fifths longer, by chance: all who wait do not come at once."""
-    told: list[float] = []
-    asked = patience(clock, told)
-    for _ in range(50):
-        asked.progress()
-        asked.wait(error(retry_after_s=2.0))
-    assert all(1.8 <= delay <= 2.8 for delay in told)
-    assert len(set(told)) > 40
 
 
 def test_a_limit_that_stays_is_given_up_and_the_error_says_for_how_long_was_tried(clock):

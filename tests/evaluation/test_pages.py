@@ -81,22 +81,6 @@ def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
         assert stack == pytest.approx(x, abs=0.001)
 
 
-def test_what_came_back_has_the_sources_numbers(tmp_path):
-    """As its record says; where none does, the error of the record stands."""
-    x, scale = blocks(1), {"slope": 2000 / 255, "intercept": -1000.0}
-    write(tmp_path / "t", np.concatenate([x, x]), names=["ct", "ct_back"])
-    record(
-        tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale, back_slope=scale["slope"],
-        back_intercept=-1000.0,
-    )  # fmt: skip
-    found = read_translations(tmp_path / "t", span=(-1000, 1000))
-    assert found.back == pytest.approx(x, abs=0.01)
-    record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale)
-    found = read_translations(tmp_path / "t", span=(-1000, 1000))
-    assert found.back is None
-    assert "back" in found.notes[0]
-
-
 def test_volumes_are_measured_in_three_dimensions_and_shown_by_their_middle_slices(tmp_path):
     """Round trip, likeness, edges and feature distance; other sizes are refused, not resized."""
     generator = np.random.default_rng(0)

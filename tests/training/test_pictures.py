@@ -20,7 +20,7 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import NEAR, PictureTask, nearness, open_start
+from ddib_fed.training.pictures import NEAR, PictureTask, nearness, open_start, scan_like
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import array_source
 from ddib_fed.training.trainer import Trainer, World
@@ -192,3 +192,15 @@ def test_a_calibrated_run_resumes_where_it_was_stopped_and_not_with_another_map(
     other = tone(units, map=ChannelMap(curve=((-3.0, 2.1), (6.0, -2.5))))
     with pytest.raises(StateConflict):
         train(calibrated(grey, tmp_path, other), tmp_path / "made", source=source, resume=True)
+
+
+def test_a_picture_is_changed_by_its_number_alone_and_a_mask_stays_one() -> None:
+    """A resumed run sees the same pictures, however a step is cut; black stays black and nothing is saturated."""
+    x = np.full((4, 1, 32, 32), -1.0, np.float32)
+    x[:, :, 8:24, 8:24] = np.random.default_rng(0).uniform(-0.5, 0.9, (4, 1, 16, 16))
+    whole = scan_like(x, seed=3, step=7, first=0)
+    np.testing.assert_array_equal(whole[2:], scan_like(x[2:], seed=3, step=7, first=2))
+    assert (np.abs(whole - x).mean((1, 2, 3)) > 0.02).all()
+    assert (np.abs(whole - scan_like(x, seed=3, step=8, first=0)).mean((1, 2, 3)) > 0.02).all()
+    assert (whole[:, :, :3] == -1.0).all()
+    assert (whole == 1.0).mean() < 0.01

@@ -272,12 +272,3 @@ def test_edm_computes_what_the_library_computes(kind, prediction, folder, diffus
     grid = LevelGrid((Level(1.0, 0.0, 0.0), *map(bundle.schedule.level, lams)))
     ours = bundle.manifest.normalisation.undo(integrate(ddim(x, grid.reversed()), bundle.denoiser()).numpy())
     assert np.abs(ours - wanted.numpy()).max() <= 1e-4 * wanted.abs().max()
-
-
-def test_the_rule_of_intensity_is_kept_with_its_range(folder):
-    """Take it where files say none, and refuse Hounsfield units alone, which have no black and white."""
-    place, _ = folder(TINY)
-    picture = importer.read(place, ImportOptions("cats", intensity="window:40,400@0:65535")).manifest.picture
-    assert (picture.intensity, picture.high, picture.bits) == ("window:40,400@0:65535", 65535.0, 16)
-    with pytest.raises(SettingsInvalid, match="Hounsfield units are black and white"):
-        importer.read(place, ImportOptions("cats", intensity="hu"))

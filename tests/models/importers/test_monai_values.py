@@ -164,17 +164,6 @@ def test_what_becomes_of_the_networks_answer_is_no_rule_of_its_input(folder):
     np.testing.assert_allclose(found.normalisation.apply(np.array([-1.0, 1.0])), (0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("network_def", {**UNET, "spatial_dims": "abc"}), *(
-        ("scheduler", {**DDIM, name: "abc"}) for name in ("num_train_timesteps", "beta_start")
-    )],
-)  # fmt: skip
-def test_a_value_of_the_wrong_kind_is_named(key, value, folder):
-    with pytest.raises(BundleInvalid, match="a value of its configuration is of the wrong kind"):
-        monai.read(folder(LOAD, **{key: value}), ImportOptions("ct"))
-
-
 def test_two_configurations_of_one_class_are_told_apart(folder):
     """In files beside each other, of which neither is the bundle's: the betas are others."""
     place = folder(LOAD)

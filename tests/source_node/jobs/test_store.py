@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import ChunkCorrupt, DiskFull, ItemNotFound, JobNotFound, StateConflict
+from ddib_fed.errors import ChunkCorrupt, DiskFull, JobNotFound, StateConflict
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.spool import NewFile, SpoolPart
@@ -38,17 +38,6 @@ def test_a_job_that_was_to_be_cancelled_is_cancelled_at_the_next_start(store, op
     assert (again.get(job.job_id).state, again.due()) == (JobState.CANCELLED, [])
 
 
-LEGAL = {
-    ("RECEIVED", "RECEIVED"),
-    ("RECEIVED", "ENCODED"),
-    ("ENCODED", "DECODED"),
-    ("ENCODED", "RECEIVED"),
-    ("RECEIVED", "FAILED"),
-    ("ENCODED", "FAILED"),
-    ("DECODED", "DELIVERED"),
-}
-
-
 def bring(store, job, state: str) -> None:
     """Take item 0 to a state by legal steps."""
     if state == "FAILED":
@@ -59,43 +48,6 @@ def bring(store, job, state: str) -> None:
         digest = jobs.decode(store, job)
         if state == "DELIVERED":
             store.acknowledge(job.job_id, jobs.ALICE, [(0, digest)])
-
-
-@pytest.mark.parametrize("before", list(ItemState))
-def test_only_the_legal_steps_are_taken(store, before):
-    kept = [NewFile(part, b"x") for part in (SpoolPart.ENCODED, SpoolPart.TRANSLATION)]
-    for after in ItemState:
-        job = jobs.running(store)
-        bring(store, job, before)
-        step = store.keep(job.job_id, Change(0, kept, after))
-        if (before, after) in LEGAL:
-            step.result(20)
-        else:
-            with pytest.raises(StateConflict):
-                step.result(20)
-        expected = after if (before, after) in LEGAL else before
-        assert store.get(job.job_id).items[0].state == expected
-
-
-def test_a_refused_change_leaves_those_beside_it(store, tmp_path):
-    """A step that lacks its file, an item that is none, a job that has ended; nothing of them stays."""
-    job, ended = jobs.running(store, b"0", b"1", b"2"), jobs.running(store, b"0")
-    store.finish(ended.job_id, "FAILED")
-    file = NewFile(SpoolPart.ENCODED, b"latent")
-    futures = [
-        store.keep(job.job_id, Change(0, [file], ItemState.ENCODED)),
-        store.keep(job.job_id, Change(1, state=ItemState.ENCODED)),
-        store.keep(job.job_id, Change(7, [file], ItemState.ENCODED)),
-        store.keep(ended.job_id, Change(0, [file], ItemState.ENCODED)),
-        store.keep(job.job_id, Change(2, [file], ItemState.ENCODED)),
-    ]
-    for future, error in zip(futures[1:4], (StateConflict, ItemNotFound, StateConflict), strict=True):
-        with pytest.raises(error):
-            future.result(20)
-    for item in (0, 2):
-        futures[2 * item].result(20)
-    assert [item.state for item in store.get(job.job_id).items] == ["ENCODED", "RECEIVED", "ENCODED"]
-    assert jobs.files(tmp_path) == {"0.input", "0.encoded", "1.input", "2.input", "2.encoded"}
 
 
 def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path):
