@@ -288,12 +288,12 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
 
 def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, engine, north, monkeypatch) -> None:
     """Decoding may take longer than a stream may be silent: the sender waits for the first item before the second."""
-    target = open_target(idle_s=1.5, stall_s=1.5)
+    target = open_target(idle_s=0.6, stall_s=0.6)
     contract = target.negotiate(north)
     decode_each, answered, waited = engine.decode_each, threading.Event(), 0.0
 
     def slowly(*arguments, **options):
-        time.sleep(4.0)
+        time.sleep(1.8)
         yield from decode_each(*arguments, **options)
 
     monkeypatch.setattr(engine, "decode_each", slowly)
@@ -314,4 +314,4 @@ def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, engine, nort
             if message.WhichOneof("message") != "progress":
                 answered.set()
     assert set(results(messages)) == {0, 1}
-    assert waited > 2 * 1.5
+    assert waited > 2 * 0.6
