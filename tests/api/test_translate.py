@@ -97,13 +97,6 @@ def test_what_cannot_be_translated_is_refused(satellite, relief, samples, error)
 
 
 @pytest.mark.slow
-def test_the_sample_that_cannot_be_used_is_named(satellite, relief) -> None:
-    with pytest.raises(PictureMisfit, match="sample 1: ") as refused:
-        next(ddib_fed.translate([scene(), UNIT], satellite, relief))
-    assert refused.value.facts["item"] == "1"
-
-
-@pytest.mark.slow
 def test_a_calibration_is_applied_and_recorded(satellite, relief) -> None:
     """The object or its file; between nodes it is the operators', and in one process there is none to leave out."""
     sides = {

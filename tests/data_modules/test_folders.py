@@ -113,13 +113,6 @@ def test_duplicates_fall_on_one_side_and_no_side_is_empty(found, share):
         assert held_out
 
 
-@pytest.fixture
-def ramp(tmp_path):
-    pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64, 1)
-    (tmp_path / "ramp.tif").write_bytes(tiff_of(pixels))
-    return scan(tmp_path)
-
-
 def test_a_survey_counts_what_is_there(tmp_path):
     """Sizes, types, classes, values, duplicates and blank pictures."""
     for name in ("cat_1", "cat_2", "dog_1"):
@@ -138,14 +131,6 @@ def test_a_survey_counts_what_is_there(tmp_path):
         "0 to 19",
     ):
         assert part in text
-
-
-@pytest.mark.parametrize(
-    ("spec", "low", "high"), [("-1000:2000", -1000, 2000), ("p1:p99", 40.95, 4054.05), ("type", 0, 65535)]
-)
-def test_a_range_is_given_by_values_percentiles_or_the_type(ramp, spec, low, high):
-    chosen = choose_range(ramp, spec)
-    assert (chosen.low, chosen.high) == pytest.approx((low, high), abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -201,17 +201,6 @@ def test_a_call_has_no_more_rows_than_the_budget() -> None:
     assert len(turn(flows(*[running(1, "job", **weighed) for _ in range(100)]))) == 64
 
 
-def test_a_small_flow_beside_a_large_one_waits_for_its_own_time_at_most() -> None:
-    """By cost: the large one has a turn when the small one has used as much."""
-    small, large = running(1, "small"), running(64, "large")
-    queue = flows(small, large)
-    spent = Counter()
-    for _ in range(200):
-        for each in turn(queue):
-            spent[each.flow] += each.rows + 8
-    assert spent["small"] == pytest.approx(spent["large"], abs=72)
-
-
 def test_who_needs_another_network_is_not_merged() -> None:
     """Another guidance, another calibration, or classes where the first has none."""
     plain = [running(1) for _ in range(2)]
