@@ -151,12 +151,6 @@ def test_a_command_of_another_distribution_is_in_the_help_and_runs(pictures, cap
     assert run(["broken"]) == ConfigError("").exit_code
 
 
-def test_an_extension_that_cannot_be_loaded_is_named(mine) -> None:
-    with pytest.raises(ConfigError, match=r"mine: its 'broken' of ddib_fed\.solvers cannot be loaded"):
-        Model.open("moons").sample(2, Settings("broken"))
-    assert Model.open("moons").sample(2, Settings(evaluations=3)).shape == (2, 2)
-
-
 @pytest.mark.parametrize(("group", "name"), [("formats", "nifti"), ("importers", "guided")])
 def test_names_of_this_package_are_its_own(mine, group, name) -> None:
     assert extensions(f"ddib_fed.{group}")[name].dist.name == "ddib-fed"

@@ -19,13 +19,12 @@ from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, ServingParty, open_party
 from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
-from ddib_fed.engine.party import Control, Encoded, Failed, Leg, ToDecode, ToEncode, ToTranslate, translate
+from ddib_fed.engine.party import Control, Failed, Leg, ToDecode, ToEncode, ToTranslate, translate
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
-    LatentNotGaussian,
     NotFinite,
     NotReady,
     SettingsInvalid,
@@ -70,18 +69,6 @@ def points(*sizes: int) -> list[ToEncode]:
 # What goes in and what comes out
 
 
-@pytest.mark.parametrize("shape", [(5,), (5, 3), (0, 2)])
-def test_another_shape_is_refused_both_ways(engine, shape) -> None:
-    """Samples and latents are (N, 2) with N of at least 1, or nothing is computed."""
-    calls = engine.executor.counters["calls"]
-    with pytest.raises(ShapeMismatch) as refused:
-        encode(engine, np.zeros(shape, np.float32), SETTINGS)
-    assert refused.value.facts["expected"] == "(N, 2)"
-    with pytest.raises(ShapeMismatch):
-        decode(engine, Latent(np.zeros(shape, np.float32), bytes(32)), SETTINGS)
-    assert engine.executor.counters["calls"] == calls
-
-
 def test_what_is_not_finite_is_refused_both_ways(engine) -> None:
     """One bad number among good ones is found, and counted; 3e38 overflows in units of a deviation of 0.01."""
     bad = gaussian(50)
@@ -94,17 +81,6 @@ def test_what_is_not_finite_is_refused_both_ways(engine) -> None:
     small = open_party(tiny_bundle(normalisation=Normalisation(std=0.01)))
     with pytest.raises(NotFinite):
         encode(small, np.full((4, 2), 3e38, np.float32), SETTINGS)
-
-
-def test_a_latent_that_is_no_noise_neither_leaves_nor_is_decoded(engine) -> None:
-    with pytest.raises(LatentNotGaussian) as refused:
-        encode(engine, gaussian(400) * 50, SETTINGS)
-    assert refused.value.facts
-    calls = engine.executor.counters["calls"]
-    for garbage in (np.full((400, 2), 30.0), 50 * gaussian(400), gaussian(400) - [[0, 40]]):
-        with pytest.raises(LatentNotGaussian):
-            decode(engine, Latent.from_array(garbage.astype(np.float32)), SETTINGS)
-    assert engine.executor.counters["calls"] == calls, "before the network is asked"
 
 
 def test_a_model_that_answers_nan_never_becomes_ready() -> None:
@@ -136,17 +112,6 @@ def test_items_of_any_size_come_in_order_and_as_on_the_calling_thread(beside) ->
     assert [each.number for each in found[0]] == list(range(5))
 
 
-def test_samples_that_are_not_finite_fail_in_their_round_trip_alone() -> None:
-    party = open_party(tiny_bundle(answer=3e38))
-    beside = LocalParty(party.model, Batcher(party.model, rows=100))
-    latents = [ToDecode(n, Latent.from_array(gaussian(20, n))) for n in range(3)]
-    settings = SolverSettings(evaluations=40)
-    for each in (beside, party):
-        outcomes = list(each.decode_each(latents, Leg(settings, round_trip=True)))
-        assert [type(outcome.error) for outcome in outcomes] == [NotFinite] * 3
-    beside.close()
-
-
 def test_known_latents_take_their_place_in_the_order(beside) -> None:
     items = points(3, 1, 2, 5)
     before = beside.encode(items[1], Leg(SETTINGS))
@@ -156,18 +121,6 @@ def test_known_latents_take_their_place_in_the_order(beside) -> None:
     assert [each.number for each in found] == [0, 1, 2, 3]
     assert found[1] is before
     assert beside.executor.counters["rows"] - calls == 8 * (3 + 2)
-
-
-def test_progress_and_seconds(beside) -> None:
-    """Progress of a large item counts all its ranges; seconds of items that share the engine add up to the wall."""
-    seen: list[tuple[int, str, int, int]] = []
-    beside.encode(points(20)[0], Leg(SETTINGS, on_step=lambda *at: seen.append(at)))
-    assert seen == [(0, "encode", step, 24) for step in range(1, 25)]
-    started = time.perf_counter()
-    outcomes = list(beside.encode_each(points(*[4] * 12), Leg(SETTINGS)))
-    wall = time.perf_counter() - started
-    assert all(isinstance(each, Encoded) and each.seconds > 0 for each in outcomes)
-    assert sum(each.seconds for each in outcomes) <= wall
 
 
 def test_cancelling_ends_a_stream_at_the_next_step(beside) -> None:

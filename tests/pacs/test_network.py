@@ -69,11 +69,6 @@ def cause(call) -> str:
     return caught.value.detail
 
 
-def test_a_right_peer_says_what_it_stores():
-    with pynetdicom_peer([VERIFICATION, CT, MR]) as port:
-        assert echo(OwnEntity("DDIB"), DicomPeer("PEER", "127.0.0.1", port)) == "answers DDIB, stores MR, CT"
-
-
 @pytest.mark.parametrize(
     ("classes", "says"),
     [
@@ -220,34 +215,6 @@ def test_a_message_without_an_end_is_cut(tmp_path, control, begun):
         assert "SENDER@127.0.0.1: association aborted: it sends more than 1,048,576 bytes" in said[0]
 
 
-def test_a_listener_outlives_a_host_that_gets_its_address_meanwhile(tmp_path):
-    """One of --from whose name could not be resolved at the start, and is while another calls."""
-    port, known = free_port(), list[str]()
-
-    class Caller(DicomPeer):
-        @property
-        def aet(self):
-            known.append("192.0.2.1")
-            receiver._look_up()
-            return "SENDER"
-
-    class Later(DicomPeer):
-        @property
-        def host(self):
-            if not known:
-                raise socket.gaierror
-            return known[0]
-
-    callers = [Caller("SENDER", "127.0.0.1"), Later("OTHER", "later")]
-    receiver = Receiver(OwnEntity("DDIB"), port, tmp_path, callers, lambda *_: 0)
-    receiver.start()
-    try:
-        for _ in range(2):
-            assert "stores" in echo(OwnEntity("SENDER"), DicomPeer("DDIB", "127.0.0.1", port))
-    finally:
-        receiver.stop()
-
-
 def test_instances_that_nobody_answers_any_more_are_not_left(tmp_path):
     begun, go_on = threading.Event(), threading.Event()
 
@@ -288,16 +255,6 @@ def test_an_answer_to_a_query_is_bounded(tmp_path):
     assert "it sends more than 1,048,576 bytes that are no instance" in says
 
 
-@pytest.mark.parametrize("answer", [{}, {"0020000D": {"vr": "UI", "Value": []}}], ids=["none", "empty"])
-def test_an_answer_without_a_study_is_no_study(tmp_path, answer):
-    with archive([""], [], own=1) as peer:
-        says = cause(lambda: fetch(OwnEntity("DDIB"), peer, free_port(), {"PatientID": "1"}, tmp_path, str))
-    assert "has no study of PatientID=1" in says
-    with web(200, json.dumps([answer]).encode()) as (url, _):
-        says = cause(lambda: Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path))
-    assert "does not answer as DICOMweb does" in says
-
-
 def test_a_redirect_is_bounded_too(tmp_path):
     with web(302, bytes(3 << 20)) as (url, _), pytest.raises(DdibError, match="more than 1,048,576 bytes"):
         Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path)
@@ -305,30 +262,6 @@ def test_a_redirect_is_bounded_too(tmp_path):
     with web(200, answers("1.2.3"), study=study, study_status=302) as (url, _):
         says = cause(lambda: Web(OwnEntity("DDIB"), url).fetch({"PatientID": "1"}, tmp_path))
     assert "answers with more than 1,048,576 bytes" in says
-
-
-def test_an_answer_of_a_peer_is_bounded_too():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def answer() -> None:
-            for _ in range(2):  # the second asks why
-                link, _ = server.accept()
-                with link:
-                    link.recv(10)
-                    link.sendall(b"\2\0\xff\xff\xff\xff" + bytes(1 << 16))
-                    link.recv(1 << 20)
-
-        threading.Thread(target=answer, daemon=True).start()
-        peer = DicomPeer("PEER", "127.0.0.1", server.getsockname()[1])
-        assert "it sends a PDU of 4,294,967,295 bytes" in cause(lambda: echo(OwnEntity("DDIB"), peer))
-
-
-def test_a_folder_of_tls_without_its_files_is_named(tmp_path):
-    (tmp_path / "key.pem").write_text("no key")
-    (tmp_path / "key.pem").chmod(0o600)
-    own = OwnEntity("DDIB", tmp_path)
-    says = cause(lambda: echo(own, DicomPeer("P", "localhost", 1)))
-    assert "holds no usable ca.pem, cert.pem and key.pem" in says
 
 
 def test_an_instance_that_a_peer_does_not_take_is_said_to_be_of_its_class():

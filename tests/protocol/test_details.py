@@ -185,15 +185,6 @@ def test_what_cannot_succeed_is_told_from_what_the_transport_broke(status, text,
 
 
 @pytest.mark.parametrize(
-    ("hop", "hint"), [(HOP, "ddib peer test south.example"), ("source north.example", "ddib doctor")]
-)
-def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> None:
-    found = calls.from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE), hop)
-    assert isinstance(found, errors.PeerUnreachable)
-    assert (found.hint, found.hop) == (hint, hop)
-
-
-@pytest.mark.parametrize(
     "refused",
     [
         {3: "NOT_FINITE", 17: "PICTURE_MISFIT"},

@@ -59,12 +59,3 @@ def test_ten_thousand_identities_do_not_fill_the_disk(refusals: Refusals, audit:
     refusals.flush()
     refuse(refusals, "late")
     assert audit[-1] == ("late", 1), "the bound is on identities at a time"
-
-
-def test_what_could_not_be_written_is_written_later(refusals: Refusals, audit: Audit) -> None:
-    audit.full = True
-    refuse(refusals, "alice")
-    audit.full = False
-    audit.now += INTERVAL_S
-    refusals.flush()
-    assert audit == [("alice", 1)]

@@ -10,7 +10,7 @@ import torch
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.engine.party import Control
-from ddib_fed.errors import ContractMismatch, DomainNotFound, NotReady, PeerUnreachable
+from ddib_fed.errors import NotReady, PeerUnreachable
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.latent import approve
 from ddib_fed.security import tls
@@ -18,7 +18,6 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from source_node.remote import PeerAnswer, Remotes
 from tests.node.tiny_nodes import gaussian
-from tests.protocol.examples import changed
 from tests.source_node.scripted_target import hang, honest, side
 
 FILE = to_npy(gaussian(40))
@@ -107,27 +106,3 @@ def test_cancelling_ends_a_call_that_waits_for_the_peer(remotes, target) -> None
     with pytest.raises(NotReady):
         Call(remotes, control=control).run()
     canceller.join()
-
-
-def test_a_closed_channel_is_an_unreachable_peer(remotes, target) -> None:
-    """A renewed certificate or a removed peer closes channels under those who hold them."""
-    remote = remotes.get("south.example")
-    contract = remote.negotiate(OWN, "checkerboards", Control())
-    remotes.channels.close()
-    with pytest.raises(PeerUnreachable):
-        remote.negotiate(OWN, "checkerboards", Control())
-    with pytest.raises(PeerUnreachable):
-        remote.describe()
-    with pytest.raises(PeerUnreachable):
-        remote.decode(contract, pb.DecodeHeader(), [], Control())
-
-
-def test_negotiation_believes_nothing(remotes, target) -> None:
-    remote = remotes.get("south.example")
-    with pytest.raises(DomainNotFound) as other:
-        remote.negotiate(OWN, "moons", Control())
-    assert other.value.facts["served"] == "checkerboards"
-    wide = changed(OWN, sample_shape=(3,))
-    with pytest.raises(ContractMismatch) as differs:
-        remote.negotiate(wide, "checkerboards", Control())
-    assert [d.field for d in differs.value.differences] == ["sample_shape"]

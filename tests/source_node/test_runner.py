@@ -9,13 +9,12 @@ import pytest
 from ddib_fed import errors
 from ddib_fed.client.client import job_from_pb
 from ddib_fed.protocol.messages import JobState
-from ddib_fed.v1.translation_pb2 import JOB_STATE_FINISHED
-from source_node.runner import LARGE_JOBS, MAX_EVENTS, CircuitBreaker, EventHub
+from source_node.runner import LARGE_JOBS, MAX_EVENTS, EventHub
 from source_node.service import job_message
 from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import make_institution, npy
 from tests.source_node.conftest import LARGE_LIMITS
-from tests.source_node.jobs.job_examples import ALICE, BOB, Clock
+from tests.source_node.jobs.job_examples import ALICE
 from tests.source_node.scripted_target import ScriptedTarget, fail, hang
 
 
@@ -32,16 +31,6 @@ def test_retry_after_is_kept(source, target) -> None:
     assert source.events.last(patient).reason == "QUOTA"
 
 
-def test_the_client_with_fewest_running_jobs_is_next(source, target) -> None:
-    """Whoever came first with many jobs does not hold up who comes with one."""
-    target.decodes = [hang] * 3
-    first, second, other = source.submit(), source.submit(), source.submit(owner=BOB)
-    source.start()
-    wait_until(lambda: all(source.store.get(job).started for job in (first, second, other)))
-    order = sorted((first, second, other), key=lambda job: source.store.get(job).started)
-    assert order == [first, other, second]
-
-
 @pytest.mark.parametrize("error", [errors.PeerSuspended(), errors.Unauthenticated()])
 def test_a_refusal_that_passes_is_tried_again(source, target, error) -> None:
     """The peer's operator suspended us for a while, or a certificate was renewed too late: the job is finished."""
@@ -49,15 +38,6 @@ def test_a_refusal_that_passes_is_tried_again(source, target, error) -> None:
     job_id = source.start().submit()
     waits(source, job_id)
     assert source.events.last(job_id).reason == error.reason
-    assert source.ended(job_id).state == "FINISHED"
-
-
-def test_a_peer_that_is_suspended_here_is_not_called(source, target, institutions) -> None:
-    institutions[0].store.suspend("south.example")
-    job_id = source.start().submit()
-    waits(source, job_id)
-    assert (source.events.last(job_id).reason, target.seen) == ("PEER_SUSPENDED", [])
-    institutions[0].store.resume("south.example")
     assert source.ended(job_id).state == "FINISHED"
 
 
@@ -196,28 +176,6 @@ def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
         impostor.close()
 
 
-def test_one_job_at_a_time_tries_a_peer_that_is_away() -> None:
-    """The others wait for what it finds, or for its end."""
-    clock = Clock()
-    reach = CircuitBreaker(clock=clock)
-    reach.begin("south.example", "first")
-    reach.begin("south.example", "second")
-    reach.end("south.example", "second")
-    assert not reach.may_try("south.example")
-    reach.end("south.example", "first")
-    assert reach.may_try("south.example")
-    reach.begin("south.example", "third")
-    assert not reach.may_try("south.example")
-    assert reach.answered("south.example")
-    assert reach.may_try("south.example")
-    assert reach.failed("south.example", "NOT_READY")
-    clock.now += 10
-    reach.begin("south.example", "third")
-    assert not reach.may_try("south.example")
-    reach.end("south.example", "third")
-    assert reach.may_try("south.example")
-
-
 @pytest.fixture
 def hub():
     hub = EventHub(boot=1)
@@ -260,23 +218,3 @@ def watched(hub, events, **options) -> threading.Thread:
     thread = threading.Thread(target=lambda: events.extend(hub.subscribe("job", **options)))
     thread.start()
     return thread
-
-
-def test_a_waiting_watcher_is_woken_by_an_event(hub):
-    lists: list[list] = [[], [], []]
-    threads = [watched(hub, events) for events in lists]
-    hub.publish("job", JobState.RUNNING)
-    end(hub)
-    for thread in threads:
-        thread.join(10)
-    assert [[e.state for e in events][-1] for events in lists] == [JOB_STATE_FINISHED] * 3
-
-
-def test_no_job_asks_before_the_time_that_the_peer_named() -> None:
-    clock = Clock()
-    reach = CircuitBreaker(clock=clock)
-    reach.failed("south.example", "NOT_READY", 3_600.0)
-    clock.now += 3_599
-    assert not reach.may_try("south.example")
-    clock.now += 1
-    assert reach.may_try("south.example")

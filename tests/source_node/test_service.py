@@ -118,20 +118,6 @@ def test_no_result_is_sent_that_is_not_written_down(served, monkeypatch) -> None
     assert served.ask("FetchResults", request)
 
 
-def test_a_job_that_was_accepted_stays_charged_though_it_cannot_be_read_back(served, monkeypatch) -> None:
-    """The client gets an error, and its job is done all the same."""
-
-    def fails(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(served.service._store, "get", fails)
-        with pytest.raises(DdibError):
-            served.submit(npy())
-    (account,) = served.node.quotas._accounts.values()
-    assert account.spent > 0
-
-
 THREE = [npy(seed=n) for n in range(3)]
 
 

@@ -20,16 +20,6 @@ from tests.source_node.served import Served, job_header, messages
 SCALES = common_pb2.GuidanceSettings
 
 
-def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> None:
-    png = b"\x89PNG\r\n\x1a\n" + bytes(100)
-    picture = list(stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, png), png))
-    with pytest.raises(errors.KindMismatch) as caught:
-        served.ask("SubmitJob", iter([job_header(2), *messages([npy()]), *picture]))
-    assert caught.value.facts["item"] == "1"
-    assert "points" in caught.value.facts["takes"]
-    assert caught.value.facts["model"] == "north.example/moons"
-
-
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
@@ -99,13 +89,6 @@ def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
     assert refused.value.facts["item"] == "0"
     assert refused.value.refused == {0: "NOT_FINITE", 2: reason}
     served.close()
-
-
-def test_a_peer_that_is_away_is_no_reason_to_refuse(served, target) -> None:
-    target.server.stop(None).wait()
-    job_id = served.submit(npy())
-    job = served.ask("GetJob", pb.GetJobRequest(job_id=job_id)).job
-    assert job.state in {pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING}
 
 
 def test_a_node_that_loads_or_drains_takes_no_job(tmp_path, institutions, target) -> None:

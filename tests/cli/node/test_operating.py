@@ -32,17 +32,6 @@ def log(config_path):
     return path
 
 
-def test_a_log_that_was_cut_shows_by_the_noted_head(config_path, log, capsys):
-    noted = verify(lines_of(log)).head
-    command = ["audit", "verify", "--config", str(config_path), "--anchors", noted]
-    audit_rows.append(log, "started")
-    assert run(command) == 0
-    audit_rows.cut(log, 2)
-    assert run(["audit", "verify", "--config", str(config_path)]) == 0
-    assert run(command) == ExitCode.CORRUPT
-    assert "head that was noted" in capsys.readouterr().err
-
-
 @pytest.fixture
 def pair(tmp_path):
     """The node.toml of north and south, which admitted each other and exchanged ten latents."""
@@ -95,10 +84,6 @@ def test_lines_are_shown_for_people_and_for_scripts(config_path, log, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["act"] for line in lines] == ["stopped", "peer_suspended"]
     assert lines[-1]["sha256"] == verify(lines_of(log)).head
-
-
-def test_no_log_cannot_be_shown(config_path):
-    assert run(["audit", "show", "--config", str(config_path)]) == ExitCode.NOT_FOUND
 
 
 def answer() -> pb.StatusResponse:

@@ -130,14 +130,6 @@ def test_a_cancelled_job_stops_at_the_next_step(pair: TwoNodes) -> None:
         client.delete(job.job_id)
 
 
-def test_a_deadline_ends_a_job(pair: TwoNodes) -> None:
-    """A job past its deadline fails with that reason."""
-    with pair.client() as client:
-        job = client.submit([npy(moons(5_000))], TARGET, Request(Settings(evaluations=2_000)), deadline_s=1)
-        wait_until(lambda: client.get(job.job_id).state == "FAILED", what="deadline")
-        assert client.get(job.job_id).error.reason == "DEADLINE_EXCEEDED"
-
-
 def test_jobs_of_another_client_do_not_exist(pair, tmp_path):
     """Bob cannot see, fetch or cancel what Alice submitted."""
     ddib("init", "client", "--config", pair.source.config_path, "--name", "bob", "--out", tmp_path / "bob")

@@ -13,7 +13,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pydicom
 import pynetdicom
 import pytest
@@ -23,7 +22,6 @@ from ddib_fed.cli.main import run
 from ddib_fed.errors import DdibError, DomainNotFound, ExitCode, PeerUnreachable, SettingsInvalid, UsageError
 from ddib_fed.formats.dicom_writing import KEPT
 from ddib_fed.models.bundle import open_bundle
-from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.pacs import network as dicom_network
 from ddib_fed.pacs import routing
 from ddib_fed.pacs.exchange import delivery, into_folder
@@ -31,10 +29,9 @@ from ddib_fed.pacs.network import DicomPeer, OwnEntity
 from ddib_fed.testing import free_port
 from tests.e2e.harness import wait_until
 from tests.e2e.in_process import InProcessNodes
-from tests.e2e.translation.routes import MR, PLANES, Pacs, routing_to, send, series
-from tests.formats.dicom.files import words_of, write_series
+from tests.e2e.translation.routes import MR, Pacs, routing_to, send, series
+from tests.formats.dicom.files import words_of
 from tests.formats.echoes import DICOM
-from tests.node.volume_examples import volume_model
 
 pytestmark = [
     pytest.mark.e2e,
@@ -103,23 +100,6 @@ def test_a_study_comes_back_as_derived_series_of_the_same_study(profile, folder_
     assert [word for word in words if word.encode() in held] == []
 
 
-def test_the_log_says_at_what_size_a_series_was_computed_and_what_was_left_out(profile, tmp_path, log):
-    """What is derived says the same of its resolution; the localizer of the series has no result."""
-    larger = PLANES[:2, 0].astype(np.uint16).repeat(2, axis=1).repeat(2, axis=2) * 4
-    uid = pydicom.uid.generate_uid()
-    paths = write_series(tmp_path / "in", larger, SeriesInstanceUID=uid)
-    looks = {"SeriesInstanceUID": uid, "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
-    paths += write_series(tmp_path / "scout", larger[:1], **looks)
-    with routing_to(profile, tmp_path, into_folder(tmp_path / "out")) as route:
-        assert send(route.port, *paths) == [0] * 3
-        route.work(lambda: route.steps() == ["done"])
-    lost = "was computed at 48 x 48 pixels, not at its own 96 x 96, and enlarged: 4 pixels became one"
-    assert f": {lost}\n" in log.text
-    assert "1 DICOM localizer" in log.text
-    made = [pydicom.dcmread(path) for path in (tmp_path / "out").glob("*/*.dcm")]
-    assert [(lost in each.DerivationDescription, each.SpatialResolution) for each in made] == [(True, 3)] * 2
-
-
 @pytest.mark.parametrize("stow", ["pacs/dicom-web", "ftp://pacs/dicom-web"])
 def test_where_results_go_is_checked_before_anything_is_received(profile, stow):
     with pytest.raises(UsageError, match="is no address of DICOMweb"):
@@ -185,26 +165,6 @@ def test_a_request_that_changed_is_made_anew(profile, tmp_path, monkeypatch):
     with routing_to(profile, tmp_path, into_folder(tmp_path / "out"), evaluations=9) as route:
         route.work(lambda: route.steps() == ["done"])
     assert len([*(tmp_path / "out").glob("*/*.dcm")]) == 3
-
-
-def test_a_pacs_that_is_away_for_long_gets_all_that_has_not_expired(profile, tmp_path, log, monkeypatch):
-    monkeypatch.setattr(routing, "FIRST_RETRY_S", 0.02)
-    monkeypatch.setattr(routing, "LAST_RETRY_S", 0.1)
-    tries = 0
-
-    def away(files, stored):
-        nonlocal tries
-        tries += 1
-        if tries < 15:
-            raise PeerUnreachable("away")
-        into_folder(tmp_path / "out")(files, stored)
-
-    with routing_to(profile, tmp_path, away) as route:
-        for number in range(3):
-            send(route.port, *series(tmp_path / f"in{number}", first=number))
-        route.work(lambda: route.steps() == ["done"] * 3)
-    assert tries >= 15
-    assert "not translated" not in log.text
 
 
 def test_a_series_that_ends_the_process_again_and_again_fails(profile, tmp_path, log):
@@ -324,21 +284,6 @@ def test_what_expires_is_removed_at_once_or_reported(profile, tmp_path, log, rep
     (made,) = (tmp_path / "out").rglob("*.dcm")
     said = pydicom.dcmread(made).ContentSequence[0].TextValue
     assert said.endswith("could be handed on within 1 h")
-
-
-def test_a_volume_much_larger_than_the_model_is_refused_before_it_is_computed(tmp_path, log):
-    """With the size at which it would be, which is not that of the model's whole field of view."""
-    form = PictureFormat(spacing=(2.0, 1.0, 1.0))
-    models = volume_model("north", form=form), volume_model("south", seed=2, form=form)
-    with InProcessNodes(tmp_path, *models) as nodes:
-        of_volumes = Profile.load(nodes.profile())
-        with routing_to(
-            of_volumes, tmp_path, into_folder(tmp_path / "out"), target="south.example/south"
-        ) as route:
-            send(route.port, *series(tmp_path / "in", 4, PixelSpacing=[0.125, 0.125]))
-            route.work(lambda: route.steps() == ["failed"])
-            assert not [*route.folder.glob("spool/*/out/**/*")]
-    assert "most_shrink allows; computed_at 6 x 6 x 6; shrink 8; most_shrink 2" in log.text
 
 
 def test_what_was_received_waits_for_a_receiver_that_was_off_for_days(profile, tmp_path, monkeypatch):

@@ -207,30 +207,6 @@ def test_a_latent_bundle_computes_what_the_library_computes(dims, kind, nets, sc
         )
 
 
-@pytest.mark.parametrize("dims", [2, 3])
-def test_rectified_flow_computes_what_the_library_computes(dims, nets, schedulers, tmp_path):
-    """From t = 1000, where nothing of the data is left; the transform of its steps moves no level."""
-    theirs = made(nets.DiffusionModelUNet, UNET, names(dims, 1))
-    config = {"spatial_dims": dims, "channels": 1, "network_def": UNET, "noise_scheduler": RFLOW}
-    folder = write(tmp_path, config, {"model.pt": theirs.state_dict()})
-    found = monai.read(folder, ImportOptions("flow", size=(SIDES[dims],) * dims))
-    bundle, x = found.bundle(), noise(2, 1, *(SIDES[dims],) * dims)
-    scheduler = library_scheduler(schedulers, RFLOW)
-    scheduler.set_timesteps(STEPS)
-    call = in_axes(theirs)
-    wanted, times = x, [*scheduler.timesteps.tolist(), 0]
-    for t, following in pairwise(times):
-        wanted, _ = scheduler.step(call(wanted, torch.full((2,), t)), t, wanted, following)
-    levels = flow_levels(STEPS, 1000.0)
-    close(integrate(ddim(x, levels.reversed()), bundle.denoiser()), wanted, LEG_WITHIN)
-    assert basis(found)["out.2.conv"] == "RFlowScheduler predicts x0 - eps"
-    # Backwards the same steps, since the library has no loop that encodes.
-    back = wanted
-    for t, following in pairwise(reversed(times)):
-        back = back - call(back, torch.full((2,), t)) * (following - t) / 1000
-    close(integrate(ddim(wanted, levels), bundle.denoiser()), back, LEG_WITHIN)
-
-
 @pytest.mark.parametrize(
     ("dims", "transforms", "told", "axes"),
     [

@@ -124,14 +124,6 @@ def test_a_start_that_fails_leaves_nothing_open(config, monkeypatch) -> None:
     assert Running(config).serving().end() == 0
 
 
-def test_a_node_without_a_model_ends_with_that_reason(config) -> None:
-    (config.paths.bundle / "manifest.json").unlink()
-    running = Running(config)
-    wait_until(lambda: running.code)
-    assert running.code[0].reason == "MODEL_NOT_FOUND"
-    assert not config.paths.admin_socket.exists()
-
-
 def test_a_store_of_trust_that_cannot_be_read_is_loud(config, caplog) -> None:
     """While the node runs it is in the state, on /readyz by that, and once in the log."""
     running = Running(config).serving()

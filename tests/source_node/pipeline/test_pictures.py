@@ -11,7 +11,7 @@ from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.points import to_npy
 from ddib_fed.latent import Latent
 from ddib_fed.models.manifest import PictureFormat
-from ddib_fed.protocol.contract import guidance_from_pb, guidance_to_pb
+from ddib_fed.protocol.contract import guidance_to_pb
 from ddib_fed.protocol.messages import ItemState
 from ddib_fed.record import UNGUIDED, Guidance, Record
 from ddib_fed.v1 import common_pb2
@@ -192,17 +192,6 @@ def test_items_of_several_classes_go_in_one_call(source, targets) -> None:
     assert [(record.source_class, record.target_class) for record in records] == list(pairs)
 
 
-@pytest.mark.slow
-def test_guidance_reaches_a_target_that_offers_it(source, targets) -> None:
-    offer(targets["south"], guided(4.0, 2.0, b"c" * 32, 3, clip=True))
-    asked = Guidance(classifier_scale=2.0)
-    job = source.translated(source_class="coast", target_class="delta", guidance=asked)
-    assert job.state == "FINISHED"
-    assert guidance_from_pb(targets["south"].headers[-1].guidance) == asked
-    record = Record.parse(job.items[0].provenance)
-    assert (record.guidance, record.classifier_sha256) == (asked, (b"c" * 32).hex())
-
-
 @pytest.mark.parametrize(
     ("terms", "changes", "reason"),
     [
@@ -224,18 +213,6 @@ def test_guidance_that_a_side_does_not_offer_costs_neither_a_call_nor_an_evaluat
 
 def offer(target: ScriptedTarget, terms: GuidanceTerms | None) -> None:
     target.limits = changed(target.limits, guidance=terms)
-
-
-def test_results_of_the_models_size_have_the_picture_as_the_model_saw_it(source, targets) -> None:
-    """The translation as the target made it, and the source, fitted; other jobs have neither."""
-    job = source.translated(source_class="coast", picture=scan(2 * SIZE, SIZE), cycle=True, model_size=True)
-    parts = {part for part, _ in source.store.parts(job.job_id, 0)}
-    assert parts == {SpoolPart.TRANSLATION, SpoolPart.RETURNED, SpoolPart.SOURCE}
-    for part in parts:
-        picture = decode_image(source.store.read_part(job.job_id, 0, part))
-        assert picture.pixels.shape == (SIZE, SIZE, 1)
-    fitted = decode_image(source.store.read_part(job.job_id, 0, SpoolPart.SOURCE)).pixels
-    assert np.corrcoef(fitted.ravel(), noise().ravel())[0, 1] > 0.95
 
 
 @pytest.mark.slow

@@ -28,18 +28,6 @@ from tests.source_node.scripted_target import hang, refuse
 THREE = [npy(seed=n) for n in range(3)]
 
 
-def test_an_honest_peer_translates_every_item(source, target) -> None:
-    job = source.start().ended(source.submit(*THREE, cycle=True))
-    assert job.state == "FINISHED"
-    assert source.states(job) == ["DECODED"] * 3
-    for item in job.items:
-        assert item.provenance["cycle"]["max"] < 1e-4
-        assert item.provenance["wire_bytes"] > 3 * 40 * 2 * 4
-        assert {SpoolPart.TRANSLATION, SpoolPart.RETURNED} <= {
-            part for part, _ in source.store.parts(job.job_id, item.index)
-        }
-
-
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_an_item_refused_in_the_middle_of_a_stream_fails_alone(source, target, number) -> None:
     """What was encoded ahead of the refusal is sent again as it is, and its result arrives."""
