@@ -67,19 +67,6 @@ LAMBDA_BOUND = 20.0
 LAMBDA_SCALE = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """The network is to be evaluated at x, the solver's buffer (valid until the answer), and at this level.
-
-    `to`, of a flow map, is the level to which the mean velocity is asked; None for the velocity at `level`.
-    """
-
-    x: Tensor
-    level: Level
-    cond: Condition = None
-    to: Level | None = None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class LevelTable:
     """Levels (K, 3) as (alpha, sigma, t), float64 on the CPU, with time inputs that are made once for all calls."""

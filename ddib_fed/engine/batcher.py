@@ -24,7 +24,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import OnStep
 from ddib_fed.engine.model import DTYPES, DomainModel, pixels
 from ddib_fed.engine.party import Control, Leg
-from ddib_fed.engine.stack import Driven, End, Member, Stack, Trajectory, stack_of
+from ddib_fed.engine.stack import End, Member, Stack, Trajectory, stack_of
 from ddib_fed.errors import Cancelled, ConfigError, Draining, NotReady
 from ddib_fed.models.bundle import Bundle, device_problem
 from ddib_fed.networks.placement import torch_threads
@@ -258,7 +258,7 @@ class Batcher:
         self._wake = threading.Condition()
         self._closed = False
         self._submitted = self._calls = self._evaluated = 0
-        self._last: Stack | Driven | None = None
+        self._last: Stack | None = None
         self._looked = 0.0
         """When all that waits was last asked whether it is over."""
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -385,8 +385,8 @@ class Batcher:
             try:
                 member.step += 1
                 if member.on_step is not None:
-                    member.on_step(member.step, member.begun.evaluations)
-                if member.step == member.begun.evaluations or member.result is not None:
+                    member.on_step(member.step, len(member.steps))
+                if member.step == len(member.steps) or member.error is not None:
                     self._end(member, member.end())
             except Exception as error:  # noqa: BLE001 - as above
                 self._end(member, error)

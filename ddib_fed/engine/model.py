@@ -26,14 +26,14 @@ from ddib_fed.diffusion.guidance import (
     scaled,
 )
 from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan
-from ddib_fed.diffusion.schedule import Frame, require
-from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
+from ddib_fed.diffusion.schedule import LEARNED_GRID, require
+from ddib_fed.diffusion.solvers import Recurrence, integrate
 from ddib_fed.engine.party import Array, Labels
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import LatentSpace, check_guide
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.networks.spectrum import SharedWithLinear, SpectralFrame, spectrum_of
+from ddib_fed.networks.spectrum import SharedWithLinear, Whitened, spectrum_of
 from ddib_fed.record import UNGUIDED, Guidance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,8 +79,8 @@ class DomainModel:
         self.device, self.dtype = torch.device(device), dtype
         self._lock = threading.Lock()
         self._denoiser = lru_cache(MAX_WRAPPED)(self._wrapped)
+        self._whitened = lru_cache(MAX_WRAPPED)(Whitened)
         self.plan = lru_cache(MAX_PLANS)(self._plan)
-        self.recurrence = lru_cache(MAX_PLANS)(self._recurrence)
 
     @cached_property
     def plain(self) -> Denoiser:
@@ -119,22 +119,39 @@ class DomainModel:
             settings = replace(settings, grid="uniform-lambda")
         return plan(settings, bundle.schedule, soften_sigma=soften_sigma, learned=bundle.learned)
 
-    def _recurrence(
-        self, settings: SolverSettings, soften_sigma: float, *, encoding: bool
-    ) -> Recurrence | None:
-        """The recurrence that the solver of a leg follows; None where it follows none."""
-        laid = self.plan(settings, soften_sigma)
-        steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
-        if settings.stochastic or (steps is not None and steps.coordinates != "angle"):
-            return None  # it draws noise, or its numbers differ from frequency to frequency
-        return recurrence_of(laid.encoder if encoding else laid.decoder, settings.evaluations)
+    @cached_property
+    def spectral(self) -> bool:
+        """Whether learned steps may be of whitened pictures: of a spectral network, at its own size."""
+        return self.bundle.tile is None and spectrum_of(self.plain.network) is not None
 
-    def frame(self, calibration: ChannelMap | None = None) -> Frame | None:
-        """The coordinates in which learned steps of a spectral network are integrated; None where there are none."""
-        spectrum = None if self.bundle.tile is not None else spectrum_of(self.plain.network)
-        if spectrum is None:
-            return None
-        return SpectralFrame(spectrum, None if calibration is None else self._rotation(calibration))
+    def whitened(self, guidance: Guidance = UNGUIDED, share: float = 1.0) -> Whitened:
+        """The denoiser, in the model's own basis, of whitened pictures; one object for one argument."""
+        require(
+            self.spectral,
+            "the learned steps are for pictures of the model's own size, whitened by its spectrum",
+            "use grid=default here",
+            grid=LEARNED_GRID,
+        )
+        denoiser = self.denoiser(guidance, None, share)
+        with self._lock:
+            return self._whitened(denoiser)
+
+    def integrate(
+        self,
+        x: Tensor,
+        steps: Recurrence,
+        *,
+        share: float = 1.0,
+        cond: Condition = None,
+        on_step: Callable[[], object] | None = None,
+    ) -> Tensor:
+        """Walk steps from x (N, *latent_shape), alone."""
+        if not steps.whitened:
+            return integrate(x, steps, self.denoiser(share=share), cond=cond, on_step=on_step)
+        denoiser, first, last = self.whitened(share=share), steps.levels[0], steps.levels[-1]
+        state = denoiser.enter(x, first.alpha, first.sigma)
+        state = integrate(state, steps, denoiser, cond=cond, on_step=on_step)
+        return denoiser.leave(state, last.alpha, last.sigma)
 
     def sigma(self, soften: float | None = None) -> float:
         return self.manifest.soften_sigma if soften is None else soften

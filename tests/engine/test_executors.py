@@ -23,7 +23,6 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine import executors
 from ddib_fed.engine.batcher import Recipe
 from ddib_fed.engine.executors import News, Pool, pack, process_pool, ray_pool, unpack
@@ -114,8 +113,7 @@ def decoding(rows, seed=0, settings=SETTINGS, kind=Trajectory, **leg):
 
 
 def check(trajectory, future, within=1e-4):
-    work = trajectory.on(DomainModel(bundle()))
-    expected = integrate(work.solver, work.denoiser)
+    expected = trajectory.on(DomainModel(bundle())).run()
     torch.testing.assert_close(future.result(PATIENCE_S).x, expected, atol=within, rtol=within)
 
 
