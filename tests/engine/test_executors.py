@@ -25,7 +25,7 @@ import torch
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine import executors
 from ddib_fed.engine.batcher import Recipe
-from ddib_fed.engine.executors import News, Pool, pack, process_pool, ray_pool, unpack
+from ddib_fed.engine.executors import News, Pool, pack, process_pool, unpack
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import End, Integration, Trajectory
@@ -39,6 +39,7 @@ from ddib_fed.errors import (
     NotReady,
     SettingsInvalid,
 )
+from ddib_fed.ray_actors import ray_pool
 from ddib_fed.testing import free_port
 from tests.node.tiny_nodes import tiny_bundle
 from tests.source_node.conftest import wait_until
