@@ -210,6 +210,16 @@ class Denoiser:
             return ((places.alpha - places.sigma) * x + out) / (places.alpha + places.sigma)
         return out
 
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        """The state of x (N, *sample_shape) at a level that a solver steps, its shape: x, unless it is whitened."""
+        del level
+        return x
+
+    def leave(self, state: Tensor, level: Level) -> Tensor:
+        """The inverse of `enter`."""
+        del level
+        return state
+
     def _network(self, x: Tensor, places: Places, cond: Condition) -> Tensor:
         times, to = places.levels.times(self.time_input, self._time_dtype)
         extra: dict[str, Tensor] = dict(cond or {})

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, LevelTable
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable
 from ddib_fed.diffusion.schedule import Level, LevelGrid, Scale
 from ddib_fed.errors import SettingsInvalid
 
@@ -83,6 +83,12 @@ def integrate(
             if steps.noise and steps.noise[i]:
                 x.add_(needed(draw)(i).to(x), alpha=steps.noise[i])
         return x
+
+
+def walk(x: Tensor, steps: Recurrence, denoiser: Denoiser, **more: Any) -> Tensor:
+    """As `integrate`, in the coordinates that the denoiser is asked in."""
+    state = integrate(denoiser.enter(x, steps.levels[0]), steps, denoiser, **more)
+    return denoiser.leave(state, steps.levels[-1])
 
 
 def needed(draw: D | None) -> D:

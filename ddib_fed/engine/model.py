@@ -27,7 +27,7 @@ from ddib_fed.diffusion.guidance import (
 )
 from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan
 from ddib_fed.diffusion.schedule import LEARNED_GRID, require
-from ddib_fed.diffusion.solvers import Recurrence, integrate
+from ddib_fed.diffusion.solvers import Recurrence, walk
 from ddib_fed.engine.party import Array, Labels
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.bundle import Bundle
@@ -79,7 +79,6 @@ class DomainModel:
         self.device, self.dtype = torch.device(device), dtype
         self._lock = threading.Lock()
         self._denoiser = lru_cache(MAX_WRAPPED)(self._wrapped)
-        self._whitened = lru_cache(MAX_WRAPPED)(Whitened)
         self.plan = lru_cache(MAX_PLANS)(self._plan)
 
     @cached_property
@@ -87,13 +86,20 @@ class DomainModel:
         return self.bundle.denoiser(self.dtype, self.device)
 
     def denoiser(
-        self, guidance: Guidance = UNGUIDED, calibration: ChannelMap | None = None, share: float = 1.0
+        self,
+        guidance: Guidance = UNGUIDED,
+        calibration: ChannelMap | None = None,
+        share: float = 1.0,
+        *,
+        whitened: bool = False,
     ) -> Denoiser:
         """The network, clipped and guided in the public code's order, and in its basis; one object for one argument."""
         with self._lock:
-            return self._denoiser(guidance, calibration, share)
+            return self._denoiser(guidance, calibration, share, whitened)
 
-    def _wrapped(self, guidance: Guidance, calibration: ChannelMap | None, share: float) -> Denoiser:
+    def _wrapped(
+        self, guidance: Guidance, calibration: ChannelMap | None, share: float, whitened: bool
+    ) -> Denoiser:
         found: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
         null_class = self.manifest.null_class
         if guidance.guidance is not None and null_class is not None:
@@ -103,7 +109,13 @@ class DomainModel:
         if share < 1.0:
             self.check_share(share, guidance)
             found = SharedWithLinear(found, share)
-        found = self.bundle.over_samples(found)
+        require(
+            self.spectral or not whitened,
+            "the learned steps are for pictures of the model's own size, whitened by its spectrum",
+            "use grid=default here",
+            grid=LEARNED_GRID,
+        )
+        found = Whitened(found) if whitened else self.bundle.over_samples(found)
         return found if calibration is None else Rotated(found, self._rotation(calibration))
 
     @cached_property
@@ -124,34 +136,9 @@ class DomainModel:
         """Whether learned steps may be of whitened pictures: of a spectral network, at its own size."""
         return self.bundle.tile is None and spectrum_of(self.plain.network) is not None
 
-    def whitened(self, guidance: Guidance = UNGUIDED, share: float = 1.0) -> Whitened:
-        """The denoiser, in the model's own basis, of whitened pictures; one object for one argument."""
-        require(
-            self.spectral,
-            "the learned steps are for pictures of the model's own size, whitened by its spectrum",
-            "use grid=default here",
-            grid=LEARNED_GRID,
-        )
-        denoiser = self.denoiser(guidance, None, share)
-        with self._lock:
-            return self._whitened(denoiser)
-
-    def integrate(
-        self,
-        x: Tensor,
-        steps: Recurrence,
-        *,
-        share: float = 1.0,
-        cond: Condition = None,
-        on_step: Callable[[], object] | None = None,
-    ) -> Tensor:
-        """Walk steps from x (N, *latent_shape), alone."""
-        if not steps.whitened:
-            return integrate(x, steps, self.denoiser(share=share), cond=cond, on_step=on_step)
-        denoiser, first, last = self.whitened(share=share), steps.levels[0], steps.levels[-1]
-        state = denoiser.enter(x, first.alpha, first.sigma)
-        state = integrate(state, steps, denoiser, cond=cond, on_step=on_step)
-        return denoiser.leave(state, last.alpha, last.sigma)
+    def integrate(self, x: Tensor, steps: Recurrence, *, share: float = 1.0, **more: Any) -> Tensor:
+        """Walk steps from x (N, *latent_shape) alone; `more` is as of `solvers.integrate`."""
+        return walk(x, steps, self.denoiser(share=share, whitened=steps.whitened), **more)
 
     def sigma(self, soften: float | None = None) -> float:
         return self.manifest.soften_sigma if soften is None else soften

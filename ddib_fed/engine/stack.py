@@ -37,20 +37,22 @@ class End(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Integration:
-    """Where a trajectory begins, how the network is asked, and what is made of the state where it ends."""
+    """The state where a trajectory begins, how it goes on, and from where it ends to `End.beside`."""
 
     x: Tensor
     steps: Recurrence
     denoiser: Denoiser
     cond: Condition = None
     draw: Draw | None = None
-    leave: Callable[[Tensor], Tensor] = lambda state: state
     beside: Callable[[Tensor], Tensor | None] = lambda _: None
 
     def run(self, on_step: Callable[[], object] | None = None) -> Tensor:
         """Integrate alone, on the calling thread."""
         end = integrate(self.x, self.steps, self.denoiser, cond=self.cond, draw=self.draw, on_step=on_step)
         return self.leave(end)
+
+    def leave(self, state: Tensor) -> Tensor:
+        return self.denoiser.leave(state, self.steps.levels[-1])
 
 
 PLAIN_LEG = Leg()
@@ -129,18 +131,8 @@ class Trajectory:
                 beside = lambda end: codec.decode(model.out_of_basis(end, basis), sides)  # noqa: E731
         steps, guidance, share = laid.encoder if encoding else laid.decoder, self.guidance, self.share
         drawn = None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows)))
-        if not steps.whitened:
-            denoiser = model.denoiser(guidance, self.leg.calibration, share)
-            return Integration(x, steps, denoiser, cond, drawn, beside=beside)
-        white, basis, first, last = (
-            model.whitened(guidance, share),
-            self.leg.calibration,
-            steps.levels[0],
-            steps.levels[-1],
-        )
-        state = white.enter(model.out_of_basis(x, basis), first.alpha, first.sigma)
-        leave = lambda end: model.into_basis(white.leave(end, last.alpha, last.sigma), basis)  # noqa: E731
-        return Integration(state, steps, white, cond, drawn, leave, beside)
+        denoiser = model.denoiser(guidance, self.leg.calibration, share, whitened=steps.whitened)
+        return Integration(denoiser.enter(x, steps.levels[0]), steps, denoiser, cond, drawn, beside)
 
 
 @dataclass(slots=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Condition, Denoiser, Places, network_times, on_device
 from ddib_fed.diffusion.guidance import Wrapped
-from ddib_fed.diffusion.schedule import Scale
+from ddib_fed.diffusion.schedule import Level, Scale
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.placement import Kept, remembered, spread
 
@@ -186,23 +186,24 @@ class Whitened(Wrapped):
         self._mean = cosines(spectrum.mean.float(), self._axes)
         self._variance = spectrum.log_variance.float().exp()
 
-    def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The state of x (N, C, *sides) at a level, its shape."""
-        spread = self._spread(alpha, sigma, x.dtype)
-        return (cosines(x, self._axes) - alpha * self._mean.to(x.dtype)) * spread.rsqrt()
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        spread = self._spread(level.alpha, level.sigma, x.dtype)
+        return (cosines(x, self._axes) - level.alpha * self._mean.to(x.dtype)) * spread.rsqrt()
 
-    def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The inverse of `enter`."""
-        spread = self._spread(alpha, sigma, state.dtype)
-        return pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype), self._axes)
+    def leave(self, state: Tensor, level: Level) -> Tensor:
+        return self._left(state, level.alpha, level.sigma)
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         alpha, sigma = places.alpha, places.sigma
-        v = self.inner.at(self.leave(x, alpha, sigma), places, cond)
+        v = self.inner.at(self._left(x, alpha, sigma), places, cond)
         spread = self._spread(alpha, sigma, x.dtype)
         linear = alpha * sigma * (1.0 - self._variance.to(x.dtype)) / spread
         found = (cosines(v, self._axes) + sigma * self._mean.to(x.dtype)) * spread.rsqrt()
         return (found - linear * x) * (-alpha * sigma)
+
+    def _left(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+        spread = self._spread(alpha, sigma, state.dtype)
+        return pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype), self._axes)
 
     def _spread(self, alpha: Scale, sigma: Scale, dtype: torch.dtype) -> Tensor:
         return alpha**2 * self._variance.to(dtype) + sigma**2

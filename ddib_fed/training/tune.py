@@ -26,7 +26,7 @@ from ddib_fed.data.fitting import check_fit
 from ddib_fed.data.folder import load, scan
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, learned_steps, plan
-from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, LevelGrid, Stage, make_grid
+from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, Level, LevelGrid, Stage, make_grid
 from ddib_fed.diffusion.solvers import integral_weights
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid
@@ -156,10 +156,11 @@ class TuningLeg:
         lams = lams if self.stage == "encode" else lams.flip(0)
         alphas, sigmas = torch.sigmoid(2.0 * lams).sqrt(), torch.sigmoid(-2.0 * lams).sqrt()
         table = torch.stack([alphas, sigmas, self.schedule.t_of_lam(lams)], dim=1)
-        white = self.model.whitened() if steps.coordinates == "spectrum" else None
-        axis = torch.atan2(sigmas, alphas) if white is None else lams
-        state = rows.x if white is None else white.enter(rows.x, alphas[0], sigmas[0])
-        guess, denoiser, order = state, white or self.model.denoiser(), steps.order
+        whitened = steps.coordinates == "spectrum"
+        denoiser, order = self.model.denoiser(whitened=whitened), steps.order
+        axis = lams if whitened else torch.atan2(sigmas, alphas)
+        first, last = (Level(*table[i].tolist()) for i in (0, -1))  # the ends of the leg, which stay
+        guess = state = denoiser.enter(rows.x, first)
         history: deque[Tensor] = deque(maxlen=order + 1)
         for i in range(len(lams) - 1):
             places = Places(LevelTable(table[i : i + 1]), None, None, rows.x.dtype)
@@ -169,7 +170,7 @@ class TuningLeg:
                 state = _advanced(state, nodes, axis[i - 1], axis[i], history)
             nodes = axis[max(0, i + 1 - order) : i + 1].flip(0)
             guess = _advanced(state, nodes, axis[i], axis[i + 1], history)
-        return guess if white is None else white.leave(guess, alphas[-1], sigmas[-1])
+        return denoiser.leave(guess, last)
 
     def measured(self, steps: LearnedSteps) -> TunedLeg:
         rows, default = self.held_out, replace(YARDSTICK, evaluations=steps.evaluations)
