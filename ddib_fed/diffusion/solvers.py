@@ -158,7 +158,7 @@ def unipc(grid: LevelGrid, *, order: int = 3, whitened: bool = False) -> Recurre
 
 def extended(grid: LevelGrid, rule: Rule, order: int) -> Recurrence:
     """Lay an extension's rule on a grid; raise SettingsInvalid unless it has one step for each interval."""
-    steps = rule(grid.levels, order)
+    steps = tuple(rule(grid.levels, order))
     if len(steps) != len(grid):
         problem = f"the solver took {len(steps)} evaluations where {len(grid)} were asked for"
         raise SettingsInvalid(problem, hint="use another solver")

@@ -440,6 +440,8 @@ def test_each_side_follows_the_learned_steps_of_its_own_model(learned):
     assert found.back.shape == x.shape
     rotated = translate_array(x, *learned, ArraySettings(LEARNED, calibration=calibration))
     assert np.allclose(rotated.latent, calibration.apply(found.latent), atol=1e-4)
+    with pytest.raises(SettingsInvalid, match="whitened by its spectrum"):
+        DomainModel(tiny(channels=3)).denoiser(whitened=True)
 
 
 @pytest.mark.parametrize("kind", ["learned", "distilled"])
