@@ -2,7 +2,7 @@
 
 A line a figure; ends with 1 when one is above its ceiling. Commands, options and keys of node.toml are those of
 docs/cli.md, which a test holds to the code. The core is the product less what extends it: formats, importers, pacs,
-web, lab, paper and the demo.
+web, lab, paper, the demo and Ray.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("ddib_fed", "source_node", "target_node")
 GENERATED = ROOT / "ddib_fed" / "v1"
-BESIDE = ("formats", "importers", "pacs", "web", "lab", "paper")
+BESIDE = ("formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py")
 
 
 def main() -> int:

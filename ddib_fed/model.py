@@ -22,7 +22,6 @@ from ddib_fed.datasets import DOMAINS
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.plans import soften as softened
 from ddib_fed.diffusion.schedule import LearnedSteps
-from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine import arrays
 from ddib_fed.engine.gate import Made, measure_allowances, pass_latent, unmeasurable
 from ddib_fed.engine.local_party import LocalParty, only, open_party
@@ -386,13 +385,14 @@ class Model:
         plan = model.plan(SolverSettings.of(settings), sigma)
         plan = replace(plan, decode_grid=plan.encode_grid.reversed())
         parts = torch.split(torch.from_numpy(np.ascontiguousarray(x, np.float32)), rows)
-        denoiser, walk = model.denoiser(share=settings.share), plan.decoder if back else plan.encoder
+        steps = plan.decoder if back else plan.encoder
         tell = arrays.counting(settings.evaluations * len(parts), on_progress)
         ends = []
         with self._threads():
             for part in parts:
                 classes = model.condition(model.class_rows(None, len(part)))
-                ends.append(integrate(walk(part.to(model.device), classes), denoiser, on_step=tell).cpu())
+                start, share = part.to(model.device), settings.share
+                ends.append(model.integrate(start, steps, share=share, cond=classes, on_step=tell).cpu())
         return torch.cat(ends).numpy()
 
     def refusals(
@@ -438,7 +438,7 @@ class Model:
     @property
     def is_spectral(self) -> bool:
         """Whether a share of the network can encode; the rest is the linear estimate of its spectrum."""
-        return self.party.model.frame() is not None
+        return self.party.model.spectral
 
     def data(
         self, which: str | Path | None = None, *, train: int = 0, held_out: int = 0, test: int = 0

@@ -141,9 +141,9 @@ def float32_outputs(golden: Golden) -> dict[str, Tensor]:
     index, last = io["step_index"].expand(len(x)).tolist(), len(up) - 1
     found["reverse_step"] = _step(plain, x, [up.levels[i : i + 2] for i in index], source)
     found["step"] = _step(held, x, [down.levels[last - i : last - i + 2] for i in index], target)
-    found["latent"] = integrate(ddim(x, up, cond=source), plain)
+    found["latent"] = integrate(x, ddim(up), plain, cond=source)
     start = io.get("latent", found["latent"])
-    return found | {"decoded": integrate(ddim(start, down, cond=target), held)}
+    return found | {"decoded": integrate(start, ddim(down), held, cond=target)}
 
 
 def _step(denoiser: Denoiser, x: Tensor, intervals: Sequence[Sequence[Level]], cond: Condition) -> Tensor:

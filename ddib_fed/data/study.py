@@ -6,7 +6,6 @@ number = low + (value - black) / (white - black) * (high - low), clipped to [low
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.fitting import FIXED
 from ddib_fed.data.pictures import Pixels, bands, decode_image, decode_volume, encode_png, image_format
+from ddib_fed.data.points import npy_bytes
 from ddib_fed.errors import (
     ExtraMissing,
     FileMissing,
@@ -177,9 +177,7 @@ def item_bytes(numbers: Pixels) -> bytes:
     """Encode pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for other types."""
     if numbers.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         return encode_png(np.ascontiguousarray(numbers))
-    file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(numbers), allow_pickle=False)
-    return file.getvalue()
+    return npy_bytes(numbers)
 
 
 def is_empty(numbers: Pixels, background: float, width: float) -> bool:

@@ -67,19 +67,6 @@ LAMBDA_BOUND = 20.0
 LAMBDA_SCALE = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """The network is to be evaluated at x, the solver's buffer (valid until the answer), and at this level.
-
-    `to`, of a flow map, is the level to which the mean velocity is asked; None for the velocity at `level`.
-    """
-
-    x: Tensor
-    level: Level
-    cond: Condition = None
-    to: Level | None = None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class LevelTable:
     """Levels (K, 3) as (alpha, sigma, t), float64 on the CPU, with time inputs that are made once for all calls."""
@@ -222,6 +209,16 @@ class Denoiser:
         if self.parameterisation == "flow":
             return ((places.alpha - places.sigma) * x + out) / (places.alpha + places.sigma)
         return out
+
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        """The state of x (N, *sample_shape) at a level that a solver steps, its shape: x, unless it is whitened."""
+        del level
+        return x
+
+    def leave(self, state: Tensor, level: Level) -> Tensor:
+        """The inverse of `enter`."""
+        del level
+        return state
 
     def _network(self, x: Tensor, places: Places, cond: Condition) -> Tensor:
         times, to = places.levels.times(self.time_input, self._time_dtype)

@@ -29,6 +29,7 @@ from ddib_fed.diffusion.denoiser import (
     v_from_x0,
     x0_from_v,
 )
+from ddib_fed.diffusion.schedule import Level
 from ddib_fed.errors import SettingsInvalid
 
 
@@ -134,6 +135,14 @@ class Rotated(Wrapped):
         """As `Denoiser.at`, x and v in the rotated basis."""
         rotation = self.rotation.to(x.dtype)
         return rotated(self.inner.at(rotated(x, rotation.T), places, cond), rotation)
+
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        rotation = self.rotation.to(x.dtype)
+        return rotated(self.inner.enter(rotated(x, rotation.T), level), rotation)
+
+    def leave(self, state: Tensor, level: Level) -> Tensor:
+        rotation = self.rotation.to(state.dtype)
+        return rotated(self.inner.leave(rotated(state, rotation.T), level), rotation)
 
 
 OVERLAP = 0.5  # part of a tile's side that the next tile shows too, at least

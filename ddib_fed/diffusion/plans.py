@@ -9,6 +9,7 @@ of the bridge (Su et al., Dual Diffusion Implicit Bridges, arXiv 2203.08382, alg
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,6 @@ from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.schedule import (
     GRIDS,
     LEARNED_GRID,
-    Frame,
     LearnedLegs,
     LearnedSteps,
     LevelGrid,
@@ -28,7 +28,7 @@ from ddib_fed.diffusion.schedule import (
     public_grids,
     require,
 )
-from ddib_fed.diffusion.solvers import Draw, Solver, integrate
+from ddib_fed.diffusion.solvers import Draw, Recurrence, integrate
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.extensions import extension, extensions
 from ddib_fed.record import Settings
@@ -98,46 +98,40 @@ class SolverSettings(Settings):
 DEFAULT_SETTINGS = SolverSettings()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     settings: SolverSettings
     encode_grid: LevelGrid
     decode_grid: LevelGrid
     learned: tuple[LearnedSteps, LearnedSteps] | None = None
 
-    def encoder(self, x: Tensor, cond: Condition = None, *, frame: Frame | None = None) -> Solver:
-        """The generator that takes x (N, *sample_shape) at the data end to its latent."""
+    @cached_property
+    def encoder(self) -> Recurrence:
+        """The steps that take data to their latent."""
         if self.settings.stochastic:
             raise SettingsInvalid(
                 "encoding follows the ODE; with eta above 0, or as DDPM, it would draw noise that nothing takes back",
                 hint="encode with eta 0; decoding alone may draw noise",
             )
-        return self._start(x, self.encode_grid, cond, frame, 0)
+        return self._laid(self.encode_grid, 0)
 
-    def decoder(
-        self, z: Tensor, cond: Condition = None, draw: Draw | None = None, *, frame: Frame | None = None
-    ) -> Solver:
-        """The generator that takes a latent z (N, *sample_shape) to the data end."""
+    @cached_property
+    def decoder(self) -> Recurrence:
+        """The steps that take a latent to the data end."""
         if not self.settings.stochastic:
-            return self._start(z, self.decode_grid, cond, frame, 1)
-        if draw is None:
-            raise SettingsInvalid(
-                "decoding with eta above 0, or as DDPM, draws noise, and there is none here",
-                hint="use eta 0, or `ddib translate --source` in one process",
-            )
+            return self._laid(self.decode_grid, 1)
         large = self.settings.ancestral
-        eta = 1.0 if large else self.settings.eta
-        return solvers.ddim(z, self.decode_grid, eta=eta, draw=draw, large=large, cond=cond)
+        return solvers.ddim(self.decode_grid, eta=1.0 if large else self.settings.eta, large=large)
 
-    def _start(self, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
+    def _laid(self, grid: LevelGrid, leg: int) -> Recurrence:
+        name, order = self.settings.solver, self.settings.order
         if self.learned is not None:
-            return learned_solver(self.learned[leg], x, grid, cond, frame)
-        if self.settings.solver == "unipc":
-            return solvers.unipc(x, grid, order=self.settings.order, cond=cond)
-        if self.settings.solver in SOLVERS:
-            return (solvers.ddim if self.settings.solver == "ddim" else solvers.flow_map)(x, grid, cond=cond)
-        rule = extension("ddib_fed.solvers", self.settings.solver)
-        return solvers.extended(x, grid, rule=rule, order=self.settings.order, cond=cond)
+            return learned_steps(self.learned[leg], grid)
+        if name == "unipc":
+            return solvers.unipc(grid, order=order)
+        if name in SOLVERS:
+            return solvers.ddim(grid) if name == "ddim" else solvers.flow_map(grid)
+        return solvers.extended(grid, extension("ddib_fed.solvers", name), order)
 
 
 def plan(
@@ -177,19 +171,8 @@ def plan(
     return Plan(settings, own, grid.reversed())
 
 
-def learned_solver(
-    steps: LearnedSteps, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None
-) -> Solver:
-    """The generator that walks learned steps, laid on `grid`; arguments as in `Plan.encoder`."""
-    if steps.coordinates == "angle":
-        frame = None
-    elif frame is None:
-        raise SettingsInvalid(
-            "the learned steps are for pictures of the model's own size, whitened by its spectrum",
-            hint="use grid=default here",
-            facts={"grid": LEARNED_GRID},
-        )
-    return solvers.unipc(x, grid, order=steps.order, cond=cond, frame=frame)
+def learned_steps(steps: LearnedSteps, grid: LevelGrid) -> Recurrence:
+    return solvers.unipc(grid, order=steps.order, whitened=steps.coordinates == "spectrum")
 
 
 def lambda_at(schedule: Schedule, depth: float) -> float:
@@ -286,8 +269,8 @@ def encode(
 
     Softened before by `noise`, standard normal of the shape of x, where `soften_sigma` is above 0. Errors as of `plan`.
     """
-    steps = plan(settings, schedule, soften_sigma=soften_sigma)
-    return integrate(steps.encoder(soften(x, soften_sigma, noise), cond), denoiser)
+    steps = plan(settings, schedule, soften_sigma=soften_sigma).encoder
+    return integrate(soften(x, soften_sigma, noise), steps, denoiser, cond=cond)
 
 
 def decode(
@@ -303,4 +286,4 @@ def decode(
 
     With `eta` above 0, or as DDPM, one of its samples: `draw` gives the noise of each step, and must be there.
     """
-    return integrate(plan(settings, schedule).decoder(z, cond, draw), denoiser)
+    return integrate(z, plan(settings, schedule).decoder, denoiser, cond=cond, draw=draw)

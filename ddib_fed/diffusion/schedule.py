@@ -17,7 +17,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -399,25 +399,12 @@ def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Level
 
 LEARNED_GRID = "learned"
 Coordinates = Literal["angle", "spectrum"]
-"""In which a leg is integrated: x itself over the angle phi, or whitened pictures over lambda (`Frame`)."""
+"""In which a leg is integrated: x itself over the angle phi, or whitened pictures over lambda."""
 Stage = Literal["encode", "decode"]
 Scale = float | Tensor
 # How far an end of learned steps may lie from that of the leg, in lambda; a fortieth of the smallest step in use.
 END_TOLERANCE = 1e-3
 TUNE = "ddib model tune MODEL --evaluations"
-
-
-class Frame(Protocol):
-    """Other coordinates of the state, integrated over lambda, in which the linear part of the ODE stands still."""
-
-    def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The state of x (N, *sample_shape), its shape."""
-
-    def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The x of a state, its shape."""
-
-    def slope(self, v: Tensor, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The derivative of a state by lambda, from v at the x that it stands for; its shape."""
 
 
 @dataclass(frozen=True, slots=True)

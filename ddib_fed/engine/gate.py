@@ -29,7 +29,6 @@ from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics, measure, patches_of
 from ddib_fed.diffusion.guidance import rotated
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, soften
-from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg
 from ddib_fed.errors import ConfigError, FileMissing, LatentNotGaussian, PolicyDenied
@@ -403,7 +402,7 @@ def _encoded(
         x = model.into_units(samples[start : start + TOGETHER]).cpu()
         x = soften(x, sigma, torch.randn(x.shape, generator=generator))
         laid = model.plan(SolverSettings(evaluations=EVALUATIONS[turn % len(EVALUATIONS)]), sigma)
-        z = integrate(laid.encoder(x.to(model.device)), model.denoiser()).cpu()
+        z = model.integrate(x.to(model.device), laid.encoder).cpu()
         yield from zip(z, x, strict=True)
         if tell is not None:
             tell(start + len(x), len(samples))

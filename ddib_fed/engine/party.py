@@ -189,21 +189,9 @@ class Party(Protocol):
     """One domain's model, wherever it is: of this process (`Model.party`) or of another institution."""
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
-        """Encode items, in their order.
+        """Encode items, taken as they are needed, in their order.
 
-        Parameters
-        ----------
-        items
-            Samples (N, *shape) float32 in the units of the data, taken as they are needed.
-        leg
-            What is asked for all of them.
-
-        Raises
-        ------
-        SettingsInvalid
-            The leg cannot be computed.
-        Cancelled, DeadlineExceeded
-            As the leg's control says.
+        SettingsInvalid is raised if the leg cannot be computed; Cancelled, DeadlineExceeded as its control says.
         """
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:

@@ -20,7 +20,7 @@ from ddib_fed.data.fitting import Fit, PictureRule
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Recipe
-from ddib_fed.engine.executors import Pool, process_pool, ray_pool
+from ddib_fed.engine.executors import Pool, process_pool
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.errors import (
@@ -34,6 +34,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation.samples import Samples, samples_of
+from ddib_fed.extensions import extension
 from ddib_fed.metrics import picture_rule
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import PictureFormat, check_guide
@@ -316,7 +317,8 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         if section.executor == "processes":
             pool: Pool = process_pool(recipe, workers=section.workers)
         else:
-            pool = ray_pool(recipe, address=section.ray_address, workers=section.workers)
+            make = extension("ddib_fed.executors", section.executor)
+            pool = make(recipe, address=section.ray_address, workers=section.workers)
         return ServingParty(bundle, classifier=classifier, threads=section.threads, pool=pool)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryExhausted(

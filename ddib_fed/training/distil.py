@@ -180,7 +180,7 @@ def measured(teacher: Bundle, network: nn.Module, clean: Tensor, device: torch.d
 
     def encoded(denoiser: Denoiser, settings: SolverSettings) -> Tensor:
         planned = plan(settings, schedule, soften_sigma=manifest.soften_sigma)
-        return integrate(planned.encoder(x), denoiser)
+        return integrate(x, planned.encoder, denoiser)
 
     latent = encoded(master, REFERENCE)
     back = decode(latent, master, schedule, REFERENCE)
@@ -316,7 +316,7 @@ class Paths:
             velocities.append(v.clone())
             return v
 
-        nodes.append(integrate(solvers.unipc(x.to(self._device), grid, order=3), answered))
+        nodes.append(integrate(x.to(self._device), solvers.unipc(grid, order=3), answered))
         levels = torch.tensor(grid.levels, dtype=torch.float64)
         return Course(torch.stack(nodes), torch.stack(velocities), levels)
 

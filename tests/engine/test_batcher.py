@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.solvers import integrate
-from ddib_fed.engine.batcher import Batcher, Recipe, Scheduler, measured, sweep
+from ddib_fed.engine.batcher import Batcher, Budget, Recipe, Scheduler, measured, sweep
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import End, Member, Trajectory
@@ -49,8 +48,7 @@ def decoding(rows: int, seed: int = 0, settings: SolverSettings = SETTINGS, **le
 
 
 def alone(model: DomainModel, trajectory: Trajectory) -> torch.Tensor:
-    work = trajectory.on(model)
-    return integrate(work.solver, work.denoiser)
+    return trajectory.on(model).run()
 
 
 def check(model: DomainModel, trajectory: Trajectory, future: Future[End]) -> None:

@@ -22,10 +22,9 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine import executors
 from ddib_fed.engine.batcher import Recipe
-from ddib_fed.engine.executors import News, Pool, pack, process_pool, ray_pool, unpack
+from ddib_fed.engine.executors import News, Pool, pack, process_pool, unpack
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import End, Integration, Trajectory
@@ -38,6 +37,7 @@ from ddib_fed.errors import (
     NotReady,
     SettingsInvalid,
 )
+from ddib_fed.ray_actors import ray_pool
 from ddib_fed.testing import free_port
 from tests.node.tiny_nodes import tiny_bundle
 from tests.source_node.conftest import wait_until
@@ -112,8 +112,7 @@ def decoding(rows, seed=0, settings=SETTINGS, kind=Trajectory, **leg):
 
 
 def check(trajectory, future, within=1e-4):
-    work = trajectory.on(DomainModel(bundle()))
-    expected = integrate(work.solver, work.denoiser)
+    expected = trajectory.on(DomainModel(bundle())).run()
     torch.testing.assert_close(future.result(PATIENCE_S).x, expected, atol=within, rtol=within)
 
 

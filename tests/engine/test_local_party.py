@@ -244,7 +244,7 @@ def test_a_calibrated_latent_is_the_plain_one_rotated(coloured, sign):
     )
     assert np.allclose(calibrated.latent, calibration.apply(plain.latent), atol=2e-5)
     assert np.abs(calibrated.latent - plain.latent).max() > 0.1
-    again = integrate(model.plan(FEW).decoder(torch.from_numpy(calibrated.latent.copy())), model.plain)
+    again = integrate(torch.from_numpy(calibrated.latent.copy()), model.plan(FEW).decoder, model.plain)
     assert np.allclose(calibrated.translated, np.clip(model.denormalise(again.numpy()), -1, 1), atol=1e-5)
 
 
@@ -254,7 +254,7 @@ def test_guidance_is_inside_the_rotation():
     model = DomainModel(tiny(channels=3, num_classes=3, class_dropout=True))
     guidance, calibration = Guidance(guidance=2.0, clip=True), turned()
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    level, label = next(model.plan(FEW).decoder(x)).level, model.condition(model.class_rows(1, 1, guidance))
+    level, label = model.plan(FEW).decoder.levels[0], model.condition(model.class_rows(1, 1, guidance))
     with torch.no_grad():
         plain = model.denoiser(guidance)(model.out_of_basis(x, calibration), level, label)
         found = model.denoiser(guidance, calibration)(x, level, label)
@@ -387,12 +387,14 @@ def test_each_side_follows_the_learned_steps_of_its_own_model(learned):
     x, model, calibration = 0.9 * pictures(2, channels=3), learned[1].model, turned()
     found = translate_array(x, *learned, ArraySettings(LEARNED, cycle=True))
     grid = make_grid(model.bundle.schedule, "default", 6).reversed()
-    solver = unipc(torch.from_numpy(found.latent.copy()), grid, order=2, frame=model.frame())
-    by_hand = model.denormalise(integrate(solver, model.denoiser()).numpy())
+    steps = unipc(grid, order=2, whitened=True)
+    by_hand = model.denormalise(model.integrate(torch.from_numpy(found.latent.copy()), steps).numpy())
     assert np.allclose(found.translated, np.clip(by_hand, -1, 1), atol=1e-5)
     assert found.back.shape == x.shape
     rotated = translate_array(x, *learned, ArraySettings(LEARNED, calibration=calibration))
     assert np.allclose(rotated.latent, calibration.apply(found.latent), atol=1e-4)
+    with pytest.raises(SettingsInvalid, match="whitened by its spectrum"):
+        DomainModel(tiny(channels=3)).denoiser(whitened=True)
 
 
 @pytest.mark.parametrize("kind", ["learned", "distilled"])
@@ -409,8 +411,7 @@ def test_further_solvers_are_merged_with_other_work(learned, kind):
         for rows, each in zip((3, 1, 2), settings, strict=True)
     ]
     for each, future in zip(work, [batcher.submit(each) for each in work], strict=True):
-        begun = each.on(model)
-        assert torch.allclose(future.result(60).x, integrate(begun.solver, begun.denoiser), atol=1e-4)
+        assert torch.allclose(future.result(60).x, each.on(model).run(), atol=1e-4)
     batcher.close()
 
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ddib_fed.datasets import DOMAINS, draw
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.gate import FILE, SIZES, Samples, SetFigures, bounds, set_figures
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.files import write_json
@@ -72,7 +71,7 @@ def encoded(model: DomainModel, x: Tensor, evaluations: int) -> Tensor:
         SolverSettings(evaluations=evaluations), model.manifest.soften_sigma if model.is_picture else 0.0
     )
     parts = torch.split(x, 16 if model.is_picture else TOGETHER)
-    return torch.cat([integrate(laid.encoder(part), model.denoiser()) for part in parts])
+    return torch.cat([model.integrate(part, laid.encoder) for part in parts])
 
 
 def honest_rows(

@@ -48,6 +48,8 @@ def test_the_executor_ray_needs_an_address(tmp_path):
         make_config(tmp_path / "node", "north.example", "source", executor='"ray"')
     with pytest.raises(ConfigError):
         make_config(tmp_path / "other", "north.example", "source", ray_address='"head"')
+    with pytest.raises(ConfigError, match="executor is one of inline, processes, ray"):
+        make_config(tmp_path / "third", "north.example", "source", executor='"proceses"')
 
 
 def test_many_at_once_stay_within_the_budget_and_all_are_served() -> None:

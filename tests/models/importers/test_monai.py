@@ -135,9 +135,9 @@ def test_a_bundle_of_pixels_computes_what_the_library_computes(dims, nets, sched
     close(bundle.network()(x, times), call(x, times), WITHIN)
     scheduler = schedulers.DDIMScheduler(**{key: value for key, value in DDIM.items() if key != "_target_"})
     levels, denoiser = deterministic_levels(bundle), bundle.denoiser()
-    close(integrate(ddim(x, levels.reversed()), denoiser), library_decodes(scheduler, call, x), LEG_WITHIN)
+    close(integrate(x, ddim(levels.reversed()), denoiser), library_decodes(scheduler, call, x), LEG_WITHIN)
     there = LevelGrid(levels.levels[1:])
-    close(integrate(ddim(x, there), denoiser), library_encodes(scheduler, call, x), LEG_WITHIN)
+    close(integrate(x, ddim(there), denoiser), library_encodes(scheduler, call, x), LEG_WITHIN)
 
 
 def library_scheduler(kinds: Any, definition: dict[str, Any]) -> Any:
@@ -193,7 +193,7 @@ def test_a_latent_bundle_computes_what_the_library_computes(dims, kind, nets, sc
         close(encoded(bundle, x), scale * theirs_z, WITHIN)
         close(decoded(bundle, z), restore(z / scale), WITHIN)
         scheduler = library_scheduler(schedulers, DDIM)
-        ours = integrate(ddim(z, levels.reversed()), bundle.denoiser())
+        ours = integrate(z, ddim(levels.reversed()), bundle.denoiser())
         wanted = library_decodes(scheduler, in_axes(theirs), z)
         close(ours, wanted, LEG_WITHIN)
         if kind == "AutoencoderKL":  # a quantiser jumps
@@ -201,7 +201,7 @@ def test_a_latent_bundle_computes_what_the_library_computes(dims, kind, nets, sc
         there = LevelGrid(levels.levels[1:])
         start = encoded(bundle, x)
         close(
-            integrate(ddim(start, there), bundle.denoiser()),
+            integrate(start, ddim(there), bundle.denoiser()),
             library_encodes(scheduler, in_axes(theirs), scale * theirs_z),
             LEG_WITHIN,
         )
@@ -291,7 +291,7 @@ def test_maisis_checkpoint_is_told_its_modality_and_spacing(scheduler, nets, sch
         steps.set_timesteps(STEPS)
         for t, following in pairwise([*steps.timesteps.tolist(), 0]):
             wanted, _ = steps.step(call(wanted, torch.full((2,), t)), t, wanted, following)
-    close(integrate(ddim(z, levels.reversed()), bundle.denoiser()), wanted, LEG_WITHIN)
+    close(integrate(z, ddim(levels.reversed()), bundle.denoiser()), wanted, LEG_WITHIN)
 
 
 def test_weights_of_the_package_before_monai_1_4_are_read_without_the_layer_that_it_never_applied(
