@@ -23,7 +23,6 @@ CODE = (
     *("ddib_fed/api.py", "ddib_fed/figures.py", "ddib_fed/calibration", "ddib_fed/evaluation", "ddib_fed/data"),
     *("ddib_fed/client", "ddib_fed/node", "ddib_fed/protocol", "source_node", "target_node"),
 )  # fmt: skip
-NAMED = 3  # files that a line names
 
 
 def line(records: Iterable[Mapping[str, Any]], code: Sequence[str] = CODE) -> str:
@@ -35,10 +34,7 @@ def line(records: Iterable[Mapping[str, Any]], code: Sequence[str] = CODE) -> st
         changed = differences(str(record.get("commit", "")), (*code, *benchmark_of(record)))
         unknown = unknown or changed is None
         files |= set(changed or ())
-    marks, first = [], sorted(files, key=lambda file: (file.startswith("benchmarks"), file))
-    if files:
-        more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
-        marks = [f"older than the code it measures ({', '.join(first[:NAMED])}{more})"]
+    marks = [f"{len(files)} files of the code differ since"] if files else []
     if unknown:
         marks += ["what differs since is not known here"]
     return f"Measured at {'; '.join([' and '.join(parts), *marks])}."

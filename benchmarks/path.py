@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from itertools import groupby
@@ -28,6 +29,7 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- path -->", "<!-- end of path -->"
 SETTINGS = {"threads": 1, "merge_pixels": 1024}
 WAIT_S = 60.0
+WIDTH = 100
 
 
 def main() -> int:
@@ -49,18 +51,19 @@ def main() -> int:
 
 def modules_of(text: str) -> list[str]:
     """Return the modules that a page lists."""
-    lines = text.partition(BEGIN)[2].partition(END)[0]
-    folders = re.findall(r"^\d+\. `([\w/]+)`: (.+)$", lines, re.MULTILINE)
-    return [f"{folder}/{name}.py" for folder, names in folders for name in names.split(", ")]
+    block = text.partition(BEGIN)[2].partition(END)[0]
+    groups = re.findall(r"(?<!\S)([\w/]+)/\{?([\w,]+)\}?(?!\S)", block)
+    return [f"{folder}/{name}.py" for folder, names in groups for name in names.split(",")]
 
 
 def listed(names: list[str]) -> str:
-    """Return a numbered line for neighbours of one folder."""
-    groups = groupby(map(Path, names), key=lambda path: path.parent)
-    return "\n".join(
-        f"{number}. `{folder.as_posix()}`: {', '.join(path.stem for path in paths)}"
-        for number, (folder, paths) in enumerate(groups, 1)
-    )
+    """Return a block of the modules, neighbours of one folder in braces as for a shell."""
+    groups = []
+    for folder, paths in groupby(map(Path, names), key=lambda path: path.parent):
+        stems = ",".join(path.stem for path in paths)
+        groups.append(f"{folder.as_posix()}/{f'{{{stems}}}' if ',' in stems else stems}")
+    lines = textwrap.fill(" ".join(groups), WIDTH, break_long_words=False, break_on_hyphens=False)
+    return f"```\n{lines}\n```"
 
 
 def crossed_modules() -> tuple[list[str], int]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.batcher import Batcher, Budget, Recipe, Scheduler, measured, sweep
+from ddib_fed.engine.batcher import Batcher, Recipe, Scheduler, measured, sweep
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import End, Member, Trajectory
