@@ -12,7 +12,8 @@ import pydicom
 import pytest
 
 from benchmarks.pacs.kills import measured as killed
-from benchmarks.pacs.site import Site, brain_series, storescu, until
+from benchmarks.pacs.series import brain_series, send
+from benchmarks.pacs.site import Site, until
 from benchmarks.pacs.study import measured
 from ddib_fed.datasets import shipped_bytes
 from tests.formats.dicom.files import write_series
@@ -52,7 +53,7 @@ def test_the_route_of_the_page_sends_series_of_a_scanner_alone(tmp_path: Path) -
     brain_series(tmp_path / "in", pydicom.uid.generate_uid(), 1)
     with site:
         site.receiver.kill()
-        assert storescu(site.pacs.port, "PACS", tmp_path / "in").returncode == 0
+        assert not any(send(site.pacs.port, tmp_path / "in", "PACS"))
         time.sleep(6.0)  # stable, and in vain sent
         site.start_receiver()
         until(lambda: len(site.pacs.derived()) == 1, 300, "the derived series")
@@ -84,7 +85,7 @@ def test_series_that_are_more_than_they_seem_come_back_as_what_they_are(tmp_path
             about = {"StudyInstanceUID": study, "SeriesInstanceUID": uid, "SeriesNumber": number}
             write_series(tmp_path / "in" / f"{number}-{at}", pixels, **about, **changes)
     with site:
-        assert storescu(site.pacs.port, "PACS", tmp_path / "in").returncode == 0
+        assert not any(send(site.pacs.port, tmp_path / "in", "PACS"))
         site.pacs.post("modalities/ddib/store", {"Resources": site.pacs.get("studies"), "Permissive": True})
         until(lambda: site.receiver.text().count("handed on") == 5, 120, "four series and a report")
         files = [
