@@ -33,10 +33,14 @@ def measure(run: Run) -> Rows:
     """Translate and send each file."""
     with tempfile.TemporaryDirectory() as place:
         options = ("--out", str(Path(place) / "received"))
-        with Site.create(Path(place), *options, archive=True, dicom="quiet_s = 3600.0") as site:
+        site = Site.create(Path(place), *options, archive=True, dicom="quiet_s = 3600.0")
+        try:
+            site.start_receiver()  # which no node need serve
             for package, path in files():
                 if not run.smoke or path.name in SMOKE:
                     yield {"package": package, "file": path.name, **row(path, site.port)}
+        finally:
+            site.stop()
 
 
 def files() -> Iterator[tuple[str, Path]]:
