@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pydicom
@@ -26,7 +27,6 @@ OF_A_SLICE = (
 )
 BROKEN = -1
 """Status of an instance whose association ended before its answer."""
-_config.STORE_SEND_CHUNKED_DATASET = True  # files are sent as they lie, without being in memory
 
 
 def brain_series(folder: Path, study: str, number: int, slices: int = 8, **changes: Any) -> list[Path]:
@@ -114,9 +114,10 @@ def send(port: int, files: Path | Iterable[Path], called: str = "DDIB", pause_s:
         entity.add_requested_context(kind, syntax)
     association = entity.associate("127.0.0.1", port, ae_title=called)
     statuses = []
-    for path in paths:
-        answer = association.send_c_store(path) if association.is_established else {}
-        statuses.append(int(answer.get("Status", BROKEN)))
+    with patch.object(_config, "STORE_SEND_CHUNKED_DATASET", True):  # files are sent without being in memory
+        for path in paths:
+            answer = association.send_c_store(path) if association.is_established else {}
+            statuses.append(int(answer.get("Status", BROKEN)))
         time.sleep(pause_s)
     if association.is_established:
         association.release()

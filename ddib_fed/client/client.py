@@ -356,6 +356,7 @@ class Client(Connection):
         *,
         classes: Sequence[tuple[str, str]] = (),
         volume_sha256: bytes = b"",
+        deadline_s: int = 0,
         request_id: str = "",
         while_busy: bool = True,
     ) -> Job:
@@ -373,6 +374,8 @@ class Client(Connection):
             Source and target class of each file, in place of the request's; results then keep the models' size.
         volume_sha256
             Of all pixels of a volume of which the files are slices: one noise may soften them.
+        deadline_s
+            Seconds after which the node gives the job up; 0 for the node's default.
         request_id
             A UUID, made if it is missing: the same id with the same content is the same job.
         while_busy
@@ -394,6 +397,7 @@ class Client(Connection):
             request,
             classes,
             volume_sha256=volume_sha256,
+            deadline_s=deadline_s,
             request_id=request_id or str(uuid.uuid4()),  # the tries of this call submit one job
             items=len(items),
         )

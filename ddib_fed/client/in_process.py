@@ -126,6 +126,7 @@ class InProcess(Client):
         *,
         classes: Sequence[tuple[str, str]] = (),
         volume_sha256: bytes = b"",
+        deadline_s: int = 0,  # noqa: ARG002 - the caller waits
         request_id: str = "",
         while_busy: bool = True,  # noqa: ARG002 - this process is never busy
     ) -> Job:
