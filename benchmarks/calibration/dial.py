@@ -65,7 +65,7 @@ def settings_of(directed: Directed) -> Iterator[dict[str, Any]]:
     yield row("histogram matching", directed.histogram_matched())
     settings = {f"share {share:g}": replace(LEGS, share=share) for share in SHARES}
     if directed.count:  # in a smoke
-        settings = {"proposed": replace(LEGS, evaluations=8, blend=BLEND)}
+        settings = {"proposed": replace(LEGS, evaluations=4, blend=BLEND)}
     else:
         _, dial = ddib_fed.measure_dial(calibration, model, directed.models[1])
         settings["proposed"] = replace(LEGS, **dial.model_dump())

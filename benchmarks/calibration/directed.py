@@ -105,25 +105,21 @@ class Directed:
     @cached_property
     def test(self) -> tuple[Pictures, Pictures]:
         """Test pictures of both domains; those of one row show the same."""
-        source, target = (
-            from_bytes(datasets.shipped_bytes(name, ["test"])[0][self.rows])
-            for name in (self.source_name, self.target_name)
-        )
+        source, target = (from_bytes(pictures[self.rows]) for pictures in self.whole("test"))
         return source, target
 
     @cached_property
     def train(self) -> tuple[Bytes, Bytes]:
-        """Training pictures of both domains, which show different places; with a `count` those held out, of which
-        there are fewer.
+        """Training pictures of both domains, which show different places; with a `count` all test pictures, which are
+        cut already.
         """
-        source, target = (
-            datasets.shipped_bytes(name, [self.part])[0] for name in (self.source_name, self.target_name)
-        )
-        return source, target
+        return self.whole("test" if self.count else "train")
 
-    @property
-    def part(self) -> str:
-        return "held_out" if self.count else "train"
+    def whole(self, part: str) -> tuple[Bytes, Bytes]:
+        """Return a part of both domains."""
+        names = self.source_name, self.target_name
+        source, target = (datasets.shipped_bytes(name, [part])[0] for name in names)
+        return source, target
 
     @cached_property
     def clusters(self) -> NDArray[np.int64]:
@@ -141,15 +137,16 @@ class Directed:
     def write_anchors(self, folder: Path, count: int, seed: int) -> tuple[Path, Path]:
         """Write pictures of the same places in both domains, from the source's training part, as two folders."""
         target = datasets.shipped_domain(self.target_name)
-        side = datasets.shipped_domain(self.source_name).side
+        side, part = datasets.shipped_domain(self.source_name).side, "held_out" if self.count else "train"
+        (pictures,) = datasets.shipped_bytes(self.source_name, [part])
         partners = (
-            datasets.cut_map(target.map, side, self.part, target.detail)
+            datasets.cut_map(target.map, side, part, target.detail)
             if target.map
-            else datasets.cut_head(target.name, side, self.part)
+            else datasets.cut_head(target.name, side, part)
         )
-        rows = np.random.default_rng(seed).choice(len(self.train[0]), count, replace=False)
+        rows = np.random.default_rng(seed).choice(len(pictures), count, replace=False)
         folders = folder / self.source_name, folder / self.target_name
-        for place, pictures in zip(folders, (self.train[0], partners), strict=True):
+        for place, pictures in zip(folders, (pictures, partners), strict=True):
             save(pictures[rows], place)
         return folders
 

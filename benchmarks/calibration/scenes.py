@@ -30,7 +30,7 @@ from ddib_fed.metrics import Pictures, compare, histogram_match, resample, struc
 
 STRIPES, ROWS, HEIGHT = range(7), (112, 368, 624, 832), 256
 SEA = (0.25, 0.8)
-FEW = Settings(evaluations=8, blend=0.3)
+FEW = Settings(evaluations=4, blend=0.3)
 
 
 def measure(run: Run) -> Rows:

@@ -45,6 +45,10 @@ class Process:
             self.process.wait()
 
     @property
+    def ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
+
+    @property
     def pid(self) -> int:
         assert self.process is not None
         return self.process.pid
@@ -185,7 +189,8 @@ class Site:
     def start_receiver(self) -> None:
         before = self.receiver.text().count("receiving as")
         self.receiver.start()
-        until(lambda: self.receiver.text().count("receiving as") > before, LIMIT_S, "the receiver")
+        until(lambda: self.receiver.text().count("receiving as") > before or self.receiver.ended, 300, "this")
+        assert not self.receiver.ended, self.receiver.text()[-2000:]
 
     def stop(self, *_: object) -> None:
         self.receiver.kill()

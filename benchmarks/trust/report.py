@@ -16,8 +16,7 @@ from typing import Any, Final
 
 import pytest
 
-from benchmarks import command
-from benchmarks.command import Rows, Run
+from benchmarks.command import Rows, Run, command
 
 SELECTED: Final = {"trust": ("tests", "--ignore=tests/chaos"), "chaos": ("tests/chaos",)}
 SMOKE: Final = ("tests/protocol/test_surface.py",)
@@ -81,4 +80,4 @@ def measure(run: Run) -> Rows:
 
 if __name__ == "__main__":
     name = "chaos" if "chaos" in sys.argv else "trust"
-    sys.exit(command.command(measure, f"trust/{name}", arguments=arguments))
+    sys.exit(command(measure, f"trust/{name}", arguments=arguments))
