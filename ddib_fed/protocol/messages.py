@@ -18,7 +18,6 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields, error_class
 from ddib_fed.files import DIGEST_BYTES
 from ddib_fed.record import Record, Settings
-from ddib_fed.terminal import moment
 from ddib_fed.v1 import common_pb2, translation_pb2
 
 
@@ -172,34 +171,6 @@ def provenance_record(message: translation_pb2.Provenance) -> Record:
         return Record.model_validate(values)
     except (ValueError, SettingsInvalid) as error:  # fields that are right alone, and wrong together
         raise MessageInvalid(f"the record of a result: {error}") from error
-
-
-_TIMES: Final = frozenset({"created", "finished", "failed", "expires", "certificate_expires", "root_expires"})
-
-
-def values_of(message: Message) -> dict[str, Any]:
-    """Return a message as JSON values: enums by their own part of the name, bytes in hex, times in ISO 8601."""
-
-    def value_of(field: Any, value: Any) -> Any:
-        if field.enum_type is not None:
-            return field.enum_type.values_by_number[value].name.split("_", 2)[2]
-        if field.name in _TIMES:
-            return moment(value)
-        if isinstance(value, Message):
-            return values_of(value)
-        return value.hex() if isinstance(value, bytes) else value
-
-    values: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            values[field.name] = dict(value)
-        elif field.is_repeated:
-            values[field.name] = [value_of(field, item) for item in value]
-        else:
-            absent = field.has_presence and not message.HasField(field.name)
-            values[field.name] = None if absent else value_of(field, value)
-    return values
 
 
 PACKAGE: Final = "ddib_fed.v1"
