@@ -5,8 +5,9 @@ and values outside the limits that are options of the fields, see protos/ddib_fe
 demands beyond them is checked where it is made.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -14,6 +15,7 @@ from typing import Any, Final, NamedTuple
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
+from pydantic import ConfigDict, TypeAdapter
 
 from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields, error_class
 from ddib_fed.files import DIGEST_BYTES
@@ -121,29 +123,15 @@ class Domains:
 
 def domains_value(message: translation_pb2.ListDomainsResponse) -> Domains:
     """Return the domains that a source node listed."""
-    return Domains(**_values(Domains, message, domains=tuple(map(_domain, message.domains))))
+    base64 = ConfigDict(val_json_bytes="base64")
+    return TypeAdapter(Domains, config=base64).validate_json(json.dumps(_plain(message)))
 
 
-def _domain(message: translation_pb2.Domain) -> Domain:
-    terms = CalibrationTerms(**_values(CalibrationTerms, message.calibration))
-    return Domain(
-        **_values(
-            Domain,
-            message,
-            guidance=GuidanceTerms(**_values(GuidanceTerms, message.guidance)),
-            calibration=terms if message.HasField("calibration") else None,
-        )
-    )
+def _plain(message: Message) -> dict[str, Any]:
+    # Which commands without jobs do not need.
+    from google.protobuf.json_format import MessageToDict
 
-
-def _values(kind: type[Any], message: Message, **known: Any) -> dict[str, Any]:
-    """Return the values of a dataclass from a message's fields of the same names; lists become tuples."""
-    names = (value.name for value in fields(kind) if value.name not in known)
-    values = {name: getattr(message, name) for name in names}
-    is_plain = str, bytes, int, float
-    return known | {
-        name: value if isinstance(value, is_plain) else tuple(value) for name, value in values.items()
-    }
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 # Records of finished translations
@@ -159,12 +147,7 @@ def provenance_message(stored: Mapping[str, Any]) -> translation_pb2.Provenance:
 
 def provenance_record(message: translation_pb2.Provenance) -> Record:
     """Return the record that a source node sent; its fields were checked when the message arrived."""
-    # Which commands without jobs do not need.
-    from google.protobuf.json_format import MessageToDict
-
-    values = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    values = _plain(message)
     # A map has another order in each process; a record that is written again must be the same bytes.
     values["seconds"] = dict(sorted(values["seconds"].items()))
     try:
