@@ -51,10 +51,14 @@ def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
     return common_pb2.SolverSettings(**asdict(settings))
 
 
+_BASE64 = ConfigDict(val_json_bytes="base64")
+
+
 @dataclass(frozen=True, slots=True)
 class GuidanceTerms:
     """What guidance a target offers: its largest scales, 0 for none, and the classes of its classifier."""
 
+    __pydantic_config__ = _BASE64
     max_guidance: float = 0.0
     max_classifier_scale: float = 0.0
     classifier_sha256: bytes = b""
@@ -66,6 +70,7 @@ class GuidanceTerms:
 class CalibrationTerms:
     """The calibration of a target: its digest, its kind, and when it ends, in Unix seconds."""
 
+    __pydantic_config__ = _BASE64
     sha256: bytes = b""
     kind: str = ""
     expires: int = 0
@@ -123,8 +128,7 @@ class Domains:
 
 def domains_value(message: translation_pb2.ListDomainsResponse) -> Domains:
     """Return the domains that a source node listed."""
-    base64 = ConfigDict(val_json_bytes="base64")
-    return TypeAdapter(Domains, config=base64).validate_json(json.dumps(_plain(message)))
+    return TypeAdapter(Domains).validate_json(json.dumps(_plain(message)))
 
 
 def _plain(message: Message) -> dict[str, Any]:
