@@ -4,11 +4,11 @@ import logging
 import math
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, Final, cast, get_args
 
@@ -77,16 +77,16 @@ class PeerProblems:
     """The last failure of each peer since its last success; safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[float, str]] = {}
+        self._last: dict[str, tuple[datetime, str]] = {}
 
     def failed(self, institution: str, error: DdibError) -> None:
-        self._last[institution] = time.time(), f"{error.detail} [{error.reason}]"
+        self._last[institution] = datetime.now(UTC), f"{error.detail} [{error.reason}]"
 
     def answered(self, institution: str) -> None:
         self._last.pop(institution, None)
 
-    def of(self, institution: str) -> tuple[float, str]:
-        return self._last.get(institution, (0.0, ""))
+    def of(self, institution: str) -> tuple[datetime | None, str]:
+        return self._last.get(institution, (None, ""))
 
 
 @dataclass(eq=False)
