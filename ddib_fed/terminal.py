@@ -347,31 +347,6 @@ def as_config_error(error: OSError, what: str) -> errors.ConfigError:
     return errors.ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))
 
 
-def finished(command: Callable[[], object]) -> int:
-    """Run a command of click to its end, and return its exit code; what failed is written to stderr."""
-    import click
-
-    try:
-        result = command()
-    except click.exceptions.Exit as stop:
-        return stop.exit_code
-    except click.ClickException as error:
-        relay(error.show)
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        say("interrupted", err=True)
-        return errors.ExitCode.CANCELLED
-    except BrokenPipeError:
-        # The reader of a pipe (head, less) has left; avoid a second error message at interpreter exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return errors.ExitCode.OK
-    except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
-        failure = explained(error)
-        show_error(failure)
-        return int(failure.exit_code)
-    return result if isinstance(result, int) else errors.ExitCode.OK
-
-
 def show_error(error: errors.DdibError) -> None:
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:

@@ -15,10 +15,10 @@ from typing import NoReturn
 import click
 
 from ddib_fed.cli.options import Group
-from ddib_fed.errors import ConfigError
+from ddib_fed.errors import ConfigError, ExitCode
 from ddib_fed.extensions import extension, extensions
 from ddib_fed.names import __version__
-from ddib_fed.terminal import escape, finished, require_alone
+from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
 
 # fmt: off
 SECTIONS: Mapping[str, Sequence[tuple[str, str, str]]] = {
@@ -119,7 +119,23 @@ def run(args: Sequence[str] | None = None) -> int:
     """Run one command line and return the exit code; what failed is written to stderr."""
     if logging.lastResort is not None:  # which prints what libraries log, e.g. about a file
         logging.lastResort.setFormatter(_Escaped())
-    return finished(lambda: cli.main(args=args, prog_name="ddib", standalone_mode=False))
+    try:
+        result = cli.main(args=args, prog_name="ddib", standalone_mode=False)
+    except click.ClickException as error:
+        relay(error.show)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted", err=True)
+        return ExitCode.CANCELLED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has left; avoid a second error message at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
+        found = explained(error)
+        show_error(found)
+        return found.exit_code
+    return result if isinstance(result, int) else ExitCode.OK
 
 
 class _Escaped(logging.Formatter):

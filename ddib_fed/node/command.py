@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ddib_fed.errors import ConfigError, UsageError
+from ddib_fed.errors import ConfigError, ExitCode, UsageError
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE
 from ddib_fed.node.config import NodeConfig, Role
 from ddib_fed.node.operator import Node
-from ddib_fed.terminal import escape, explained, finished, leads, require_alone, say
+from ddib_fed.terminal import escape, explained, leads, relay, require_alone, say, say_labelled
 
 if TYPE_CHECKING:
     from ddib_fed.node.daemon import StepResult
@@ -185,9 +185,24 @@ def _show(finding: StepResult) -> None:
 
 
 def run(group: Callable[..., object]) -> None:
-    """Run a group as a program, whose files are private."""
+    """Run a group as a program: an error is two lines on stderr and its documented exit code; its files are private."""
     os.umask(0o077)
-    sys.exit(finished(lambda: group(standalone_mode=False)))
+    try:
+        group(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        relay(error.show)
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        say("interrupted", err=True)
+        sys.exit(ExitCode.CANCELLED)
+    except Exception as raised:  # noqa: BLE001 - the outer edge: any exception becomes a message and a code
+        failure = explained(raised)
+        say_labelled("error: ", f"{failure.detail}  [{failure.reason}]")
+        if failure.hint:
+            say_labelled("  try:  ", failure.hint)
+        sys.exit(int(failure.exit_code))
 
 
 def silence_grpc() -> None:
