@@ -146,8 +146,8 @@ class Directed:
         )
         rows = np.random.default_rng(seed).choice(len(pictures), count, replace=False)
         folders = folder / self.source_name, folder / self.target_name
-        for place, pictures in zip(folders, (pictures, partners), strict=True):
-            save(pictures[rows], place)
+        for place, both in zip(folders, (pictures, partners), strict=True):
+            save(both[rows], place)
         return folders
 
     def histogram_matched(self) -> Pictures:
