@@ -383,3 +383,12 @@ def test_a_tile_larger_than_its_picture_is_refused() -> None:
             struct.pack_into("<H" if tag.dtype == 3 else "<I", content, tag.valueoffset, 17_600)
     with pytest.raises(ImageTooLarge, match="1181 MiB of memory"):
         decode_image(bytes(content), ImageLimits(max_memory=220 << 20))
+
+
+def test_previews_inside_a_jpeg_are_no_second_picture():
+    """Cameras keep some of them in a segment, one behind the other."""
+    content = saved(noise(16, 16, 3, seed=1), "JPEG")
+    segment = b"\xff\xeb" + struct.pack(">H", 2 + 2 * len(content)) + 2 * content
+    assert np.array_equal(
+        decode_image(content[:2] + segment + content[2:]).pixels, decode_image(content).pixels
+    )

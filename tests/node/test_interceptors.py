@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -15,6 +16,7 @@ from ddib_fed import errors
 from ddib_fed.node import server
 from ddib_fed.node.server import CHECK_EVERY_S, MAX_WAITING_OF_ONE, Slots
 from ddib_fed.protocol.calls import from_rpc_error
+from ddib_fed.security.admission import presented_certificate
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.e2e.harness import wait_until
@@ -258,3 +260,27 @@ def taken(slots: Slots, who: str, ends: ExitStack) -> int:
         except errors.TooManyStreams:
             return count
         count += 1
+
+
+def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: Institution) -> None:
+    with node.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=60)
+        node.now = lambda: datetime.now(UTC) + timedelta(hours=25)
+        with pytest.raises(grpc.RpcError) as error:
+            stub.DescribeDomain(ASK, timeout=60)
+    assert type(from_rpc_error(error.value, HOP)) is errors.Unauthenticated
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        {},
+        {"transport_security_type": [b"ssl"]},
+        {"transport_security_type": [b"ssl"], "ssl_tls_version": [b"TLSv1.2"], "x509_pem_cert": [b"x"]},
+        {"transport_security_type": [b"ssl"], "x509_pem_cert": [b"x"]},
+        {"transport_security_type": [b"ssl"], "ssl_tls_version": [b"TLSv1.3"], "x509_pem_cert": [b"x", b"y"]},
+    ],
+)
+def test_a_call_without_one_certificate_over_tls_13_is_refused(context: dict[str, list[bytes]]) -> None:
+    with pytest.raises(errors.Unauthenticated):
+        presented_certificate(context)

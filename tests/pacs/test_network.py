@@ -496,3 +496,19 @@ def test_a_query_that_brings_nothing_says_why(studies, aet, status, says, tmp_pa
     port = free_port()
     with archive(studies, instances("1.2"), own=port, status=status) as peer:
         assert says in cause(lambda: fetch(OwnEntity(aet), peer, port, {"PatientID": "1"}, tmp_path, str))
+
+
+def test_an_answer_of_a_peer_is_bounded_too():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            for _ in range(2):  # the second asks why
+                link, _ = server.accept()
+                with link:
+                    link.recv(10)
+                    link.sendall(b"\2\0\xff\xff\xff\xff" + bytes(1 << 16))
+                    link.recv(1 << 20)
+
+        threading.Thread(target=answer, daemon=True).start()
+        peer = DicomPeer("PEER", "127.0.0.1", server.getsockname()[1])
+        assert "it sends a PDU of 4,294,967,295 bytes" in cause(lambda: echo(OwnEntity("DDIB"), peer))

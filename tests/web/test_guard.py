@@ -1,5 +1,6 @@
 """Who may use a page on loopback: each refusal, and the one way in; and the server, which leaves nothing behind."""
 
+import gc
 import socket
 import threading
 import urllib.error
@@ -15,10 +16,12 @@ from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ddib_fed.errors import UsageError
 from ddib_fed.web import guard
 from ddib_fed.web.guard import Guard, Session
+from tests.e2e.harness import wait_until
 
 PORT = 8123
 OWN = f"http://127.0.0.1:{PORT}"
@@ -194,3 +197,18 @@ def test_connections_without_a_request_shut_nobody_out(served, sent, monkeypatch
     assert all(ended(each) for each in held[:18])
     for each in held:
         each.close()
+
+
+def test_a_connection_that_was_closed_is_not_kept(served, monkeypatch) -> None:
+    """Its time limit, which is still to come, does not hold it."""
+    monkeypatch.setattr(guard, "REQUEST_S", 600.0)
+    for each in connected(served, 20, b""):
+        each.close()
+    with urllib.request.urlopen(served, timeout=60) as answer:
+        answer.read()
+
+    def kept() -> int:
+        gc.collect()
+        return sum(issubclass(type(each), H11Protocol) for each in gc.get_objects())
+
+    wait_until(lambda: kept() <= 1, what="connections that are gone")

@@ -177,3 +177,11 @@ def test_a_job_outlives_its_worker_and_its_node(fresh_pair: TwoNodes) -> None:
     os.kill(third, signal.SIGTERM)  # a service manager signals all processes
     assert north.stop(START_S) == 0
     wait_until(lambda: not lives(third), what="the worker's end")
+
+
+def test_a_deadline_ends_a_job(pair: TwoNodes) -> None:
+    """A job past its deadline fails with that reason."""
+    with pair.client() as client:
+        job = client.submit([npy(moons(5_000))], TARGET, Request(Settings(evaluations=2_000)), deadline_s=1)
+        wait_until(lambda: client.get(job.job_id).state == "FAILED", what="deadline")
+        assert client.get(job.job_id).error.reason == "DEADLINE_EXCEEDED"

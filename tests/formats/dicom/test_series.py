@@ -541,3 +541,12 @@ def test_what_is_no_slice_of_anatomy_is_named_and_left_out(looks, called, tmp_pa
 
 def only_the_slices(folder, header):
     return only(write_contrasts(folder, FOUR_SLICES, {}, header=header)).pixels.numbers
+
+
+def test_a_dicomdir_is_refused_and_its_folder_is_read():
+    with pytest.raises(
+        ImageUnreadable, match="DICOMDIR holds no DICOM pictures of anatomy: 1 DICOMDIR"
+    ) as caught:
+        open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options())
+    assert "for a DICOMDIR name its folder" in caught.value.hint
+    assert len(open_paths([DICOM / "dicomdirtests" / "77654033"], Options()).studies) > 2
