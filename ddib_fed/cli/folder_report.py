@@ -16,7 +16,7 @@ from ddib_fed.errors import DdibError, ExhaustedError
 from ddib_fed.terminal import drawing, emit, print_table, say
 
 if TYPE_CHECKING:
-    from ddib_fed.studies import WrittenStudy
+    from ddib_fed.studies import Study, WrittenStudy
 
 MOST_ROWS = 40  # results that are listed one by one; of more the page has the table
 SAID_EVERY_S = 30.0  # how often a line is written without a terminal: a log of a day has 3,000
@@ -52,7 +52,7 @@ class ConsoleProgress(ddib_fed.Progress):
         else:
             self._progress.console.print(line)
 
-    def study(self, number: int, study: ddib_fed.Study | None) -> None:
+    def study(self, number: int, study: Study | None) -> None:
         del number
         for warning in study.warnings if study is not None else ():
             say(f"warning: {warning}", err=True)

@@ -31,12 +31,12 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from ddib_fed import Client, Event, Profile, Progress, Request, Run, Study, errors
+from ddib_fed import Client, Event, Profile, Progress, Request, Run, errors
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
 from ddib_fed.formats.dicom import checked_header, read_header
 from ddib_fed.pacs.exchange import FROZEN, Deliver, DicomRoute, DicomSettings
 from ddib_fed.pacs.network import RESERVE
-from ddib_fed.studies import WrittenStudy
+from ddib_fed.studies import Study, WrittenStudy
 
 log = logging.getLogger(__name__)
 

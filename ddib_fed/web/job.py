@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, Study, errors
+from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, errors
 from ddib_fed.files import problem_text
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, renamed
 
 if TYPE_CHECKING:
-    from ddib_fed.studies import WrittenStudy
+    from ddib_fed.studies import Study, WrittenStudy
 
 LOOKED_AT: Final = 12  # slices of which the window of a volume is taken
 MAP_SIDE: Final = 2048  # pixels of the longer side of a map on the page at most
