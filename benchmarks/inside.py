@@ -14,7 +14,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 USERS = ("cli", "web", "pacs", "importers", "formats", "lab", "paper", "demo", "benchmarks")
-FACE = ("errors", "testing", "terminal", "files", "importing", "studies", "extensions", "datasets", "metrics", "names")
+FACE = (
+    "errors",
+    "testing",
+    "terminal",
+    "files",
+    "importing",
+    "studies",
+    "extensions",
+    "datasets",
+    "metrics",
+    "names",
+)
 ATTACKS = "lab.report"
 """Public too, of a package that is not."""
 OTHERS = ("source_node", "target_node", "tests")

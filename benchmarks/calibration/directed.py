@@ -138,15 +138,15 @@ class Directed:
         """Write pictures of the same places in both domains, from the source's training part, as two folders."""
         target = datasets.shipped_domain(self.target_name)
         side, part = datasets.shipped_domain(self.source_name).side, "held_out" if self.count else "train"
-        (pictures,) = datasets.shipped_bytes(self.source_name, [part])
+        (sources,) = datasets.shipped_bytes(self.source_name, [part])
         partners = (
             datasets.cut_map(target.map, side, part, target.detail)
             if target.map
             else datasets.cut_head(target.name, side, part)
         )
-        rows = np.random.default_rng(seed).choice(len(pictures), count, replace=False)
+        rows = np.random.default_rng(seed).choice(len(sources), count, replace=False)
         folders = folder / self.source_name, folder / self.target_name
-        for place, pictures in zip(folders, (pictures, partners), strict=True):
+        for place, pictures in zip(folders, (sources, partners), strict=True):
             save(pictures[rows], place)
         return folders
 

@@ -118,7 +118,7 @@ def send(port: int, files: Path | Iterable[Path], called: str = "DDIB", pause_s:
         for path in paths:
             answer = association.send_c_store(path) if association.is_established else {}
             statuses.append(int(answer.get("Status", BROKEN)))
-        time.sleep(pause_s)
+            time.sleep(pause_s)
     if association.is_established:
         association.release()
     return statuses
