@@ -22,7 +22,6 @@ from ddib_fed import Model, Request, Translated, datasets, metrics
 from ddib_fed.metrics import Interval, Matrix, Pictures, Resamples
 
 ROOT = command.ROOT
-OUT = command.OUT / "calibration"
 DIRECTIONS = (
     ("satellite", "relief"),
     ("relief", "satellite"),
@@ -32,7 +31,6 @@ DIRECTIONS = (
     ("brain-t2", "brain-t1"),
 )
 NAMED = {"-".join(pair): pair for pair in DIRECTIONS}
-COLOURS = [name for name in NAMED if not name.startswith("brain")]
 DOMAIN_PICTURES = 500
 """Of the target's training part, for feature distances."""
 UNPAIRED_PICTURES = 4_000
@@ -82,14 +80,6 @@ class Directed:
     @cached_property
     def models(self) -> tuple[Model, Model]:
         return Model.open(self.source_name, threads=1), Model.open(self.target_name, threads=1)
-
-    @property
-    def parties(self) -> tuple[Any, Any]:
-        return self.models[0].party, self.models[1].party
-
-    @property
-    def bundles(self) -> tuple[Any, Any]:
-        return self.models[0].bundle, self.models[1].bundle
 
     @property
     def thresholds(self) -> Any:
