@@ -57,7 +57,7 @@ test-pacs: $(VENV)/.dev  ## Studies through a real Orthanc of Debian, there and 
 	{ echo "make: no Orthanc: apt-get install $(PACS) (Debian)" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/e2e/translation/test_orthanc.py
 
-check: format-check lint types layers drift size path smoke  ## What CI runs: format, lint, types, layers, proto drift, size, the path of a picture, a smoke of each benchmark, tests
+check: format-check lint layers drift size types path smoke  ## What CI runs: format, lint, layers, proto drift, size, types, the path of a picture, a smoke of each benchmark, tests
 	$(MAKE) --no-print-directory test
 
 format: $(VENV)/.dev  ## Rewrite the sources as the formatter wants them

@@ -1,8 +1,7 @@
 """How large the project is, beside the ceilings of benchmarks/budgets.toml: `python -m benchmarks.size`.
 
 A line a figure; ends with 1 when one is above its ceiling. Commands, options and keys of node.toml are those of
-docs/cli.md, which a test holds to the code. The core is the product less what extends it: formats, importers, pacs,
-web, lab, paper, the demo and Ray.
+docs/cli.md, which a test holds to the code. The core is the product less what extends it, and the demo.
 """
 
 from __future__ import annotations
@@ -24,13 +23,11 @@ BESIDE = ("formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py"
 def main() -> int:
     """Print and compare."""
     ceilings = tomllib.loads((ROOT / "benchmarks" / "budgets.toml").read_text(encoding="utf-8"))
-    above = 0
-    for name, value in sizes().items():
-        is_above = value > ceilings[name]
-        above += is_above
-        mark = "  above its ceiling" if is_above else ""
+    figures = sizes()
+    for name, value in figures.items():
+        mark = "  above its ceiling" if value > ceilings[name] else ""
         sys.stdout.write(f"{name:24}{value:>8,}{ceilings[name]:>10,}{mark}\n")
-    return int(above > 0)
+    return int(any(value > ceilings[name] for name, value in figures.items()))
 
 
 def sizes() -> dict[str, int]:
@@ -59,8 +56,8 @@ def sizes() -> dict[str, int]:
 
 
 def is_core(path: Path) -> bool:
-    parts = path.relative_to(ROOT).parts
-    return parts[0] != "ddib_fed" or not (parts[1] in BESIDE or parts[1].startswith("demo"))
+    top, part = path.relative_to(ROOT).parts[:2]
+    return top != "ddib_fed" or not (part in BESIDE or part.startswith("demo"))
 
 
 def modules(folder: Path) -> list[Path]:

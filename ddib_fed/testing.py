@@ -169,8 +169,8 @@ class NodeProcess:
 
     def wait_serving(self) -> None:
         """Return once the node serves; raise NotReady as `start` does."""
-        deadline = time.monotonic() + START_S
-        while self.state() != "serving":
+        deadline, node = time.monotonic() + START_S, self.node  # node.toml is read once, which takes a while
+        while _state(node) != "serving":
             code = None if self.process is None else self.process.poll()
             if code is not None or time.monotonic() > deadline:
                 tail = "\n    ".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
@@ -184,10 +184,7 @@ class NodeProcess:
 
     def state(self) -> str:
         """Return what the node answers its operator, such as "serving"; "down" where none answers."""
-        try:
-            return self.node.status().state
-        except UnavailableError:
-            return "down"
+        return _state(self.node)
 
     def stop(self, patience_s: float = STOP_S) -> int | None:
         """Let the node finish its running work, and kill it after `patience_s`; return its exit code."""
@@ -204,6 +201,13 @@ class NodeProcess:
         if self.process.poll() is None:
             self.process.kill()
         return self.process.wait()
+
+
+def _state(node: ddib_fed.Node) -> str:
+    try:
+        return node.status().state
+    except UnavailableError:
+        return "down"
 
 
 @dataclass

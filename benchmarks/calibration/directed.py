@@ -22,7 +22,6 @@ from ddib_fed import Model, Request, Translated, datasets, metrics
 from ddib_fed.metrics import Interval, Matrix, Pictures, Resamples
 
 ROOT = command.ROOT
-OUT = command.OUT / "calibration"
 DIRECTIONS = (
     ("satellite", "relief"),
     ("relief", "satellite"),
@@ -32,7 +31,6 @@ DIRECTIONS = (
     ("brain-t2", "brain-t1"),
 )
 NAMED = {"-".join(pair): pair for pair in DIRECTIONS}
-COLOURS = [name for name in NAMED if not name.startswith("brain")]
 DOMAIN_PICTURES = 500
 """Of the target's training part, for feature distances."""
 UNPAIRED_PICTURES = 4_000
@@ -84,14 +82,6 @@ class Directed:
         return Model.open(self.source_name, threads=1), Model.open(self.target_name, threads=1)
 
     @property
-    def parties(self) -> tuple[Any, Any]:
-        return self.models[0].party, self.models[1].party
-
-    @property
-    def bundles(self) -> tuple[Any, Any]:
-        return self.models[0].bundle, self.models[1].bundle
-
-    @property
     def thresholds(self) -> Any:
         """What marks wrong translations, of the source's model."""
         return self.models[0].manifest.structure
@@ -138,16 +128,16 @@ class Directed:
         """Write pictures of the same places in both domains, from the source's training part, as two folders."""
         target = datasets.shipped_domain(self.target_name)
         side, part = datasets.shipped_domain(self.source_name).side, "held_out" if self.count else "train"
-        (pictures,) = datasets.shipped_bytes(self.source_name, [part])
+        (sources,) = datasets.shipped_bytes(self.source_name, [part])
         partners = (
             datasets.cut_map(target.map, side, part, target.detail)
             if target.map
             else datasets.cut_head(target.name, side, part)
         )
-        rows = np.random.default_rng(seed).choice(len(pictures), count, replace=False)
+        rows = np.random.default_rng(seed).choice(len(sources), count, replace=False)
         folders = folder / self.source_name, folder / self.target_name
-        for place, both in zip(folders, (pictures, partners), strict=True):
-            save(both[rows], place)
+        for place, pictures in zip(folders, (sources, partners), strict=True):
+            save(pictures[rows], place)
         return folders
 
     def histogram_matched(self) -> Pictures:

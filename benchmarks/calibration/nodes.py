@@ -44,7 +44,7 @@ def measure(run: Run) -> Rows:
                 anchors = directed.write_anchors(Path(place) / "anchors", 12, 0)
                 yield from under(nodes, directed, "rotation", {}, "--anchors", *anchors, "--force")
                 yield from sent(
-                    nodes, directed, {"uncalibrated": replace(PLAIN, settings=Settings(evaluations=4))}
+                    nodes, directed, {"uncalibrated": replace(PLAIN, settings=Settings(evaluations=8))}
                 )
                 return
             yield from sent(nodes, directed, {"uncalibrated": PLAIN})

@@ -32,8 +32,7 @@ SMOKE = ("CT_small.dcm", "rtplan.dcm")
 def measure(run: Run) -> Rows:
     """Translate and send each file."""
     with tempfile.TemporaryDirectory() as place:
-        options = ("--out", str(Path(place) / "received"))
-        site = Site.create(Path(place), *options, archive=True, dicom="quiet_s = 3600.0")
+        site = Site.create(Path(place), "--out", f"{place}/out", archive=True, dicom="quiet_s = 3600.0")
         try:
             site.start_receiver()  # which no node need serve
             for package, path in files():
@@ -63,20 +62,14 @@ def row(path: Path, port: int) -> dict[str, Any]:
         header = pydicom.dcmread(path, stop_before_pixels=True)
         kind = pydicom.uid.UID(str(header.get("SOPClassUID") or "none"))
         syntax = header.file_meta.get("TransferSyntaxUID", "")
-        frames = int(re.sub(r"\D", "", str(header.get("NumberOfFrames", 1))) or 1)
         colours = header.get("SamplesPerPixel") == 3
+        looks = {"class": kind.name.removesuffix(" Storage")}
+        looks["syntax"] = getattr(syntax, "name", str(syntax)).partition(",")[0]
+        looks["frames"] = int(re.sub(r"\D", "", str(header.get("NumberOfFrames", 1))) or 1)
     except Exception as error:  # noqa: BLE001 - whatever pydicom raises of a file that it cannot read
-        became = translated(path, "brain-t1", "brain-t2")
-        return {"unreadable": repr(error)[:99], "became": became, "held": "crashed" not in became}
+        looks, colours = {"unreadable": repr(error)[:99]}, False
     became = translated(path, *(("satellite", "relief") if colours else ("brain-t1", "brain-t2")))
-    return {
-        "class": kind.name.removesuffix(" Storage"),
-        "syntax": getattr(syntax, "name", str(syntax)).partition(",")[0],
-        "frames": frames,
-        "became": became,
-        "c_store": stored(path, port),
-        "held": "crashed" not in became,
-    }
+    return {**looks, "became": became, "c_store": stored(path, port), "held": "crashed" not in became}
 
 
 def translated(path: Path, source: str, target: str) -> str:
@@ -98,7 +91,7 @@ def stored(path: Path, port: int) -> str:
     """Return what the receiver answers."""
     try:
         (status,) = send(port, [path])
-    except (AttributeError, ValueError):  # what pynetdicom says of a file that lacks what is sent first
+    except (AttributeError, ValueError, pydicom.errors.InvalidDicomError):  # without what is sent first
         return "cannot be sent"
     return {0: "success", BROKEN: "no presentation context"}.get(status, f"0x{status:04X}")
 

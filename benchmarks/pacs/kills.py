@@ -34,9 +34,8 @@ SERIES, SLICES = 200, 4
 def measure(run: Run) -> Rows:
     """Send the series."""
     with tempfile.TemporaryDirectory() as folder:
-        row = (
-            through_archive(Path(folder), kill=True) if run.smoke else measured(Path(folder), SERIES, seed=0)
-        )
+        place = Path(folder)
+        row = through_archive(place, kill=True) if run.smoke else measured(place, SERIES, seed=0)
         yield {**row, "held": row["without_result"] == row["derived_twice"] == 0}
 
 
@@ -57,13 +56,8 @@ def measured(folder: Path, count: int, seed: int) -> dict[str, Any]:
             killer.join()
         until(lambda: site.ended >= count and not waiting(site), 600, "the last delivery")
         seconds = round(time.monotonic() - since)
-        return {
-            "series": count,
-            "seed": seed,
-            "seconds": seconds,
-            "kills": dict(killer.counts),
-            **result(site),
-        }
+        kills = dict(killer.counts)
+        return {"series": count, "seed": seed, "seconds": seconds, "kills": kills, **result(site)}
 
 
 def routed(site: Site, uid: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
 from pynetdicom import _config
 
-from ddib_fed.datasets import shipped_bytes
+from ddib_fed import datasets
 
 MODELS = ("brain-t1", "brain-t2")
 MR, ENHANCED_MR = pydicom.uid.MRImageStorage, pydicom.uid.EnhancedMRImageStorage
@@ -32,8 +33,7 @@ BROKEN = -1
 def brain_series(folder: Path, study: str, number: int, slices: int = 8, **changes: Any) -> list[Path]:
     """Write slices as an MR series of a study; files are named against their order in space."""
     folder.mkdir(parents=True, exist_ok=True)
-    (test,) = shipped_bytes(MODELS[0], ["test"])
-    planes = np.take(test[:, 0], range(number, number + slices), axis=0, mode="wrap").astype(np.uint16) * 4
+    planes = np.take(heads(), range(number, number + slices), axis=0, mode="wrap").astype(np.uint16) * 4
     series, paths = pydicom.uid.generate_uid(), []
     for at, plane in enumerate(planes):
         dataset = header(plane)
@@ -47,6 +47,12 @@ def brain_series(folder: Path, study: str, number: int, slices: int = 8, **chang
         paths.append(folder / f"IM{slices - at:03}")
         dataset.save_as(paths[-1])
     return paths
+
+
+@cache
+def heads() -> NDArray[np.uint8]:
+    """Return the test slices (N, H, W) of the brain template's T1."""
+    return datasets.shipped_bytes(MODELS[0], ["test"])[0][:, 0]
 
 
 def header(plane: NDArray[np.uint16]) -> Any:
@@ -65,8 +71,7 @@ def header(plane: NDArray[np.uint16]) -> Any:
 def write_frames(path: Path, count: int, side: int = 512) -> None:
     """Write an enhanced MR of so many frames, each the same slice of the brain."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    (test,) = shipped_bytes(MODELS[0], ["test"])
-    plane = np.kron(test[20, 0, 8:40, 8:40], np.ones((side // 32, side // 32))).astype(np.uint16) * 4
+    plane = np.kron(heads()[20, 8:40, 8:40], np.ones((side // 32, side // 32))).astype(np.uint16) * 4
     dataset = header(plane)
     for keyword in OF_A_SLICE:
         if keyword in dataset:
@@ -118,7 +123,7 @@ def send(port: int, files: Path | Iterable[Path], called: str = "DDIB", pause_s:
         for path in paths:
             answer = association.send_c_store(path) if association.is_established else {}
             statuses.append(int(answer.get("Status", BROKEN)))
-        time.sleep(pause_s)
+            time.sleep(pause_s)
     if association.is_established:
         association.release()
     return statuses

@@ -51,8 +51,8 @@ def measured(folder: Path, way: str) -> dict[str, Any]:
         seconds = translated(site, way, study, "first")
         first = instances(site)
         translated(site, way, study, "again")
-        repeat = {"seconds": round(seconds, 1), "repeat_replaces": first == instances(site)}
-        return {**repeat, **compared(site, sources, folder)}
+        replaces = first == instances(site)
+        return {"seconds": round(seconds, 1), "repeat_replaces": replaces, **compared(site, sources, folder)}
 
 
 def instances(site: Site) -> dict[str, list[str]]:
@@ -66,24 +66,13 @@ def translated(site: Site, way: str, study: str, name: str) -> float:
         ours = {series["ID"] for series in site.pacs.derived()}
         sources = [series["ID"] for series in site.pacs.series() if series["ID"] not in ours]
         site.pacs.post("modalities/ddib/store", {"Resources": sources, "Permissive": True})
-        every = before + len(SERIES)
-        return until(lambda: site.receiver.text().count("handed on") == every, LIMIT_S, "the results")
+        return until(lambda: site.receiver.text().count("handed on") - before == len(SERIES), LIMIT_S, "all")
     site.receiver.kill()  # its port is the one that the PACS sends to
     peer = site.pacs.peer if way == "C-MOVE" else site.pacs.web
-    words: tuple[str, ...] = (
-        "--pacs",
-        peer,
-        "--send",
-        peer,
-        "--to",
-        TARGET,
-        "--quality",
-        "draft",
-        "--skip-bad",
-    )
-    words = (*words, "--out", str(site.folder / f"out-{name}"), "--profile", str(site.pair.profile))
+    words = ("--pacs", peer, "--send", peer, "--to", TARGET, "--quality", "draft", "--skip-bad")
+    places = ("--out", site.folder / f"out-{name}", "--profile", site.pair.profile)
     began = time.monotonic()
-    ddib("translate", "--query", f"StudyInstanceUID={study}", *words)
+    ddib("translate", "--query", f"StudyInstanceUID={study}", *words, *places)
     return time.monotonic() - began
 
 
@@ -95,18 +84,13 @@ def compared(site: Site, sources: list[dict[str, Any]], folder: Path) -> dict[st
     for each in derived:
         source = by_number[int(each["MainDicomTags"]["SeriesNumber"]) - 1000]
         ours, theirs = (write(site.pacs.files(one), folder / one["ID"]) for one in (each, source))
-        known, said = (set().union(*map(errors_of, files)) for files in (theirs, ours))
-        before, after = before | known, after | (said - known)
+        known, new = (set().union(*map(errors_of, files)) for files in (theirs, ours))
+        before, after = before | known, after | (new - known)
         (shape, affine), (shape_before, affine_before) = geometry(ours), geometry(theirs)
         equal += int(shape == shape_before and np.allclose(affine, affine_before, atol=1e-4))
-    return {
-        "studies": len(site.pacs.get("studies")),
-        "series": len(derived),
-        "instances": sum(len(each["Instances"]) for each in derived),
-        "equal_geometry": equal,
-        "errors_of_source": sorted(before),
-        "new_errors": sorted(after),
-    }
+    counts = {"series": len(derived), "instances": sum(len(each["Instances"]) for each in derived)}
+    errors = {"errors_of_source": sorted(before), "new_errors": sorted(after)}
+    return {"studies": len(site.pacs.get("studies")), **counts, "equal_geometry": equal, **errors}
 
 
 if __name__ == "__main__":

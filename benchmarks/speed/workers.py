@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -31,34 +31,22 @@ ROWS = 2_048
 """Points of a file: what goes to a worker at once."""
 
 
-def measure_pools(
-    run: Run, folder: Path, executor: Mapping[str, object], environment: Mapping[str, str]
-) -> Iterator[Row]:
-    """Yield the rows of a source node whose workers are of this executor, beside one without."""
-    train(
-        TrainConfig(kind="points", domain="checkerboards", width=8, blocks=1, steps=1, samples=16),
-        folder / "tiny",
-    )
-    files = [npy_file(draw("moons", ROWS, seed)) for seed in range(run.pick(smoke=2, long=48))]
-    evaluations = run.pick(smoke=8, long=48)
-    kinds: dict[str, dict[str, object]] = {
-        "no worker": {},
-        "one worker": {**executor, "workers": 1},
-        "two workers": {**executor, "workers": 2},
-    }
-    if run.smoke:
-        kinds = {"two workers": kinds["two workers"]}
-    with ExitStack() as stack:
+def measure(run: Run) -> Rows:
+    """Encode points with worker processes."""
+    with tempfile.TemporaryDirectory(prefix="ddib-workers-") as place, ExitStack() as stack:
+        folder = Path(place)
+        target = TrainConfig(kind="points", domain="checkerboards", width=8, blocks=1, steps=1, samples=16)
+        train(target, folder / "tiny")
+        files = [npy_file(draw("moons", ROWS, seed)) for seed in range(run.pick(smoke=2, long=48))]
+        evaluations = run.pick(smoke=8, long=48)
+        counts = run.pick(smoke={"two workers": 2}, long={"no worker": 0, "one worker": 1, "two workers": 2})
         pairs = {}
-        for name, keys in kinds.items():
-            pair = TwoNodes.create(
-                folder / name, "moons", folder / "tiny", settings={"threads": 1, "merge_pixels": ROWS}
-            )
-            pair.source.configure(keys)
-            for node in pair.both:
-                node.environment.update(environment)
+        for name, count in counts.items():
+            settings = {"threads": 1, "merge_pixels": ROWS}
+            pair = TwoNodes.create(folder / name, "moons", folder / "tiny", settings=settings)
+            pair.source.configure({"executor": "processes", "workers": count} if count else {})
             pairs[name] = stack.enter_context(pair)
-            while keys and len(pair.source.node.status().workers.ready) < int(str(keys["workers"])):
+            while len(pair.source.node.status().workers.ready) < count:
                 time.sleep(0.05)
             arrived(pair, files[:2], evaluations)
         candidates = {name: partial(arrived, pair, files, evaluations) for name, pair in pairs.items()}
@@ -88,12 +76,6 @@ def killed(run: Run, pair: TwoNodes, files: list[bytes], evaluations: int) -> It
     yield figure("workers that the node replaced", [replaced], "")
     lost = len(files) - len(set(items))
     yield bound(run, "files lost by SIGKILL of a worker", [lost], at_most=0, always=True)
-
-
-def measure(run: Run) -> Rows:
-    """Encode points with worker processes."""
-    with tempfile.TemporaryDirectory(prefix="ddib-workers-") as folder:
-        yield from measure_pools(run, Path(folder), {"executor": "processes"}, {})
 
 
 if __name__ == "__main__":
