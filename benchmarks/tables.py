@@ -284,7 +284,9 @@ def speed() -> Rows:
                 yield {"name": path.stem, **row, "asked": asked, "mark": "" if row["held"] else "**missed**"}
 
 
-CODE = dict.fromkeys(("solvers", "models"), measured.MODELS)
+CODE: dict[str, tuple[str, ...]] = dict.fromkeys(("solvers", "models"), measured.MODELS)
+CODE |= dict.fromkeys(("promises", "speed"), measured.PRODUCT)
+CODE |= dict.fromkeys(("dial", "leaks", "reading"), (*measured.CODE, "ddib_fed/lab"))
 """What a table measures, where it is not `measured.CODE`."""
 TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
