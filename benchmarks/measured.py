@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = (
+MODELS: tuple[str, ...] = (
     *("ddib_fed/model.py", "ddib_fed/metrics.py", "ddib_fed/datasets.py", "ddib_fed/diffusion", "ddib_fed/engine"),
     *("ddib_fed/networks", "ddib_fed/models", "models"),
 )  # fmt: skip
 """What two models in one process run."""
-CODE = (
+CODE: tuple[str, ...] = (
     *MODELS,
     *("ddib_fed/api.py", "ddib_fed/figures.py", "ddib_fed/calibration", "ddib_fed/evaluation", "ddib_fed/data"),
-    *("ddib_fed/client", "ddib_fed/node", "ddib_fed/protocol", "source_node", "target_node"),
+    *("ddib_fed/client", "ddib_fed/node", "ddib_fed/protocol", "source_node", "target_node", "ddib_fed/training"),
 )  # fmt: skip
+PRODUCT: tuple[str, ...] = ("ddib_fed", "source_node", "target_node", "models")
 
 
 def line(records: Iterable[Mapping[str, Any]], code: Sequence[str] = CODE) -> str:

@@ -299,7 +299,9 @@ def speed() -> Rows:
             yield {"name": name, "what": what, "figures": figures, "asked": asked, "mark": mark}
 
 
-CODE = dict.fromkeys(("solvers", "models"), measured.MODELS)
+CODE: dict[str, tuple[str, ...]] = dict.fromkeys(("solvers", "models"), measured.MODELS)
+CODE |= dict.fromkeys(("promises", "speed"), measured.PRODUCT)
+CODE |= dict.fromkeys(("dial", "leaks", "reading"), (*measured.CODE, "ddib_fed/lab"))
 """What a table measures, where it is not `measured.CODE`."""
 TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each

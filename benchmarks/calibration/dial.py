@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 import ddib_fed
-from benchmarks.calibration.dial_figure import plot
 from benchmarks.calibration.directed import NAMED, Directed, from_bytes, from_results
 from benchmarks.calibration.variants import DEPTH, LEGS, RETRAINED, agreed
 from benchmarks.command import Rows, Run, command
@@ -36,6 +35,8 @@ def measure(run: Run) -> Rows:
     if run.smoke:
         yield from settings_of(Directed(*NAMED["satellite-relief"], count=2))
         return
+    from benchmarks.calibration.dial_figure import plot  # with Matplotlib
+
     rows = []
     for pair in PAIRS:
         for row in settings_of(Directed(*NAMED[pair])):
@@ -88,10 +89,7 @@ def leak(directed: Directed, model: Model, settings: Settings) -> dict[str, floa
     how: dict[str, Any] = {"share": settings.share, "evaluations": settings.evaluations}
     how |= {"depths": {settings.depth} - {1.0}, "sigma": model.manifest.soften_sigma}
     x = [model.units(pictures) for pictures in (from_bytes(directed.train[0][rows]), directed.test[0])]
-    z = [
-        latents_along(model, units, **how, seed=seed)[settings.depth]
-        for seed, units in ((1, x[0]), (0, x[1]))
-    ]
+    z = [latents_along(model, one, **how, seed=1 - n)[settings.depth] for n, one in enumerate(x)]
     read = model.out_of_units(fit_inverter(z[0], x[0], steps=0).inverse(z[1])).clip(-1.0, 1.0)
     return directed.drawn.mean(metrics.psnr(read, directed.test[0]))
 

@@ -44,7 +44,7 @@ def measure(run: Run) -> Rows:
         latents = [latents_along(model, units, seed=seed, **how) for seed, units in ((1, x[0]), (0, x[1]))]
         for depth in (1.0, *depths):
             z: Latents = {side: along[depth] for side, along in enumerate(latents)}
-            surrogate = fit_inverter(z[0], x[0], steps=run.pick(smoke=2, long=STEPS))
+            surrogate = fit_inverter(z[0], x[0], steps=run.pick(smoke=0, long=STEPS))
             pictures = model.out_of_units(surrogate.inverse(z[1])).clip(-1.0, 1.0)
             white = metrics.whiteness(torch.from_numpy(z[1]))
             yield {

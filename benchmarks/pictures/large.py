@@ -39,10 +39,10 @@ def measure(run: Run) -> Rows:
     """Measure each way."""
     clusters = datasets.clusters_of(DOMAINS[0])
     chosen = np.linspace(0, len(clusters) - 1, run.pick(smoke=2, long=PICTURES)).round().astype(int)
-    part, most = run.pick(smoke=("held_out", 4), long=("train", DOMAIN_PICTURES))
+    targets = datasets.shipped_bytes(DOMAINS[1], run.pick(smoke=["test"], long=["test", "train"]))
     (sources,) = datasets.shipped_bytes(DOMAINS[0], ["test"])
-    truths, others = datasets.shipped_bytes(DOMAINS[1], ["test", part])
-    x, truth, domain = (from_bytes(some) for some in (sources[chosen], truths[chosen], thinned(others, most)))
+    others = thinned(targets[-1], run.pick(smoke=4, long=DOMAIN_PICTURES))
+    x, truth, domain = map(from_bytes, (sources[chosen], targets[0][chosen], others))
     drawn, real, sea = metrics.resample(len(x), clusters[chosen]), metrics.features(domain), water(truth)
     shown = {"satellite": x}
     for name, way in ways(run, truth, domain).items():
