@@ -13,12 +13,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def write(folder: Path) -> None:
-    """Write a page for what `ddib_fed.__all__` names, one for the errors, and those that extensions need."""
+    """Write a page for what `ddib_fed.__all__` names, and one for the errors."""
     for name in ddib_fed.__all__:  # pdoc reads the module's dict, where names appear when they are first used
         setattr(ddib_fed, name, getattr(ddib_fed, name))
     pdoc.render.configure(docformat="numpy", show_source=False)
-    others = (f"ddib_fed.{name}" for name in ("errors", "importing", "studies"))
-    pdoc.pdoc("ddib_fed", *others, output_directory=folder)
+    pdoc.pdoc("ddib_fed", "ddib_fed.errors", output_directory=folder)
 
 
 class Page(HTMLParser):
