@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # A scanner that needs an older `cryptography` than constraints.txt has: it lies in an environment of its own.
 SSLYZE := $(CURDIR)/build/sslyze/bin/sslyze
 
-.PHONY: demo test test-fast test-long test-ray test-web test-pacs docs check format format-check lint types layers drift size proto install clean dist release-tree bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
+.PHONY: demo test test-fast test-long test-ray test-web test-pacs docs check format format-check lint types layers drift size smoke path tables proto install clean dist release-tree bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -57,7 +57,7 @@ test-pacs: $(VENV)/.dev  ## Studies through a real Orthanc of Debian, there and 
 	{ echo "make: no Orthanc: apt-get install $(PACS) (Debian)" >&2; exit 1; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/e2e/translation/test_orthanc.py
 
-check: format-check lint types layers drift size  ## What CI runs: format, lint, types, layers, proto drift, size, tests
+check: format-check lint layers drift size types path smoke  ## What CI runs: format, lint, layers, proto drift, size, types, the path of a picture, a smoke of each benchmark, tests
 	$(MAKE) --no-print-directory test
 
 format: $(VENV)/.dev  ## Rewrite the sources as the formatter wants them
@@ -71,6 +71,7 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+	$(BIN)/mypy -p benchmarks
 
 layers: $(VENV)/.dev
 	$(BIN)/lint-imports
@@ -81,25 +82,37 @@ proto: $(VENV)/.dev  ## Generate ddib_fed/v1 from protos/
 drift: $(VENV)/.dev
 	$(BIN)/python protos/generate.py --check
 
-size: $(VENV)/.dev  ## Lines, modules, words, commands, options, keys and more beside benchmarks/budgets.toml
+size: $(VENV)/.dev  ## Lines, modules, words, commands, options, keys and more beside the ceilings of benchmarks/budgets.toml
 	$(BIN)/python -m benchmarks.size
+
+path: $(VENV)/.dev  ## Whether docs/architecture.md lists the modules that one picture runs
+	$(BIN)/python -m benchmarks.path --check
+
+smoke: $(VENV)/.dev  ## Each benchmark on as little as shows that it runs
+	$(BIN)/python -m benchmarks.smoke
+
+tables: $(VENV)/.dev  ## The tables of the pages from docs/benchmarks, each marked where the code differs since
+	$(BIN)/python -m benchmarks.tables
 
 install: $(VENV)/.dev  ## The virtual environment, with everything for development
 
-bench: $(VENV)/.dev  ## The short form of every benchmark of speed; writes docs/benchmarks/speed, fails when a bound is missed
+bench: $(VENV)/.dev  ## Every benchmark of speed (about an hour); writes docs/benchmarks/speed, fails when a bound is missed
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed.everything
 
 trust: $(VENV)/.dev $(SSLYZE)  ## The long form of every test that holds a promise, but the chaos; writes docs/benchmarks/trust
-	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report trust
+	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report
+	$(BIN)/python -m benchmarks.tables
 
 tls-scan: $(VENV)/.dev $(SSLYZE)  ## Both ports under sslyze: TLS 1.3 alone, suites, curves, known holes, certificates
 	DDIB_SSLYZE=$(SSLYZE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/security/test_tls_scan.py
 
 chaos: $(VENV)/.dev  ## The long form of tests/chaos: kills, full disks, broken wires; writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.trust.report chaos
+	$(BIN)/python -m benchmarks.tables
 
 fuzz: $(VENV)/.fuzz  ## Every parser of bytes from elsewhere under atheris, RUNS executions each (a day); writes docs/benchmarks/trust
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.run --runs $(RUNS) --seconds $(FUZZ_S)
+	$(BIN)/python -m benchmarks.tables
 
 docs: $(VENV)/.dev  ## build/docs: the reference of the Python interface; fails on a dead link
 	$(BIN)/python -m tests.api.reference build/docs
@@ -120,7 +133,7 @@ sbom: | $(BIN)/python  ## dist/ddib-fed.cdx.json: a CycloneDX bill of what a nod
 	build/sbom/tool/bin/python -m pip --disable-pip-version-check install --quiet 'cyclonedx-bom==7.5.0'
 	mkdir -p dist && build/sbom/tool/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file dist/ddib-fed.cdx.json build/sbom/node
 
-benchmarks: $(VENV)/.dev  ## Measure the solvers again (about two hours; writes docs/benchmarks)
+benchmarks: $(VENV)/.dev  ## Measure the solvers again (80 minutes of one core; writes docs/benchmarks)
 	$(BIN)/python -m benchmarks.points.solvers
 
 POINTS := moons checkerboards concentric-rings parallel-squares concentric-squares parallel-rings
@@ -129,7 +142,7 @@ PICTURES := satellite relief etopo brain-t1 brain-t2
 pretrained: $(VENV)/.dev  ## Train the shipped bundles again in build/pretrained, and their learned steps (points 20 minutes of CPU, pictures an hour)
 	mkdir -p build/pretrained
 	cd build/pretrained && for each in $(POINTS); do $(abspath $(BIN))/ddib model train --domain $$each --steps 2500 --seed 0 --dtype float16 --out $$each --force || exit 1; done
-	$(BIN)/python -m benchmarks.pretrained_pictures --out build/pretrained
+	$(BIN)/python -m benchmarks.pretrained_pictures
 	for each in $(POINTS) $(PICTURES); do $(BIN)/ddib model tune build/pretrained/$$each --evaluations 12 16 20 || exit 1; done
 
 $(VENV)/.fuzz: $(VENV)/.dev

@@ -56,8 +56,8 @@ def command(
 ) -> int:
     """Run a benchmark by the options of this process, and write its record; return the exit status.
 
-    `measure` yields rows, which are printed as they come and written as `rows` of docs/benchmarks/NAME.json. A row with
-    `held: False` makes the status 1.
+    `measure` yields rows, which are printed as they come and written as `rows` of docs/benchmarks/NAME.json; without
+    any nothing is written. A row with `held: False` makes the status 1.
     """
     main = sys.modules["__main__"]
     module = module or (main.__spec__.name if main.__spec__ else name.replace("/", "."))
@@ -75,7 +75,7 @@ def command(
     for row in measure(Run(options.smoke, options)):
         print(json.dumps(row), flush=True)
         rows.append(dict(row))
-    if not options.smoke:
+    if rows and not options.smoke:
         seconds = round(time.perf_counter() - started, 1)
         path = OUT / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
-"""How large the project is, beside the ceilings of benchmarks/budgets.toml; ends with 1 when one is exceeded.
+"""How large the project is, beside the ceilings of benchmarks/budgets.toml: `python -m benchmarks.size`.
 
-python -m benchmarks.size
+A line a figure; ends with 1 when one is above its ceiling. Commands, options and keys of node.toml are those of
+docs/cli.md, which a test holds to the code. The core is the product less what extends it, and the demo.
 """
 
 from __future__ import annotations
@@ -9,30 +10,19 @@ import ast
 import re
 import sys
 import tomllib
-import types
-import typing
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import click
-from pydantic import BaseModel
-
-from benchmarks.path import modules_of
-from ddib_fed.node.config import NodeConfig
-from tests.cli.reference import commands
-
 ROOT = Path(__file__).resolve().parents[1]
-BUDGETS = ROOT / "benchmarks" / "budgets.toml"
 PRODUCT = ("ddib_fed", "source_node", "target_node")
 GENERATED = ROOT / "ddib_fed" / "v1"
-# Users of the public face: the rest of the product is the core.
-EXTENSIONS = ("formats", "importers", "lab", "pacs", "paper", "web", "demo.py", "demo_figures.py")
+BESIDE = ("formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py")
 
 
 def main() -> int:
-    """Print each figure beside its ceiling; return 1 if one is above it."""
-    ceilings = tomllib.loads(BUDGETS.read_text(encoding="utf-8"))
+    """Print and compare."""
+    ceilings = tomllib.loads((ROOT / "benchmarks" / "budgets.toml").read_text(encoding="utf-8"))
     figures = sizes()
     for name, value in figures.items():
         mark = "  above its ceiling" if value > ceilings[name] else ""
@@ -45,12 +35,10 @@ def sizes() -> dict[str, int]:
     product = [path for name in PRODUCT for path in modules(ROOT / name) if GENERATED not in path.parents]
     folders = {path.parent.relative_to(ROOT) for path in product}
     pages = [*ROOT.glob("*.md"), *(path for path in (ROOT / "docs").rglob("*.md") if path.name != "cli.md")]
-    leaves = [command for _, command in commands() if not isinstance(command, click.Group)]
-    options = {name: set(options_of(command)) for name, command in commands()}
-    extensions = [ROOT / "ddib_fed" / name for name in EXTENSIONS]
-    core = [path for path in product if not any(path.is_relative_to(folder) for folder in extensions)]
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    commands = options_of_commands(page)
     return {
-        "core_lines": lines(core),
+        "core_lines": lines(path for path in product if is_core(path)),
         "product_lines": lines(product),
         "modules": len(product),
         "folders": len(folders),
@@ -59,15 +47,17 @@ def sizes() -> dict[str, int]:
         "benchmark_lines": lines(modules(ROOT / "benchmarks")),
         "pages": len(pages),
         "words_of_pages": sum(len(words(page)) for page in pages),
-        "modules_of_one_picture": len(
-            modules_of((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
-        ),
-        "commands": len(leaves),
-        "options": len(set().union(*options.values())),
-        "options_of_translate": len(options["ddib translate"]),
-        "node_toml_keys": len(list(keys(NodeConfig))),
+        "commands": len(commands),
+        "options": len({option for options in commands.values() for option in options}),
+        "options_of_translate": len(commands["ddib translate"]),
+        "node_toml_keys": keys(page),
         "classes_named_twice": sum(count > 1 for count in Counter(classes(product)).values()),
     }
+
+
+def is_core(path: Path) -> bool:
+    top, part = path.relative_to(ROOT).parts[:2]
+    return top != "ddib_fed" or not (part in BESIDE or part.startswith("demo"))
 
 
 def modules(folder: Path) -> list[Path]:
@@ -78,31 +68,32 @@ def lines(paths: Iterable[Path]) -> int:
     return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
 
 
-def options_of(command: click.Command) -> Iterator[str]:
-    for parameter in [] if isinstance(command, click.Group) else command.params:
-        if isinstance(parameter, click.Option):
-            yield max(parameter.opts, key=len)
-
-
 def words(page: Path) -> list[str]:
-    """Return what stands between spaces and has a letter or digit."""
+    """Return what has a letter or digit, between spaces."""
     return [word for word in page.read_text(encoding="utf-8").split() if re.search(r"\w", word)]
 
 
 def classes(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield the names of public classes at the top of modules."""
+    """Yield the names of classes at the top of modules, one a place."""
     for path in paths:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         yield from (node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_")
 
 
-def keys(model: type[BaseModel]) -> Iterator[str]:
-    """Yield the keys of a table of node.toml and of its tables."""
-    for name, field in model.model_fields.items():
-        annotation = field.annotation
-        arms = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        tables = [arm for arm in arms if isinstance(arm, type) and issubclass(arm, BaseModel)]
-        yield from (key for table in tables for key in keys(table)) if tables else (name,)
+def options_of_commands(page: str) -> dict[str, list[str]]:
+    """Return the options of each command that is no group, by their long names."""
+    sections = re.split(r"^## `(ddib[^`]*)`$", page.partition("## `--set")[0], flags=re.MULTILINE)[1:]
+    texts = dict(zip(sections[::2], sections[1::2], strict=True))
+    leaves = [name for name in texts if not any(other.startswith(f"{name} ") for other in texts)]
+    return {name: re.findall(r"^\| `(?:-\w, )?(--[\w-]+)", texts[name], re.MULTILINE) for name in leaves}
+
+
+def keys(page: str) -> int:
+    """Return how many keys the node.toml of the page has; those of [train] are options of a command."""
+    template = page.rpartition("```toml")[2]
+    tables = re.split(r"^\[(\w+)\]$", template, flags=re.MULTILINE)
+    texts = [text for name, text in zip(tables[1::2], tables[2::2], strict=True) if name != "train"]
+    return sum(len(re.findall(r"^(?:# )?\w+ = ", text, re.MULTILINE)) for text in texts)
 
 
 if __name__ == "__main__":

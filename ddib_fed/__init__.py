@@ -17,14 +17,11 @@ if TYPE_CHECKING:
     from ddib_fed.client.dial import measure_dial
     from ddib_fed.client.folder_run import Run
     from ddib_fed.client.jobs import Event, Job, Progress, Request
-    from ddib_fed.client.parts import WrittenStudy
     from ddib_fed.client.profile import Profile
     from ddib_fed.client.results import Delivered, Translated
-    from ddib_fed.data.study import Study
     from ddib_fed.engine.party import Party
     from ddib_fed.errors import DdibError
     from ddib_fed.figures import Figures, evaluate
-    from ddib_fed.importing import Imported, Importer, ImportOptions
     from ddib_fed.model import Model, train
     from ddib_fed.node.operator import Node
     from ddib_fed.protocol.messages import Domains
@@ -36,9 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration", "CalibrationRequest", "Client", "DdibError", "Delivered", "Dial", "Domains", "Event",
-    "Figures", "Guidance", "ImportOptions", "Imported", "Importer", "Job", "Model", "Node", "Party",
-    "Profile", "Progress", "Reader", "Record", "Rehearsal", "Request", "Run", "Settings", "Study", "TrainConfig",
-    "Translated", "WrittenStudy", "calibrate", "evaluate", "measure_dial", "train", "translate",
+    "Figures", "Guidance", "Job", "Model", "Node", "Party", "Profile", "Progress", "Reader", "Record",
+    "Rehearsal", "Request", "Run", "Settings", "TrainConfig", "Translated", "calibrate", "evaluate",
+    "measure_dial", "train", "translate",
 ]  # fmt: skip
 _NAMES = {
     "ddib_fed.api": "translate",
@@ -52,10 +49,7 @@ _NAMES = {
     "ddib_fed.engine.party": "Party",
     "ddib_fed.errors": "DdibError",
     "ddib_fed.figures": "Figures evaluate",
-    "ddib_fed.client.parts": "WrittenStudy",
-    "ddib_fed.data.study": "Study",
     "ddib_fed.recognition": "Reader",
-    "ddib_fed.importing": "ImportOptions Imported Importer",
     "ddib_fed.model": "Model train",
     "ddib_fed.node.operator": "Node",
     "ddib_fed.protocol.messages": "Domains",

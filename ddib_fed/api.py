@@ -17,12 +17,12 @@ from ddib_fed.client.jobs import Event, Request
 from ddib_fed.client.results import Translated
 from ddib_fed.data.pictures import ImageLimits, decode_image, encode_png, read_content
 from ddib_fed.errors import DdibError, UsageError
-from ddib_fed.model import Model
 from ddib_fed.record import Settings
 
 if TYPE_CHECKING:
     from ddib_fed.client.client import Client
     from ddib_fed.engine.model import DomainModel
+    from ddib_fed.model import Model
 
 
 Given = Image.Image | NDArray[Any] | str | Path
@@ -135,6 +135,8 @@ def translate(
             )
         yield from source.translate(files, target, request, on_event=tell)
         return
+    from ddib_fed.model import Model  # with torch, as nothing that a client needs
+
     models = [each if isinstance(each, Model) else Model.open(each) for each in (source, target)]
     # Each picture at its own size in tiles, or fitted; those of one size together.
     sizes: dict[tuple[int, int] | None, list[int]] = {}

@@ -144,7 +144,12 @@ def demonstrate(out: Path, *, keep: bool = False) -> None:
             calibration = agree(with_pictures, "--from", LATENT[0])
             translate(with_pictures, originals, folder / "translated", *cycle)
             measured = demo_figures.measure_pictures(
-                originals, truths, folder / "translated", calibration, out / "pictures.png"
+                originals,
+                truths,
+                folder / "translated",
+                calibration,
+                ddib_fed.Model.open(LATENT[1]),
+                out / "pictures.png",
             )
             parts.append(measured)
             parts[1].show()

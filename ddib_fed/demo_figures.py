@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddib_fed import Calibration, Record, evaluate, metrics
+from ddib_fed import Calibration, Model, Record, evaluate, metrics
 from ddib_fed.datasets import sample, shipped_bytes, shipped_domain
 from ddib_fed.errors import InternalError
 from ddib_fed.evaluation import sheets
@@ -25,8 +25,7 @@ SEED = 1
 # The bounds at 48 evaluations per leg: of points of unit standard deviation, and of pictures in dB.
 CYCLE_MEDIAN, CYCLE_MEAN, CYCLE_P99 = 3e-4, 1e-3, 5e-3
 FLOOR_FACTOR, FLOOR_MARGIN = 1.5, 0.01
-LOST_MEDIAN, LOST_MOST = 1.0, 2.0
-"""dB of a round trip below what the source's autoencoder alone keeps."""
+LOST_MEDIAN, LOST_MOST = 1.0, 2.0  # dB of a round trip below what the source's autoencoder alone keeps
 MSE_FACTOR, SSIM_MARGIN = 1.1, 0.02
 """How much worse than the map alone the bridge may be: so few pictures differ by chance."""
 MIXED_RATIO = 1.7
@@ -127,10 +126,13 @@ def draw_pictures(folder: Path, domain: str, count: int) -> Path:
 
 
 def measure_pictures(
-    sent: Path, truth: Path, folder: Path, calibration: Calibration, sheet: Path
+    sent: Path, truth: Path, folder: Path, calibration: Calibration, target: Model, sheet: Path
 ) -> DemoPart:
-    """Compare what the client wrote to `folder` with what it sent, with the truth, and with the map alone."""
-    measured = evaluate(folder, source=sent, truth=truth)
+    """Compare what the client wrote to `folder` with what it sent, with the truth, and with the map alone.
+
+    The map alone and the truth are also shown as the autoencoder of the target's model gives them back.
+    """
+    measured = evaluate(folder, source=sent, truth=truth, target=target)
     found, ways = measured.translations, measured.report["ways"]
     records = found.records
     latents = [np.load(folder / f"{name}.latent.npy") for name in found.names]
@@ -139,9 +141,8 @@ def measure_pictures(
     kept = np.array([record.picture and record.picture.autoencoder_psnr for record in records], float)
     lost = metrics.spread(kept - back)
     keys = ("mse", "psnr", "ssim", "sharpness")
-    source, alone, bridge = (
-        {key: ways[name][key]["value"] for key in keys} for name in ("source", "map", "translated")
-    )
+    names = ("source", "map", "map_through", "translated", "truth_through")
+    source, alone, through, bridge, best = ({key: ways[name][key]["value"] for key in keys} for name in names)
     white = metrics.whiteness(torch.from_numpy(latent))
     correlation, noise = white.latent.correlation, white.noise.correlation
     doubtful, first = [bool(record.doubtful) for record in records], records[0]
@@ -151,7 +152,8 @@ def measure_pictures(
         "soften_sigma": first.soften_sigma,
         "cycle_psnr": metrics.spread(back),
         "below_autoencoder": lost,
-        "ways": {"source": source, "map": alone, "bridge": bridge},
+        "ways": {"source": source, "map": alone, "bridge": bridge}
+        | {"map_through": through, "truth_through": best},
         "latent": {"patch_correlation": correlation, "patch_correlation_noise": noise},
         "doubtful": sum(doubtful),
         "wire_bytes": sum(record.wire_bytes for record in records),
@@ -167,15 +169,22 @@ def measure_pictures(
     stages = {
         f"source: {first.source_domain}": found.source,
         "the map alone": found.mapped,
+        "map, through the autoencoder": measured.through.get("map_through"),
         f"{first.target_domain}, by the bridge": found.translated,
         "ground truth": found.truth,
+        "truth, through the autoencoder": measured.through.get("truth_through"),
     }
     domains = (shipped_domain(name) for name in (first.source_domain, first.target_domain))
     # A note common to both domains is written once.
     notes = dict.fromkeys(note for domain in domains for note in domain.note.split("; "))
     said = "; ".join(
         f"{name}: PSNR {one['psnr']:.1f} dB, SSIM {one['ssim']:.2f}, sharpness {one['sharpness']:.2f} of the truth's"
-        for name, one in (("The map alone", alone), ("the bridge", bridge))
+        for name, one in (
+            ("The map alone", alone),
+            ("the map through the target's autoencoder", through),
+            ("the bridge", bridge),
+            ("the truth through that autoencoder", best),
+        )
     )
     caption = (
         f"A {calibration.kind} of {calibration.map.matrix.size} numbers, which ships; {calibration.dial}. {said}. "

@@ -332,10 +332,13 @@ def next_step(error: DdibError) -> str:
     if error.hint:
         return error.hint
     policy, least = error.facts.get("policy", ""), error.facts.get("least", "")
-    if policy in {"least_depth", "least_share", "least_evaluations"} and re.fullmatch(r"[\d.]{1,6}", least):
-        return (
-            f"--{policy.removeprefix('least_')} {least}, or the operators of both nodes lower policy.{policy}"
-        )
+    options = {
+        "least_evaluations": "--evaluations ",
+        "least_depth": "--set depth=",
+        "least_share": "--set share=",
+    }
+    if policy in options and re.fullmatch(r"[\d.]{1,6}", least):
+        return f"{options[policy]}{least}, or the operators of both nodes lower policy.{policy}"
     return _of_class(error, NEXT_STEPS)
 
 

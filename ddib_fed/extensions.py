@@ -49,10 +49,7 @@ def extension(group: str, name: str) -> Any:
 def loaded(group: str, kind: type = object) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Load all extensions of a group once, objects of a class; return them by name, and what is wrong with others.
 
-    Raises
-    ------
-    ConfigError
-        One of this package's own cannot be loaded.
+    Raise ConfigError if one of this package's own cannot be loaded.
     """
     found, broken = dict[str, Any](), list[str]()
     for name, point in extensions(group).items():

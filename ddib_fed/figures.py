@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from ddib_fed.evaluation.translations import Span, Translations, read_translatio
 from ddib_fed.metrics import Pictures
 from ddib_fed.pages import write_page
 from ddib_fed.record import PictureFigures, Record
+
+if TYPE_CHECKING:
+    from ddib_fed.model import Model
 
 FROM_RECORDS = ("cycle_mse", "cycle_psnr", "edge_correlation")
 
@@ -34,10 +37,14 @@ class Figures:
         its interval; "spread" of each figure; "pictures": the figures of each; "latent"; "notes": what is remarkable.
     translations
         The pictures, as stacks (N, C, H, W) float32 in [-1, 1], with their names and records.
+    through : Mapping
+        What the target's autoencoder makes of the map alone and of the truth, by `map_through` and `truth_through`;
+        empty without a target model of latents.
     """
 
     report: Mapping[str, Any]
     translations: Translations = field(repr=False)
+    through: Mapping[str, Pictures] = field(default_factory=dict, repr=False)
 
     def tables(self) -> list[FigureTable]:
         """Return the figures as tables, each with a title, columns, rows and a note."""
@@ -45,11 +52,12 @@ class Figures:
 
     def write_page(self, path: Path, title: str, *, most_rows: int = 200) -> None:
         """Write an HTML page, the worst pictures first; it states how many it leaves out."""
-        stacks = {
-            kind: to_pixels(as_pictures(stack))
-            for kind in ("source", "mapped", "translated", "truth", "back")
-            if (stack := getattr(self.translations, kind)) is not None
-        }
+        shown = {kind: getattr(self.translations, kind) for kind in ("source", "mapped")}
+        shown["mapped, through the autoencoder"] = self.through.get("map_through")
+        shown |= {kind: getattr(self.translations, kind) for kind in ("translated", "truth")}
+        shown["truth, through the autoencoder"] = self.through.get("truth_through")
+        shown["back"] = self.translations.back
+        stacks = {kind: to_pixels(as_pictures(stack)) for kind, stack in shown.items() if stack is not None}
         rows = worst_first(self.report["pictures"])
         keys = [key for key in COLUMNS if key in rows[0]]
         where = {name: number for number, name in enumerate(self.translations.names)}
@@ -81,6 +89,7 @@ def evaluate(
     source: str | Path | None = None,
     truth: str | Path | None = None,
     domain: str | Path | Pictures | None = None,
+    target: Model | str | Path | None = None,
     by_folder: bool = False,
     size: int | None = None,
     fit: Fit = "resize",
@@ -91,13 +100,14 @@ def evaluate(
 
     Parameters
     ----------
-    folder
-        A folder that `ddib translate` wrote, or any folder of pictures.
-    source, truth
-        Folders with the sources and the true translations, by the same names.
+    folder, source, truth
+        A folder that `ddib translate` wrote, or any of pictures; the sources and true translations by the same names.
     domain
         Other pictures of the target domain, for the feature distance and histogram matching: a folder, or
         (M, C, H, W) in [-1, 1].
+    target
+        The target's model, its name or folder. Of a model of latents the baselines are also shown as its autoencoder
+        gives them back, which is as near as its translations can come: the map alone, and the truth.
     by_folder
         Whether intervals draw whole folders of pictures, such as the slices of one patient.
     size, fit
@@ -109,10 +119,8 @@ def evaluate(
 
     Raises
     ------
-    FileMissing
-        There are no pictures, or some have no partner.
-    ShapeMismatch, PictureMisfit, UsageError
-        Pictures do not fit each other, or their range is not known.
+    FileMissing, ShapeMismatch, PictureMisfit, UsageError
+        There are no pictures, some have no partner, they do not fit each other, or their range is not known.
 
     Examples
     --------
@@ -134,6 +142,7 @@ def evaluate(
         mapping=map_beside(Path(folder)),
         on_read=on_read,
     )
+    through = {} if target is None else _through(target, read)
     figures = {
         key: [getattr(record.picture or PictureFigures(), key) for record in read.records]
         for key in FROM_RECORDS
@@ -147,6 +156,7 @@ def evaluate(
         recorded={key: np.array(values, np.float64) for key, values in figures.items() if None not in values},
         marks=[record.doubtful for record in read.records],
         mapping=read.mapping,
+        through=through,
         clusters=np.array([str(PurePosixPath(name).parent) for name in read.names]) if by_folder else None,
     )
     named = Counter(
@@ -165,7 +175,22 @@ def evaluate(
     report["pictures"] = [
         {"name": name, **row} for name, row in zip(read.names, report["pictures"], strict=True)
     ]
-    return Figures(report, read)
+    return Figures(report, read, through)
+
+
+def _through(target: Model | str | Path, read: Translations) -> dict[str, Pictures]:
+    """Return the map alone and the truth as the target's autoencoder gives them back; of a model without one none."""
+    from ddib_fed.model import Model
+
+    model, shape = target if isinstance(target, Model) else Model.open(target), read.translated.shape[1:]
+    if not model.has_autoencoder:
+        return {}
+    if model.shape != shape:
+        model = model.of_scene(*shape[1:])
+    stacks = {"map_through": read.mapped, "truth_through": read.truth}
+    return {
+        name: model.reconstruct(stack.clip(-1.0, 1.0)) for name, stack in stacks.items() if stack is not None
+    }
 
 
 def _of_records(records: Sequence[Record]) -> Report | None:

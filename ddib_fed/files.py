@@ -37,8 +37,7 @@ M = TypeVar("M", bound="BaseModel")
 
 # A PEM chain, a peer file or a request is a few KiB.
 MAX_SMALL_FILE_BYTES = 64 << 10
-RETRY_AFTER_S = 60.0
-"""How often a full disk is worth looking at again."""
+RETRY_AFTER_S = 60.0  # how often a full disk is worth looking at again
 MANY, SIDE_BY_SIDE, SHARED = 3, 16, 64
 """Files from which they are synced side by side, how many at once, and how many by threads that stay."""
 LOCK = ".ddib-translate.lock"
@@ -328,9 +327,7 @@ Value = Mapping[str, "Value"] | Sequence["Value"] | str | bool | int | float
 def canonical_json(value: Value) -> bytes:
     """Return the canonical text of a value, as ASCII bytes.
 
-    Raises:
-        ValueError: A string is not printable ASCII, an integer is over 2^53 - 1, a number is not finite.
-        TypeError: Something that is not a `Value`.
+    Raise ValueError for a string that is not printable ASCII, an integer over 2^53 - 1, or a number that is not finite.
     """
     return rfc8785.dumps(_narrowed(value))
 

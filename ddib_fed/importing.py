@@ -171,10 +171,8 @@ class Imported:
 
         Raises
         ------
-        BundleInvalid, FileMissing
-            Its files cannot be read, or tensors are not those of the network.
-        SettingsInvalid
-            A setting cannot be computed exactly, or no file has it.
+        BundleInvalid, FileMissing, SettingsInvalid
+            Files cannot be read, or do not fit the network; a setting cannot be computed exactly, or no file has it.
         UsageError
             An option has no effect on such a checkpoint, or no importer recognises it.
         """
@@ -196,11 +194,7 @@ class Imported:
         return make_bundle(self.manifest, self.state, autoencoder=encoder, source=source)
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> Model:
-        """Write the model as a bundle, with its autoencoder beside it.
-
-        Raises AlreadyExists if the folder exists and `overwrite` is not set, BundleInvalid if the tensors do not fit
-        the network, or hold NaN or infinity.
-        """
+        """Write a bundle; raise AlreadyExists, or BundleInvalid for tensors that do not fit the network."""
         with TemporaryDirectory() as folder:
             beside = None
             if self.autoencoder is not None:

@@ -546,6 +546,14 @@ class Resamples:
         sizes = np.bincount(self.clusters, minlength=groups).astype(np.float64)
         return _interval(float(each.mean()), (self.counts @ sums) / (self.counts @ sizes))
 
+    def of(self, statistic: Callable[[Figures], float]) -> Interval:
+        """Return a statistic of the pictures' weights (N,), such as a ratio, with its interval over the draws.
+
+        Draws count in which it is a number; there must be one.
+        """
+        draws = np.array([statistic(weights) for weights in self.counts[:, self.clusters].astype(np.float64)])
+        return _interval(float(statistic(np.ones(len(self)))), draws[np.isfinite(draws)])
+
 
 def resample(
     count: int,

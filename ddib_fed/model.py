@@ -1,7 +1,4 @@
-"""`ddib_fed.Model` and `ddib_fed.train`: a model of this process draws, encodes, decodes, and is tuned and measured.
-
-Imports torch when a model is opened, so that a client can import the face.
-"""
+"""`ddib_fed.Model` and `ddib_fed.train`: a model of this process draws, encodes, decodes, and is tuned and measured."""
 
 from __future__ import annotations
 
@@ -12,35 +9,43 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from ddib_fed.errors import (
-    AlreadyExists,
-    InputError,
-    LatentNotGaussian,
-    SettingsInvalid,
-    UsageError,
-    extra,
-)
+from ddib_fed.client.in_process import InProcess
+from ddib_fed.data.pictures import ImageLimits
+from ddib_fed.data.points import to_npy
+from ddib_fed.datasets import DOMAINS
+from ddib_fed.diffusion.plans import SolverSettings
+from ddib_fed.diffusion.plans import soften as softened
+from ddib_fed.diffusion.schedule import LearnedSteps
+from ddib_fed.engine import arrays
+from ddib_fed.engine.gate import Made, measure_allowances, pass_latent, unmeasurable
+from ddib_fed.engine.local_party import LocalParty, only, open_party
+from ddib_fed.engine.model import DomainModel
+from ddib_fed.engine.party import ToDecode, ToEncode
+from ddib_fed.errors import AlreadyExists, InputError, LatentNotGaussian, SettingsInvalid, UsageError
+from ddib_fed.evaluation import sheets
+from ddib_fed.evaluation.features import SampleVerdict
+from ddib_fed.evaluation.samples import samples_of
 from ddib_fed.files import write_file, write_json
+from ddib_fed.latent import Latent
+from ddib_fed.metrics import distances_to_domain, file_rule
+from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle, put_beside, shipped_name
 from ddib_fed.models.catalogue import copy_shipped, shipped_models
+from ddib_fed.models.manifest import Manifest, carried_domain
+from ddib_fed.models.sidecars import MAX_LEARNED, Allowances, PrivacyReport, Tuned, TunedLeg
+from ddib_fed.networks.config import SyntheticConfig
+from ddib_fed.networks.placement import torch_threads
 from ddib_fed.record import UNGUIDED, Classes, Guidance, Settings
-
-if TYPE_CHECKING:
-    from ddib_fed.client.in_process import InProcess
-    from ddib_fed.diffusion.plans import SolverSettings
-    from ddib_fed.engine.arrays import ArraySettings
-    from ddib_fed.engine.local_party import LocalParty
-    from ddib_fed.evaluation.features import SampleVerdict
-    from ddib_fed.models.bundle import Bundle
-    from ddib_fed.models.manifest import Manifest
-    from ddib_fed.models.sidecars import Allowances, PrivacyReport, Tuned, TunedLeg
-    from ddib_fed.training.config import TrainConfig
-    from ddib_fed.training.run import TrainingProgress
-    from ddib_fed.training.sources import OwnSamples, PictureSource
+from ddib_fed.training import run, tune
+from ddib_fed.training.config import TrainConfig
+from ddib_fed.training.run import TrainingProgress
+from ddib_fed.training.sources import SEED, OwnSamples, PictureSource, own_samples
+from ddib_fed.training.sources import shipped_name as shipped_domain
 
 Samples = NDArray[np.float32]
 Label = int | str | None
@@ -112,14 +117,10 @@ class Model:
 
         Raises
         ------
-        ModelNotFound, BundleInvalid
-            There is no such model; a file is damaged, was changed, or does not fit.
-        SettingsInvalid
-            The size does not suit the model; at the first use: the device, dtype or classifier does not.
+        ModelNotFound, BundleInvalid, SettingsInvalid
+            There is no such model; a file is damaged or was changed; the size, or at the first use the device, dtype or
+            classifier, does not suit the model.
         """
-        with extra("node", "torch", "a model in this process needs torch, which is not installed"):
-            from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle, shipped_name
-
         folder = None if shipped_name(str(which)) else Path(which)
         bundle = load_bundle(folder, without=without) if folder and without else open_bundle(str(which))
         if classifier is not None and not isinstance(classifier, Bundle):
@@ -134,8 +135,6 @@ class Model:
         Jobs are kept in memory, and computed while their results are taken. Their requests may use `soften`, `seed`,
         `calibration` and `flags`, which nodes refuse.
         """
-        from ddib_fed.client.in_process import InProcess
-
         return InProcess(self.party, target.party)
 
     def of_scene(self, *sides: int) -> Model:
@@ -145,8 +144,6 @@ class Model:
     @cached_property
     def party(self) -> LocalParty:
         """The `Party` that computes: it encodes and decodes streams of items on the calling thread."""
-        from ddib_fed.engine.local_party import open_party
-
         opening = self._opening if self.manifest.sample_kind != "point" else {**self._opening, "together": 0}
         return open_party(self.bundle, **opening)
 
@@ -182,8 +179,6 @@ class Model:
     @property
     def verdict(self) -> SampleVerdict | None:
         """Comparison of its samples with training data; None where training measured none."""
-        from ddib_fed.evaluation.features import SampleVerdict
-
         return SampleVerdict.of_figures(self.manifest.training.figures)
 
     def __repr__(self) -> str:
@@ -217,13 +212,11 @@ class Model:
         Raises
         ------
         SettingsInvalid
-            The settings, the class or the guidance do not fit the model.
+            The settings, the class or the guidance do not fit the model, here and below.
         """
-        from ddib_fed.engine.arrays import draw_samples
-
         request = self._array_settings(settings, label, guidance, seed)
         if self.party.model.is_picture:
-            return draw_samples(self.party, count, request, on_progress=on_progress)
+            return arrays.draw_samples(self.party, count, request, on_progress=on_progress)
         return self._points(_noise(count, self.shape[0], seed), request, on_progress)
 
     def draw(
@@ -238,16 +231,8 @@ class Model:
         """Draw samples into a folder, with a sheet and report.json, which is written last; return the report.
 
         Points are written as samples.npy, latent.npy and samples.png; pictures as sample_0.png and on (volumes:
-        sample_0.npy), and sheet.png.
-
-        Parameters
-        ----------
-        count
-            None for 10,000 points or 64 pictures.
-        settings, how
-            As of `sample`.
-        overwrite
-            Whether results in the folder may be replaced; else AlreadyExists is raised.
+        sample_0.npy), and sheet.png. The usual count is 10,000 points or 64 pictures; `how` is as of `sample`. Raise
+        AlreadyExists for a folder with results that may not be replaced.
         """
         folder = Path(folder)
         if (folder / "report.json").exists() and not overwrite:
@@ -265,14 +250,8 @@ class Model:
         return report
 
     def _draw_points(
-        self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
+        self, folder: Path, count: int, request: arrays.ArraySettings, on_progress: Told | None
     ) -> dict[str, Any]:
-        from ddib_fed.data.points import to_npy
-        from ddib_fed.datasets import DOMAINS
-        from ddib_fed.evaluation import sheets
-        from ddib_fed.metrics import distances_to_domain
-        from ddib_fed.models.manifest import carried_domain
-
         noise = _noise(count, self.shape[0], request.seed)
         wall, cpu = time.monotonic(), time.process_time()
         samples = self._points(noise, request, on_progress)
@@ -286,15 +265,9 @@ class Model:
         return {"points": count, "clip": request.guidance.clip, "seconds": spent, "target_cloud": target}
 
     def _draw_pictures(
-        self, folder: Path, count: int, request: ArraySettings, on_progress: Told | None
+        self, folder: Path, count: int, request: arrays.ArraySettings, on_progress: Told | None
     ) -> dict[str, Any]:
-        from ddib_fed.data.pictures import ImageLimits
-        from ddib_fed.engine.arrays import draw_samples
-        from ddib_fed.evaluation.samples import samples_of
-        from ddib_fed.evaluation.sheets import save_sheet
-        from ddib_fed.metrics import file_rule
-
-        samples = draw_samples(self.party, count, request, on_progress=on_progress)
+        samples = arrays.draw_samples(self.party, count, request, on_progress=on_progress)
         writer, width = samples_of(self.party.model, ImageLimits(), max_points=0), len(str(count - 1))
         names = [f"sample_{number:0{width}d}.{writer.format.lower()}" for number in range(count)]
         folder.mkdir(parents=True, exist_ok=True)
@@ -303,19 +276,16 @@ class Model:
         data = self.manifest.data
         note = "" if data is None else data.note or data.source
         caption = ". ".join(filter(None, [self.domain, note]))
-        save_sheet(folder / "sheet.png", {"samples": samples[:64]}, caption=caption)
+        sheets.save_sheet(folder / "sheet.png", {"samples": samples[:64]}, caption=caption)
         scale = dict(zip(("slope", "intercept"), file_rule(self.manifest).output_scale, strict=True))
         about = {"class": request.target_class, "count": count, "guidance": asdict(request.guidance)}
         return {**about, "output_scale": scale, "pictures": names}
 
-    def _points(self, noise: Samples, request: ArraySettings, on_progress: Told | None) -> Samples:
+    def _points(self, noise: Samples, request: arrays.ArraySettings, on_progress: Told | None) -> Samples:
         """Decode points (N, D) from noise (N, D)."""
-        from ddib_fed.engine.arrays import Counter, point_draw, turns
-        from ddib_fed.engine.party import ToDecode
-        from ddib_fed.latent import Latent
-
-        counter = Counter(request.settings.evaluations * turns(self.party, len(noise)), on_progress)
-        noises = point_draw(request.seed, 0, noise.shape[1])
+        turns = arrays.turns(self.party, len(noise))
+        counter = arrays.counting(request.settings.evaluations * turns, on_progress)
+        noises = arrays.point_draw(request.seed, 0, noise.shape[1])
         inputs = ToDecode(0, Latent.from_array(noise), draw=noises)
         return self.party.decode(inputs, request.leg(counter)).samples
 
@@ -334,10 +304,8 @@ class Model:
         ----------
         samples
             (N, *shape) float32: points in the units of the data, pictures in [-1, 1].
-        settings
-            How the ODE is integrated, and to what depth.
-        label
-            Class of the samples, by number or name.
+        settings, label
+            How the ODE is integrated, and to what depth; class of the samples, by number or name.
         soften, seed
             Noise level sigma / alpha to which pictures are diffused first, None for the model's own; its seed.
 
@@ -348,19 +316,13 @@ class Model:
 
         Raises
         ------
-        ShapeMismatch, NotFinite, SettingsInvalid
-            The samples, the settings or the class do not fit the model.
-        LatentNotGaussian
-            A latent is unlike those of the model's domain.
+        ShapeMismatch, NotFinite, LatentNotGaussian
+            The samples do not fit the model; a latent is unlike those of its domain.
         """
-        from ddib_fed.engine.arrays import item_of
-        from ddib_fed.engine.local_party import only
-        from ddib_fed.engine.party import ToEncode
-
         model = self.party.model
         request = replace(self._array_settings(settings, label, seed=seed), soften=soften)
         parts = enumerate(self._parts(samples))
-        items = (item_of(number, part, model, model, request) for number, part in parts)
+        items = (arrays.item_of(number, part, model, model, request) for number, part in parts)
         inputs = (ToEncode(item.number, item.samples, request.target_class, item.noise) for item in items)
         outcomes = self.party.encode_each(inputs, request.leg())
         return np.concatenate([only(outcome).latent.data for outcome in outcomes])
@@ -376,34 +338,18 @@ class Model:
     ) -> Samples:
         """Decode latents (N, *latent shape) float32, of the depth that the settings name, to samples (N, *shape).
 
-        Parameters
-        ----------
-        settings, label, guidance
-            As of `sample`.
-        seed
-            Of the noise that the settings draw.
-
-        Raises
-        ------
-        ShapeMismatch, NotFinite, SettingsInvalid
-            The latents, the settings, the class or the guidance do not fit the model.
-        LatentNotGaussian
-            A latent is not of N(0, I).
+        Settings, label, guidance and seed are as of `sample`. Raise ShapeMismatch, NotFinite or LatentNotGaussian for
+        latents that do not fit the model, or are not of N(0, I).
         """
-        from ddib_fed.engine.arrays import picture_draw, point_draw
-        from ddib_fed.engine.local_party import only
-        from ddib_fed.engine.party import ToDecode
-        from ddib_fed.latent import Latent
-
         model, request = self.party.model, self._array_settings(settings, label, guidance, seed)
 
         def items() -> Any:
             for number, part in enumerate(self._parts(latents)):
                 name = f"{seed} {number}".encode()
                 draw = (
-                    picture_draw(model, name, "decode")
+                    arrays.picture_draw(model, name, "decode")
                     if model.is_picture
-                    else point_draw(seed, 0, part.shape[1])
+                    else arrays.point_draw(seed, 0, part.shape[1])
                 )
                 yield ToDecode(number, Latent.from_array(part), request.target_class, draw)
 
@@ -435,23 +381,18 @@ class Model:
         on_progress
             Called with (network evaluations done, in all).
         """
-        import torch
-
-        from ddib_fed.diffusion.plans import SolverSettings
-        from ddib_fed.diffusion.solvers import integrate
-        from ddib_fed.engine.arrays import Counter
-
         model, rows = self.party.model, self.party.executor.rows
         plan = model.plan(SolverSettings.of(settings), sigma)
         plan = replace(plan, decode_grid=plan.encode_grid.reversed())
         parts = torch.split(torch.from_numpy(np.ascontiguousarray(x, np.float32)), rows)
-        denoiser, walk = model.denoiser(share=settings.share), plan.decoder if back else plan.encoder
-        tell = Counter(settings.evaluations * len(parts), on_progress)
+        steps = plan.decoder if back else plan.encoder
+        tell = arrays.counting(settings.evaluations * len(parts), on_progress)
         ends = []
         with self._threads():
             for part in parts:
                 classes = model.condition(model.class_rows(None, len(part)))
-                ends.append(integrate(walk(part.to(model.device), classes), denoiser, on_step=tell).cpu())
+                start, share = part.to(model.device), settings.share
+                ends.append(model.integrate(start, steps, share=share, cond=classes, on_step=tell).cpu())
         return torch.cat(ends).numpy()
 
     def refusals(
@@ -459,20 +400,10 @@ class Model:
     ) -> list[str]:
         """Return why the gate of a node refuses latents, "" where it does not: of each picture, or of a set of points.
 
-        Parameters
-        ----------
-        latents
-            (N, *latent shape) float32, of the depth that the settings name.
-        settings
-            By which they were made, or are said to be.
-        states
-            What they are said to be encodings of, (N, *latent shape) in the units of the ODE and softened: the gate
-            is then the source's, which knows them and encodes again. Without them it is the target's.
+        `latents` are (N, *latent shape) float32, of the depth that the settings name. With `states`, of which they are
+        said to be encodings, in the units of the ODE and softened, the gate is the source's, which encodes again;
+        without them it is the target's.
         """
-        import torch
-
-        from ddib_fed.engine.gate import Made, pass_latent
-
         leg, answers = self._array_settings(settings).leg(), []
         sigma, usual = self.party.model.sigma(None), self.bundle.allowances if settings.share == 1.0 else None
         items = self._parts(latents), self._parts(latents if states is None else states)
@@ -496,8 +427,6 @@ class Model:
 
         The level is lambda = log(alpha / sigma), and the states are in the units of the ODE.
         """
-        import torch
-
         model, level = self.party.model, self.bundle.schedule.level(lam)
         answers = []
         with self._threads(), torch.no_grad():
@@ -509,7 +438,7 @@ class Model:
     @property
     def is_spectral(self) -> bool:
         """Whether a share of the network can encode; the rest is the linear estimate of its spectrum."""
-        return self.party.model.frame() is not None
+        return self.party.model.spectral
 
     def data(
         self, which: str | Path | None = None, *, train: int = 0, held_out: int = 0, test: int = 0
@@ -518,15 +447,10 @@ class Model:
 
         `which` is a folder of pictures or a .npy file of points; None for the domain that ships, which has `test`.
         """
-        from ddib_fed.training.sources import own_samples
-
         return own_samples(self.manifest, which, train, held_out, test=test)
 
     def put_privacy(self, values: Mapping[str, Any]) -> PrivacyReport:
         """Check the figures of a privacy report, and write privacy.json beside the weights of a model of one's own."""
-        from ddib_fed.models.bundle import put_beside
-        from ddib_fed.models.sidecars import PrivacyReport
-
         report = PrivacyReport(weights_sha256=self.manifest.weights_sha256, **values)
         if self.folder is not None:
             put_beside(self.folder, report)
@@ -539,9 +463,22 @@ class Model:
 
     def out_of_units(self, x: Samples) -> Samples:
         """Return states (N, *latent shape) at the data end as samples, (N, *shape) float32."""
-        import torch
-
         return self.party.model.out_of_units(torch.from_numpy(x))
+
+    @property
+    def has_autoencoder(self) -> bool:
+        """Whether its ODE runs on the latents of an autoencoder."""
+        return self.bundle.autoencoder is not None
+
+    def reconstruct(self, samples: NDArray[Any]) -> Samples:
+        """Return pictures (N, *shape) as the model's autoencoder gives them back; without one, as they are.
+
+        Nothing that the model decodes can be nearer to a picture.
+        """
+        rows = samples.astype(np.float32)
+        if self.has_autoencoder:
+            rows = np.concatenate([self.out_of_units(self.units(row[None])) for row in rows])
+        return rows.clip(-1.0, 1.0) if self.party.model.is_picture else rows
 
     def _parts(self, rows: Samples) -> Sequence[Samples]:
         """Return the items of an array: each picture, or all points as one set."""
@@ -549,12 +486,11 @@ class Model:
 
     def _array_settings(
         self, settings: Settings, label: Label = None, guidance: Guidance = UNGUIDED, seed: int = 0
-    ) -> ArraySettings:
-        from ddib_fed.diffusion.plans import SolverSettings
-        from ddib_fed.engine.arrays import ArraySettings
-
+    ) -> arrays.ArraySettings:
         number = self.classes.number(label) if isinstance(label, str) else label
-        return ArraySettings(SolverSettings.of(settings), target_class=number, guidance=guidance, seed=seed)
+        return arrays.ArraySettings(
+            SolverSettings.of(settings), target_class=number, guidance=guidance, seed=seed
+        )
 
     def tune(
         self,
@@ -567,7 +503,7 @@ class Model:
     ) -> Tuned:
         """Learn where the solver steps, so that fewer evaluations are as exact; write steps.json and return it.
 
-        The steps are learned from this model alone; its digest stays. `Settings(grid="learned")` uses them.
+        The digest stays. `Settings(grid="learned")` uses the steps.
 
         Parameters
         ----------
@@ -576,27 +512,16 @@ class Model:
         data
             A folder of pictures of the domain that the model was not trained on, or a .npy file of points; None for
             the domain that ships.
-        soften_sigma
-            Softening of the pictures that are encoded; None for the model's own.
-        seed
-            All random draws follow from it.
+        soften_sigma, seed
+            Softening of the pictures that are encoded, None for the model's own; of all random draws.
         on_progress
             Called with (stage, done, in all).
 
         Raises
         ------
-        InputError, SettingsInvalid
-            There are too few samples; a number cannot be learned.
-        UsageError
-            The model ships: copy it first.
+        InputError, SettingsInvalid, UsageError
+            There are too few samples; a number cannot be learned; the model ships: copy it first.
         """
-        from ddib_fed.diffusion.plans import soften
-        from ddib_fed.diffusion.schedule import LearnedSteps
-        from ddib_fed.engine.model import DomainModel
-        from ddib_fed.models.sidecars import MAX_LEARNED
-        from ddib_fed.training import tune
-        from ddib_fed.training.sources import SEED
-
         folder, counts = self._own_folder(), sorted(set(evaluations))
         for number in counts:
             if not 2 <= number <= MAX_LEARNED:
@@ -606,7 +531,7 @@ class Model:
         effort, sigma = tune.PICTURES if model.is_picture else tune.POINTS, model.sigma(soften_sigma)
         with self._threads():
             sets = [model.into_units(rows) for rows in tune.sets(model.manifest, data, effort)]
-            starts = [soften(x, sigma, tune.noise(x, seed + SEED - 1 - i)) for i, x in enumerate(sets)]
+            starts = [softened(x, sigma, tune.noise(x, seed + SEED - 1 - i)) for i, x in enumerate(sets)]
             legs: list[TunedLeg] = []
             for stage in ("encode", "decode"):
                 tell = partial(on_progress, f"reference of {stage}")
@@ -646,9 +571,7 @@ class Model:
         Parameters
         ----------
         data, seed
-            As of `tune`. Bounds need at least 40 pictures.
-        skip_bad
-            Whether pictures that cannot be read are left out.
+            As of `tune`. Bounds need at least 40 pictures; with `skip_bad` those that cannot be read are left out.
         on_encoding, on_scan
             Called with (done, in all).
 
@@ -659,15 +582,9 @@ class Model:
 
         Raises
         ------
-        InputError
-            Neither could be measured.
-        UsageError
-            The model ships: copy it first.
+        InputError, UsageError
+            Neither could be measured; the model ships: copy it first.
         """
-        from ddib_fed.models.bundle import put_beside
-        from ddib_fed.training.sources import shipped_name
-        from ddib_fed.training.tune import put_thresholds
-
         folder, manifest, problem = self._own_folder(), self.manifest, None
         try:
             put_beside(folder, self._bounds(data, seed, on_encoding, skip_bad=skip_bad))
@@ -675,8 +592,8 @@ class Model:
             problem = error
         generates = manifest.sample_kind == "picture" and manifest.role == "generator"
         lacks = manifest.structure is None and generates
-        if lacks and data is not None and shipped_name(manifest, data) is None:
-            put_thresholds(folder, Path(data), skip_bad=skip_bad, progress=on_scan)
+        if lacks and data is not None and shipped_domain(manifest, data) is None:
+            tune.put_thresholds(folder, Path(data), skip_bad=skip_bad, progress=on_scan)
         elif problem is not None:
             raise problem
         self._read_again(folder)
@@ -685,14 +602,10 @@ class Model:
     def _bounds(
         self, data: str | Path | None, seed: int, on_encoding: Told | None, *, skip_bad: bool
     ) -> Allowances:
-        from ddib_fed.engine.gate import measure_allowances, unmeasurable
-        from ddib_fed.training.sources import own_samples
-        from ddib_fed.training.tune import GATE_PICTURES
-
         model, samples = self.party.model, np.empty(0, np.float32)
-        if not (why := unmeasurable(model, GATE_PICTURES)):
-            own = own_samples(model.manifest, data, GATE_PICTURES, GATE_PICTURES, skip_bad=skip_bad)
-            samples = own.mixed()[:GATE_PICTURES]
+        if not (why := unmeasurable(model, tune.GATE_PICTURES)):
+            own = own_samples(model.manifest, data, tune.GATE_PICTURES, tune.GATE_PICTURES, skip_bad=skip_bad)
+            samples = own.mixed()[: tune.GATE_PICTURES]
             why = unmeasurable(model, len(samples))
         if why:
             name = model.manifest.name
@@ -710,10 +623,6 @@ class Model:
         The file is a state dict in float32; the public scripts look for models/synthetic/log2D0/model000000.pt.
         SettingsInvalid is raised for any other network.
         """
-        import torch
-
-        from ddib_fed.networks.config import SyntheticConfig
-
         manifest, network, schedule = self.manifest, self.manifest.network, self.manifest.schedule
         named = schedule.steps is not None and schedule.name in ("linear", "cosine") and schedule.ends is None
         timed = manifest.time_input == "timestep" and manifest.parameterisation != "v"
@@ -746,19 +655,13 @@ class Model:
         Without `evaluations` the flags' steps count, which must be the same for all models; without those at most 48.
         SettingsInvalid is raised for a flag that the public code does not have.
         """
-        from ddib_fed.engine.arrays import public_sampling
-
-        return public_sampling(line, manifests, evaluations)
+        return arrays.public_sampling(line, manifests, evaluations)
 
     def _read_again(self, folder: Path) -> None:
-        from ddib_fed.models.bundle import load_bundle
-
         self.bundle = load_bundle(folder)
         self.__dict__.pop("party", None)
 
     def _threads(self) -> AbstractContextManager[None]:
-        from ddib_fed.networks.placement import torch_threads
-
         threads = self._opening.get("threads")
         return nullcontext() if threads is None else torch_threads(threads)
 
@@ -772,8 +675,6 @@ class Model:
 
 def _noise(count: int, dim: int, seed: int) -> Samples:
     """Draw noise (count, dim) of points, around the origin in the order of their angle."""
-    import torch
-
     noise = torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
     if dim > 1:
         noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
@@ -815,10 +716,9 @@ def train(
 
     Raises
     ------
-    AlreadyExists
-        `out` holds a run or a model, and neither `resume` nor `force` is set.
-    StateConflict, InputError
-        The run in `out` is of other settings or data; the data cannot be used.
+    AlreadyExists, StateConflict, InputError
+        `out` holds a run or a model, and neither `resume` nor `force` is set, or a run of other settings or data; the
+        data cannot be used.
 
     Examples
     --------
@@ -827,9 +727,6 @@ def train(
     >>> ddib_fed.train(config, tempfile.mkdtemp() + "/moons")
     <Model moons: points of 2 coordinates>
     """
-    with extra("node", "torch", "training needs torch, which is not installed"):
-        from ddib_fed.training import run
-
     if at_terminal:
         bundle = run.train_at_terminal(config, Path(out), resume=resume, force=force)
     else:

@@ -17,8 +17,7 @@ from typing import Final
 __version__ = "0.1.0"
 CONFIG_VARIABLE: Final = "DDIB_CONFIG"
 """Of the environment: the node.toml of operators' commands that get no --config."""
-NODE_FILE: Final = "node.toml"
-"""What they read in the current folder if that is not set either."""
+NODE_FILE: Final = "node.toml"  # what they read in the current folder if that is not set either
 MAX_DOMAIN: Final = 64
 DOMAIN_RULE: Final = f"1 to {MAX_DOMAIN} of A-Z a-z 0-9 . _ -, a letter or digit first"
 # RFC 1035: 253 characters for a whole name, 63 for a label.

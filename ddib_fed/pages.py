@@ -19,8 +19,7 @@ from ddib_fed.names import __version__
 from ddib_fed.terminal import escape
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
-GENERATOR: Final = "ddib-fed"
-"""What pages in files say made them, near their beginning."""
+GENERATOR: Final = "ddib-fed"  # what pages in files say made them, near their beginning
 
 
 @cache

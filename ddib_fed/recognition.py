@@ -26,8 +26,7 @@ from ddib_fed.terminal import explained
 if TYPE_CHECKING:
     from ddib_fed.data.study import Options, Origin, Studies, Study, Unread
 
-Bad = list[tuple[Path, DdibError]]
-"""Files that cannot be read, with their errors."""
+Bad = list[tuple[Path, DdibError]]  # files that cannot be read, with their errors
 HIDDEN: Final = "hidden"
 TAKEN: Final = {
     ".npy": ".npy", ".png": ".png", ".jpg": ".jpg", ".jpeg": ".jpg", ".tif": ".tif", ".tiff": ".tif",
@@ -102,12 +101,8 @@ class Reader:
     def recognises(self, name: str, file: BinaryIO) -> bool:
         """Return whether a file is of the format, here by its suffix; raise nothing but OSError.
 
-        Parameters
-        ----------
-        name
-            In small letters; empty of bytes in memory.
-        file
-            At its beginning; empty if it cannot be opened.
+        The name is in small letters, and empty of bytes in memory; the file is at its beginning, and empty if it cannot
+        be opened.
         """
         del file
         return name.endswith(self.suffixes)
@@ -115,12 +110,8 @@ class Reader:
     def read(self, origin: Origin, options: Options) -> Study:
         """Read a file to a study. Only a reader that has its own `find` does without.
 
-        Raises
-        ------
-        ImageUnreadable
-            It cannot be translated. `faults` of `ddib_fed.studies` makes one of whatever a decoder raises.
-        ImageTooLarge
-            Decoding takes more memory than `ImageLimits` allows, by the header.
+        Raise ImageUnreadable for a file that cannot be translated (`faults` of `ddib_fed.studies` makes one of what a
+        decoder raises), ImageTooLarge where decoding takes more memory than `ImageLimits` allows, by the header.
         """
         raise NotImplementedError  # a bug of the extension: it has neither `read` nor `find`
 
@@ -141,14 +132,10 @@ class Reader:
 
         Parameters
         ----------
-        given
-            What the user named: a folder, or one of the files.
-        files
-            One file; with `gathers` all of them.
+        given, files
+            What the user named, a folder or one of the files; one file, or with `gathers` all of them.
         root
             The folder below which results are called by their paths; None for a file that was named itself.
-        options
-            How it is read.
         """
         from ddib_fed.data.study import Unread
 
@@ -214,10 +201,7 @@ class LargerPictures(Reader):
 def readers() -> Collection[Reader]:
     """Return the readers of all formats that can be loaded, third parties' first.
 
-    Raises
-    ------
-    ConfigError
-        This package's own are missing or broken: a header might leave.
+    Raise ConfigError if this package's own are missing or broken: a header might leave.
     """
     found, _ = loaded("ddib_fed.formats", Reader)
     if not found:
@@ -301,17 +285,12 @@ def _below(folder: Path, out: Path | None, larger: Reader | None) -> Recognised:
     return Recognised(tuple(studies), below.unreadable, counts + below.ignored)
 
 
-def open_paths(
-    paths: Sequence[Path], options: Options, *, out: Path | None = None, bad: Bad | None = None
-) -> Choice:
-    return open_recognised(recognise(paths, out), options, bad=bad)
+def open_paths(paths: Sequence[Path], options: Options, *, bad: Bad | None = None) -> Choice:
+    return open_recognised(recognise(paths), options, bad=bad)
 
 
 def open_recognised(recognised: Recognised, options: Options, *, bad: Bad | None = None) -> Choice:
-    """Open what was recognised, without reading it.
-
-    Errors about a file go to `bad`, or are raised.
-    """
+    """Open what was recognised, without reading it; errors about a file go to `bad`, or are raised."""
     from ddib_fed.data.study import Studies
 
     unread: list[Unread] = []

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FORMAT = 2
-DOUBTFUL_BELOW = 30.0
-"""dB of PSNR: a round trip that is worse makes the translation doubtful."""
+DOUBTFUL_BELOW = 30.0  # dB of PSNR: a round trip that is worse makes the translation doubtful
 NEAR_AUTOENCODER, LEAST_BEHIND = 1.0, 25.0
 """Behind an autoencoder that keeps less, a round trip may be so many dB below it, and has that many dB in any case."""
 _SEEN = {
@@ -37,8 +36,7 @@ _SEEN = {
     "be wrong.",
     "calibration": "Its calibration was used although its figures do not show that it is right.",
 }
-CALIBRATION_FILE = ".ddib-calibration.json"
-"""The calibration of the results in a folder, beside them."""
+CALIBRATION_FILE = ".ddib-calibration.json"  # the calibration of the results in a folder, beside them
 MOST_TILES = 1024
 """A picture of more tiles is fitted as a whole unless tiles are asked for: so many take minutes of a core."""
 
@@ -49,8 +47,7 @@ class Part(StrEnum):
     TRANSLATION = "translation"
     RETURNED = "returned"
     LATENT = "latent"
-    SOURCE = "source"
-    """The picture as the source's model saw it, at the model's size."""
+    SOURCE = "source"  # the picture as the source's model saw it, at the model's size
 
 
 def file_name(name: str, part: str, suffix: str) -> str:
@@ -172,8 +169,7 @@ class Settings:
         return replace(chosen, **own)
 
 
-DIAL: Final = ("share", "temperature", "blend")
-"""Settings that a calibration brings where a job says nothing."""
+DIAL: Final = ("share", "temperature", "blend")  # settings that a calibration brings where a job says nothing
 QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
     {
         "draft": Settings(evaluations=12, grid="learned"),
@@ -415,20 +411,6 @@ class Record(_Section):
             figure = -(picture.edge_correlation or 0.0)
         return 1000.0 * len(self.doubts or ()) + figure
 
-    @property
-    def fitted_side(self) -> int | None:
-        """Pixels of both sides at which it was translated; None if they differ, or if that is its own size."""
-        picture = self.picture
-        if picture is None or not picture.lost or picture.fitted_height != picture.fitted_width:
-            return None
-        return picture.fitted_height
-
-    @property
-    def tiles(self) -> int:
-        """Into how many tiles of `fitted_side` it is cut at its own size; 0 if it is not."""
-        side, picture = self.fitted_side, self.picture
-        return 0 if side is None or picture is None else tiles_in(picture.height, picture.width, (side, side))
-
     @staticmethod
     def fitted_line(named: Sequence[tuple[str, Record]]) -> str:
         """Say which pictures were not translated at their own size, and what that lost; empty for none."""
@@ -505,8 +487,7 @@ def _range(low: float | None, high: float | None) -> tuple[float, float] | None:
     return (low, high) if low is not None and high is not None and low < high else None
 
 
-CELLS = 32
-"""Of a side, at most, in which differing pixels are counted for a page."""
+CELLS = 32  # of a side, at most, in which differing pixels are counted for a page
 
 
 def digits(differs: NDArray[Any]) -> str:

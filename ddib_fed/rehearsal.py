@@ -220,6 +220,7 @@ def _sheet(figures: Figures) -> bytes:
     stacks = {
         "source": found.source,
         "the map alone": found.mapped,
+        "map, through the autoencoder": figures.through.get("map_through"),
         "translated": found.translated,
         "returned": found.back,
     }
@@ -243,7 +244,12 @@ def _judge(out: Path, source: _Side, target: _Side, own: Model, other: Model) ->
     """Return the figures of a folder of translations at the models' size, and notes on it."""
     rule, theirs = picture_rule(own.manifest), picture_rule(other.manifest)
     # In the files the source's fit is undone, on whatever side they are.
-    reading: dict[str, Any] = {"source": source.held_root, "size": rule.height, "fit": rule.fit}
+    reading: dict[str, Any] = {
+        "source": source.held_root,
+        "size": rule.height,
+        "fit": rule.fit,
+        "target": other,
+    }
     domain = folders.load(target.train[:DOMAIN_PICTURES], theirs)
     notes = []
     try:

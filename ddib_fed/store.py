@@ -27,14 +27,12 @@ T = TypeVar("T")
 Rows = Sequence[sqlite3.Row]
 Read = Callable[..., Rows]
 
-SCHEMA: Final = 9
-"""A database of another number is refused: this one counts the changes of `_TABLES`."""
+SCHEMA: Final = 9  # a database of another number is refused: this one counts the changes of `_TABLES`
 MOST_WRITES: Final = 256
 MOST_BYTES: Final = 32 << 20
 """A transaction with its files is bounded, so that no write waits long, or with much memory."""
 TOGETHER: Final = 32
-PATIENCE_S: Final = 0.05
-"""Patient writes are committed together, as a commit costs as much as some of them."""
+PATIENCE_S: Final = 0.05  # patient writes are committed together, as a commit costs as much as some of them
 BUSY_MS: Final = 10_000
 """A command that writes to the audit log waits at most so long for the node's transaction, and the node for it."""
 _DISK_ERRORS: Final = {
@@ -107,8 +105,7 @@ class Transaction:
         self.written: list[str] = []
         self.afterwards: list[Callable[[], object]] = []
         """Called once the transaction is on the disk, before the future is resolved."""
-        self.undo: list[Callable[[], object]] = []
-        """Called if the write is given up."""
+        self.undo: list[Callable[[], object]] = []  # called if the write is given up
 
     def read(self, statement: str, values: Sequence[Any] = ()) -> Rows:
         return self.execute(statement, values).fetchall()

@@ -13,6 +13,7 @@ which hold a `ddib_fed.Record` of each item. Before it decodes a file it asks `I
 ((1,), 255, 'window:500,1000@0:255')
 """
 
+from ddib_fed.client.parts import WrittenStudy
 from ddib_fed.data.pictures import (
     ImageLimits,
     Pixels,
@@ -42,6 +43,6 @@ from ddib_fed.recognition import COPY, FoundStudies, beginning_of
 __all__ = [
     "COPY", "PERCENTILES", "PLANES", "Assembled", "FoundStudies", "ImageLimits", "Mask", "Options", "Origin",
     "PictureStudy", "Pixels", "Planes", "Slices", "Study", "StudyResults", "TiledStudy", "Tiles", "Unread",
-    "Volumes", "beginning_of", "chosen_rule", "decode_pillow", "faults", "faults_as_unreadable", "memory_of_values",
-    "orientation_of", "parts_of", "read_content", "safe_name", "sliced", "spacing_of", "unsliced",
+    "Volumes", "WrittenStudy", "beginning_of", "chosen_rule", "decode_pillow", "faults", "faults_as_unreadable",
+    "memory_of_values", "orientation_of", "parts_of", "read_content", "safe_name", "sliced", "spacing_of", "unsliced",
 ]  # fmt: skip

@@ -48,8 +48,7 @@ TRACEPARENT_CHARACTERS: Final = 55
 MOST_REMEMBERED: Final = 4_096
 """The oldest jobs are forgotten, and their later spans begin traces of their own."""
 MOST_ITEMS: Final = 64
-EXPORT_TIMEOUT_S: Final = 3.0
-"""A command ends at most so much later while the collector does not answer."""
+EXPORT_TIMEOUT_S: Final = 3.0  # a command ends at most so much later while the collector does not answer
 _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 

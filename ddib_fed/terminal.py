@@ -21,19 +21,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from typing import IO, TYPE_CHECKING, Any, Final
 
-from ddib_fed.errors import (
-    ConfigError,
-    DdibError,
-    DiskFull,
-    InputError,
-    InternalError,
-    KindMismatch,
-    PeerFault,
-    PictureMisfit,
-    UsageError,
-    missing,
-    next_step,
-)
+from ddib_fed import errors
 from ddib_fed.files import is_disk_full
 
 if TYPE_CHECKING:
@@ -133,6 +121,15 @@ def moment(unix_s: float) -> str | None:
         return None
 
 
+def when(time: datetime | float | None) -> str:
+    """Format a time, or seconds of Unix, for people, in this machine's zone; `-` if there is none in the calendar."""
+    try:
+        moment = time if isinstance(time, datetime) else datetime.fromtimestamp(time or 0, UTC)
+        return f"{moment.astimezone():%Y-%m-%d %H:%M}" if time else "-"
+    except (OverflowError, OSError, ValueError):  # the last hours of the year 9999, east of Greenwich
+        return "-"
+
+
 def number(value: Any, form: str = ".3g") -> str:
     return "" if value is None else format(value, form)
 
@@ -219,8 +216,7 @@ def print_table(
 
 # Progress: bars, or ten lines without a terminal.
 
-Show = Callable[..., None]
-"""Called with (done, total), and a remark where there is one."""
+Show = Callable[..., None]  # called with (done, total), and a remark where there is one
 _LINES = 10
 
 
@@ -315,7 +311,7 @@ NODE_EXTRA = {
 _SHOW_WHERE: Final = "the same command with DDIB_DEBUG=1 in front shows where it happened: report that"
 
 
-def explained(error: Exception, file: object = None) -> DdibError:
+def explained(error: Exception, file: object = None) -> errors.DdibError:
     """Return our own errors as they are and others as ours; print the traceback under DDIB_DEBUG.
 
     With `file` no words of the exception are repeated: they may hold values of the file.
@@ -323,18 +319,18 @@ def explained(error: Exception, file: object = None) -> DdibError:
     debugging = os.environ.get("DDIB_DEBUG", "") not in {"", "0"}
     if debugging:
         say(*"".join(traceback.format_exception(error)).rstrip("\n").split("\n"), err=True)
-    if isinstance(error, DdibError):
+    if isinstance(error, errors.DdibError):
         return error
     if isinstance(error, ImportError) and (package := NODE_EXTRA.get((error.name or "").partition(".")[0])):
-        return missing("node", package, f"this command needs {package}, which is not installed")
+        return errors.missing("node", package, f"this command needs {package}, which is not installed")
     if isinstance(error, OSError) and error.strerror:
         place = error.filename if file is None else file
         where = f"{place}: " if place is not None else ""
-        kind = DiskFull if is_disk_full(error) else InputError
+        kind = errors.DiskFull if is_disk_full(error) else errors.InputError
         return kind(f"{where}{error.strerror}", hint=_look(error))
     hint = "" if debugging else _SHOW_WHERE
     what = f"unexpected {type(error).__name__}"
-    return InternalError(f"{what}: {error}" if file is None else f"{file}: {what}", hint=hint)
+    return errors.InternalError(f"{what}: {error}" if file is None else f"{file}: {what}", hint=hint)
 
 
 def _look(error: OSError) -> str:
@@ -347,16 +343,16 @@ def _look(error: OSError) -> str:
     return f"namei -l {place} shows each folder of the path and who may write there"
 
 
-def as_config_error(error: OSError, what: str) -> ConfigError:
-    return ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))
+def as_config_error(error: OSError, what: str) -> errors.ConfigError:
+    return errors.ConfigError(f"{error.filename or what}: {error.strerror or error}", hint=_look(error))
 
 
-def show_error(error: DdibError) -> None:
+def show_error(error: errors.DdibError) -> None:
     say_labelled("error: ", f"{error.detail}  [{error.reason}]")
     if error.hop:
         say_labelled("  at:   ", error.hop)
     # Whose facts are in the sentence and the hint.
-    said = isinstance(error, PictureMisfit | KindMismatch | PeerFault)
+    said = isinstance(error, errors.PictureMisfit | errors.KindMismatch | errors.PeerFault)
     if error.facts and not said and not {"found", "last", "picture"} & error.facts.keys():
         facts = ", ".join(f"{key} {value}" for key, value in error.facts.items())
         say_labelled(f"  {error.says} says: " if error.says else "  more: ", facts)
@@ -365,7 +361,7 @@ def show_error(error: DdibError) -> None:
     if error.differences:  # of two contracts
         rows = [[each.field, each.source, each.target, each.remedy] for each in error.differences]
         print_table("", ["field", "source", "target", "what to do"], rows, err=True)
-    step = next_step(error)
+    step = errors.next_step(error)
     if error.retry_after_s:
         later = f"after {error.retry_after_s:.0f} s"
         step = f"{step} ({later})" if step else f"again {later}"
@@ -415,7 +411,7 @@ def require_alone(what: str) -> None:
     """Raise UsageError unless this process was started alone."""
     count, starter = started_together()
     if count > 1:
-        raise UsageError(
+        raise errors.UsageError(
             f"{what} runs in one process, and {starter} started {count}",
             hint=f"the same command without {starter}; `ddib model train` shares its work among processes",
         )
@@ -425,7 +421,7 @@ def require_torchrun(what: str) -> None:
     """Raise UsageError unless this process is alone or was started by torchrun."""
     count, starter = started_together()
     if count > 1 and starter != STARTERS[TORCHRUN]:
-        raise UsageError(
+        raise errors.UsageError(
             f"{what} shares its work among processes of torchrun alone, and {starter} started {count}",
             hint=f"torchrun --nproc-per-node {count} --no-python ddib model train ... --out DIR",
         )

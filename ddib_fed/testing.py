@@ -80,8 +80,6 @@ class NodeProcess:
 
     Parameters
     ----------
-    folder
-        Where node.toml is.
     launch
         Starts the process; gets this node and the words of its command, `serve --config FILE` and further ones.
     echo
@@ -144,12 +142,7 @@ class NodeProcess:
     def configure(self, settings: Mapping[str, object]) -> None:
         """Set keys of node.toml, which the node reads when it starts.
 
-        A key that two tables have is given with its table, as `http.listen`.
-
-        Raises
-        ------
-        InputError
-            No table, or more than one, has a line for a key.
+        A key that two tables have is given with its table, as `http.listen`. Raise InputError unless one table has it.
         """
         tables = re.split(r"^(?=\[)", self.config_path.read_text(encoding="utf-8"), flags=re.MULTILINE)
         for name, value in settings.items():
@@ -165,10 +158,7 @@ class NodeProcess:
     def start(self, *words: str, wait: bool = True) -> Self:
         """Start the node with further words of its command; with `wait`, return once it serves.
 
-        Raises
-        ------
-        NotReady
-            It ended, or does not serve after `START_S`; the error has the end of its log.
+        Raise NotReady with the end of its log if it ended, or does not serve after `START_S`.
         """
         command = ["serve", "--config", str(self.config_path), *words]
         self.echo(f"ddib-{self.role}-node {shlex.join(command)} &")
@@ -179,8 +169,8 @@ class NodeProcess:
 
     def wait_serving(self) -> None:
         """Return once the node serves; raise NotReady as `start` does."""
-        deadline = time.monotonic() + START_S
-        while self.state() != "serving":
+        deadline, node = time.monotonic() + START_S, self.node  # node.toml is read once, which takes a while
+        while _state(node) != "serving":
             code = None if self.process is None else self.process.poll()
             if code is not None or time.monotonic() > deadline:
                 tail = "\n    ".join(self.log.read_text(errors="replace").splitlines()[-LOG_TAIL:])
@@ -194,10 +184,7 @@ class NodeProcess:
 
     def state(self) -> str:
         """Return what the node answers its operator, such as "serving"; "down" where none answers."""
-        try:
-            return self.node.status().state
-        except UnavailableError:
-            return "down"
+        return _state(self.node)
 
     def stop(self, patience_s: float = STOP_S) -> int | None:
         """Let the node finish its running work, and kill it after `patience_s`; return its exit code."""
@@ -214,6 +201,13 @@ class NodeProcess:
         if self.process.poll() is None:
             self.process.kill()
         return self.process.wait()
+
+
+def _state(node: ddib_fed.Node) -> str:
+    try:
+        return node.status().state
+    except UnavailableError:
+        return "down"
 
 
 @dataclass
@@ -259,21 +253,15 @@ class TwoNodes:
             Gets a folder for each institution, named by its first label: `north` and `south`.
         source, target
             Name of a shipped model, which is copied, or the folder of one.
-        institutions
-            DNS names of the source's and the target's institution.
-        settings
-            Keys of both node.toml, as `NodeProcess.configure` takes them.
-        ports
-            Ports of loopback of both nodes; by default two that are free.
-        launch, echo
-            As `NodeProcess` has them.
+        institutions, ports
+            DNS names of the source's and the target's institution; ports of loopback, by default two that are free.
+        settings, launch, echo
+            Keys of both node.toml, as `NodeProcess.configure` takes them; as `NodeProcess` has them.
 
         Raises
         ------
-        AlreadyExists
-            A node is in one of the folders.
-        ModelNotFound
-            There is no such model.
+        AlreadyExists, ModelNotFound
+            A node is in one of the folders; there is no such model.
         """
         nodes = cls(
             *(NodeProcess(Path(folder) / name.partition(".")[0], launch, echo) for name in institutions)

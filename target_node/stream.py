@@ -1,11 +1,10 @@
 """Decoding of the latents of one Decode call, in order, overlapped with the receipt of further latents.
 
-The engine's feeder assembles latents, a writer writes the decoded files, and gRPC's thread sends them. The engine's
+The engine's feeder assembles latents, a thread writes the decoded files, and gRPC's thread sends them. The engine's
 window bounds the latents in memory, `READY` the files.
 """
 
 import logging
-import queue
 import threading
 import time
 from collections import deque
@@ -24,6 +23,7 @@ from ddib_fed.evaluation.samples import Samples, samples_of
 from ddib_fed.latent import Latent
 from ddib_fed.node.role import MEDIA_TYPES, NodeContext, solver_settings
 from ddib_fed.node.server import Pace
+from ddib_fed.protocol.calls import ReadAhead
 from ddib_fed.protocol.contract import Contract, guidance_from_pb
 from ddib_fed.protocol.latent import ApprovedLatent, LatentOpener, approve
 from ddib_fed.protocol.streams import Announced, Assembler
@@ -37,10 +37,9 @@ AHEAD_BYTES: Final = 4 << 20
 """Read so much of a call ahead; as much again may be in use."""
 LEAST_WEIGHT: Final = 16 << 10
 """Let at most 256 messages wait: a batch of small latents fits, a flood of empty ones does not."""
-READY: Final = 2
-"""Write one translation while another is on the wire."""
+READY: Final = 1
+"""Beside the translation that waits, one is made and one is on the wire."""
 PROGRESS_EVERY_S: Final = 0.25
-MAX_PROGRESS: Final = 64
 SIGN_OF_LIFE_S: Final = 10.0
 """Send a message at least this often: a source gives a silent node up."""
 REFUSALS: Final = (InputError, LatentNotGaussian)
@@ -181,13 +180,9 @@ class DecodedFile:
     round_trip: ApprovedLatent | None
 
 
-Event = pb.DecodeProgress | DecodedFile | BaseException | None
-"""None is the end of the stream."""
-
-
 @dataclass(slots=True, eq=False)
 class DecodeStream:
-    """The events of one Decode call, from the engine's thread to gRPC's."""
+    """The translations of one Decode call, made ahead on a thread of its own, and its progress."""
 
     engine: ServingParty
     header: pb.DecodeHeader
@@ -200,31 +195,28 @@ class DecodeStream:
     _samples: Samples = field(init=False)
     _refused: DdibError | None = field(default=None, init=False)
     _ended: bool = field(default=False, init=False)
-    _last_progress: float = field(default=0.0, init=False)
-    _events: queue.SimpleQueue[Event] = field(default_factory=queue.SimpleQueue, init=False)
-    _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(READY), init=False)
+    _progress: pb.DecodeProgress | None = field(default=None, init=False)
+    _said: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
         self._samples = samples_of(self.engine.model, ImageLimits(), max_points=0)  # nothing is read
 
     def run(self) -> Iterator[pb.DecodeProgress | DecodedFile]:
         """Yield progress and translations until the last item is done; raise if the stream breaks."""
-        threading.Thread(target=self._work, name="decode", daemon=True).start()
-        try:
-            while True:
-                try:
-                    event = self._events.get(timeout=SIGN_OF_LIFE_S)
-                except queue.Empty:
-                    event = pb.DecodeProgress()
-                if event is None:
-                    return
-                if isinstance(event, BaseException):
-                    raise event
-                yield event
-                if isinstance(event, DecodedFile):
-                    self._slots.release()
-        finally:
-            self.control.cancel()
+        made: Iterator[pb.DecodeProgress | DecodedFile] = self._files()
+        with ReadAhead(made, READY, "decode") as ahead:
+            try:
+                for event in ahead.each(lambda: PROGRESS_EVERY_S, self._late):
+                    yield event
+                    self._said = time.monotonic()
+            finally:
+                self.control.cancel()
+
+    def _late(self) -> pb.DecodeProgress | None:
+        progress, self._progress = self._progress, None
+        if progress is None and time.monotonic() - self._said >= SIGN_OF_LIFE_S:
+            return pb.DecodeProgress()
+        return progress
 
     def _leg(self) -> Leg:
         return Leg(
@@ -238,25 +230,22 @@ class DecodeStream:
             least_evaluations=self.contract.limits.min_evaluations,
         )
 
-    def _work(self) -> None:
+    def _files(self) -> Iterator[DecodedFile]:
+        """Yield the items' translations; raise the first refusal once all others are made."""
         try:
             with closing(self.engine.decode_each(self._items(), self._leg(), end=self._end)) as outcomes:
                 for outcome in outcomes:
-                    self._answer(outcome)
-        except BaseException as error:  # noqa: BLE001 - handed over to the sender, which raises it
-            self._events.put(self._refused or error)
-        else:
-            self._events.put(self._refused)
-
-    def _answer(self, outcome: Decoded | Failed) -> None:
-        """Wait for a free slot, and queue an item's translation or note its refusal."""
-        while not self._slots.acquire(timeout=0.2):
-            self.control.check()
-        try:
-            self._events.put(self._translated(outcome))
-        except REFUSALS as error:
-            self._slots.release()
-            self._refuse(outcome.number, error)
+                    try:
+                        file = self._translated(outcome)
+                    except REFUSALS as error:
+                        self._refuse(outcome.number, error)
+                    else:
+                        yield file
+        except Exception:
+            if self._refused is None:
+                raise
+        if self._refused is not None:
+            raise self._refused
 
     def _refuse(self, number: int, error: DdibError) -> None:
         self._end()
@@ -295,7 +284,4 @@ class DecodeStream:
         return DecodedFile(number, file, MEDIA_TYPES[self._samples.format], outcome.seconds, round_trip)
 
     def _on_step(self, number: int, stage: Stage, step: int, steps: int) -> None:
-        now = time.monotonic()
-        if now - self._last_progress >= PROGRESS_EVERY_S and self._events.qsize() < MAX_PROGRESS:
-            self._last_progress = now
-            self._events.put(pb.DecodeProgress(item=number, stage=stage, step=step, steps=steps))
+        self._progress = pb.DecodeProgress(item=number, stage=stage, step=step, steps=steps)

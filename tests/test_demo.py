@@ -8,7 +8,7 @@ import pytest
 
 from ddib_fed.datasets import sample
 from ddib_fed.demo import MARKER, finish, prepare
-from ddib_fed.demo_figures import Bound, measure_points
+from ddib_fed.demo_figures import measure_points
 from ddib_fed.errors import AlreadyExists, ExitCode, OutOfBounds
 from ddib_fed.record import CycleError, Record
 
@@ -26,15 +26,6 @@ def test_a_folder_of_an_earlier_demo_is_made_anew_and_another_is_refused(tmp_pat
         prepare(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("value", "most", "least"),
-    [(0.9, True, False), (1.0, True, True), (1.1, False, True), (float("nan"), False, False)],
-)
-def test_a_figure_is_held_to_its_bound(value, most, least):
-    assert Bound("figure", value, 1.0).ok is most
-    assert Bound("figure", value, 1.0, "at least").ok is least
-
-
 def write_record(folder: Path, name: str, record: Record) -> None:
     (folder / f"{name}.json").write_bytes(record.to_json())
 
@@ -46,10 +37,8 @@ def test_figures_come_from_the_files_and_not_from_what_the_nodes_say(tmp_path):
     out.mkdir()
     np.save(sent, source)
     parts = {
-        "points": target,
-        "points.latent": np.zeros_like(source),
-        "points.returned": source + np.float32(0.1),
-    }
+        "points": target, "points.latent": np.zeros_like(source), "points.returned": source + np.float32(0.1),
+    }  # fmt: skip
     for name, points in parts.items():
         np.save(out / f"{name}.npy", points)
     exact = CycleError(median=0, mean=0, p99=0, max=0)

@@ -238,12 +238,9 @@ SUFFIXES = {
     "histogram": ("_bucket", "_sum", "_count"),
 }
 VALUES = {
-    "stage": {"encode", "decode", "return"},
-    "outcome": {"ok", "failed"},
-    "direction": {"in", "out"},
-    "status": {code.name for code in grpc.StatusCode},
-    "state": {"queued", "running", "decoding"},
-}
+    "stage": {"encode", "decode", "return"}, "outcome": {"ok", "failed"}, "direction": {"in", "out"},
+    "status": {code.name for code in grpc.StatusCode}, "state": {"queued", "running", "decoding"},
+}  # fmt: skip
 """What the code gives to labels."""
 RULES = [
     rule

@@ -49,7 +49,6 @@ def test_every_image_is_shown() -> None:
 
 
 def test_commands_of_the_pages_exist() -> None:
-    """Each `ddib GROUP COMMAND`, in blocks and in sentences."""
     context = click.Context(cli)
     for page in PAGES:
         for line in re.findall(r"(?:^|`|\$ |run --rm )ddib ([a-z][a-z -]*)", page.read_text(), re.MULTILINE):

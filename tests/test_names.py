@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from ddib_fed.errors import BundleInvalid, InputError, MessageInvalid
 from ddib_fed.models.bundle import make_bundle
-from ddib_fed.names import is_domain, is_institution, size_from
+from ddib_fed.names import is_domain, is_institution
 from ddib_fed.node.config import ModelSection, NodeSection
 from ddib_fed.protocol.contract import check_side
 from ddib_fed.security.identity import check_institution
@@ -28,7 +28,6 @@ def accepts(make, *refusals) -> bool:
 
 @pytest.mark.parametrize("name", DOMAINS)
 def test_a_domain_is_accepted_everywhere_or_nowhere(name: str) -> None:
-    """Configuration, contract, bundle and training; before, only contract and bundle looked, each in its own way."""
     found = {
         "grammar": is_domain(name),
         "config": accepts(lambda: ModelSection(domain=name), ValidationError),
@@ -44,7 +43,6 @@ def test_a_domain_is_accepted_everywhere_or_nowhere(name: str) -> None:
 
 @pytest.mark.parametrize("name", INSTITUTIONS)
 def test_an_institution_is_accepted_everywhere_or_nowhere(name: str) -> None:
-    """Before, a.b could make a node and certificates, and each contract refused it."""
     found = {
         "grammar": is_institution(name),
         "config": accepts(
@@ -55,11 +53,3 @@ def test_an_institution_is_accepted_everywhere_or_nowhere(name: str) -> None:
         "contract": accepts(lambda: check_side(side(institution=name)), MessageInvalid),
     }
     assert len(set(found.values())) == 1, found
-
-
-def test_sizes_are_height_by_width() -> None:
-    assert size_from("700x150") == (700, 150)
-    assert size_from("160x224x128") == (160, 224, 128)
-    for text in ("700", "700 x 150", "0x150", "-1x2", "7x1x5x3", "999999x1", "ownx1"):
-        with pytest.raises(ValueError, match=r"e\.g\. 700x150"):
-            size_from(text)

@@ -35,15 +35,9 @@ def folder(text: str = "t", picture: bytes = PNG, **values: Any) -> str:
     table = {"title": text, "columns": [text], "rows": [numbers], "note": text, "kind": ""}
     row = {"name": text, "address": "", "mark": text, "pictures": [(picture, text, 64)], "figures": [1.0]}
     known = {
-        "title": text,
-        "verdict": text,
-        "notes": [text],
-        "tables": [table],
-        "columns": [text],
-        "rows": [row],
-        "left_out": 0,
-        "provenance": [(text, text)],
-    }
+        "title": text, "verdict": text, "notes": [text], "tables": [table], "columns": [text], "rows": [row],
+        "left_out": 0, "provenance": [(text, text)],
+    }  # fmt: skip
     return render("pictures.html", **{**known, **values})
 
 

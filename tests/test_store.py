@@ -1,7 +1,6 @@
 """The node's database: private, of one process, and each write on the disk as a whole or not at all."""
 
 import errno
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed.errors import ConfigError, DiskFull
-from ddib_fed.store import MOST_BYTES, SCHEMA, TOGETHER, NodeStore, Transaction
+from ddib_fed.store import SCHEMA, TOGETHER, NodeStore, Transaction
 from tests import audit_rows
 
 
@@ -82,31 +81,12 @@ def test_writes_that_wait_are_one_commit_and_each_fails_alone(store: NodeStore) 
 
 @pytest.mark.parametrize("end", ["flush", "another", "close"])
 def test_patient_writes_go_together_with_what_does_not_wait(store: NodeStore, monkeypatch, end: str) -> None:
-    """In the order in which they came, as one commit."""
     monkeypatch.setattr("ddib_fed.store.PATIENCE_S", 60.0)
     patient = [store.write(put(f"{n:02}"), patient=True) for n in range(TOGETHER - 1)]
     assert not wait(patient, timeout=0.1).done
     {"flush": store.flush, "another": lambda: store.write(put("x")), "close": store.close}[end]()
     assert [future.result(60) for future in patient] == [f"{n:02}" for n in range(TOGETHER - 1)]
     assert store.commits == 1
-
-
-def test_a_patient_write_waits_neither_for_ever_nor_for_more_than_some(store: NodeStore, monkeypatch) -> None:
-    """A little while alone, and no longer once there are enough."""
-    assert store.write(put("alone"), patient=True).result(60) == "alone"
-    monkeypatch.setattr("ddib_fed.store.PATIENCE_S", 60.0)
-    for future in [store.write(put(f"{n}"), patient=True) for n in range(TOGETHER)]:
-        future.result(60)
-
-
-def test_a_transaction_takes_only_so_many_bytes(store: NodeStore) -> None:
-    """Large files do not wait for one another; one that is larger than the bound is written all the same."""
-    with waiting_writes(store):
-        before = store.commits
-        sizes = (MOST_BYTES // 2, MOST_BYTES // 2, 1, 2 * MOST_BYTES, 0)
-        futures = [store.write(put(str(n)), size_bytes=size) for n, size in enumerate(sizes)]
-    assert [future.result(60) for future in futures] == list("01234")
-    assert store.commits == before + 4
 
 
 def test_a_file_is_on_the_disk_with_its_row_or_goes(store: NodeStore, path: Path) -> None:
@@ -127,25 +107,6 @@ def test_a_file_is_on_the_disk_with_its_row_or_goes(store: NodeStore, path: Path
         store.write(lambda db: write(db, True)).result(60)
     store.write(lambda db: write(db, False)).result(60)
     assert called == [("undo", []), ("afterwards", ["False"])]
-
-
-def test_a_file_is_on_the_disk_before_its_row_is(store: NodeStore, path: Path, monkeypatch) -> None:
-    """After a loss of power no row names a file whose bytes were never written."""
-    rows_when_synced, sync, file = [], os.fsync, path.with_name("file")
-
-    def watched(descriptor: int) -> None:
-        if Path(f"/proc/self/fd/{descriptor}").readlink() == file:
-            rows_when_synced.append(keys(store))
-        sync(descriptor)
-
-    def write(db: Transaction) -> None:
-        file.write_bytes(b"x")
-        db.written.append(str(file))
-        put("row")(db)
-
-    monkeypatch.setattr(os, "fsync", watched)
-    store.write(write).result(60)
-    assert rows_when_synced == [[]]
 
 
 class FailingConnection:

@@ -17,10 +17,10 @@ from ddib_fed.protocol.calls import DETAIL_KEY, MAX_DETAIL_BYTES, TIME_KEY, time
 from ddib_fed.protocol.contract import LAST_MOMENT
 from ddib_fed.record import Settings
 from target_node import service
+from tests.e2e.harness import wait_until
 from tests.e2e.in_process import InProcessNodes
 from tests.node.tiny_nodes import gaussian, tiny_bundle
 from tests.protocol.surface import METADATA
-from tests.source_node.conftest import wait_until
 
 TRACE, SPAN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 GOOD = f"00-{TRACE}-{SPAN}-01"
@@ -42,14 +42,6 @@ def test_a_collector_that_is_away_stops_nothing(caplog: pytest.LogCaptureFixture
     assert "export" in caplog.text
 
 
-def test_it_is_off_by_default() -> None:
-    assert opened(None) is telemetry.OFF
-    with telemetry.OFF.span("anything", a=1) as span:
-        assert telemetry.trace_entries(span) == {}
-        telemetry.OFF.remember("job", span)
-    assert telemetry.OFF.recall("job") is None
-
-
 @pytest.mark.parametrize(
     "endpoint",
     ["http://collector.north.example:4318", "https://a:b@collector:4318", "https://collector:4318?key=1"],
@@ -57,22 +49,6 @@ def test_it_is_off_by_default() -> None:
 def test_an_endpoint_that_is_not_allowed(endpoint: str) -> None:
     with pytest.raises(ValidationError, match=r"unencrypted|not the URL|login"):
         telemetry.TelemetrySettings(endpoint=endpoint)
-
-
-@pytest.mark.parametrize("flags", ["00", "fe"])
-def test_a_traceparent_is_read_and_written_again(flags: str) -> None:
-    text = f"{GOOD[:-2]}{flags}"
-    assert len(text) == telemetry.TRACEPARENT_CHARACTERS
-    assert telemetry.trace_entries(telemetry.parse_traceparent(text)) == {
-        "metadata": ((telemetry.TRACE_KEY, text),)
-    }
-
-
-def test_everything_else_says_nothing() -> None:
-    turned = f"00-{TRACE[:-1]}\u0661-{SPAN}-01"
-    for text in ("", GOOD + "\n", f"01-{TRACE}-{SPAN}-01", turned, "00-" + "a" * 10_000):
-        assert telemetry.parse_traceparent(text) is None
-        assert telemetry.trace_of([(telemetry.TRACE_KEY, text)], ON, "north.example") is None
 
 
 def test_a_trace_is_taken_from_those_with_whom_it_is_shared() -> None:
@@ -84,14 +60,6 @@ def test_a_trace_is_taken_from_those_with_whom_it_is_shared() -> None:
     assert telemetry.trace_of([*sent, *sent], ON, "north.example") is None
     assert telemetry.trace_of([(telemetry.TRACE_KEY, GOOD.encode())], ON, "north.example") is None
     assert telemetry.trace_of(None, ON, "north.example") is None
-
-
-def test_that_traces_are_taken_is_said_to_those_alone() -> None:
-    assert telemetry.is_taken(telemetry.takes_entries(ON, "north.example"))
-    assert telemetry.takes_entries(ON, "west.example") == ()
-    assert telemetry.takes_entries(telemetry.OFF, "north.example") == ()
-    for said in (None, (), [(telemetry.TAKES_KEY, "yes")], [(telemetry.TAKES_KEY, b"1")], [("other", "1")]):
-        assert not telemetry.is_taken(said)
 
 
 def test_the_list_of_metadata_is_what_the_code_sends() -> None:

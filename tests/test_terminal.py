@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 
 import ddib_fed
-from ddib_fed.terminal import console, drawing, escape, say, say_labelled
+from ddib_fed.terminal import console, drawing, escape, say_labelled
 
 ROOT = Path(ddib_fed.__file__).parents[1]
 # One of each kind: C0, DEL, C1, directions, no width, separators, a surrogate, a tag, a private one.
@@ -32,26 +32,6 @@ def test_every_text_becomes_printable_and_stays_so(text: str) -> None:
     assert shown.isprintable()
     assert escape(shown) == shown
     assert (shown == text) == text.isprintable()
-
-
-def test_letters_of_every_script_stay() -> None:
-    for text in ("Zoë Müller", "北方", "мост", "גשר", "n\u0303", "σ ≤ 0.05", r"C:\new\x1b", "[red]"):
-        assert escape(text) == text
-
-
-@pytest.mark.parametrize("err", [False, True])
-def test_a_text_makes_one_line(capsys: pytest.CaptureFixture[str], err: bool) -> None:
-    """Each of the texts that are given, and nothing of them another one; none makes an empty line."""
-    say("one\nerror: two", "\x1b[2Jthree", err=err)
-    say(err=err)
-    assert capsys.readouterr()[err] == "one\\nerror: two\n\\x1b[2Jthree\n\n"
-
-
-def test_a_terminal_of_another_encoding_shows_an_escape(monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    say("σ ≤ 1")
-    assert raw.getvalue() == b"\\u03c3 \\u2264 1\n"
 
 
 def test_further_lines_of_an_error_are_indented(capsys: pytest.CaptureFixture[str]) -> None:

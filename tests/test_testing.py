@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ddib_fed import testing
-from ddib_fed.errors import InputError, NotReady
+from ddib_fed.errors import NotReady
 from ddib_fed.testing import NodeProcess, free_port
 from tests.e2e.harness import lone_node, two_nodes
 
@@ -34,20 +34,3 @@ def test_a_node_that_cannot_start_is_shown_by_its_log_and_the_other_is_killed(tm
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> NodeProcess:
     return lone_node(tmp_path_factory.mktemp("lone") / "south")
-
-
-def test_keys_are_set_where_the_template_has_them(node: NodeProcess) -> None:
-    """Of any type, in any order, again, and by the table where two tables have a key."""
-    node.configure({"max_open_jobs": 2, "http.listen": "127.0.0.1:9464", "calibration": ["rotation"]})
-    node.configure({"max_open_jobs": 3, "round_trip": False})
-    config = node.config
-    assert (config.limits.max_open_jobs, config.policy.round_trip) == (3, False)
-    assert (config.http.listen, config.policy.calibration) == ("127.0.0.1:9464", ("rotation",))
-
-
-@pytest.mark.parametrize("key", ["listen", "max_jobs", "limits.listen"])
-def test_a_key_that_is_not_in_one_table_is_refused(node: NodeProcess, key: str) -> None:
-    before = node.config_path.read_text()
-    with pytest.raises(InputError, match=f"have a key {key}"):
-        node.configure({key: 1})
-    assert node.config_path.read_text() == before

@@ -20,7 +20,6 @@ from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.catalogue import shipped_names
 
 ROOT = Path(__file__).parents[1]
-PEOPLE = [("alice", "south.example/checkerboards"), ("bob", "west.example/relief-256")]
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +80,6 @@ def test_the_client_is_small_and_both_wheels_are_of_one_release(wheel: Path, mod
     for each in (wheel, models):
         licences = {name.rpartition("/")[2] for name in names(each) if ".dist-info/licenses/" in name}
         assert licences == {"LICENSE", "NOTICE"}
-
-
-def test_a_checkout_brings_its_own_models() -> None:
-    """`pip install '../ddib-fed[node]'` asks no index for them."""
-    core = WheelBuilder(str(ROOT)).metadata.core
-    (found,) = (each for each in core.optional_dependencies["node"] if each.startswith("ddib-fed-models"))
-    assert found.partition("@")[2].strip() == (ROOT / "models").as_uri()
 
 
 @pytest.mark.slow

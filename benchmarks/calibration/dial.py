@@ -1,162 +1,98 @@
 """The curve of a calibration's dial: what each share gives, what its latents show, and what the dial proposes.
 
-    python -m benchmarks.calibration.dial       three pairs, a quarter of an hour; docs/benchmarks/calibration/dial
-    python -m benchmarks.calibration.dial --plot    docs/images/dial.png again from what is there
+    python -m benchmarks.calibration.dial      20 minutes of one core; draws docs/images/dial.png
 
-Quality is of all test pictures at 24 evaluations; the leak is what the linear read-out by frequency (`lab.report`),
-fitted to 512 pairs of the source's training part, reads from latents of the test part. Beside the shares every
-temperature and blend that the dial tries, at the share that it proposes on pictures held out of training, which tells
-how far the proposal is from the best at its leak. One thread, float32.
+Quality is of all test pictures at 24 evaluations a leg; `leak` is what the linear read-out by frequency
+(`ddib privacy report`), fitted to 512 pairs of the source's training part, reads from latents of the test part. The
+dial proposes from pictures that were held out of training.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.calibration.directed import NAMED, OUT, ROOT, Directed
-from benchmarks.pictures.marks import BAD, states, wrong_of
-from ddib_fed import metrics
-from ddib_fed.calibration.record import Calibration, Dial
-from ddib_fed.client.dial import BLEND, COOL, measure_dial
-from ddib_fed.client.in_process import InProcess
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings
-from ddib_fed.engine.local_party import LocalParty
-from ddib_fed.files import write_json
+import ddib_fed
+from benchmarks.calibration.directed import NAMED, Directed, from_bytes, from_results
+from benchmarks.calibration.variants import DEPTH, LEGS, RETRAINED, agreed
+from benchmarks.command import Rows, Run, command
+from benchmarks.pictures.judged import wrong_of
+from ddib_fed import Calibration, Model, Request, Settings, metrics
 from ddib_fed.lab.report import fit_inverter, latents_along
-from ddib_fed.metrics import compare
-from ddib_fed.model import Model
-from tests.engine.stages import translate_array
+from ddib_fed.metrics import Pictures
 
-FOLDER = OUT / "dial"
-SHARES = (1.0, 0.75, 0.5, 0.25, 0.0)
-DEPTHS = (0.85, 0.7)
-KNOWN, EVALUATIONS = 512, 24
+PAIRS = ("brain-t1-brain-t2", "relief-satellite", "satellite-relief")
+SHARES = (1.0, 0.75, 0.5)
+KNOWN, BLEND = 512, 0.3
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    for name in BAD if "--plot" not in sys.argv else ():
-        if (FOLDER / f"{name}.json").exists():
-            continue
-        directed = Directed(*NAMED[name])
-        kind, calibration, party, turned = list(states(directed))[-1]
-        found = measured(directed, calibration, party, turned)
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        write_json(FOLDER / f"{name}.json", {"pair": name, "calibration": kind, **found})
-    plot()
-    return 0
+def measure(run: Run) -> Rows:
+    """Measure each pair, and draw the figure."""
+    if run.smoke:
+        yield from settings_of(Directed(*NAMED["satellite-relief"], count=2))
+        return
+    from benchmarks.calibration.dial_figure import plot  # with Matplotlib
+
+    rows = []
+    for pair in PAIRS:
+        for row in settings_of(Directed(*NAMED[pair])):
+            rows.append(row)
+            yield row
+    plot(rows)
 
 
-def measured(
-    directed: Directed, calibration: Calibration, party: LocalParty, turned: Calibration | None
-) -> dict[str, Any]:
-    source, wrong = directed.test[0], wrong_of(directed)
-    alone = calibration.alone(source)
-    model = party.model
-    train = directed.pictures[0].train
-    known = train[np.linspace(0, len(train) - 1, KNOWN).round().astype(int)]
+def settings_of(directed: Directed) -> Iterator[dict[str, Any]]:
+    """Yield a row of each setting, after the map alone and histogram matching."""
+    calibration, model = agreed_model(directed)
+    assert calibration.alone is not None
+    wrong, sharp = wrong_of(directed), metrics.sharpness(directed.test[1]).mean()
 
-    def translated(dial: Dial, depth: float = 1.0) -> np.ndarray:
-        settings = SolverSettings(
-            evaluations=EVALUATIONS, share=dial.share, temperature=dial.temperature, depth=depth
-        )
-        asked = ArraySettings(settings, calibration=None if turned is None else turned.map)
-        found = translate_array(source, party, directed.parties[1], asked)
-        mixed = (1.0 - dial.blend) * found.translated + dial.blend * alone
-        return mixed.astype(np.float32)
+    def row(setting: str, pictures: Pictures, **more: Any) -> dict[str, Any]:
+        return {
+            "pair": directed.name,
+            "calibration": calibration.kind,
+            "setting": setting,
+            **directed.figures(pictures),
+            "sharpness": directed.drawn.mean(metrics.sharpness(pictures) / sharp),
+            "wrong": directed.drawn.mean(wrong(pictures).mean((1, 2))),
+            **more,
+        }
 
-    def row(dial: Dial, stack: np.ndarray) -> dict[str, Any]:
-        sharp = metrics.sharpness(stack).mean() / metrics.sharpness(directed.test[1]).mean()
-        figures = directed.figures(stack)
-        kept = {key: figures[key] for key in ("psnr", "ssim", "partner", "frechet_early")}
-        return {**dial.model_dump(), **kept, "sharpness": float(sharp), "wrong": float(wrong(stack).mean())}
-
-    @cache
-    def leak(share: float, depth: float = 1.0) -> float:
-        z = [
-            latents_along(
-                Model(model.bundle), model.normalise(each), depths=tuple({depth} - {1.0}), share=share,
-                evaluations=EVALUATIONS, sigma=model.manifest.soften_sigma, seed=seed,
-            )[depth]
-            for seed, each in ((1, known), (0, source))
-        ]  # fmt: skip
-        read = fit_inverter(z[0], model.normalise(known), steps=0).inverse(z[1])
-        return float(compare(np.clip(model.denormalise(read), -1.0, 1.0), source).psnr.mean())
-
-    client = InProcess(party, directed.parties[1])
-    _, proposed = measure_dial(calibration, model.bundle, client.target, client=client)
-    rows = [
-        {**row(Dial(share=share), translated(Dial(share=share))), "leak": leak(share)} for share in SHARES
-    ]
-    beside = [
-        Dial(share=proposed.share, temperature=temperature, blend=blend)
-        for temperature in (1.0, COOL)
-        for blend in (0.0, BLEND)
-    ]
-    others = [row(dial, translated(dial)) for dial in beside]
-    depths = [
-        {**row(dial, translated(dial, depth)), "depth": depth, "leak": leak(1.0, depth)}
-        for depth in DEPTHS
-        for dial in (Dial(), Dial(blend=BLEND))
-    ]
-    best = max(each["ssim"]["value"] for each in others)
-    own = next(each for each in others if Dial(**{k: each[k] for k in Dial.model_fields}) == proposed)
-    found = {
-        "map_alone": row(Dial(), alone),
-        "shares": rows,
-        "at_the_proposed_share": others,
-        "depths": depths,
-        "proposed": proposed.model_dump(),
-        "ssim_below_the_best": best - own["ssim"]["value"],
-    }
-    print(directed.name, json.dumps(found)[:3000], flush=True)
-    return found
+    yield row("the map alone", calibration.alone(directed.test[0]))
+    yield row("histogram matching", directed.histogram_matched())
+    settings = {f"share {share:g}": replace(LEGS, share=share) for share in SHARES}
+    if directed.count:  # in a smoke
+        settings = {"proposed": replace(LEGS, evaluations=4, blend=BLEND)}
+    else:
+        _, dial = ddib_fed.measure_dial(calibration, model, directed.models[1])
+        settings["proposed"] = replace(LEGS, **dial.model_dump())
+        settings |= {"depth": DEPTH, "depth and blend": replace(DEPTH, blend=BLEND)}
+    for name, each in settings.items():
+        results = directed.translate(Request(each, calibration=calibration, left=()), model)
+        yield row(name, from_results(results), **asdict(each), leak=leak(directed, model, each))
 
 
-def plot() -> None:
-    """SSIM and feature distance over the leak, a line a pair."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def agreed_model(directed: Directed) -> tuple[Calibration, Model]:
+    """Return the calibration of a pair, and the source's model that encodes under it."""
+    if name := RETRAINED.get(directed.name):
+        return Calibration.open(name), Model.open(name, threads=1)
+    return agreed(directed)[0], directed.models[0]
 
-    figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for colour, path in zip(("#3366cc", "#d33f6a", "#2a9d4a"), sorted(FOLDER.glob("*.json")), strict=False):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        leak = [each["leak"] for each in found["shares"]]
-        where = next(
-            i for i, each in enumerate(found["shares"]) if each["share"] == found["proposed"]["share"]
-        )
-        own = next(
-            each
-            for each in found["at_the_proposed_share"]
-            if all(each[key] == value for key, value in found["proposed"].items())
-        )
-        for axis, key in ((left, "ssim"), (right, "frechet_early")):
-            values = [each[key]["value"] for each in found["shares"]]
-            axis.plot(
-                leak, values, marker="o", color=colour, label=f"{found['pair']}, {found['calibration']}"
-            )
-            for x, y, each in zip(leak, values, found["shares"], strict=True):
-                axis.annotate(
-                    f"{each['share']:g}", (x, y), xytext=(3, 4), textcoords="offset points", fontsize=7
-                )
-            axis.scatter([leak[where]], [own[key]["value"]], marker="*", s=130, color=colour, zorder=3)
-            axis.axhline(found["map_alone"][key]["value"], color=colour, linestyle=":", linewidth=1)
-    for axis, title in ((left, "SSIM"), (right, "feature distance")):
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("read from a latent by 512 pairs, PSNR dB", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=7)
-    FigureCanvasAgg(figure).print_png(ROOT / "docs" / "images" / "dial.png")
+
+def leak(directed: Directed, model: Model, settings: Settings) -> dict[str, float]:
+    """Return what is read from latents of the test pictures, PSNR in dB."""
+    rows = np.linspace(0, len(directed.train[0]) - 1, directed.count * 8 or KNOWN).round().astype(int)
+    how: dict[str, Any] = {"share": settings.share, "evaluations": settings.evaluations}
+    how |= {"depths": {settings.depth} - {1.0}, "sigma": model.manifest.soften_sigma}
+    x = [model.units(pictures) for pictures in (from_bytes(directed.train[0][rows]), directed.test[0])]
+    z = [latents_along(model, one, **how, seed=1 - n)[settings.depth] for n, one in enumerate(x)]
+    read = model.out_of_units(fit_inverter(z[0], x[0], steps=0).inverse(z[1])).clip(-1.0, 1.0)
+    return directed.drawn.mean(metrics.psnr(read, directed.test[0]))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(measure, "calibration/dial"))

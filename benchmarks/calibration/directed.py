@@ -22,7 +22,6 @@ from ddib_fed import Model, Request, Translated, datasets, metrics
 from ddib_fed.metrics import Interval, Matrix, Pictures, Resamples
 
 ROOT = command.ROOT
-OUT = command.OUT / "calibration"
 DIRECTIONS = (
     ("satellite", "relief"),
     ("relief", "satellite"),
@@ -32,7 +31,6 @@ DIRECTIONS = (
     ("brain-t2", "brain-t1"),
 )
 NAMED = {"-".join(pair): pair for pair in DIRECTIONS}
-COLOURS = [name for name in NAMED if not name.startswith("brain")]
 DOMAIN_PICTURES = 500
 """Of the target's training part, for feature distances."""
 UNPAIRED_PICTURES = 4_000
@@ -53,6 +51,13 @@ def from_bytes(pictures: Bytes) -> Pictures:
 def to_files(pictures: Pictures) -> list[Bytes]:
     """Return each picture (C, H, W) in [-1, 1] as the array (H, W, C) of bytes that a user has of it."""
     return [*np.rint((pictures + 1.0) * 127.5).astype(np.uint8).transpose(0, 2, 3, 1)]
+
+
+def save(pictures: Bytes, folder: Path) -> None:
+    """Write pictures (N, C, H, W) as PNG files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture.transpose(1, 2, 0).squeeze()).save(folder / f"{number:05}.png")
 
 
 def from_results(results: Sequence[Translated]) -> Pictures:
@@ -77,14 +82,6 @@ class Directed:
         return Model.open(self.source_name, threads=1), Model.open(self.target_name, threads=1)
 
     @property
-    def parties(self) -> tuple[Any, Any]:
-        return self.models[0].party, self.models[1].party
-
-    @property
-    def bundles(self) -> tuple[Any, Any]:
-        return self.models[0].bundle, self.models[1].bundle
-
-    @property
     def thresholds(self) -> Any:
         """What marks wrong translations, of the source's model."""
         return self.models[0].manifest.structure
@@ -98,25 +95,21 @@ class Directed:
     @cached_property
     def test(self) -> tuple[Pictures, Pictures]:
         """Test pictures of both domains; those of one row show the same."""
-        source, target = (
-            from_bytes(datasets.shipped_bytes(name, ["test"])[0][self.rows])
-            for name in (self.source_name, self.target_name)
-        )
+        source, target = (from_bytes(pictures[self.rows]) for pictures in self.whole("test"))
         return source, target
 
     @cached_property
     def train(self) -> tuple[Bytes, Bytes]:
-        """Training pictures of both domains, which show different places; with a `count` those held out, of which
-        there are fewer.
+        """Training pictures of both domains, which show different places; with a `count` all test pictures, which are
+        cut already.
         """
-        source, target = (
-            datasets.shipped_bytes(name, [self.part])[0] for name in (self.source_name, self.target_name)
-        )
-        return source, target
+        return self.whole("test" if self.count else "train")
 
-    @property
-    def part(self) -> str:
-        return "held_out" if self.count else "train"
+    def whole(self, part: str) -> tuple[Bytes, Bytes]:
+        """Return a part of both domains."""
+        names = self.source_name, self.target_name
+        source, target = (datasets.shipped_bytes(name, [part])[0] for name in names)
+        return source, target
 
     @cached_property
     def clusters(self) -> NDArray[np.int64]:
@@ -134,19 +127,17 @@ class Directed:
     def write_anchors(self, folder: Path, count: int, seed: int) -> tuple[Path, Path]:
         """Write pictures of the same places in both domains, from the source's training part, as two folders."""
         target = datasets.shipped_domain(self.target_name)
-        side = datasets.shipped_domain(self.source_name).side
+        side, part = datasets.shipped_domain(self.source_name).side, "held_out" if self.count else "train"
+        (sources,) = datasets.shipped_bytes(self.source_name, [part])
         partners = (
-            datasets.cut_map(target.map, side, self.part, target.detail)
+            datasets.cut_map(target.map, side, part, target.detail)
             if target.map
-            else datasets.cut_head(target.name, side, self.part)
+            else datasets.cut_head(target.name, side, part)
         )
-        rows = np.random.default_rng(seed).choice(len(self.train[0]), count, replace=False)
+        rows = np.random.default_rng(seed).choice(len(sources), count, replace=False)
         folders = folder / self.source_name, folder / self.target_name
-        for place, pictures in zip(folders, (self.train[0], partners), strict=True):
-            place.mkdir(parents=True)
-            for row in rows:
-                pixels = pictures[row].transpose(1, 2, 0)
-                Image.fromarray(pixels.squeeze()).save(place / f"{row}.png")
+        for place, pictures in zip(folders, (sources, partners), strict=True):
+            save(pictures[rows], place)
         return folders
 
     def histogram_matched(self) -> Pictures:

@@ -1,131 +1,100 @@
 """What the noise of an aggregate costs: epsilon and number of pictures against the rotation that is found from it.
 
-    python -m benchmarks.calibration.epsilon [--pairs satellite-relief ...]
+    python -m benchmarks.calibration.epsilon      12 minutes of one core
 
-Degrees from the rotation of the true pairs of all test pixels (Procrustes), the margin, and PSNR and SSIM of the test
-pictures whose colours are turned by it, without any network. Three draws of noise and search each; delta 1e-5. One
-JSON a directed pair below docs/benchmarks/calibration/epsilon.
+Degrees from the rotation of the true pairs of all test pixels (Procrustes), and PSNR and SSIM of the test pictures that
+the calibration's map alone makes, without any network; beside them histogram matching and the paired rotation. Three
+draws of noise and search each, of which the middle one by SSIM counts; delta 1e-5.
 """
 
 from __future__ import annotations
 
 import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks import options
-from benchmarks.calibration.directed import COLOURS, NAMED, OUT, Directed
-from ddib_fed.calibration.aggregate import (
-    Cells,
-    Floats,
-    Numbers,
-    count_array,
-    default_cells,
-    histogram,
-    thinned,
-)
-from ddib_fed.calibration.fit import (
-    DRAWN,
-    EACH,
-    MOST_PICTURES,
-    degrees,
-    nearest_orthogonal,
-    pseudo_colours,
-    sampled_pixels,
-    search,
-    without_noise,
-)
-from ddib_fed.files import write_json
-from ddib_fed.metrics import compare
+import ddib_fed
+from benchmarks.calibration.directed import Directed, save
+from benchmarks.command import Rows, Run, command
+from ddib_fed import CalibrationRequest
+from ddib_fed.metrics import Pictures, compare
 
-EPSILONS: tuple[float | None, ...] = (0.1, 0.3, 1.0, 3.0, None)
-PICTURES = (500, 1500, 4000)
-DRAWS = 3
-FOLDER = OUT / "epsilon"
+EPSILONS = (0.1, 0.3, 1.0, 3.0, 8.0)
+PICTURES, DRAWS = (500, 1_500, 4_000), 3
+Numbers = NDArray[np.float64]
 
 
-def main() -> int:
-    """Measure the curve of each pair that is asked for."""
-    parser = options(__doc__)
-    parser.add_argument("--pairs", nargs="+", choices=COLOURS, default=COLOURS[:1], metavar="SOURCE-TARGET")
-    given = parser.parse_args()
-    for name in given.pairs:
-        directed = Directed(*NAMED[name])
-        points = [
-            point(directed, pictures, epsilon, draw)
-            for pictures in PICTURES
-            for epsilon in EPSILONS
-            for draw in range(DRAWS)
-        ]
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        write_json(FOLDER / f"{name}.json", {"delta": 1e-5, "points": points})
-    return 0
-
-
-def point(directed: Directed, pictures: int, epsilon: float | None, draw: int) -> dict[str, Any]:
-    """One search with one draw of noise."""
-    generator = np.random.default_rng([draw, pictures])
-    shares, cells, size = published(directed, pictures, epsilon, generator)
-    units = unit_pictures(directed, 0, thinned(directed.pictures[0].train, MOST_PICTURES))
-    cloud: Numbers = generator.permutation(sampled_pixels(units, EACH, generator).reshape(-1, 3))
-    found = search(cloud, pseudo_colours(shares, cells, DRAWN, generator), seed=draw)
-    gap = np.sqrt(found.other.cost) - np.sqrt(found.best.cost)
-    result = {
-        "pictures": pictures,
-        "epsilon": epsilon,
-        "draw": draw,
-        "bytes": size,
-        "bins": cells.bins,
-        "degrees": degrees(found.best.matrix, paired_rotation(directed)),
-        "gap": float(gap),
-        **turned(directed, found.best.matrix),
+def measure(run: Run) -> Rows:
+    """Measure the baselines, then each number of pictures at each epsilon."""
+    directed = Directed("satellite", "relief", count=run.pick(smoke=4, long=0))
+    best = paired_rotation(directed)
+    yield {"way": "histogram matching", **figures(directed, directed.histogram_matched())}
+    yield {
+        "way": "the rotation of all true pairs",
+        **figures(directed, rotated(directed, best)),
+        "degrees": 0.0,
     }
-    print(
-        directed.name,
-        {name: round(value, 3) if isinstance(value, float) else value for name, value in result.items()},
-        flush=True,
-    )
-    return result
+    for pictures in run.pick(smoke=(4,), long=PICTURES):
+        with tempfile.TemporaryDirectory() as folder:
+            chosen = np.arange(pictures) * len(directed.train[1]) // pictures
+            save(directed.train[1][chosen], Path(folder) / "relief")
+            for epsilon in run.pick(smoke=(8.0,), long=EPSILONS):
+                seeds = range(run.pick(smoke=1, long=DRAWS))
+                draws = [one(directed, Path(folder), epsilon, seed, best) for seed in seeds]
+                middle = sorted(draws, key=lambda row: float(row["ssim"]["value"]))[len(draws) // 2]
+                yield {"pictures": pictures, "epsilon": epsilon, **middle}
 
 
-def published(
-    directed: Directed, pictures: int, epsilon: float | None, generator: np.random.Generator
-) -> tuple[Numbers, Cells, int]:
-    """The target's shares as the source has them: cleaned, or exact without noise; and the bytes that cross."""
-    target = directed.pictures[1].train
-    if epsilon is None:
-        cells = default_cells(3, 1e9)
-        return histogram(unit_pictures(directed, 1, thinned(target, pictures)), cells), cells, 0
-    units, name = directed.bundles[1].manifest.normalisation, directed.target_name
-    counted = count_array(target, units, name, epsilon=epsilon, at_most=pictures)
-    made = counted.noised(epsilon, generator=generator)
-    return without_noise(made.shares, made.sigma), made.cells, len(made.canonical)
+def one(directed: Directed, folder: Path, epsilon: float, seed: int, best: Numbers) -> dict[str, Any]:
+    """Calibrate with one draw of noise; in a smoke from anchors, because a search takes 5 s."""
+    anchors = directed.write_anchors(folder / "anchors", 4, 0) if directed.count else None
+    few = CalibrationRequest(epsilon=epsilon, anchors=anchors, seed=seed, force=True)
+    request = replace(few, target_pictures=folder / "relief")
+    calibration = ddib_fed.calibrate(*directed.models, request)
+    assert calibration.alone is not None
+    return {
+        **figures(directed, calibration.alone(directed.test[0])),
+        "degrees": degrees(calibration.map.matrix, best),
+        "margin": calibration.effect.margin.value,
+        "bytes": calibration.made.crossed_bytes,
+    }
 
 
-def unit_pictures(directed: Directed, side: int, pictures: Floats) -> Floats:
-    return directed.bundles[side].manifest.normalisation.apply(pictures)
+def figures(directed: Directed, pictures: Pictures) -> dict[str, Any]:
+    """Return PSNR and SSIM against the truth."""
+    same = compare(pictures, directed.test[1])
+    return {"psnr": directed.drawn.mean(same.psnr), "ssim": directed.drawn.mean(same.ssim)}
 
 
 def paired_rotation(directed: Directed) -> Numbers:
-    """The orthogonal map nearest to the true pairs of all test pixels: what a search should find."""
-    u, v = (
-        np.moveaxis(unit_pictures(directed, side, directed.test[side]), 1, -1)
-        .reshape(-1, 3)
-        .astype(np.float64)
-        for side in (0, 1)
-    )
-    return nearest_orthogonal(v.T @ u)
+    """Return the orthogonal map nearest to the true pairs of all test pixels: what a search should find."""
+    units = [
+        model.manifest.normalisation.apply(x) for model, x in zip(directed.models, directed.test, strict=True)
+    ]
+    u, v = (np.moveaxis(each, 1, -1).reshape(-1, 3).astype(np.float64) for each in units)
+    left, _, right = np.linalg.svd(v.T @ u)
+    return np.asarray(left @ right)
 
 
-def turned(directed: Directed, rotation: Numbers) -> dict[str, float]:
-    """PSNR and SSIM of the test pictures whose colours are turned."""
-    u = unit_pictures(directed, 0, directed.test[0])
-    v = np.einsum("ij,njhw->nihw", rotation, u).astype(np.float32)
-    made = np.clip(directed.bundles[1].manifest.normalisation.undo(v), -1.0, 1.0)
-    same = compare(made, directed.test[1])
-    return {"psnr": float(same.psnr.mean()), "ssim": float(same.ssim.mean())}
+def rotated(directed: Directed, rotation: Numbers) -> Pictures:
+    """Return the test pictures with their colours turned."""
+    units = [model.manifest.normalisation for model in directed.models]
+    turned = np.einsum("ij,njhw->nihw", rotation, units[0].apply(directed.test[0])).astype(np.float32)
+    return units[1].undo(turned).clip(-1.0, 1.0)
+
+
+def degrees(first: Numbers, second: Numbers) -> float:
+    """Return the angle between two orthogonal maps; 180 where one of them mirrors."""
+    between = first @ second.T
+    if np.linalg.det(between) < 0:
+        return 180.0
+    return float(np.degrees(np.arccos(np.clip((np.trace(between) - 1) / 2, -1.0, 1.0))))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(measure, "calibration/epsilon"))

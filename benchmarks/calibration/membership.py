@@ -1,103 +1,90 @@
 """What an aggregate reveals of one picture, with and without its noise.
 
-    python -m benchmarks.calibration.membership
+    python -m benchmarks.calibration.membership      five minutes of one core
 
 The attacker knows all pictures but one, and tests whether that one was averaged: area under the curve over pictures in
-the mean and others (chance 0.5). Intervals of 95 % over repetitions, each with its own pictures and its own noise.
+the mean and others (chance 0.5). Cells and noise are those of an aggregate that a node draws of as many pictures.
+Intervals of 95 % over repetitions, each with its own pictures and its own noise.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-import time
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmarks import options
-from benchmarks.calibration.directed import OUT
-from ddib_fed import metrics
-from ddib_fed.calibration.aggregate import default_cells, histogram, noise_sigma
-from ddib_fed.datasets import load_shipped
-from ddib_fed.files import write_json
-from ddib_fed.lab.report import area
-from ddib_fed.models.bundle import pretrained
+from benchmarks.calibration.directed import from_bytes, save
+from benchmarks.command import Rows, Run, command
+from ddib_fed import Model, Node, datasets, metrics
 
-EPSILONS: tuple[float | None, ...] = (None, 8.0, 1.0, 0.1)
-PICTURES = (200, 1000, 4000)
-DELTA = 1e-5
-REFERENCE = 2_000
-"""Pictures that stand for the population."""
+DOMAIN = "relief"
+EPSILONS, PICTURES = (8.0, 1.0, 0.1), (200, 1_000, 4_000)
+REFERENCE, POOL, REPETITIONS, TRIALS = 2_000, 8_000, 30, 100
+"""Pictures that stand for the population, and that are attacked; trials of a repetition."""
+Numbers = NDArray[np.float64]
 
 
-def main() -> int:
-    """Measure."""
-    parser = options(__doc__)
-    parser.add_argument("--domain", default="relief")
-    parser.add_argument("--repetitions", type=int, default=30)
-    parser.add_argument("--trials", type=int, default=3_000, help="over all repetitions")
-    given = parser.parse_args()
-    path = OUT / "membership" / f"{given.domain}.json"
-    measure(given, path)
-    return 0
+def measure(run: Run) -> Rows:
+    """Attack aggregates of each size, without noise and with that of each epsilon."""
+    rng, train = (
+        np.random.default_rng(0),
+        datasets.shipped_bytes(DOMAIN, run.pick(smoke=["held_out"], long=["train"]))[0],
+    )
+    train = train[rng.permutation(len(train))[: REFERENCE + POOL]]
+    with tempfile.TemporaryDirectory() as place:
+        node = Node.create(Path(place) / "node", role="target", model=DOMAIN, institution="west.example")
+        units = Model.open(DOMAIN).manifest.normalisation.apply(from_bytes(train))
+        for count in run.pick(smoke=PICTURES[:1], long=PICTURES):
+            folder = Path(place) / str(count)
+            save(train[:count], folder)
+            for epsilon in run.pick(smoke=EPSILONS[:1], long=EPSILONS):
+                aggregate = node.calibrations.aggregate(folder, epsilon=epsilon)
+                shares = histograms(units, aggregate.cells)
+                if epsilon == EPSILONS[0]:
+                    yield row(shares, count, None, 0.0, rng)
+                yield row(shares, count, epsilon, aggregate.sigma, rng)
 
 
-def measure(given: argparse.Namespace, path: Path) -> None:
-    """All attacks, to one JSON."""
-    started = time.process_time()
-    rng = np.random.default_rng(0)
-    bundle, shipped = pretrained(given.domain), load_shipped(given.domain)
-    rows = rng.permutation(len(shipped.train))[: REFERENCE + 2 * max(PICTURES)]
-    train = _histograms(bundle, shipped.train[rows])
-    found = [
-        {
-            "pictures": count,
-            "epsilon": epsilon,
-            "sigma": 0.0 if epsilon is None else noise_sigma(count, epsilon, DELTA),
-            "all but one": {"auc": _attacked(train, count, epsilon, given, rng)},
-        }
-        for count in PICTURES
-        for epsilon in EPSILONS
-    ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    about = {
-        "domain": given.domain,
-        "model": bundle.digest,
-        "cells": train.shape[1],
-        "delta": DELTA,
-        "repetitions": given.repetitions,
-        "trials": given.trials,
-    }
-    write_json(path, {**about, "attacks": found, "cpu_seconds": round(time.process_time() - started, 1)})
-
-
-def _attacked(
-    train: np.ndarray, count: int, epsilon: float | None, given: argparse.Namespace, rng: np.random.Generator
-) -> metrics.Interval:
-    """The attacker subtracts all other pictures: what is left is one picture, or another one, and the noise."""
-    population, pool = train[:REFERENCE].mean(0), train[REFERENCE:]
-    trials = max(1, given.trials // given.repetitions)
-    noise = 0.0 if epsilon is None else noise_sigma(count, epsilon, DELTA)
+def row(
+    shares: Numbers, count: int, epsilon: float | None, sigma: float, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Attack: without all other pictures, one picture or another one is left of the aggregate, and the noise."""
+    reference = min(REFERENCE, len(shares) // 2)
+    population, pool = shares[:reference].mean(0), shares[reference:]
     areas = []
-    for _ in range(given.repetitions):
-        asked, another = (pool[rng.integers(len(pool), size=trials)] for _ in range(2))
+    for _ in range(REPETITIONS):
+        asked, another = (pool[rng.integers(len(pool), size=TRIALS)] for _ in range(2))
         steps = (asked - population) / count
-        scored = [
-            (((held - population) / count + noise * rng.standard_normal(held.shape)) * steps).sum(1)
+        scores = [
+            (((held - population) / count + sigma * rng.standard_normal(held.shape)) * steps).sum(1)
             - np.square(steps).sum(1) / 2
             for held in (asked, another)
         ]
-        areas.append(area(*scored))
-    return metrics.resample(len(areas)).mean(areas)
+        areas.append(area(*scores))
+    return {
+        "pictures": count,
+        "epsilon": epsilon,
+        "sigma": sigma,
+        "auc": metrics.resample(len(areas)).mean(areas),
+    }
 
 
-def _histograms(bundle: Any, pictures: np.ndarray) -> np.ndarray:
-    cells = default_cells(pictures.shape[1], 1e9)
-    units = bundle.manifest.normalisation.plain.apply(pictures)
-    return np.stack([histogram(one[None], cells).ravel() for one in units]).astype(np.float32)
+def area(inside: Numbers, outside: Numbers) -> float:
+    """Return how often a member's score is above a stranger's, ties half."""
+    gaps = inside[:, None] - outside[None]
+    return float((gaps > 0).mean() + (gaps == 0).mean() / 2)
+
+
+def histograms(units: NDArray[np.float32], cells: Any) -> Numbers:
+    """Return the shares of each picture's pixels in each cell of an aggregate, (N, cells)."""
+    places = np.floor((units + cells.reach) * (cells.bins / (2 * cells.reach))).clip(0, cells.bins - 1)
+    flat = np.ravel_multi_index([*np.moveaxis(places.astype(np.int64), 1, 0)], cells.shape)
+    return np.stack([np.bincount(one.ravel(), minlength=cells.count) / one.size for one in flat])
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(measure, "calibration/membership"))

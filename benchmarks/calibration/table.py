@@ -18,7 +18,7 @@ from benchmarks.calibration.variants import COLOUR_MAP, RETRAINED, ROTATION, TON
 from benchmarks.command import Rows, Run, command
 from ddib_fed import Calibration, Model, Settings
 
-FEW = Settings(evaluations=8, blend=0.3)
+FEW = Settings(evaluations=4, blend=0.3)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,84 +1,100 @@
 """Every DICOM file that pydicom, pynetdicom and pydicom-data carry for their tests: translated, or refused and why.
 
-    python -m benchmarks.pacs.files          (pip install pydicom-data)
+    python -m benchmarks.pacs.files      10 minutes of one core; pip install pydicom-data
 
 Each is given alone to `ddib translate` with two models in one process, brain-t1 and brain-t2, or satellite and relief
-for colours, by percentiles. docs/benchmarks/pacs/files.json has a row a file: class, syntax, frames, what became
-of it, and what a receiver would answer to its C-STORE.
+for colours, by percentiles; and sent to a receiver. docs/benchmarks/pacs/files.json has a row a file: class, syntax,
+frames, what became of it, and the receiver's answer to its C-STORE. The smoke has one that is translated and one not.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
-from collections import Counter
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pydicom
-from click.testing import CliRunner
 
-from benchmarks.pacs.site import write
-from ddib_fed.cli.main import cli
+from benchmarks.command import Rows, Run, command
+from benchmarks.pacs.series import BROKEN, send
+from benchmarks.pacs.site import Site
 from ddib_fed.errors import DdibError
-from ddib_fed.formats.dicom import checked_header, read_header, readable_syntaxes
-from ddib_fed.pacs.network import TAKEN
+from ddib_fed.testing import ddib
 
 FOLDERS = (("pydicom", "data/test_files"), ("pynetdicom", "tests/dicom_files"), ("data_store", "data"))
+SMOKE = ("CT_small.dcm", "rtplan.dcm")
 
 
-def main() -> None:
-    rows = []
+def measure(run: Run) -> Rows:
+    """Translate and send each file."""
+    with tempfile.TemporaryDirectory() as place:
+        site = Site.create(Path(place), "--out", f"{place}/out", archive=True, dicom="quiet_s = 3600.0")
+        try:
+            site.start_receiver()  # which no node need serve
+            for package, path in files():
+                if not run.smoke or path.name in SMOKE:
+                    yield {"package": package, "file": path.name, **row(path, site.port)}
+        finally:
+            site.stop()
+
+
+def files() -> Iterator[tuple[str, Path]]:
+    """Yield the DICOM files of the packages that are installed."""
     for package, below in FOLDERS:
         spec = find_spec(package)
-        assert spec is not None
-        assert spec.submodule_search_locations
-        for path in sorted(Path(spec.submodule_search_locations[0]).joinpath(below).rglob("*")):
-            if path.is_file() and path.read_bytes()[128:132] == b"DICM" and "dicomdirtests" not in path.parts:
-                rows.append({"package": package, "file": path.name, **row(path)})
-                print(rows[-1], flush=True)
-    write("files", {"counts": Counter(each["became"].partition(":")[0] for each in rows), "rows": rows})
+        for folder in (spec and spec.submodule_search_locations) or []:
+            for path in sorted(Path(folder).joinpath(below).rglob("*")):
+                if (
+                    path.is_file()
+                    and "dicomdirtests" not in path.parts
+                    and path.read_bytes()[128:132] == b"DICM"
+                ):
+                    yield package, path
 
 
-def row(path: Path) -> dict[str, Any]:
+def row(path: Path, port: int) -> dict[str, Any]:
+    """Return what a file is, and what became of it; `held` says that nothing crashed."""
     try:
-        header = read_header(path)
-    except DdibError as error:
-        return {"became": f"refused: {_why(error.detail, path)}"}
-    uids, kind = pydicom.uid, pydicom.uid.UID(str(header.get("SOPClassUID") or "none"))
-    syntax = header.file_meta.get("TransferSyntaxUID", "")
-    looks = {
-        "class": kind.name.removesuffix(" Storage"),
-        "syntax": getattr(syntax, "name", str(syntax)).partition(",")[0],
-        "frames": int(re.sub(r"\D", "", str(header.get("NumberOfFrames", 1))) or 1),
-    }
-    colours = header.get("SamplesPerPixel") == 3
-    models = ("satellite", "relief") if colours else ("brain-t1", "brain-t2")
+        header = pydicom.dcmread(path, stop_before_pixels=True)
+        kind = pydicom.uid.UID(str(header.get("SOPClassUID") or "none"))
+        syntax = header.file_meta.get("TransferSyntaxUID", "")
+        colours = header.get("SamplesPerPixel") == 3
+        looks = {"class": kind.name.removesuffix(" Storage")}
+        looks["syntax"] = getattr(syntax, "name", str(syntax)).partition(",")[0]
+        looks["frames"] = int(re.sub(r"\D", "", str(header.get("NumberOfFrames", 1))) or 1)
+    except Exception as error:  # noqa: BLE001 - whatever pydicom raises of a file that it cannot read
+        looks, colours = {"unreadable": repr(error)[:99]}, False
+    became = translated(path, *(("satellite", "relief") if colours else ("brain-t1", "brain-t2")))
+    return {**looks, "became": became, "c_store": stored(path, port), "held": "crashed" not in became}
+
+
+def translated(path: Path, source: str, target: str) -> str:
+    """Return what `ddib translate` makes of a file."""
     with tempfile.TemporaryDirectory() as folder:
-        result = CliRunner().invoke(cli, [
-            "translate", str(path), "--source", models[0], "--target", models[1], "--out", folder, "--evaluations", "6",
-            "--intensity", "percentile:0.5,99.5",
-        ])  # fmt: skip
-        made = sorted(Path(folder).rglob("*.dcm"))
-        if made and not result.exit_code:
-            kinds = {read_header(each).SOPClassUID.name.removesuffix(" Storage") for each in made}
-            became = f"translated: {len(made)} x {', '.join(kinds)}"
-        else:
-            error = result.exception
-            became = f"refused: {_why(error.detail if isinstance(error, DdibError) else repr(error), path)}"
-    taken = kind in {getattr(uids, name) for name in TAKEN} and syntax in readable_syntaxes()
+        models, out = ("--source", source, "--target", target), ("--out", folder)
+        try:
+            ddib("translate", path, *models, *out, "--evaluations", 6, "--intensity", "percentile:0.5,99.5")
+        except DdibError as error:
+            return f"refused: {error.detail.replace(str(path), 'it')}"[:200]
+        except Exception as error:  # noqa: BLE001 - a crash is what is looked for
+            return f"crashed: {error!r}"[:200]
+        results = [*Path(folder).rglob("*.dcm")]
+        kinds = {pydicom.dcmread(one, stop_before_pixels=True).SOPClassUID.name for one in results}
+        return f"translated: {len(results)} x {', '.join(kinds).replace(' Storage', '')}"
+
+
+def stored(path: Path, port: int) -> str:
+    """Return what the receiver answers."""
     try:
-        checked_header(path)
-        stored = "success" if taken else "no presentation context"
-    except DdibError:
-        stored = "0xC000" if taken else "no presentation context"
-    return {**looks, "became": became, "c_store": stored}
-
-
-def _why(detail: str, path: Path) -> str:
-    return detail.replace(str(path), "it").replace("\n", " ")[:200]
+        (status,) = send(port, [path])
+    except (AttributeError, ValueError, pydicom.errors.InvalidDicomError):  # without what is sent first
+        return "cannot be sent"
+    return {0: "success", BROKEN: "no presentation context"}.get(status, f"0x{status:04X}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command(measure, "pacs/files"))

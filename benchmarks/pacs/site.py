@@ -1,13 +1,13 @@
-"""A hospital on this machine for the benchmarks of DICOM: a real Orthanc, two nodes, and `ddib dicom receive`.
+"""A hospital on this machine for the benchmarks of DICOM: a PACS, two nodes, and `ddib dicom receive` between them.
 
-Needs Debian's packages orthanc, orthanc-dicomweb, dicom3tools, dcmtk and dcm2niix, and the extra `dicom`.
+The PACS is a real Orthanc, of Debian's packages orthanc and orthanc-dicomweb, or in smokes an `Archive`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -17,18 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pydicom
+import pynetdicom
 import requests
 
-from ddib_fed.datasets import shipped_bytes
+from benchmarks.pacs.series import MODELS, PORTABLE
 from ddib_fed.testing import TwoNodes, free_port
-from tests.e2e.harness import two_nodes, wait_until
-from tests.formats.dicom.files import write_series
 
-RESULTS = Path("docs/benchmarks/pacs")
-MODELS = ("brain-t1", "brain-t2")
-TARGET = "south.example/brain-t2"
+TARGET = f"south.example/{MODELS[1]}"
+LIMIT_S = 300.0
 
 
 class Process:
@@ -40,12 +36,17 @@ class Process:
 
     def start(self) -> None:
         with self.log.open("ab") as file:
-            self.process = subprocess.Popen(self.command, stdout=file, stderr=file)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            self.process = subprocess.Popen(self.command, stdout=file, stderr=file, env=environment)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(number)
             self.process.wait()
+
+    @property
+    def ended(self) -> bool:
+        return self.process is not None and self.process.poll() is not None
 
     @property
     def pid(self) -> int:
@@ -54,6 +55,38 @@ class Process:
 
     def text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+
+@dataclass
+class Archive:
+    """A PACS that only stores what it gets over DICOM."""
+
+    folder: Path
+    aet: str = "PACS"
+
+    def __post_init__(self) -> None:
+        self.port = free_port()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._server: Any = None
+
+    @property
+    def peer(self) -> str:
+        return f"{self.aet}@127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        entity = pynetdicom.AE(self.aet)
+        for syntax in PORTABLE:
+            entity.add_supported_context(syntax)
+        handlers = [(pynetdicom.evt.EVT_C_STORE, self._store)]
+        self._server = entity.start_server(("127.0.0.1", self.port), block=False, evt_handlers=handlers)
+
+    def kill(self) -> None:
+        if self._server is not None:
+            self._server.shutdown()
+
+    def _store(self, event: Any) -> int:
+        (self.folder / f"{event.dataset.SOPInstanceUID}.dcm").write_bytes(event.encoded_dataset())
+        return 0
 
 
 @dataclass
@@ -69,8 +102,9 @@ class Orthanc:
         self.port, self.http = free_port(), free_port()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.process = Process(["Orthanc", str(self.folder / "orthanc.json")], self.folder / "log.txt")
+        self.kill = self.process.kill
 
-    def start(self) -> Orthanc:
+    def start(self) -> None:
         settings = {
             "Name": self.aet, "DicomAet": self.aet, "DicomPort": self.port, "HttpPort": self.http,
             "StorageDirectory": str(self.folder / "db"), "IndexDirectory": str(self.folder / "db"),
@@ -81,12 +115,11 @@ class Orthanc:
         }  # fmt: skip
         (self.folder / "orthanc.json").write_text(json.dumps(settings))
         self.process.start()
-        wait_until(self.answers, what="Orthanc")
-        return self
+        until(self.answers, LIMIT_S, "Orthanc")
 
     def answers(self) -> bool:
         try:
-            return requests.get(f"{self.url}/system", timeout=60).status_code < 500
+            return int(requests.get(f"{self.url}/system", timeout=60).status_code) < 500
         except requests.RequestException:
             return False
 
@@ -109,18 +142,15 @@ class Orthanc:
         return requests.post(f"{self.url}/{path}", json=body, timeout=600).json()
 
     def series(self) -> list[dict[str, Any]]:
-        return self.get("series?expand")
+        return list(self.get("series?expand"))
 
     def derived(self) -> list[dict[str, Any]]:
-        """The series that ddib-fed made."""
+        """Return the series that ddib-fed made."""
         return [each for each in self.series() if each["MainDicomTags"].get("Manufacturer") == "ddib-fed"]
 
     def files(self, series: dict[str, Any]) -> list[bytes]:
-        found = [
-            requests.get(f"{self.url}/instances/{each}/file", timeout=60).content
-            for each in series["Instances"]
-        ]
-        return sorted(found, key=len)
+        addresses = [f"{self.url}/instances/{each}/file" for each in series["Instances"]]
+        return sorted((requests.get(each, timeout=60).content for each in addresses), key=len)
 
 
 @dataclass
@@ -129,44 +159,42 @@ class Site:
 
     folder: Path
     pair: TwoNodes
-    pacs: Orthanc
+    pacs: Any
     port: int
     receiver: Process
 
     @classmethod
-    def create(
-        cls, folder: Path, *words: str, models: tuple[str, str] = MODELS, dicom: str = "", **pacs: Any
-    ) -> Site:
-        """`words` are further options of the receiver, `dicom` further lines of the profile's table."""
-        pair = two_nodes(folder, *models)
-        port = free_port()
-        orthanc = Orthanc(folder / "pacs", {"ddib": ["DDIB", "127.0.0.1", port]}, pacs)
-        peers = f'["{orthanc.peer}", "{orthanc.web}"]'
+    def create(cls, folder: Path, *words: str, archive: bool = False, dicom: str = "", **pacs: Any) -> Site:
+        """Set up a site; `words` are further options of the receiver, `dicom` further lines of the profile's table."""
+        pair, port = TwoNodes.create(folder, *MODELS), free_port()
+        store: Any = Archive(folder / "pacs")
+        if not archive:
+            store = Orthanc(folder / "pacs", {"ddib": ["DDIB", "127.0.0.1", port]}, pacs)
+        peers = [store.peer, *([] if archive else [store.web])]
         with pair.profile.open("a") as file:
-            file.write(f"\n[dicom]\nport = {port}\npeers = {peers}\n{dicom}\n")
-        given = [*words] or ["--send", orthanc.peer]
+            file.write(f"\n[dicom]\nport = {port}\npeers = {json.dumps(peers)}\n{dicom}\n")
         command = [
             sys.executable, "-m", "ddib_fed", "dicom", "receive", "--from", "PACS@127.0.0.1", "--from",
-            "STORESCU@127.0.0.1", "--to", f"south.example/{models[1]}", "--quality", "draft",
-            "--profile", str(pair.profile), *given,
+            "STORESCU@127.0.0.1", "--to", TARGET, "--quality", "draft", "--profile", str(pair.profile),
+            *(words or ("--send", store.peer)),
         ]  # fmt: skip
-        receiver = Process(command, folder / "receiver.txt")
-        return cls(folder, pair, orthanc, port, receiver)
+        return cls(folder, pair, store, port, Process(command, folder / "receiver.txt"))
 
     def start(self) -> Site:
-        self.pair.start()
         self.pacs.start()
+        self.pair.start()
         self.start_receiver()
         return self
 
     def start_receiver(self) -> None:
         before = self.receiver.text().count("receiving as")
         self.receiver.start()
-        wait_until(lambda: self.receiver.text().count("receiving as") > before, what="the receiver")
+        until(lambda: self.receiver.text().count("receiving as") > before or self.receiver.ended, 300, "this")
+        assert not self.receiver.ended, self.receiver.text()[-2000:]
 
     def stop(self, *_: object) -> None:
         self.receiver.kill()
-        self.pacs.process.kill()
+        self.pacs.kill()
         self.pair.kill()
 
     __enter__, __exit__ = start, stop
@@ -175,71 +203,24 @@ class Site:
     def spool(self) -> Path:
         return self.pair.profile.parent / "dicom-spool"
 
-
-def brain_series(folder: Path, study: str, number: int, slices: int = 8, **changes: Any) -> list[Path]:
-    """Slices of the brain template's T1 as an MR series of a study."""
-    (test,) = shipped_bytes(MODELS[0], ["test"])
-    planes = np.take(test[:, 0], range(number, number + slices), axis=0, mode="wrap").astype(np.uint16) * 4
-    paths = write_series(folder, planes, StudyInstanceUID=study, SeriesNumber=number, **changes)
-    for path in paths:
-        dataset = pydicom.dcmread(path)
-        dataset.InstanceNumber = int(dataset.InstanceNumber)
-        dataset.save_as(path)
-    return paths
-
-
-def storescu(peer_port: int, aet: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """dcmtk's sender, of all files below a folder."""
-    how, where = ["-aet", "STORESCU", "-aec", aet, "+sd", "+r", "-R", *words], ["127.0.0.1", str(peer_port)]
-    command = ["storescu", *how, *where, str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def errors_of(content: bytes, folder: Path) -> set[str]:
-    """What `dciodvfy` calls errors."""
-    path = folder / "checked.dcm"
-    path.write_bytes(content)
-    said = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False).stderr
-    return {line for line in said.splitlines() if line.startswith("Error")}
-
-
-def geometry(files: list[bytes], folder: Path) -> Any:
-    """The affine that dcm2niix gives a series."""
-    import nibabel
-
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / "in").mkdir(parents=True)
-    for at, content in enumerate(files):
-        (folder / "in" / f"{at}.dcm").write_bytes(content)
-    subprocess.run(
-        ["dcm2niix", "-o", str(folder), "-f", "x", str(folder / "in")], capture_output=True, check=True
-    )
-    found = nibabel.as_closest_canonical(nibabel.load(next(folder.glob("x*.nii"))))
-    return found.shape, found.affine
+    @property
+    def ended(self) -> int:
+        """How many series were handed on."""
+        return len(set(re.findall(r"series (\w+): handed on", self.receiver.text())))
 
 
 def memory(pid: int) -> dict[str, float]:
-    """Resident MiB now, and the most there ever was."""
-    lines = dict(
-        line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
-    )
-    return {name: int(lines[key].split()[0]) / 1024 for name, key in (("now", "VmRSS"), ("most", "VmHWM"))}
+    """Return resident MiB now, and the most there ever were."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    keys = (("now", "VmRSS"), ("most", "VmHWM"))
+    return {name: int(re.findall(rf"{key}:\s+(\d+)", text)[0]) / 1024 for name, key in keys}
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> float:
-    """Wait, and say how long it took."""
+    """Wait until the condition holds; return the seconds."""
     since = time.monotonic()
-    wait_until(condition, seconds=seconds, what=what)
+    while not condition():
+        if time.monotonic() > since + seconds:
+            raise TimeoutError(f"{what} did not happen within {seconds:.0f} s")
+        time.sleep(0.05)
     return time.monotonic() - since
-
-
-def write(name: str, values: dict[str, Any]) -> None:
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    git = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, cwd=RESULTS, capture_output=True, text=True, check=True).stdout.strip()
-    values = {"made": f"python -m benchmarks.pacs.{name} at {commit}", **values}
-    (RESULTS / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
-    print(json.dumps(values, indent=1), file=sys.stderr)
-
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,145 +1,90 @@
 """Which wrong translations the marks find, against the truth: by structure alone, and by classes under a calibration.
 
-    python -m benchmarks.pictures.marks         writes docs/benchmarks/marks.json; one thread, five minutes
+    python -m benchmarks.pictures.marks      8 minutes of one core
 
-Wrong is a pixel on the other side of sea and land: in relief by the colours of water that cut the crops
-(`data.shipped.WATER`), in satellite pictures by the nearer of the mean colours of sea and land; of heads by the nearer
-of two mean values of the truth. A picture is bad when more than `BAD` of its pixels are wrong. `knowable` leaves out
-pictures of which the calibration's map alone is bad: there the source does not show what the truth has.
+Wrong is a pixel on the other side of sea and land: in relief by the colours of water that cut the crops, in satellite
+pictures by the nearer of the mean colours of sea and land; of heads by the nearer of two mean values of the truth. A
+picture is bad when more than `BAD` of its pixels are wrong. `auc_knowable` leaves out pictures of which the
+calibration's map alone is bad: there the source does not show what the truth has. Intervals are over clusters.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import torch
+from benchmarks.calibration.directed import NAMED, Directed, from_results
+from benchmarks.calibration.variants import LEGS, RETRAINED, agreed
+from benchmarks.command import Rows, Run, command
+from benchmarks.pictures.judged import area, hits, wrong_of
+from ddib_fed import Calibration, Model, Request, Settings, metrics
+from ddib_fed.metrics import Pictures
 
-from benchmarks.calibration.directed import NAMED, OUT, Directed
-from benchmarks.calibration.variants import agreed
-from ddib_fed import metrics
-from ddib_fed.calibration.record import Calibration
-from ddib_fed.datasets import WATER
-from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings
-from ddib_fed.engine.local_party import open_party
-from ddib_fed.files import write_json
-from ddib_fed.metrics import Pictures, doubtful, structure
-from ddib_fed.models.bundle import open_bundle, shipped_folder
-from tests.engine.stages import translate_array
-
-FILE = OUT.parent / "marks.json"
 BAD = {"satellite-relief": 0.25, "relief-satellite": 0.25, "brain-t1-brain-t2": 0.1}
-RETRAINED = {"satellite-relief": "satellite-as-relief", "brain-t1-brain-t2": "brain-t1-as-t2"}
-SETTINGS = SolverSettings(evaluations=24)
-SHARES = (1.0, 0.75)
-FEW = SolverSettings(evaluations=12, share=0.5)
+FEW = Settings(evaluations=12, share=0.5)
 """Too few evaluations for a mixed encoder: PSNR hardly falls, and most maps are wrong."""
-Wrong = Callable[[Pictures], np.ndarray]
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    rows = [row for name in BAD for row in measured(Directed(*NAMED[name]))]
-    write_json(FILE, rows)
-    return 0
+def measure(run: Run) -> Rows:
+    """Measure each state of each pair."""
+    for name in [*BAD][: run.pick(smoke=1, long=len(BAD))]:
+        directed = Directed(*NAMED[name], count=run.pick(smoke=8, long=0))
+        shares = [LEGS, Settings(evaluations=24, share=0.75)]
+        for state, calibration, source, under in states(directed):
+            settings = [*shares, FEW] if state == "rotation" else shares
+            for one in run.pick(smoke=[Settings(evaluations=12)], long=settings):
+                results = directed.translate(Request(one, calibration=under, left=()), source)
+                row = figures(directed, calibration, from_results(results))
+                yield {
+                    "pair": name,
+                    "state": state,
+                    "share": one.share,
+                    "evaluations": one.evaluations,
+                    **row,
+                }
+            if run.smoke:
+                return
 
 
-def water(pictures: Pictures) -> np.ndarray:
-    red, green, blue = np.moveaxis((pictures + 1.0) * 127.5, 1, 0)
-    return (blue - red >= WATER[0]) & (blue - green >= WATER[1])
+def states(directed: Directed) -> Iterator[tuple[str, Calibration, Model, Calibration | None]]:
+    """Yield name, calibration that marks, model that encodes, and calibration under which it encodes."""
+    plain, name = directed.models[0], RETRAINED.get(directed.name)
+    rotation = agreed(directed)[0] if directed.test[0].shape[1] == 3 else None
+    shipped = None if name is None else Calibration.open(name)
+    marks = rotation or shipped
+    assert marks is not None
+    yield "without", marks, plain, None
+    if rotation is not None:
+        yield "rotation", rotation, plain, rotation
+    if name is not None and shipped is not None:
+        yield shipped.kind, shipped, Model.open(name, threads=1), shipped
 
 
-def wrong_of(directed: Directed) -> Wrong:
-    """Which pixels (N, H, W) of translations of all test pictures are wrong."""
-    source, truth = directed.test
-    units = directed.bundles[1].manifest.normalisation.plain
-    if directed.target_name == "relief":
-        sea = water(truth)
-        return lambda found: water(found) != sea
-    values = units.apply(truth)
-    if directed.source_name == "relief":
-        sea = water(source)
-        pixels = np.moveaxis(values, 1, -1)
-        centres = np.stack([pixels[sea].mean(0), pixels[~sea].mean(0)])
-        return lambda found: (nearest(units.apply(found), centres) == 0) != sea
-    centres = metrics.two_classes(values)
-    expected = nearest(values, centres)
-    return lambda found: nearest(units.apply(found), centres) != expected
+def figures(directed: Directed, calibration: Calibration, pictures: Pictures) -> dict[str, Any]:
+    """Return how many translations are bad, and how well each mark finds them."""
+    source, wrong, least, drawn = directed.test[0], wrong_of(directed), directed.thresholds, directed.drawn
+    mapping, most = calibration.alone, BAD[directed.name]
+    assert mapping is not None
+    pixels, unknowable = wrong(pictures), wrong(mapping(source)).mean((1, 2)) > most
+    bad = pixels.mean((1, 2)) > most
+    by_classes = metrics.structure(source, pictures, mapping, least)
+    by_structure = metrics.structure(source, pictures)
+    assert by_classes.differs is not None
+    score = by_classes.differs.mean((1, 2))
 
-
-def nearest(values: Pictures, centres: np.ndarray) -> np.ndarray:
-    return np.argmin([np.square(values - each[:, None, None]).sum(1) for each in centres], axis=0)
-
-
-def states(directed: Directed) -> Iterator[tuple[str, Calibration, Any, Calibration | None]]:
-    """Name, calibration that marks, party that encodes, and calibration of the leg."""
-    name, plain = directed.name, directed.parties[0]
-    of_pair = agreed(directed)[0] if directed.test[0].shape[1] == 3 else None
-    if name in RETRAINED:
-        own = Calibration.open(shipped_folder() / RETRAINED[name] / "calibration.json")
-        yield "without", of_pair or own, plain, None
-        if of_pair is not None:
-            yield "rotation", of_pair, plain, of_pair
-        yield own.kind, own, open_party(open_bundle(RETRAINED[name])), None
-    elif of_pair is not None:
-        yield "without", of_pair, plain, None
-        yield "rotation", of_pair, plain, of_pair
-
-
-def measured(directed: Directed) -> Iterator[dict[str, Any]]:
-    source, wrong, least = directed.test[0], wrong_of(directed), directed.thresholds
-    assert least is not None
-    for name, calibration, party, turned in states(directed):
-        unknowable = wrong(calibration.alone(source)).mean((1, 2)) > BAD[directed.name]
-        some = [replace(SETTINGS, share=share) for share in SHARES]
-        for settings in (*some, FEW) if name == "rotation" else some:
-            asked = ArraySettings(settings, calibration=None if turned is None else turned.map)
-            found = translate_array(source, party, directed.parties[1], asked).translated
-            pixels = wrong(found)
-            bad = pixels.mean((1, 2)) > BAD[directed.name]
-            new = structure(source, found, calibration.alone, least)
-            old = structure(source, found)
-            assert new.differs is not None
-            score = new.differs.mean((1, 2))
-            row = {
-                "pair": directed.name,
-                "state": name,
-                "share": settings.share,
-                "evaluations": settings.evaluations,
-                "pictures": len(source),
-                "wrong": float(pixels.mean()),
-                "bad": int(bad.sum()),
-                "bad_of_the_map": int(unknowable.sum()),
-                "auc": area(score, bad),
-                "auc_knowable": area(score[~unknowable], bad[~unknowable]),
-                "by_classes": hits(doubtful(new, least), bad),
-                "by_structure": hits(doubtful(old, least), bad),
-                "auc_by_structure": area(-old.edge_correlation, bad),
-            }
-            print(row, flush=True)
-            yield row
-
-
-def hits(marked: np.ndarray, bad: np.ndarray) -> dict[str, Any]:
-    both = int((marked & bad).sum())
     return {
-        "marked": int(marked.sum()),
-        "precision": both / int(marked.sum()) if marked.any() else None,
-        "recall": both / int(bad.sum()) if bad.any() else None,
+        "pictures": len(source),
+        "wrong": drawn.mean(pixels.mean((1, 2))),
+        "bad": int(bad.sum()),
+        "bad_of_the_map": int(unknowable.sum()),
+        "auc": area(drawn, score, bad),
+        "auc_knowable": area(drawn, score, bad, ~unknowable),
+        "by_classes": hits(drawn, metrics.doubtful(by_classes, least), bad),
+        "by_structure": hits(drawn, metrics.doubtful(by_structure, least), bad),
+        "auc_by_structure": area(drawn, -by_structure.edge_correlation, bad),
     }
 
 
-def area(score: np.ndarray, bad: np.ndarray) -> float | None:
-    """Area under the curve of true against false positives; None with fewer than two bad pictures."""
-    if bad.sum() < 2 or bad.all():
-        return None
-    pairs = score[bad][:, None] - score[~bad][None]
-    return float((pairs > 0).mean() + (pairs == 0).mean() / 2)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command(measure, "pictures/marks"))

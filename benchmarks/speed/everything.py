@@ -1,8 +1,8 @@
-"""`make bench`: the short form of every benchmark of speed, one after another, and the table of docs/speed.md.
+"""`make bench`: every benchmark of speed, one after another, and the tables of the pages; about an hour.
 
     python -m benchmarks.speed.everything
 
-A benchmark whose extra is not installed is left out. Ends with 1 when a bound is missed.
+Ends with 1 when one fails or misses a bound; the others run all the same.
 """
 
 from __future__ import annotations
@@ -10,31 +10,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from benchmarks import tables
-from benchmarks.speed.shared.harness import ROOT, SKIPPED
-
-NAMES = (
-    "clients",
-    "engine",
-    "federated",
-    "overhead",
-    "ray",
-    "soak",
-    "startup",
-    "training",
-    "wire",
-    "workers",
-)
+from benchmarks import smoke, tables
+from benchmarks.command import ROOT
 
 
-def run() -> int:
+def main() -> int:
     """Run them all; 1 when one failed or missed a bound."""
     failed = []
-    for name in NAMES:
-        print(f"== {name}", flush=True)
-        command = [sys.executable, "-m", f"benchmarks.speed.{name}", "--short"]
-        if subprocess.run(command, check=False, cwd=ROOT).returncode not in {0, SKIPPED}:
-            failed.append(name)
+    for name in smoke.names():
+        if name.startswith("benchmarks.speed."):
+            print(f"== {name}", flush=True)
+            if subprocess.run([sys.executable, "-m", name], check=False, cwd=ROOT).returncode:
+                failed.append(name)
     tables.main()
     if failed:
         print(f"missed a bound, or failed: {', '.join(failed)}")
@@ -42,4 +29,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run())
+    sys.exit(main())

@@ -82,10 +82,9 @@ class Cells(Frozen):
 
 
 class Aggregate(Frozen):
-    """What the target publishes: a mean over `counted` units, noised for replacing one of them.
+    """What the target publishes: a mean over `counted` units, noised by `sigma` for replacing one of them.
 
-    `sigma` is the deviation of the noise on each share, `counts` the shares in multiples of QUANTUM, in the order of
-    `Cells.shape`, the last index fastest.
+    `counts` are the shares in multiples of QUANTUM, in the order of `Cells.shape`, the last index fastest.
     """
 
     format: Literal[1] = 1

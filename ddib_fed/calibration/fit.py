@@ -1,15 +1,14 @@
 """The map of a calibration, and its figures: from a noised aggregate of the target's pictures, or from anchors.
 
-From an aggregate (`propose`): pseudo-colours are drawn from the cleaned histogram, and the rotation is searched whose
-sliced Wasserstein distance to them is least; a colour map follows optimal transport, and a tone the monotone one. From
-anchors (`fit`), pictures of the same things that the source holds in both modalities:
+From an aggregate (`propose`): the rotation is searched whose sliced Wasserstein distance to pseudo-colours of the
+cleaned histogram is least; a colour map follows optimal transport, and a tone the monotone one. From anchors (`fit`):
 
     rotation     orthogonal Procrustes: R = U V^T of the singular vectors of sum v u^T over all pixels
     tone         a curve of one or two branches, `fit_tone`
     colour-map   least squares of v - W phi(u), drawn a little towards the rotation; it may fold (`undone_psnr`)
 
 Every figure of anchors is of those that their map was not fitted on (each is left out in turn). Intervals of 95 % are
-bootstrapped over pictures or anchors, and with few anchors they are wide.
+bootstrapped over pictures or anchors.
 """
 
 from collections.abc import Callable, Sequence
@@ -132,9 +131,6 @@ def check_kind(kind: CalibrationKind, channels: int, *, anchored: bool, contrast
         )
 
 
-# Colours of both sides
-
-
 def without_noise(shares: Numbers, sigma: float) -> Numbers:
     """Return shares, one axis a channel, each with noise of deviation sigma, projected onto those that can be."""
     smooth, deviation = shares, sigma
@@ -177,9 +173,6 @@ def sampled_pixels(units: Floats, each: int, generator: np.random.Generator) -> 
     flat = units.reshape(*units.shape[:2], -1)
     taken = generator.integers(0, flat.shape[2], (len(units), 1, each))
     return np.moveaxis(np.take_along_axis(flat, taken, axis=2), 1, 2).astype(np.float64)
-
-
-# The rotation of one cloud of colours onto another
 
 
 class Optimum(NamedTuple):
@@ -291,9 +284,6 @@ def degrees(first: Numbers, second: Numbers) -> float:
     return float(np.degrees(np.arccos(np.clip((np.trace(between) - 1) / 2, -1.0, 1.0))))
 
 
-# The colour map
-
-
 def fit_colour_map(source: Numbers, target: Numbers, rotation: Numbers) -> ChannelMap:
     """The quadratic map of the source's colours (N, 3) to what optimal transport draws each to among the target's."""
     with extra("colours", "POT", "optimal transport of colours needs POT, which is not installed"):
@@ -348,9 +338,6 @@ def least_slopes(weights: Numbers, u: Numbers) -> Numbers:
     slopes = weights[:, 1:4] + np.einsum("cij,nj->nci", square + square.swapaxes(1, 2), u)
     found: Numbers = np.sign(np.linalg.det(slopes)) * np.linalg.svd(slopes, compute_uv=False)[:, -1]
     return found
-
-
-# Anchors
 
 
 def fit(
@@ -422,10 +409,8 @@ def fit_rotation(u: Floats, v: Floats) -> ChannelMap:
 
 
 def fit_tone(u: Floats, v: Floats) -> ChannelMap:
-    """Fit the curve that leads from grey values u to v of the same pixels, both any shape, in model units.
-
-    One branch of PIECES linear pieces that rises or falls; or two, one beneath and one above a gap in the values, with
-    a jump between them, where that is worth it.
+    """Fit the curve from grey values u to v of the same pixels: one branch of PIECES linear pieces that rises or falls,
+    or two, beneath and above a gap in the values, where that is worth it.
     """
     x, y, weight = _binned(u.ravel().astype(np.float64), v.ravel().astype(np.float64))
     room = MARGIN * (x[-1] - x[0]) + 1e-3
@@ -502,8 +487,7 @@ def transported(
 ) -> tuple[Numbers, Numbers, tuple[Numbers, Numbers]]:
     """The values of u (N, each) and of v (M,) in front of a background, and pairs of all u and what each becomes.
 
-    Monotone transport. A dark background, where both have one, stays the background, whatever the contrast of the rest:
-    how much of it there is differs with how pictures are cut.
+    Monotone transport, but for a dark background, which stays one whatever the contrast of the rest.
     """
     first, second = _background(u.ravel()), _background(v)
     if first is None or second is None:
@@ -531,9 +515,6 @@ def _background(values: Numbers) -> float | None:
     if shares[peak] < LEAST_GROUND * len(values) or shares[:peak].sum() > MOST_BELOW * len(values):
         return None
     return float(edges[min(peak + 2, GREY_BINS)])
-
-
-# What is known of a map
 
 
 def judge(effect: Effect) -> None:

@@ -4,8 +4,8 @@ Its digest is SHA-256 over the canonical JSON (RFC 8785) of all fields. Each ins
 
     signature = ECDSA-SHA-256(key of the leaf, PREFIX + statement + newline + canonical JSON of the calibration)
 
-The statement names the side, the node and the second of signing, so that none of them can be exchanged. The leaf
-is kept beside the signature: it must have been valid at that second and come from a root that is pinned now.
+The statement names the side, the node and the second of signing. The leaf, kept beside the signature, must have been
+valid at that second and come from a root that is pinned now.
 """
 
 from __future__ import annotations
@@ -308,9 +308,6 @@ class Calibration(Frozen):
         return self
 
 
-# With the models
-
-
 def plain_units(units: Normalisation) -> bytes:
     """Return the canonical JSON of a model's units before a calibration, in which a calibration's numbers are."""
     return canonical_json(units.model_dump(mode="json", exclude_none=True, exclude={"calibrated"}))
@@ -414,9 +411,6 @@ def _unusable(model: Manifest, detail: str, remedy: str) -> CalibrationModel:
     return CalibrationModel(detail, hint=remedy, facts={"model": model.name, "remedy": remedy})
 
 
-# Signatures
-
-
 class Signature(Frozen, ser_json_bytes="base64", val_json_bytes="base64"):
     """As pb.CalibrationSignature, whose limits it has: Unix seconds, the leaf in PEM, ECDSA in DER (base64 in JSON)."""
 
@@ -489,12 +483,7 @@ class SignedCalibration(Frozen):
         )
 
     def verify(self, *, pins: Pins, now: datetime, withdrawn: Container[Identity] = ()) -> Calibration:
-        """Return the calibration; raise unless both institutions have signed it and it has not ended.
-
-        Args:
-            pins: For each institution known here, its own roots.
-            withdrawn: Identities that are refused whatever their certificates say.
-        """
+        """Return the calibration; raise unless both institutions have signed it and it has not ended."""
         self.refuse_expired(now)
         for side in SIDES:
             self.verify_side(side, pins=pins, now=now, withdrawn=withdrawn)
@@ -552,9 +541,6 @@ class SignedCalibration(Frozen):
         at = f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ}"
         statement = canonical_json({"side": side, "node": identity.uri, "signed_at": at})
         return PREFIX + statement + b"\n" + self.calibration.canonical
-
-
-# Files
 
 
 def _problem(error: ValueError) -> str:
@@ -643,10 +629,7 @@ class CalibrationStore:
     def chosen(
         self, source: Place, target: Place, manifest: Manifest, now: datetime
     ) -> SignedCalibration | None:
-        """Return the calibration that jobs take: the newest active one that fits the model, else the newest active one.
-
-        Without an active one the newest that has expired; None without either.
-        """
+        """Return what jobs take: the newest active one that fits the model, else the newest active, or expired, one."""
         held = self.between(source, target)
         active = [each for each in held if each.state(now) == "active"]
         fitting = [each for each in active if not misfit(each.calibration, manifest)]

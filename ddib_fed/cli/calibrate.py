@@ -20,6 +20,9 @@ from ddib_fed.terminal import console, emit, lines, listed, number, outcome, pri
 
 NAME = click.argument("name", metavar="DIGEST")
 YES = option("--yes", "Do not ask; what would leave is still shown.")
+OWN_PICTURES = option(
+    "--pictures FOLDER", "A folder, or a domain that ships; default: what [train] of node.toml names."
+)
 EPSILON = option(
     "--epsilon X",
     "Differential privacy of each picture, or of each group of --group-by, at a delta of 1e-5. With --local: what the "
@@ -56,15 +59,13 @@ EPSILON = option(
 )
 @option(
     "--anchors A_DIR B_DIR",
-    "Pictures of the same things in both domains, by the same file names: a phantom, a travelling subject, a public "
-    "area. The calibration is fitted to them.",
+    "Pictures of the same things in both domains, by the same file names, that the calibration is fitted to.",
     click.Path(file_okay=False, path_type=Path),
     nargs=2,
 )
 @option(
     "--contrast",
-    "Of a tone without --anchors, which a histogram cannot tell: whether light in A is light in B (same), or dark "
-    "(inverted). A dark background stays dark.",
+    "Of a tone without --anchors: whether light in A is light in B (same), or dark (inverted).",
     ("same", "inverted"),
 )
 @EPSILON
@@ -261,12 +262,8 @@ def _agree(request: ddib_fed.CalibrationRequest, target: str, config_path: Path,
     short_help="Publish a noised histogram for peers.",
     epilog="\b\nExample:\n  ddib calibrate publish --pictures pictures --config south/node.toml",
 )
-@options.CONFIG
-@option(
-    "--pictures FOLDER",
-    "This node's pictures: a folder, or the name of a domain that ships. Default: what [train] of node.toml names, "
-    "else the domain that ships under the model's domain.",
-)
+@options.for_node
+@OWN_PICTURES
 @EPSILON
 @option(
     "--group-by folder|PATTERN",
@@ -282,29 +279,15 @@ def _agree(request: ddib_fed.CalibrationRequest, target: str, config_path: Path,
     "Count the latents of the model's autoencoder, for a rotation with a source that has the same one, not colours.",
 )
 @YES
-@options.OUTCOME
-def publish(
-    config_path: Path,
-    pictures: str | None,
-    epsilon: float,
-    group_by: str | None,
-    force: bool,
-    latents: bool,
-    yes: bool,
-) -> None:
+def publish(node: ddib_fed.Node, pictures: str | None, force: bool, yes: bool, **how: Any) -> None:
     """Publish one noised histogram of this target's pictures for peers that calibrate.
 
     It shows what would leave and asks. Admitted peers get it only while [policy] calibration lists a kind.
     """
-    node, notes = ddib_fed.Node.open(config_path), list[str]()
+    notes: list[str] = []
     with console(stderr=True).status("counting pictures"):
         aggregate = node.calibrations.aggregate(
-            pictures,
-            epsilon=epsilon,
-            group_by=group_by,
-            latents=latents,
-            replace=force,
-            on_note=lambda *texts: notes.extend(texts),
+            pictures, replace=force, on_note=lambda *texts: notes.extend(texts), **how
         )
     say(*aggregate.describe().split("\n"), *notes)
     if node.calibrations.published():
@@ -313,7 +296,7 @@ def publish(
     path = node.calibrations.publish(aggregate, replace=force)
     say(f"published    {path}; the noise was drawn once, every peer gets the same bytes")
     if not node.config.policy.calibration:
-        say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {config_path}, then restart it')
+        say(f'nobody gets it yet: [policy] calibration = ["rotation"] in {node.config.path}, then restart it')
     content = aggregate.model_dump(mode="json", exclude={"counts"})
     outcome(sha256=aggregate.sha256, bytes=len(aggregate.canonical), **content)
 
@@ -322,12 +305,9 @@ def publish(
     short_help="Measure the dial of an agreed calibration.",
     epilog="\b\nExample:\n  ddib calibrate dial west.example/relief --pictures pictures --config east/node.toml",
 )
+@options.for_node
 @click.argument("target", metavar="INSTITUTION/DOMAIN")
-@options.CONFIG
-@option(
-    "--pictures FOLDER",
-    "This node's pictures: a folder, or the name of a domain that ships. Default: what [train] of node.toml names.",
-)
+@OWN_PICTURES
 @option(
     "--anchors A_DIR B_DIR",
     "Instead pictures of the same things in both domains, by the same file names: then the truth counts.",
@@ -337,24 +317,16 @@ def publish(
 @option("--limit N", "Pictures that are measured, at most.", click.IntRange(4), default=24)
 @YES
 @options.PROFILE
-@options.OUTCOME
 def dial(
-    target: str,
-    config_path: Path,
-    pictures: str | None,
-    anchors: tuple[Path, Path] | None,
-    limit: int,
-    yes: bool,
-    profile_path: Path | None,
+    node: ddib_fed.Node, target: str, pictures: str | None, yes: bool, profile_path: Path | None, **how: Any
 ) -> None:
     """Measure share, temperature and blend under the calibration that is agreed on, and propose a setting.
 
     Own pictures are translated there and back by jobs of this node, at each share that its policy allows. The setting
     that is proposed becomes part of the calibration, which both operators sign again: jobs that name no share use it.
     """
-    node = ddib_fed.Node.open(config_path)
     agreed, config = node.calibrations.agreed(target), node.config
-    if anchors is not None:
+    if how["anchors"] is not None:
         options.refuse_idle(("pictures",), "is not for --anchors")
     with (
         ddib_fed.Client.for_command(profile_path) as client,
@@ -366,9 +338,8 @@ def dial(
             target,
             client=client,
             pictures=pictures or config.train.pictures(config.folder),
-            anchors=anchors,
-            limit=limit,
             least_share=config.policy.least_share,
+            **how,
         )
     dialled = agreed.dialled(proposed, datetime.now(UTC))
     show_dial(rows, dialled)
@@ -390,24 +361,22 @@ def dial(
     short_help="Sign what a peer proposed to this target.",
     epilog="\b\nExample:\n  ddib calibrate accept 1f3b5c7d9e0a --config south/node.toml",
 )
-@options.CONFIG
+@options.for_node
 @NAME
 @option("--force", "Also if its figures are refused.")
 @YES
-@options.OUTCOME
-def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
+def accept(node: ddib_fed.Node, name: str, force: bool, yes: bool) -> None:
     """Sign a calibration that a peer has proposed to this target.
 
     DIGEST is its SHA-256, or the first 8 or more digits. The source's signature, the units of this node's model, the
     aggregate that it published, and the policy are checked first. The figures are those that the source measured.
     """
-    calibrations = ddib_fed.Node.open(config_path).calibrations
-    proposed = calibrations.get(name).calibration
+    proposed = node.calibrations.get(name).calibration
     show_calibration(proposed)
     if not force:
-        calibrations.check_figures(proposed)
+        node.calibrations.check_figures(proposed)
     _confirm("Sign this calibration?", yes=yes)
-    signed = calibrations.accept(name, force=force)
+    signed = node.calibrations.accept(name, force=force)
     source = signed.calibration.source.institution
     say(
         f"signed       {signed.short}; {source} fetches the signature:",
@@ -420,12 +389,10 @@ def accept(config_path: Path, name: str, force: bool, yes: bool) -> None:
     short_help="Send a proposal again; fetch the signature.",
     epilog="\b\nExample:\n  ddib calibrate send 1f3b5c7d9e0a --config north/node.toml",
 )
-@options.CONFIG
+@options.for_node
 @NAME
-@options.OUTCOME
-def send(config_path: Path, name: str) -> None:
+def send(node: ddib_fed.Node, name: str) -> None:
     """Send a proposed calibration to its target again, and store the target's signature when it comes."""
-    node = ddib_fed.Node.open(config_path)
     signed = node.calibrations.send(name)[0]
     _say_sent(signed.calibration, node, complete=signed.complete)
     target = signed.calibration.target.institution
@@ -433,12 +400,14 @@ def send(config_path: Path, name: str) -> None:
 
 
 @calibrate.command(name="list", short_help="List those of this node.")
-@options.CONFIG
-@options.OUTCOME
-def list_(config_path: Path) -> None:
+@options.for_node
+def list_(node: ddib_fed.Node) -> None:
     """List the calibrations of this node, the newest first."""
-    calibrations = ddib_fed.Node.open(config_path).calibrations
-    stored, published = calibrations.list(), calibrations.published()
+    calibrations, stored, published = (
+        node.calibrations,
+        node.calibrations.list(),
+        node.calibrations.published(),
+    )
 
     def text() -> None:
         rows = [
@@ -471,16 +440,15 @@ def list_(config_path: Path) -> None:
     short_help="Show one, and verify its signatures.",
     epilog="\b\nExample:\n  ddib calibrate show 1f3b5c7d9e0a --out calibration.json",
 )
-@options.CONFIG
-@options.OUTCOME
+@options.for_node
 @NAME
 @option(
     "--out FILE",
     "Also write it with its signatures, e.g. for `ddib model train --calibration`; an existing file is kept.",
 )
-def show(config_path: Path, name: str, out: Path | None) -> None:
+def show(node: ddib_fed.Node, name: str, out: Path | None) -> None:
     """Show a calibration of this node, and verify its signatures."""
-    calibrations = ddib_fed.Node.open(config_path).calibrations
+    calibrations = node.calibrations
     stored = calibrations.get(name)
     if out is not None:
         stored.save(out)
@@ -497,16 +465,15 @@ def show(config_path: Path, name: str, out: Path | None) -> None:
 
 
 @calibrate.command(short_help="Stop using one.")
-@options.CONFIG
+@options.for_node
 @NAME
-@options.OUTCOME
-def remove(config_path: Path, name: str) -> None:
+def remove(node: ddib_fed.Node, name: str) -> None:
     """Stop using a calibration; new contracts with it are refused at once.
 
     It is kept, so that results made with it can be explained, and the peer cannot bring it back. A second time its
     file is deleted too.
     """
-    removed = ddib_fed.Node.open(config_path).calibrations.remove(name)
+    removed = node.calibrations.remove(name)
     gone = not removed.active
     say(f"{removed.short} is deleted" if gone else f"{removed.short} is no longer used, without a restart")
     outcome(removed=removed.sha256, deleted=gone)

@@ -9,16 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import ddib_fed
 from ddib_fed.errors import DdibError, ExhaustedError
 from ddib_fed.terminal import drawing, emit, print_table, say
 
-MOST_ROWS = 40
-"""Results that are listed one by one; of more the page has the table."""
-SAID_EVERY_S = 30.0
-"""How often a line is written without a terminal: a log of a day has 3,000."""
+if TYPE_CHECKING:
+    from ddib_fed.studies import Study, WrittenStudy
+
+MOST_ROWS = 40  # results that are listed one by one; of more the page has the table
+SAID_EVERY_S = 30.0  # how often a line is written without a terminal: a log of a day has 3,000
 
 
 class ConsoleProgress(ddib_fed.Progress):
@@ -51,7 +52,7 @@ class ConsoleProgress(ddib_fed.Progress):
         else:
             self._progress.console.print(line)
 
-    def study(self, number: int, study: ddib_fed.Study | None) -> None:
+    def study(self, number: int, study: Study | None) -> None:
         del number
         for warning in study.warnings if study is not None else ():
             say(f"warning: {warning}", err=True)
@@ -133,7 +134,10 @@ def _say_run(run: ddib_fed.Run, page: Path | None) -> None:
         _say_study(study)
     delivered = run.delivered
     if delivered:
-        _say_fitted(delivered)
+        if line := ddib_fed.Record.fitted_line([(item.file, item.provenance) for item in delivered]):
+            say(line)
+        if any(picture and picture.shrink > 1 for picture in (item.provenance.picture for item in delivered)):
+            say("  at their own size, in tiles: --tile PIXELS")
         if len(delivered) <= MOST_ROWS:
             _print_results(delivered)
         used = {(p.calibration_kind, p.calibration_sha256[:12]) for p in (d.provenance for d in delivered)}
@@ -148,7 +152,7 @@ def _say_run(run: ddib_fed.Run, page: Path | None) -> None:
         say(f"page: {page}")
 
 
-def _say_study(each: ddib_fed.WrittenStudy) -> None:
+def _say_study(each: WrittenStudy) -> None:
     say(f"{each.given}: {each.kind}, {each.items} items -> {each.shown}")
     picture, round_trip = each.provenance.picture, ""
     if "tiles" in each.report and picture is not None and picture.cycle_psnr is not None:
@@ -169,18 +173,6 @@ def _where(run: ddib_fed.Run) -> str:
     before = f"; {run.earlier:,} of them were there before" if run.earlier else ""
     of = f" of {len(jobs)} jobs" if len(jobs) > 1 else f" of job {jobs[0].job_id}" if jobs else ""
     return f"{done:,} of {run.total - len(run.written):,} files{of} are in {out}{before}"
-
-
-def _say_fitted(delivered: Sequence[ddib_fed.Delivered]) -> None:
-    """Say which pictures were not translated at their own size, and how they would be."""
-    if not (line := ddib_fed.Record.fitted_line([(item.file, item.provenance) for item in delivered])):
-        return
-    say(line)
-    lost = [item.provenance for item in delivered if item.provenance.lost]
-    sides = {record.fitted_side for record in lost}
-    tiles = sum(record.tiles for record in lost)
-    if len(sides) == 1 and None not in sides and tiles:
-        say(f"  at their own size, in {tiles:,} tiles: --tile {sides.pop()}")
 
 
 def _say_marks(delivered: Sequence[ddib_fed.Delivered]) -> None:

@@ -7,7 +7,6 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +18,11 @@ from ddib_fed.cli.folder_report import ConsoleProgress, report_run
 from ddib_fed.cli.options import group
 from ddib_fed.errors import DdibError
 from ddib_fed.extensions import extension, extensions
-from ddib_fed.terminal import emit, is_aside, moment, plain, print_table, say, say_document, size
+from ddib_fed.terminal import emit, is_aside, moment, plain, print_table, say, say_document, size, when
 
 STEPS = ("profile", "certificate", "connection", "service", "clock", "dicom")
 """The last is of each DICOM peer of the profile."""
-MOST_CLASSES = 12
-"""Classes that are listed by name."""
+MOST_CLASSES = 12  # classes that are listed by name
 _TIMES = ("created", "finished", "expires")
 
 
@@ -71,12 +69,10 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
 
 
 @click.command()
-@options.OUTCOME
-@options.PROFILE
-def domains(profile_path: Path | None) -> None:
+@options.for_client
+def domains(client: ddib_fed.Client) -> None:
     """List the available target domains, and whether each is ready."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        found = client.domains()
+    found = client.domains()
     values = plain(asdict(found))
     for each in values["domains"]:
         if each["calibration"] is not None:
@@ -118,7 +114,13 @@ def _kind(each: Any) -> str:
 @options.option(
     "--out DIR", "Folder for the results; each translation gets a folder in it.", default=Path("ddib-web")
 )
-@options.PORT
+@options.option(
+    "--port PORT",
+    "Port of 127.0.0.1 that the page is served on; default: a free one.",
+    click.IntRange(0, 65_535),
+    default=0,
+    show_default=False,
+)
 @options.PROFILE
 def web(out: Path, port: int, profile_path: Path | None) -> None:
     """Translate in the browser: drop pictures, watch, compare, download.
@@ -157,12 +159,10 @@ def job() -> None:
 
 @job.command("list")
 @options.option("--limit N", "At most this many.", click.IntRange(1, 1000), default=20)
-@options.OUTCOME
-@options.PROFILE
-def list_(limit: int, profile_path: Path | None) -> None:
+@options.for_client
+def list_(client: ddib_fed.Client, limit: int) -> None:
     """List this client's jobs, newest first, and how many of their items are done."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        jobs = client.list(limit)
+    jobs = client.list(limit)
 
     def show() -> None:
         rows = []
@@ -179,12 +179,10 @@ def list_(limit: int, profile_path: Path | None) -> None:
 
 @job.command()
 @options.JOB_ID
-@options.OUTCOME
-@options.PROFILE
-def show(job_id: str, profile_path: Path | None) -> None:
+@options.for_client
+def show(client: ddib_fed.Client, job_id: str) -> None:
     """Show a job, its items, and why it failed, if it did."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        view = client.get(job_id)
+    view = client.get(job_id)
     emit(_job_values(view), lambda: _show_job(view))
 
 
@@ -263,29 +261,17 @@ def fetch(job_id: str, out: Path, force: bool, profile_path: Path | None) -> Non
 
 @job.command()
 @options.JOB_ID
-@options.OUTCOME
-@options.PROFILE
-def cancel(job_id: str, profile_path: Path | None) -> None:
+@options.for_client
+def cancel(client: ddib_fed.Client, job_id: str) -> None:
     """Stop a job at its next step. Finished items can still be fetched."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        state = client.cancel(job_id)
+    state = client.cancel(job_id)
     emit({"job_id": job_id, "state": state}, lambda: say(f"job {job_id} is {state.lower()}"))
 
 
 @job.command()
 @options.JOB_ID
-@options.OUTCOME
-@options.PROFILE
-def delete(job_id: str, profile_path: Path | None) -> None:
+@options.for_client
+def delete(client: ddib_fed.Client, job_id: str) -> None:
     """Remove an ended job and all its data at the node."""
-    with ddib_fed.Client.for_command(profile_path) as client:
-        client.delete(job_id)
+    client.delete(job_id)
     emit({"job_id": job_id, "deleted": True}, lambda: say(f"job {job_id} is deleted"))
-
-
-def when(unix_s: float) -> str:
-    """Return a time for people, in this machine's zone; `-` if it is missing or beyond the calendar."""
-    try:
-        return datetime.fromtimestamp(unix_s).astimezone().strftime("%Y-%m-%d %H:%M") if unix_s else "-"
-    except (OverflowError, OSError, ValueError):  # the last hours of the year 9999, east of Greenwich
-        return "-"

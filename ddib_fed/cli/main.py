@@ -60,8 +60,7 @@ COMMANDS = {
     for section in SECTIONS.values()
     for name, place, _ in section
 }
-TRAINS = ["model", "train"]
-"""The command that several processes of torchrun share."""
+TRAINS = ["model", "train"]  # the command that several processes of torchrun share
 
 
 class _Ddib(Group):

@@ -13,11 +13,11 @@ from typing import Any
 import click
 
 import ddib_fed
-from ddib_fed import Figures, Model
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, option, usual_threads
 from ddib_fed.cli.train import train
 from ddib_fed.errors import AlreadyExists, UsageError
+from ddib_fed.models.catalogue import copy_shipped, shipped_models
 from ddib_fed.terminal import bar, emit, lines, listed, number, outcome, plain, print_table, say
 
 SHOWN_DIGEST = 12
@@ -42,6 +42,9 @@ def _span(text: str) -> tuple[float, float]:
     if not low < high < float("inf") or low == float("-inf"):
         raise ValueError(f"{text!r} is empty")
     return low, high
+
+
+SPAN = options.read_by(_span)
 
 
 def _code(text: str) -> str:
@@ -74,7 +77,7 @@ def list_() -> None:
     measure copy it first: `ddib model get`. Learned steps are the numbers of evaluations for which a model's steps were
     tuned (`--set grid=learned`).
     """
-    shipped = Model.shipped()
+    shipped = shipped_models()
     columns = ["!name", "domain", "!samples", ">parameters", ">MB", "learned steps", "!digest"]
     rows = [
         [
@@ -98,7 +101,7 @@ def list_() -> None:
 @options.OUTCOME
 def get(*, name: str, out: Path, force: bool) -> None:
     """Copy a model that ships with the package to a folder of your own, e.g. to tune it or to serve it."""
-    copy = Model.copy(name, out, overwrite=force)
+    copy = copy_shipped(name, out, overwrite=force)
     say(f"{out}: {copy.name}, {copy.size_bytes / 1e6:.1f} MB, digest {copy.digest[:SHOWN_DIGEST]}")
     outcome(out=out, **plain(copy))
 
@@ -106,11 +109,7 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @model.command("import")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @option("--out DIR", "The bundle's folder.", required=True)
-@option(
-    "--flags FLAGS",
-    "The flags that it was trained with, in quotes: the public README's MODEL_FLAGS line, or a classifier's.",
-    default="",
-)
+@option("--flags FLAGS", "Flags of its training, in quotes: the public README's MODEL_FLAGS.", default="")
 @option("--classifier", "The checkpoint is a noisy classifier, for guidance.")
 @option("--synthetic", "The checkpoint is a state dict of the public DDIB code's 2-D network.")
 @option("--domain NAME", "Domain name in the bundle.", default="imported")
@@ -121,20 +120,11 @@ def get(*, name: str, out: Path, force: bool) -> None:
     ("crop", "pad", "resize"),
     default="crop",
 )
-@option(
-    "--intensity RULE",
-    "How values of volumes and maps become the model's numbers, as of `ddib translate`: values, hu, "
-    "window:CENTRE,WIDTH[@LOW:HIGH] or percentile:LEAST,MOST[@LOW:HIGH]; default: as the files say.",
-)
-@option(
-    "--soften-sigma SIGMA",
-    "Pictures: noise level of softening before encoding.",
-    click.FloatRange(0, 1),
-    default=0.0,
-)
+@option("--intensity RULE", "How values of volumes and maps become numbers, as of `ddib translate`.")
+@option("--soften-sigma SIGMA", "Pictures: softening before encoding.", click.FloatRange(0, 1), default=0.0)
 @option(
     "--scale-factor NUMBER",
-    "Folders of latents: what latents are multiplied by; default: as the files say.",
+    "Folders of latents: what latents are multiplied by.",
     click.FloatRange(min=0, min_open=True),
 )
 @option(
@@ -142,25 +132,12 @@ def get(*, name: str, out: Path, force: bool) -> None:
     "Folders of latents: own pictures, or volumes (.npy, NIfTI), that the autoencoder is to reconstruct. The scale "
     "factor is measured on them where no file says it.",
 )
-@option(
-    "--size HxW",
-    "Folders: sides of a sample, as 128x128 or 128x128x64; default: as the files say.",
-    callback=options.SIDES,
-)
-@option(
-    "values --range LOW:HIGH",
-    "MONAI: what black and white were in training; default: as the transforms say, else 0:1.",
-    callback=options.read_by(_span),
-)
-@option(
-    "--spacing X,Y,Z",
-    "MONAI: millimetres between the voxels of a volume; default: as the files say.",
-    callback=options.read_by(_triple),
-)
+@option("--size HxW", "Folders: sides of a sample, as 128x128 or 128x128x64.", callback=options.SIDES)
+@option("values --range LOW:HIGH", "MONAI: black and white in training, else 0:1.", callback=SPAN)
+@option("--spacing X,Y,Z", "MONAI: millimetres between voxels.", callback=options.read_by(_triple))
 @option(
     "--axes CODE",
-    "MONAI: axes of the network's arrays: RAS and the like, or D, H and W of a sample; default: as the transforms say, "
-    "else RAS of volumes.",
+    "MONAI: axes of the network's arrays: RAS and the like, or D, H and W of a sample; else RAS of volumes.",
     callback=options.read_by(_code),
 )
 @option("--modality NAME", "MAISI: the modality, a number or a name such as ct or mri_t1.")
@@ -168,6 +145,8 @@ def get(*, name: str, out: Path, force: bool) -> None:
 @option("--force", "Replace an existing bundle.")
 def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     """Make a bundle of a public checkpoint. Pickles are read with weights_only=True.
+
+    What no option says is as the files say.
 
     CHECKPOINT is a file with a UNet of guided-diffusion (or of the public DDIB code), or with --classifier its noisy
     classifier. Its network is that of --flags, with the public defaults for the rest. Every setting is listed with
@@ -180,7 +159,9 @@ def import_(*, out: Path, force: bool, checkpoint: Path, **given: Any) -> None:
     """
     _refuse_existing(out, "folder", force=force)
     chosen = {name: value for name, value in given.items() if options.is_given(name)}
-    imported = ddib_fed.Imported.read(checkpoint, ddib_fed.ImportOptions(**chosen))
+    from ddib_fed.importing import Imported, ImportOptions  # with torch
+
+    imported = Imported.read(checkpoint, ImportOptions(**chosen))
     model = imported.save(out, overwrite=force)
     parameters = model.manifest.parameters
     values = {
@@ -220,7 +201,7 @@ def export(*, which: str, out: Path, force: bool) -> None:
     `ddib model import --synthetic` reads it back.
     """
     _refuse_existing(out, "file", force=force)
-    model = Model.open(which)
+    model = ddib_fed.Model.open(which)
     flags, norm = model.export(out), model.manifest.normalisation
     unscaled = (norm.mean, norm.std) == (0.0, 1.0)
     scaled = f"(data - {norm.mean}) / {norm.std}: the public code does not scale"
@@ -236,7 +217,7 @@ def show(*, which: str) -> None:
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """
-    model = Model.open(which)
+    model = ddib_fed.Model.open(which)
     tuned, allowances, privacy = model.bundle.tuned, model.bundle.allowances, model.bundle.privacy
     values = {
         "digest": model.digest,
@@ -248,7 +229,7 @@ def show(*, which: str) -> None:
     emit(values, lambda: lines(_shown(model)))
 
 
-def _shown(model: Model) -> dict[str, str]:
+def _shown(model: ddib_fed.Model) -> dict[str, str]:
     """Return what is shown of a model, line by line."""
     bundle, manifest = model.bundle, model.manifest
     values = manifest.model_dump(mode="json")
@@ -285,11 +266,7 @@ def _shown(model: Model) -> dict[str, str]:
     show_default="12 16 20",
 )
 @DATA
-@option(
-    "--soften-sigma SIGMA",
-    "Softening of the pictures that are encoded; default: the model's own.",
-    click.FloatRange(0, 1),
-)
+@option("--soften-sigma SIGMA", "Softening of pictures; default: the model's own.", click.FloatRange(0, 1))
 @options.SEED
 @DEVICE
 @options.OUTCOME
@@ -304,7 +281,7 @@ def tune(
     belong to one softening. MODEL is the bundle's folder.
     """
     counts = {*evaluations, *further}
-    model = Model.open(folder, device=device, threads=usual_threads())
+    model = ddib_fed.Model.open(folder, device=device, threads=usual_threads())
     with bar("tuning") as show:
         given |= {"evaluations": sorted(counts)} if counts else {}
         tuned = model.tune(on_progress=lambda what, done, total: show(done, total, what), **given)
@@ -329,7 +306,7 @@ def measure(*, folder: Path, device: str, **given: Any) -> None:
     measured but thresholds can, the reason is said. Training does both by itself where at least 40 pictures are held
     out. MODEL is the bundle's folder.
     """
-    model = Model.open(folder, device=device, threads=usual_threads(), without=["gate.json"])
+    model = ddib_fed.Model.open(folder, device=device, threads=usual_threads(), without=["gate.json"])
     with bar("encoding") as encoding, bar("looking at files") as looking:
         problem = model.measure(on_encoding=encoding, on_scan=looking, **given)
     structure, gate = model.manifest.structure, None if problem else model.bundle.allowances
@@ -362,7 +339,6 @@ def sample(
     which: str,
     out: Path,
     count: int | None,
-    seed: int,
     device: str,
     force: bool,
     settings: dict[str, Any],
@@ -384,6 +360,7 @@ def sample(
         why = f"is for pictures, and {which} is a model of points"
         options.refuse_idle(("target_class", "device"), why)
         options.refuse_settings(settings, OF_PICTURES, why, hint="omit it")
+    seed = given.pop("seed")
     request = options.asked(settings, **given)
     solver, clip = request.settings, False
     if "flags" in settings:
@@ -392,7 +369,7 @@ def sample(
                 "flags are the public code's ddim along its own grid", hint="omit solver, grid and --quality"
             )
         evaluations = solver.evaluations if options.is_given("evaluations") else None
-        solver, clips = Model.public_settings(request.flags, [model.manifest], evaluations)
+        solver, clips = ddib_fed.Model.public_settings(request.flags, [model.manifest], evaluations)
         clip = pictures if clips is None else clips
     how: dict[str, Any] = {
         "label": request.target_class or None,
@@ -424,26 +401,11 @@ def measured(gate: Any) -> str:
 @click.argument("folder", type=FOLDERS)
 @option("--truth FOLDER", "The true translations, by the same names.", FOLDERS)
 @option("--source FOLDER", "The translated pictures' sources, by the same names.", FOLDERS)
-@option(
-    "--domain FOLDER",
-    "Other pictures of the target domain, for the feature distance and for histogram matching.",
-    FOLDERS,
-)
-@option(
-    "--group-by",
-    "folder: intervals draw whole folders of pictures, such as the slices of one patient, instead of single pictures.",
-    ("folder",),
-)
-@option(
-    "--size PIXELS",
-    "Height and width that all pictures are resized to; default: those of the first translation.",
-    click.IntRange(7, 4096),
-)
-@option(
-    "span --range LOW:HIGH",
-    "Raw values of black and white; default: the models' if the records have them, else those of the files' type.",
-    callback=options.read_by(_span),
-)
+@option("--domain FOLDER", "Other pictures of the target domain, for the feature distance.", FOLDERS)
+@option("--target MODEL", "The target's model: baselines also as its autoencoder gives them back.", str)
+@option("--group-by", "folder: intervals draw whole folders, such as slices of a patient.", ("folder",))
+@option("--size PIXELS", "Sides that all are resized to; default: the first's.", click.IntRange(7, 4096))
+@option("span --range LOW:HIGH", "Raw values of black and white; default: the models'.", callback=SPAN)
 @option("--out FILE", "Also write an HTML page, with the pictures, the worst first.")
 @options.OUTCOME
 @options.FORCE
@@ -462,7 +424,7 @@ def evaluate(folder: Path, group_by: str | None, out: Path | None, *, force: boo
     emit(figures.report, lambda: _print_figures(figures))
 
 
-def _print_figures(figures: Figures) -> None:
+def _print_figures(figures: ddib_fed.Figures) -> None:
     report = figures.report
     say(f"{report['count']} pictures, {' x '.join(map(str, report['shape']))}", *report["notes"])
     for table in figures.tables():

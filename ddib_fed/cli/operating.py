@@ -6,7 +6,6 @@ import json
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import ddib_fed
 from ddib_fed.cli import options
 from ddib_fed.cli.options import group, option, with_config
 from ddib_fed.errors import ChunkCorrupt, UsageError
-from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, say_document
+from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, say_document, when
 
 
 @click.command()
-@options.CONFIG
-@options.OUTCOME
+@options.for_node
 @option(
     "--leaving [FILE]",
     "Write a page instead (leaving.html): what leaves to whom, under which settings, and the measured leak.",
@@ -29,13 +27,12 @@ from ddib_fed.terminal import emit, is_aside, outcome, plain, print_json, say, s
     is_flag=False,
     flag_value="leaving.html",
 )
-def status(config_path: Path, leaving: Path | None) -> None:
+def status(node: ddib_fed.Node, leaving: Path | None) -> None:
     """Show the state of the node on this machine.
 
     State, model, workers, peers, calibrations, jobs, and the certificate's expiry. The page of --leaving is made from
     node.toml and the node's files, whether the node runs or not; it holds no secret.
     """
-    node = ddib_fed.Node.open(config_path)
     if leaving is not None:
         problems = node.write_leaving(leaving)
         say(f"wrote {leaving}")
@@ -44,15 +41,7 @@ def status(config_path: Path, leaving: Path | None) -> None:
         outcome(written=leaving, problems=problems)
         return
     answer = node.status()
-    emit(answer, lambda: _show_status(answer, with_config(config_path)))
-
-
-def _when(moment: datetime | None) -> str:
-    """Write a time for people, in the machine's own zone; `-` if there is none, or none that a calendar has."""
-    try:
-        return "-" if moment is None else f"{moment.astimezone():%Y-%m-%d %H:%M}"
-    except OverflowError:  # the last hours of the year 9999, east of Greenwich
-        return "-"
+    emit(answer, lambda: _show_status(answer, with_config()))
 
 
 def _show_status(answer: Any, more: str) -> None:
@@ -61,7 +50,7 @@ def _show_status(answer: Any, more: str) -> None:
         f"node         {answer.name}.{answer.institution}  {answer.state}",
         f"roles        {', '.join(answer.roles)}   version {answer.version}   up {answer.uptime_s:.0f} s",
         f"listens on   {answer.listen}, called {answer.address}; {answer.active_streams} streams open",
-        f"certificate  until {_when(answer.certificate_expires)}, its root until {_when(answer.root_expires)}",
+        f"certificate  until {when(answer.certificate_expires)}, its root until {when(answer.root_expires)}",
     )
     if answer.root_warning:
         say(f"             warning: {answer.root_warning}")
@@ -86,37 +75,35 @@ def _show_status(answer: Any, more: str) -> None:
         say(f"peer         {peer.institution}: {peer.identity} at {peer.address}{paused}")
         if peer.problem:
             tried = f"ddib peer test {peer.institution}{more}"
-            say(f"             failed {_when(peer.failed)}: {peer.problem}; {tried}")
+            say(f"             failed {when(peer.failed)}: {peer.problem}; {tried}")
     if not answer.peers:
         say(f"peers        none: ddib peer add FILE{more}")
     for each in answer.calibrations:
         about = f": {each.warning}" if each.warning else ""
         say(
             f"calibration  {each.sha256[:12]} {each.kind}, {each.source} to {each.target}, {each.dial}, "
-            f"until {_when(each.expires)}, {each.state}{about}"
+            f"until {when(each.expires)}, {each.state}{about}"
         )
 
 
 @click.command()
-@options.CONFIG
-@options.OUTCOME
-def reload(config_path: Path) -> None:
+@options.for_node
+def reload(node: ddib_fed.Node) -> None:
     """Make the node re-read its peers, withdrawals and certificates.
 
     It does so by itself at the next call; this ends calls of removed peers at once. node.toml, with its policy, is read
     only at a start: restart the node to apply a change.
     """
-    changes = ddib_fed.Node.open(config_path).reload()
+    changes = node.reload()
     say(*changes, "node.toml is not read again: restart the node to apply a change in it, also in [policy]")
     outcome(changes=changes)
 
 
 @click.command()
-@options.CONFIG
-@options.OUTCOME
-def drain(config_path: Path) -> None:
+@options.for_node
+def drain(node: ddib_fed.Node) -> None:
     """Drain the node: accept no more work, finish running work, and exit."""
-    running = ddib_fed.Node.open(config_path).drain()
+    running = node.drain()
     say(f"draining; {running:,} {'job is' if running == 1 else 'jobs are'} still running")
     outcome(draining=True, running_jobs=running)
 
@@ -131,7 +118,7 @@ def audit() -> None:
     "  ddib audit show --since 2026-11-01 --format json > november.jsonl\n"
     "  ddib audit show --peer south.example --anchors > for-south.json"
 )
-@options.CONFIG
+@options.for_node
 @option("--peer INSTITUTION", "Only what concerns this institution.", default="")
 @option("--since WHEN", "Not before: 30m, 2h or 7d ago, or a date and time (UTC) as 2026-11-26T14:00.")
 @option("--limit N", "Only the last N of them.", click.IntRange(min=0))
@@ -139,8 +126,7 @@ def audit() -> None:
     "--anchors",
     "Instead what this node noted of the log of --peer, so that the peer can verify its log with it.",
 )
-@options.OUTCOME
-def show(config_path: Path, peer: str, since: str | None, limit: int | None, anchors: bool) -> None:
+def show(node: ddib_fed.Node, peer: str, since: str | None, limit: int | None, anchors: bool) -> None:
     """Show lines of the audit log: number, time, act, and what it names; as JSON one object a line.
 
     The chain is not checked: `ddib audit verify` does that. As JSON each line has the digest of the log's line in
@@ -149,7 +135,7 @@ def show(config_path: Path, peer: str, since: str | None, limit: int | None, anc
     With each latent and each translation two nodes tell each other the ends of their logs; --anchors shows what was
     noted of a peer's: numbers of lines, digests and times. Ends that contradict each other show that it was rewritten.
     """
-    log = ddib_fed.Node.open(config_path).audit
+    log = node.audit
     if anchors:
         options.refuse_idle(("since", "limit"), "does not go with --anchors")
         if not peer:
@@ -193,7 +179,7 @@ def _value(value: object) -> str:
     "  ddib audit verify --config node.toml --anchors 3f5a...\n"
     "  ddib audit verify --config node.toml --anchors from-south.json"
 )
-@options.CONFIG
+@options.for_node
 @option(
     "noted --anchors FILE|DIGEST",
     "What was noted of this log elsewhere: a head, or what a peer noted (`ddib audit show --anchors` there). The log "
@@ -201,15 +187,13 @@ def _value(value: object) -> str:
     str,
     multiple=True,
 )
-@options.OUTCOME
-def verify(config_path: Path, noted: tuple[str, ...]) -> None:
+def verify(node: ddib_fed.Node, noted: tuple[str, ...]) -> None:
     """Read the whole log, follow its chain, and print its head.
 
     The chain detects lines that were changed, removed or inserted. It cannot detect that the end was cut off, or that
     the file was rewritten: for that, pass a head that was kept elsewhere, or the anchors that a peer holds.
     """
-    log = ddib_fed.Node.open(config_path).audit
-    path, result = log.path, log.verify(*noted)
+    path, result = node.audit.path, node.audit.verify(*noted)
     text = [f"lines  {result.lines}", f"head   {result.head}"]
     if result.anchors:
         text.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import shlex
@@ -115,9 +116,11 @@ def refuse_overwriting(out: Path, *, force: bool) -> None:
         raise AlreadyExists(f"{out} holds results already", hint="choose another folder, or --force")
 
 
-def with_config(path: Path) -> str:
-    found = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
-    return "" if path == found else f" --config {shlex.quote(str(path))}"
+def with_config(path: Path | None = None) -> str:
+    """Return the option of a following command that names a configuration, by default this command's; or nothing."""
+    path = path or click.get_current_context().params["config_path"]
+    usual = Path(os.environ.get(CONFIG_VARIABLE) or NODE_FILE)
+    return "" if path == usual else f" --config {shlex.quote(str(path))}"
 
 
 def say_next(steps: Sequence[tuple[str, str]]) -> None:
@@ -159,13 +162,6 @@ CONFIG = option(
     default=Path(NODE_FILE),
     show_default=False,
 )
-PORT = option(
-    "--port PORT",
-    "Port of 127.0.0.1 that the page is served on; default: a free one.",
-    click.IntRange(0, 65_535),
-    default=0,
-    show_default=False,
-)
 
 
 def _sentences_aside(ctx: click.Context, param: click.Parameter, value: str) -> None:
@@ -182,17 +178,33 @@ OUTCOME = option(
     expose_value=False,
     callback=_sentences_aside,
 )
+
+
+def for_node(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config and --format to an operator's command, and call it with the node."""
+
+    @functools.wraps(command)
+    def opened(config_path: Path, **further: Any) -> Any:
+        return command(ddib_fed.Node.open(config_path), **further)
+
+    return CONFIG(OUTCOME(opened))
+
+
+def for_client(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --format and --profile to a command, and call it with an open client."""
+
+    @functools.wraps(command)
+    def opened(profile_path: Path | None, **further: Any) -> Any:
+        with ddib_fed.Client.for_command(profile_path) as client:
+            return command(client, **further)
+
+    return OUTCOME(PROFILE(opened))
+
+
 OUT_RESULTS = option("--out DIR", "Folder for the results; created if missing.", required=True)
 FORCE = option("--force", "Overwrite existing results.")
-SKIP_BAD_FILES = option(
-    "--skip-bad", "Leave out files that are unreadable or refused, list them, and end with exit code 15."
-)
-TARGET = option("target --to INSTITUTION/DOMAIN", "Target, as listed by `ddib domains`.")
 EVALUATIONS = option(
-    "--evaluations N",
-    "Network evaluations of each leg (encoding, decoding).",
-    click.IntRange(1, 10_000),
-    default=48,
+    "--evaluations N", "Network evaluations of each leg.", click.IntRange(1, 10_000), default=48
 )
 QUALITY = option(
     "--quality",
@@ -200,22 +212,8 @@ QUALITY = option(
     "by `ddib model tune`), standard the default's 48, exact 96.",
     ("draft", "standard", "exact"),
 )
-CYCLE = option("--cycle", "Also translate back and report each item's round-trip error.")
-KEEP_LATENTS = option(
-    "keep_latents --keep-latents",
-    "Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
-)
 TARGET_CLASS = option(
-    "--target-class CLASS",
-    "Class to translate to or to sample, by name or number, if the model has classes.",
-    str,
-    default="",
-)
-SOURCE_CLASS = option(
-    "--source-class CLASS",
-    "Class of the files, by name or number, if their model has classes.",
-    str,
-    default="",
+    "--target-class CLASS", "Class to translate to or to sample, by name or number.", default=""
 )
 INTENSITY = option(
     "--intensity RULE",
@@ -225,57 +223,22 @@ INTENSITY = option(
     str,
     default="auto",
 )
-SLICES = option(
-    "--slices",
-    "Plane in which a NIfTI volume is cut into items; auto is that of the source's model, else axial.",
-    ("auto", "axial", "coronal", "sagittal"),
-    default="auto",
-)
-TILE = option(
-    "--tile PIXELS",
-    "Side of the tiles of a map, and of a picture larger than that; none: the whole as one item. auto: the model's "
-    "size for a map, and for a picture if the model is one of parts of pictures, in up to 1,024 tiles.",
-    str,
-    default="auto",
-)
-QUERY = option("--query KEYWORD=VALUE", "In place of FILES: the study of these attributes, joined by &.", str)
-PACS = option(
-    "--pacs AE@HOST:PORT|URL",
-    "Where --query looks: C-FIND, and C-MOVE to [dicom] aet; at a URL by DICOMweb (QIDO-RS, WADO-RS).",
-    str,
-)
 SEND = option(
     "--send AE@HOST:PORT|URL",
     "Send derived DICOM series there: C-STORE; to a URL by DICOMweb (STOW-RS).",
     str,
 )
-CREDENTIALS = click.option(
-    "--credentials",
-    type=(click.Path(dir_okay=False, path_type=Path), click.Path(dir_okay=False, path_type=Path)),
-    metavar="CERT KEY",
-    help="Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A setting of `--set NAME=VALUE`.
-
-    Attributes
-    ----------
-    kind
-        Type of its value: one of click's, or a function whose ValueError says what is wrong.
-    text
-        What it does.
-    here
-        Whether it is for two models of one process alone.
-    """
+    """A setting of `--set NAME=VALUE`."""
 
     name: str
     metavar: str
-    kind: click.ParamType[Any] | Callable[[str], Any]
+    kind: click.ParamType[Any] | Callable[[str], Any]  # a function's ValueError says what is wrong
     text: str
-    here: bool = False
+    here: bool = False  # for two models of one process alone
 
     def read(self, text: str) -> Any:
         """Return the value of a text; raise UsageError if it is none."""
@@ -301,9 +264,8 @@ SETTINGS = {
                 "Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it. "
                 "Default: 1."),
         Setting("share", "FRACTION", click.FloatRange(0, 1),
-                "Of the network in encoding pictures; the rest is linear. Below 1 the latent keeps more structure and "
-                "shows more of the picture; both nodes must allow it ([policy] least_share). Default: what the "
-                "calibration proposes, else 1."),
+                "Of the network in encoding; the rest is linear. Below 1 the latent shows more of the picture: both "
+                "nodes must allow it ([policy] least_share). Default: the calibration's, else 1."),
         Setting("temperature", "SCALE", click.FloatRange(0.8, 1),
                 "Of the latent where it is decoded: below 1 less is invented, and edges are softer. Default: the "
                 "calibration's, else 1."),
@@ -326,18 +288,15 @@ SETTINGS = {
                 "Bring all pictures to this height and width, and translate them so in overlapping tiles by one ODE. "
                 "Volumes: DxHxW.", here=True),
         Setting("classifier", "MODEL", click.STRING,
-                "Bundle of the classifier for guidance to a class; classifier-scale weighs it, by default 1.",
-                here=True),
+                "Bundle of the classifier for guidance; classifier-scale weighs it, by default 1.", here=True),
         Setting("flags", "FLAGS", click.STRING,
-                "Sample models with integer steps as the public code does with these flags of its own: "
-                "--diffusion_steps, --noise_schedule, --timestep_respacing, --eta, --use_ddpm True for ancestral "
-                "sampling, --clip_denoised; its others have no effect.", here=True),
+                "Sample models with integer steps as the public code: --diffusion_steps, --noise_schedule, "
+                "--timestep_respacing, --eta, --use_ddpm True, --clip_denoised; others have no effect.", here=True),
         Setting("batch", "N", click.IntRange(1, 4096), "Pictures that the network evaluates at once. Default: 16.",
                 here=True),
         Setting("dtype", "NAME", click.Choice(("float32", "bfloat16", "float16")),
-                "Of the networks; the integrated state stays float32 (docs/operating.md has the error of each). On a "
-                "CPU with instructions for it bfloat16 is faster from about 4 pictures at once; float16 is for GPUs.",
-                here=True),
+                "Of the networks; the integrated state stays float32 (docs/operating.md has the error of each). "
+                "bfloat16 is faster on a CPU with instructions for it; float16 is for GPUs.", here=True),
     )
 }  # fmt: skip
 
@@ -419,6 +378,5 @@ def open_model(name: str, settings: Mapping[str, Any], device: str) -> ddib_fed.
     )
 
 
-FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path))
 JOB_ID = click.argument("job_id", metavar="JOB")
 MODEL = click.argument("which", metavar="MODEL")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,16 +34,14 @@ def peer() -> None:
 
 
 @peer.command(epilog="\b\nExample:\n  ddib peer export --out north.peer")
-@options.CONFIG
+@options.for_node
 @option("--out FILE", "Default: INSTITUTION.peer")
 @option("--force", "Overwrite the file.")
-@options.OUTCOME
-def export(config_path: Path, out: Path | None, force: bool) -> None:
+def export(node: ddib_fed.Node, out: Path | None, force: bool) -> None:
     """Write the file that another institution adds, and show the fingerprint to read out to it.
 
     It contains no secret: the root's certificate, this node's name and its address.
     """
-    node = ddib_fed.Node.open(config_path)
     path, warning = out or Path(f"{node.config.node.institution}.peer"), node.config.not_dialled
     entry = node.peers.export(path, replace=force)
     say(
@@ -49,7 +49,7 @@ def export(config_path: Path, out: Path | None, force: bool) -> None:
         *(f"fingerprint  {text}" for text in entry.fingerprints),
     )
     if warning:
-        say(f"warning: {warning}; correct {config_path} and export again", err=True)
+        say(f"warning: {warning}; correct {node.config.path} and export again", err=True)
     say("send the file; read the fingerprint out to the other operator by another way, e.g. by telephone")
     outcome(written=path, warning=warning or None, **_entry(entry))
 
@@ -64,22 +64,19 @@ def _entry(other: Any) -> dict[str, object]:
 
 
 @peer.command(epilog="\b\nExample:\n  ddib peer add south.peer --fingerprint SHA256:12:34:...")
-@options.CONFIG
+@options.for_node
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @FINGERPRINT
 @REPLACE
 @UNCONSTRAINED
-@options.OUTCOME
-def add(
-    config_path: Path, file: Path, *, fingerprints: tuple[str, ...], replace: bool, unconstrained_root: bool
-) -> None:
+def add(node: ddib_fed.Node, file: Path, *, fingerprints: tuple[str, ...], **how: bool) -> None:
     """Admit another institution's node, after comparing its root's fingerprint with the one read out."""
 
     def ask(other: Any) -> bool:
         """Show the fingerprints and ask, on a terminal only."""
         note(*other.warnings)
         if not sys.stdin.isatty():
-            command = shlex.join(["ddib", "peer", "add", str(file), "--config", str(config_path)])
+            command = shlex.join(["ddib", "peer", "add", str(file), "--config", str(node.config.path)])
             raise UsageError(
                 "a peer is added with the fingerprint that the other operator read out",
                 hint=f"{command} --fingerprint SHA256:...; the question is asked only on a terminal",
@@ -89,25 +86,21 @@ def add(
         which = "Is this" if len(other.roots) == 1 else f"Are all {len(other.roots)} of these"
         return confirm(f"{which} what the other operator reads out?")
 
-    other = ddib_fed.Node.open(config_path).peers.add(
-        file, fingerprints=fingerprints, ask=ask, replace=replace, unconstrained_root=unconstrained_root
-    )
+    other = node.peers.add(file, fingerprints=fingerprints, ask=ask, **how)
     if fingerprints:
         note(*other.warnings)
     say(
         f"admitted {other.identity} at {other.address}",
-        f"next: ddib peer test {other.institution}{with_config(config_path)}",
+        f"next: ddib peer test {other.institution}{with_config()}",
     )
     outcome(admitted=other.institution, **_entry(other))
 
 
 @peer.command(name="list")
-@options.CONFIG
-@options.OUTCOME
-def list_(config_path: Path) -> None:
+@options.for_node
+def list_(node: ddib_fed.Node) -> None:
     """List the peers that are admitted here."""
-    known = ddib_fed.Node.open(config_path).peers
-    peers, suspended = known.list(), known.suspended
+    peers, suspended = node.peers.list(), node.peers.suspended
 
     def text() -> None:
         if not peers:
@@ -126,12 +119,11 @@ def list_(config_path: Path) -> None:
 
 
 @peer.command()
-@options.CONFIG
-@options.OUTCOME
+@options.for_node
 @INSTITUTION
-def test(config_path: Path, institution: str) -> None:
+def test(node: ddib_fed.Node, institution: str) -> None:
     """Connect to a peer, and name the cause if that fails."""
-    answer = ddib_fed.Node.open(config_path).peers.test(institution)
+    answer = node.peers.test(institution)
     decoding, text = None, "none: it is a source node only"
     if answer.domain is not None:
         decoding = {"domain": answer.domain, "sample_shape": list(answer.sample_shape)}
@@ -147,23 +139,21 @@ def test(config_path: Path, institution: str) -> None:
 
 
 @peer.command()
-@options.CONFIG
+@options.for_node
 @INSTITUTION
 @option("--reason TEXT", "Why, one line; shown by `ddib peer list` here.", default="")
 @option("--undo", "Admit a suspended peer again, and call it again: jobs that waited for it continue.")
-@options.OUTCOME
-def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> None:
+def suspend(node: ddib_fed.Node, institution: str, reason: str, undo: bool) -> None:
     """Refuse a peer, and send it nothing, until it is undone; running calls with it end within a second.
 
     It stays admitted, and stays suspended over restarts. Jobs for it that were accepted wait; new ones are refused.
     """
-    peers = ddib_fed.Node.open(config_path).peers
     if undo:
         options.refuse_idle(("reason",), "is for a suspension")
-        applied = peers.resume(institution)
+        applied = node.peers.resume(institution)
         change = "is resumed" if applied.changed else "was not suspended: nothing is changed"
     else:
-        applied = peers.suspend(institution, reason)
+        applied = node.peers.suspend(institution, reason)
         change = "is suspended" if applied.changed else "was suspended already"
     say(f"{institution} {change}")
     running = _say_applied(applied)
@@ -171,12 +161,11 @@ def suspend(config_path: Path, institution: str, reason: str, undo: bool) -> Non
 
 
 @peer.command()
-@options.CONFIG
+@options.for_node
 @INSTITUTION
-@options.OUTCOME
-def remove(config_path: Path, institution: str) -> None:
+def remove(node: ddib_fed.Node, institution: str) -> None:
     """Remove a peer: it is refused from now on, and running calls with it end within a second."""
-    applied = ddib_fed.Node.open(config_path).peers.remove(institution)
+    applied = node.peers.remove(institution)
     say(f"removed {institution}")
     outcome(removed=institution, node_running=_say_applied(applied))
 
@@ -196,7 +185,7 @@ def _say_applied(applied: Any) -> bool | None:
 @click.command(
     epilog="\b\nExamples:\n  ddib pair --listen\n  ddib pair west.example:7444 482-173-063   (on the other side)"
 )
-@options.CONFIG
+@options.for_node
 @click.argument("address", required=False, metavar="HOST:PORT")
 @click.argument("code", required=False)
 @option(
@@ -206,17 +195,7 @@ def _say_applied(applied: Any) -> bool | None:
 @FINGERPRINT
 @REPLACE
 @UNCONSTRAINED
-@options.OUTCOME
-def pair(
-    config_path: Path,
-    address: str | None,
-    code: str | None,
-    *,
-    listens: bool,
-    fingerprints: tuple[str, ...],
-    replace: bool,
-    unconstrained_root: bool,
-) -> None:
+def pair(node: ddib_fed.Node, address: str | None, code: str | None, *, listens: bool, **how: Any) -> None:
     """Admit another institution's node, and be admitted there, with a code read out by telephone.
 
     One side runs `ddib pair --listen`, which shows an address and a code; the other `ddib pair HOST:PORT CODE`. The two
@@ -232,19 +211,10 @@ def pair(
             "give --listen, or the address and the code that the other side shows",
             hint=f"ddib pair {address or 'HOST:PORT'} CODE",
         )
-    node = ddib_fed.Node.open(config_path)
-    paired = node.peers.pair(
-        address,
-        code,
-        on_code=say if listens else None,
-        on_stranger=note,
-        fingerprints=fingerprints,
-        replace=replace,
-        unconstrained_root=unconstrained_root,
-    )
+    paired = node.peers.pair(address, code, on_code=say if listens else None, on_stranger=note, **how)
     say(*paired.describe())
     note(*paired.warnings)
-    other, more = paired.other, with_config(config_path)
+    other, more = paired.other, with_config()
     say_next(
         [
             (f"{node.config.command} serve{more}", "unless it runs already"),
@@ -258,11 +228,16 @@ OF_CLIENT = option("profile_path --profile FILE", "A client's certificate instea
 OUT = option("--out FILE", "What to write.")
 
 
-def _certificates(config_path: Path, profile_path: Path | None) -> Any:
-    """Return the certificates of the node, or of a client."""
-    if profile_path is not None:
-        return ddib_fed.Profile.load(profile_path).certificates
-    return ddib_fed.Node.open(config_path).pki
+def _for_node_or_client(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add --config, --profile and --format to a command, and call it with the certificates of the one that is named."""
+
+    @functools.wraps(command)
+    def opened(config_path: Path, profile_path: Path | None, **further: Any) -> Any:
+        if profile_path is not None:
+            return command(ddib_fed.Profile.load(profile_path).certificates, **further)
+        return command(ddib_fed.Node.open(config_path).pki, **further)
+
+    return options.CONFIG(OF_CLIENT(options.OUTCOME(opened)))
 
 
 @group()
@@ -271,34 +246,26 @@ def pki() -> None:
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki init --config node.toml")
-@options.CONFIG
-@options.OUTCOME
-def init(config_path: Path) -> None:
+@options.for_node
+def init(node: ddib_fed.Node) -> None:
     """Make the institution's root on this node, and the node's certificate from it.
 
     The root's key is in the node's state folder: anyone who has it can pose as any identity of this institution.
     """
-    node = ddib_fed.Node.open(config_path)
     root, institution, folder = node.pki.init(), node.config.node.institution, node.config.paths.pki
-    say(
-        f"made the root of {institution} and this node's certificate in {folder}",
-        f"fingerprint  {root}",
-    )
+    say(f"made the root of {institution} and this node's certificate in {folder}", f"fingerprint  {root}")
     outcome(institution=institution, folder=folder, fingerprint=root)
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki request --config node.toml --out node-2.csr")
-@options.CONFIG
-@OF_CLIENT
+@_for_node_or_client
 @OUT
-@options.OUTCOME
-def request(config_path: Path, profile_path: Path | None, out: Path | None) -> None:
+def request(certificates: Any, out: Path | None) -> None:
     """Write a certificate request for the institution's issuer; its key stays here."""
-    certificates = _certificates(config_path, profile_path)
     path, owner = certificates.request(out), certificates.owner
     say(f"wrote {path}, a request for {owner}")
-    client = f" --profile {shlex.quote(str(profile_path))}"
-    more = with_config(config_path) if profile_path is None else client
+    profile = click.get_current_context().params["profile_path"]
+    more = with_config() if profile is None else f" --profile {shlex.quote(str(profile))}"
     say_next(
         [
             (f"ddib pki issue {shlex.quote(path.name)}", f"at the node that issues; take {path} there"),
@@ -309,12 +276,11 @@ def request(config_path: Path, profile_path: Path | None, out: Path | None) -> N
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki issue node-2.csr")
-@options.CONFIG
+@options.for_node
 @click.argument("request_file", type=click.Path(dir_okay=False, path_type=Path))
 @OUT
 @option("--yes", "Do not ask whether the request comes from the identity that it names.")
-@options.OUTCOME
-def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) -> None:
+def issue(node: ddib_fed.Node, request_file: Path, out: Path | None, yes: bool) -> None:
     """Sign the request of a node or client on another machine; run it on the node with the root's key."""
 
     def ask(identity: object) -> None:
@@ -322,7 +288,7 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
         if not yes and not confirm(question):
             raise Cancelled("not confirmed; nothing was signed", hint="the same command again")
 
-    issued = ddib_fed.Node.open(config_path).pki.issue(request_file, out, ask=ask)
+    issued = node.pki.issue(request_file, out, ask=ask)
     path = issued.path
     say(f"wrote {path}, the certificate of {issued.identity}")
     say_next(
@@ -332,25 +298,19 @@ def issue(config_path: Path, request_file: Path, out: Path | None, yes: bool) ->
 
 
 @pki.command(epilog="\b\nExample:\n  ddib pki install node-2.pem --config node.toml")
-@options.CONFIG
-@OF_CLIENT
-@options.OUTCOME
+@_for_node_or_client
 @click.argument("certificate", type=click.Path(dir_okay=False, path_type=Path))
-def install(config_path: Path, profile_path: Path | None, certificate: Path) -> None:
+def install(certificates: Any, certificate: Path) -> None:
     """Install a signed certificate after checking its key, name and root."""
-    certificates = _certificates(config_path, profile_path)
     identity = certificates.install(certificate)
     say(f"installed the certificate of {identity} in {certificates.folder}")
     outcome(installed=identity.uri, folder=certificates.folder)
 
 
 @pki.command()
-@options.CONFIG
-@OF_CLIENT
-@options.OUTCOME
-def show(config_path: Path, profile_path: Path | None) -> None:
+@_for_node_or_client
+def show(certificates: Any) -> None:
     """Show the certificate's identity and expiry, the trusted roots of its institution, and who is withdrawn."""
-    certificates = _certificates(config_path, profile_path)
     certificate = certificates.show()
     values = {
         "identity": certificate.identity.uri,
@@ -368,18 +328,16 @@ def show(config_path: Path, profile_path: Path | None) -> None:
 @pki.command(
     epilog="\b\nExample:\n  ddib pki withdraw spiffe://north.example/client/alice --reason 'laptop lost'"
 )
-@options.CONFIG
-@options.OUTCOME
+@options.for_node
 @option("--reason TEXT", "For the list; default: the date.", default="")
 @option("--undo", "Accept an identity again that was withdrawn on this node.")
 @click.argument("identity", metavar="IDENTITY")
-def withdraw(config_path: Path, reason: str, undo: bool, identity: str) -> None:
+def withdraw(node: ddib_fed.Node, reason: str, undo: bool, identity: str) -> None:
     """Refuse a client or node of this institution although its certificate is valid, e.g. because its key was lost.
 
     The node refuses its next call and renewals, and issues it no certificate. Each node of the institution has its
     own list: run this on each.
     """
-    node = ddib_fed.Node.open(config_path)
     if undo:
         options.refuse_idle(("reason",), "is for a withdrawal")
         applied = node.pki.reinstate(identity)

@@ -16,7 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import click
 
 import ddib_fed
-from ddib_fed import Model, TrainConfig
+from ddib_fed import TrainConfig
 from ddib_fed.cli import options
 from ddib_fed.cli.options import Decorator
 from ddib_fed.errors import UsageError
@@ -107,7 +107,7 @@ def train(
 
 def _as_guided(generator: Path) -> dict[str, Any]:
     """Return how the model that is to be guided reads its pictures."""
-    model = Model.open(f"./{generator}" if not generator.is_absolute() else generator)
+    model = ddib_fed.Model.open(f"./{generator}" if not generator.is_absolute() else generator)
     fields: dict[str, Any] = {"size": model.shape[-1]}
     if (picture := model.manifest.picture) is not None:
         fields |= {"fit": picture.fit, "range": f"{picture.low!r}:{picture.high!r}"}
@@ -126,7 +126,7 @@ def run(config: TrainConfig, out: Path, *, resume: bool, force: bool) -> None:
         emit(values, lambda: lines(listed("", shown)))
 
 
-def trained(model: Model) -> dict[str, object]:
+def trained(model: ddib_fed.Model) -> dict[str, object]:
     """Return what a training made, as JSON values."""
     manifest, verdict = model.manifest, model.verdict
     return {
@@ -152,22 +152,14 @@ def trained(model: Model) -> dict[str, object]:
 @options.option("--steps N", "Optimiser steps of each model, instead of --time.", click.IntRange(1))
 @train_options(("size", "preset", "fit", "range", "flip", "batch", "skip_bad", "seed", "device"))
 @options.option(
-    "soften --soften-sigma SIGMA",
-    "Noise level to which pictures are diffused before encoding.",
-    click.FloatRange(0, 1),
-    default=0.05,
+    "soften --soften-sigma SIGMA", "Softening before encoding.", click.FloatRange(0, 1), default=0.05
 )
 @options.option("--evaluations N", "Network evaluations of each leg.", click.IntRange(3, 10_000), default=48)
 @options.option(
-    "--pictures N",
-    "Largest number of held-out pictures translated in each direction.",
-    click.IntRange(1),
-    default=64,
+    "--pictures N", "Held-out pictures translated each way, at most.", click.IntRange(1), default=64
 )
 @options.option(
-    "--calibration FILE",
-    "Pictures: translate under this calibration (`ddib calibrate --local` makes one), or that of a shipped model, by "
-    "its name.",
+    "--calibration FILE", "Translate under this one (`ddib calibrate --local`), or a shipped model's."
 )
 @options.OUT_RESULTS
 @options.FORCE

@@ -32,10 +32,6 @@ def _open_models(
         why = f"is for pictures, and {source} is a model of points"
         options.refuse_settings(settings, OF_PICTURES, why, hint="omit it")
         options.refuse_idle(("calibration",), why, hint="omit it")
-    elif not settings.get("soften-sigma", encoder.manifest.soften_sigma) and "flags" not in settings:
-        why = "sets the noise of softening and of flags, and there is neither"
-        hint = "omit it; soften-sigma=0.05, or flags with --eta 0.5, draws noise"
-        options.refuse_settings(settings, ("seed",), why, hint=hint)
     decoder = encoder if target == source else options.open_model(target, settings, device)
     client = encoder.to(decoder)
     return client, client.target
@@ -49,14 +45,14 @@ def _open_models(
     "  ddib translate scans --source MODEL_A --target MODEL_B --out out --cycle\n"
     "  ddib translate --query AccessionNumber=123 --pacs PACS@10.0.0.7:4242 --to south.example/brain-t2 --out out"
 )
-@options.FILES
-@options.TARGET
+@click.argument("files", nargs=-1, type=click.Path(path_type=Path))
+@options.option("target --to INSTITUTION/DOMAIN", "Target, as listed by `ddib domains`.")
 @options.option("source_model --source MODEL", "Without nodes: model that encodes, its name or folder.", str)
 @options.option("target_model --target MODEL", "Without nodes: model that decodes.", str)
 @options.OUT_RESULTS
 @options.TARGET_CLASS
-@options.SOURCE_CLASS
-@options.CYCLE
+@options.option("--source-class CLASS", "Class of the files, by name or number.", default="")
+@options.option("--cycle", "Also translate back and report each item's round-trip error.")
 @options.QUALITY
 @options.EVALUATIONS
 @options.option(
@@ -66,15 +62,42 @@ def _open_models(
     "name.",
     str,
 )
-@options.KEEP_LATENTS
+@options.option(
+    "keep_latents --keep-latents",
+    "Also fetch the latents. A latent is an invertible encoding: protect it like the picture.",
+)
 @options.FORCE
-@options.SKIP_BAD_FILES
+@options.option(
+    "--skip-bad", "Leave out files that are unreadable or refused, list them, and end with exit code 15."
+)
 @options.INTENSITY
-@options.SLICES
-@options.TILE
-@options.CREDENTIALS
-@options.QUERY
-@options.PACS
+@options.option(
+    "--slices",
+    "Plane in which a NIfTI volume is cut into items; auto is that of the source's model, else axial.",
+    ("auto", "axial", "coronal", "sagittal"),
+    default="auto",
+)
+@options.option(
+    "--tile PIXELS",
+    "Side of the tiles of a map, and of a picture larger than that; none: the whole as one item. auto: the model's "
+    "size for a map, and for a picture if the model is one of parts of pictures, in up to 1,024 tiles.",
+    str,
+    default="auto",
+)
+@options.option(
+    "--credentials CERT KEY",
+    "Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
+    click.Path(dir_okay=False, path_type=Path),
+    nargs=2,
+)
+@options.option(
+    "--query KEYWORD=VALUE", "In place of FILES: the study of these attributes, joined by &.", str
+)
+@options.option(
+    "--pacs AE@HOST:PORT|URL",
+    "Where --query looks: C-FIND, and C-MOVE to [dicom] aet; at a URL by DICOMweb (QIDO-RS, WADO-RS).",
+    str,
+)
 @options.SEND
 @options.option("--detach", "Only submit; print the job and how to watch and fetch it.")
 @options.OUTCOME
@@ -89,8 +112,6 @@ def translate(
     out: Path,
     force: bool,
     skip_bad: bool,
-    intensity: str,
-    slices: str,
     tile: str,
     credentials: tuple[Path, Path] | None,
     query: str | None,
@@ -117,14 +138,11 @@ def translate(
     sub-folders called by class names, numbers or WordNet ids, or ImageNet's validation part with the unpacked
     ILSVRC2012_devkit_t12 beside it; results have the public code's names and the models' size.
     """
+    reading = {"tile": tile} | {name: given.pop(name) for name in ("intensity", "slices")}
     via, target = _where_to(target, source_model, target_model, settings, calibration, device, profile_path)
-    with_nodes = isinstance(via, ddib_fed.Profile)
-    request = options.asked(
-        settings,
-        calibration=None if calibration == NONE else calibration,
-        without_calibration=calibration == NONE and with_nodes,
-        **given,
-    )
+    chosen = None if calibration == NONE else calibration
+    without = calibration == NONE and isinstance(via, ddib_fed.Profile)
+    request = options.asked(settings, calibration=chosen, without_calibration=without, **given)
     if detach:
         same = "the same command without --detach" + (", with --tile none" if tile == "auto" else "")
         hint = f"give it to {same}: it fetches them"
@@ -138,7 +156,7 @@ def translate(
     else:
         hint = "add --set pairs=260:261, or omit it"
         options.refuse_settings(settings, ("limit",), "is for classes", hint=hint)
-        _open_files(run, files, {"intensity": intensity, "slices": slices, "tile": tile}, detach=detach)
+        _open_files(run, files, reading, detach=detach)
     if credentials is not None and run.check_marked():
         say("content credentials are put into PNG alone (docs/formats.md)", err=True)
     run.read()
@@ -170,13 +188,24 @@ def _where_to(
     device: str,
     profile_path: Path | None,
 ) -> tuple[ddib_fed.Client | ddib_fed.Profile, str]:
-    """Return what translates, and to which target."""
-    if source is None or model is None:
-        target = _target_of_nodes(target, source, model, settings, calibration)
-        return ddib_fed.Profile.load(profile_path), target
-    if target is not None:
-        raise UsageError("--to is for nodes, --source and --target for models", hint="omit one of them")
-    return _open_models(source, model, settings, device)
+    """Return what translates, and to which target; refuse options that are for the other of both ways."""
+    if source is not None and model is not None:
+        if target is not None:
+            raise UsageError("--to is for nodes, --source and --target for models", hint="omit one of them")
+        return _open_models(source, model, settings, device)
+    if source or model:
+        raise UsageError("--source and --target are both needed", hint="add the other one")
+    why, hint = "is for two models in one process", "add --source and --target, or omit it"
+    options.refuse_idle(("device",), why, hint=hint)
+    here = (each.name for each in options.SETTINGS.values() if each.here)
+    options.refuse_settings(settings, here, why, hint=hint)
+    if calibration not in {None, NONE}:
+        both = "between nodes the calibration is the one that both operators agreed on"
+        raise UsageError(f"--calibration {calibration}: {both}", hint="--calibration none, or leave it out")
+    if target is None:
+        hint = "--to INSTITUTION/DOMAIN, or --source MODEL --target MODEL"
+        raise UsageError("where to translate is missing", hint=hint)
+    return ddib_fed.Profile.load(profile_path), target
 
 
 def _inputs(
@@ -203,31 +232,6 @@ def _open_files(run: ddib_fed.Run, files: Sequence[Path], reading: dict[str, str
             f"--detach: {run.studies.origins[0].given} is put together when its items are there",
             hint="leave --detach out; after an interruption the same command resumes",
         )
-
-
-def _target_of_nodes(
-    target: str | None,
-    source: str | None,
-    model: str | None,
-    settings: Mapping[str, Any],
-    calibration: str | None,
-) -> str:
-    """Return the target of a translation between nodes; refuse what two models of one process alone take."""
-    if source or model:
-        raise UsageError("--source and --target are both needed", hint="add the other one")
-    why, hint = "is for two models in one process", "add --source and --target, or omit it"
-    options.refuse_idle(("device",), why, hint=hint)
-    options.refuse_settings(
-        settings, (each.name for each in options.SETTINGS.values() if each.here), why, hint=hint
-    )
-    if calibration not in {None, NONE}:
-        both = "between nodes the calibration is the one that both operators agreed on"
-        raise UsageError(f"--calibration {calibration}: {both}", hint="--calibration none, or leave it out")
-    if target is None:
-        raise UsageError(
-            "where to translate is missing", hint="--to INSTITUTION/DOMAIN, or --source MODEL --target MODEL"
-        )
-    return target
 
 
 def _open_pairs(run: ddib_fed.Run, files: Sequence[Path], settings: Mapping[str, Any]) -> None:

@@ -22,31 +22,12 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from opentelemetry.trace import Span, SpanKind
 
+from ddib_fed import errors
 from ddib_fed.client.connection import PATIENCE_S, Connection, OnWait
 from ddib_fed.client.files import SUFFIXES, Origin, Payload, payloads
-from ddib_fed.client.jobs import (
-    Event,
-    Failure,
-    Item,
-    Job,
-    Progress,
-    Request,
-    split_target,
-)
+from ddib_fed.client.jobs import Event, Failure, Item, Job, Progress, Request, split_target
 from ddib_fed.client.profile import Profile
 from ddib_fed.client.results import ResultFile, Translated
-from ddib_fed.errors import (
-    Cancelled,
-    ChunkCorrupt,
-    ConfigError,
-    DdibError,
-    JobFailed,
-    JobNotFound,
-    MessageInvalid,
-    PeerUnreachable,
-    Unauthenticated,
-    UsageError,
-)
 from ddib_fed.protocol.calls import TOLERATED_S, described, from_detail, is_number, status_of
 from ddib_fed.protocol.contract import PROTOCOL, guidance_from_pb, guidance_to_pb
 from ddib_fed.protocol.messages import (
@@ -77,8 +58,7 @@ SLOWEST_BYTES_PER_S = 128 * 1024
 """A submission may take as long as its bytes take on a slow line, and the node its time to answer."""
 MAX_PART_BYTES = 1 << 30
 PARTS = {pb.ResultPart.Value(f"RESULT_PART_{part.name}"): part for part in Part}
-RESUMES = "to resume: the same command again"
-"""The line of a hint above the command that goes on."""
+RESUMES = "to resume: the same command again"  # the line of a hint above the command that goes on
 
 
 def _header(target: str, request: Request, classes: Sequence[tuple[str, str]], **fields: Any) -> pb.JobHeader:
@@ -102,7 +82,7 @@ def _header(target: str, request: Request, classes: Sequence[tuple[str, str]], *
             **fields,
         )
     except (TypeError, ValueError) as error:  # a value of another type
-        raise UsageError(f"no such job can be asked for: {error}") from error
+        raise errors.UsageError(f"no such job can be asked for: {error}") from error
     for name in request.left:
         header.solver.ClearField(name)
     return header
@@ -125,47 +105,36 @@ def _request(header: pb.JobHeader) -> Request:
 
 
 def _failure(detail: common_pb2.ErrorDetail, hop: str) -> Failure:
-    cause = from_detail(detail.SerializeToString(), hop) or JobFailed(hop=hop, facts=dict(detail.facts))
-    return Failure(
-        detail.reason,
-        detail.sentence,
-        detail.institution,
-        cause.incident,
-        cause.facts,
-        cause.differences,
-        cause.hop,
-        cause.says,
+    cause = from_detail(detail.SerializeToString(), hop) or errors.JobFailed(
+        hop=hop, facts=dict(detail.facts)
     )
+    same = {name: getattr(cause, name) for name in ("incident", "facts", "differences", "hop", "says")}
+    return Failure(detail.reason, detail.sentence, detail.institution, **same)
 
 
 def job_from_pb(message: pb.Job, hop: str) -> Job:
     """Return the job of a message from the node at `hop`."""
-    of = message.request
+    header = message.request
+
+    def error(part: pb.Job | pb.Item) -> Failure | None:
+        return _failure(part.error, hop) if part.HasField("error") else None
+
     items = (
         Item(
-            each.index,
-            ItemState(_name(pb.ItemState, each.state)),
-            each.size_bytes,
-            each.sha256,
-            _failure(each.error, hop) if each.HasField("error") else None,
+            item.index, ItemState(_name(pb.ItemState, item.state)), item.size_bytes, item.sha256, error(item)
         )
-        for each in message.items
+        for item in message.items
     )
+    same = ("job_id", "created", "finished", "expires", "item_count", "items_done", "calibration")
     return Job(
-        message.job_id,
-        f"{of.target_institution}/{of.target_domain}",
-        _request(of),
-        JobState(_name(pb.JobState, message.state)),
-        of.request_id,
-        message.created,
-        message.finished,
-        message.expires,
-        tuple(items),
-        message.item_count,
-        message.items_done,
-        _failure(message.error, hop) if message.HasField("error") else None,
-        message.calibration,
-        of.model_size,
+        **{name: getattr(message, name) for name in same},
+        target=f"{header.target_institution}/{header.target_domain}",
+        request=_request(header),
+        state=JobState(_name(pb.JobState, message.state)),
+        request_id=header.request_id,
+        items=tuple(items),
+        error=error(message),
+        model_size=header.model_size,
     )
 
 
@@ -183,12 +152,7 @@ def collect(
 ) -> Iterator[Translated]:
     """Yield each result when its last part is complete; every part was announced, and is one that was asked for.
 
-    Raises
-    ------
-    ChunkCorrupt
-        The bytes differ from what was announced, or a result lacks a part.
-    MessageInvalid
-        A part is not expected here.
+    Raise ChunkCorrupt if bytes are not those announced or a part is missing, MessageInvalid if one is unexpected.
     """
     from ddib_fed.protocol.streams import assemble, open_file
 
@@ -199,14 +163,14 @@ def collect(
         nonlocal now
         item, part = header.item, PARTS.get(header.part)
         if item not in due or (now is not None and now[0] != item):
-            raise MessageInvalid(f"a part of item {item} is not expected here")
+            raise errors.MessageInvalid(f"a part of item {item} is not expected here")
         if part is None or part not in parts or part in files:
-            raise MessageInvalid(f"{part or header.part} of item {item} is not expected here")
+            raise errors.MessageInvalid(f"{part or header.part} of item {item} is not expected here")
         if now is None:
             if not header.HasField("provenance"):
-                raise MessageInvalid(f"item {item} came without provenance")
+                raise errors.MessageInvalid(f"item {item} came without provenance")
             if header.provenance.job_id != job_id:
-                raise MessageInvalid(f"item {item} says that it is of another job")
+                raise errors.MessageInvalid(f"item {item} says that it is of another job")
             now = item, provenance_record(header.provenance).judged()
         return open_file(header.file, max_bytes=MAX_PART_BYTES, accepted=SUFFIXES)
 
@@ -221,7 +185,7 @@ def collect(
             now, files = None, {}
     if now is not None:
         missing = ", ".join(sorted(parts - files.keys()))
-        raise ChunkCorrupt(f"item {now[0]} came without its {missing}")
+        raise errors.ChunkCorrupt(f"item {now[0]} came without its {missing}")
 
 
 def _ready(job: Job) -> list[int]:
@@ -274,12 +238,7 @@ class Client(Connection):
     def from_profile(cls, path: str | Path | None = None, *, on_wait: OnWait | None = None) -> Self:
         """Return a client for the profile at `path`, or at the first of the usual places.
 
-        Raises
-        ------
-        FileMissing
-            There is no profile.
-        ConfigError
-            It cannot be used.
+        Raise FileMissing if there is no profile, ConfigError if it cannot be used.
         """
         return cls(Profile.load(path), on_wait=on_wait)
 
@@ -308,12 +267,7 @@ class Client(Connection):
     ) -> Iterator[Client]:
         """Open a client for one command; the first Ctrl-C, or SIGTERM of a batch system, ends its calls.
 
-        Parameters
-        ----------
-        via
-            A client that is open, and stays so; or a profile, its file, or None for the usual places.
-        on_wait, patience_s
-            As of a client.
+        `via` is a client that is open, and stays so; or a profile, its file, or None for the usual places.
         """
         with ExitStack() as opened:
             if not isinstance(via, Client):
@@ -331,8 +285,8 @@ class Client(Connection):
         """Turn Ctrl-C into an error with the commands for what goes on; `job_id` is empty while a job is submitted."""
         try:
             yield
-        except DdibError as error:
-            if not self.aborted or (isinstance(error, Cancelled) and error.hint):
+        except errors.DdibError as error:
+            if not self.aborted or (isinstance(error, errors.Cancelled) and error.hint):
                 raise
             # The id comes from the node, and these lines are meant to be pasted.
             job, more = shlex.quote(job_id or ""), f" --profile {shlex.quote(str(self.profile.path))}"
@@ -344,18 +298,16 @@ class Client(Connection):
                 hint = f"ddib job watch {job}{more}\n{fetch}\nto stop it:\nddib job cancel {job}{more}"
             else:
                 said, hint = "interrupted: the node may have accepted a job", f"ddib job list{more}"
-            raise Cancelled(said, hint=hint, hop=self.hop) from error
+            raise errors.Cancelled(said, hint=hint, hop=self.hop) from error
 
     @classmethod
     def diagnose(cls, profile: Profile) -> Iterator[tuple[str, str]]:
         """Check the way to the node step by step; yield each step and its finding, raise at the first that fails."""
         # The folder's certificate is the profile's, and valid now.
-        own, expected = (
-            load_identity(profile.pki_folder),
-            f"spiffe://{profile.institution}/client/{profile.name}",
-        )
+        own = load_identity(profile.pki_folder)
+        expected = f"spiffe://{profile.institution}/client/{profile.name}"
         if own.identity.uri != expected:
-            raise Unauthenticated(
+            raise errors.Unauthenticated(
                 f"the certificate names {own.identity}, the profile {expected}",
                 hop="client",
                 hint=f"edit {profile.path}, or make a client anew: ddib init client --help",
@@ -377,14 +329,14 @@ class Client(Connection):
             with cls.for_command(profile, patience_s=0) as client:
                 served = client.domains()
                 ahead_s = client.clock_s or 0.0
-        except DdibError as error:
+        except errors.DdibError as error:
             error.hint = error.hint or "ask the operator of the node: its log says why"
             raise
         targets = [f"{each.institution}/{each.domain or '?'} {each.status}" for each in served.domains]
         yield "service", f"{served.institution}/{served.domain}; {', '.join(targets) or 'no targets yet'}"
 
         if abs(ahead_s) >= TOLERATED_S:  # certificates and deadlines depend on both clocks
-            raise ConfigError(
+            raise errors.ConfigError(
                 f"the clock of the node is {described(ahead_s)}",
                 hop=profile.hop,
                 hint="compare both with a third: `timedatectl` shows whether this machine's is synchronised",
@@ -423,7 +375,7 @@ class Client(Connection):
         volume_sha256
             Of all pixels of a volume of which the files are slices: one noise may soften them.
         deadline_s
-            Seconds after which the job is given up; 0 for the node's default.
+            Seconds after which the node gives the job up; 0 for the node's default.
         request_id
             A UUID, made if it is missing: the same id with the same content is the same job.
         while_busy
@@ -436,12 +388,8 @@ class Client(Connection):
 
         Raises
         ------
-        ContractMismatch
-            The node speaks another version of the protocol.
-        PictureMisfit, KindMismatch
-            A file is not in the units, or not of the kind, of the node's model.
         InputError
-            A file or the target cannot be used; a file is named.
+            A file or the target cannot be used, such as PictureMisfit and KindMismatch; a file is named.
         """
         request, items = request or Request(), payloads(files)
         header = _header(
@@ -450,8 +398,7 @@ class Client(Connection):
             classes,
             volume_sha256=volume_sha256,
             deadline_s=deadline_s,
-            request_id=request_id
-            or str(uuid.uuid4()),  # none is ever submitted twice by the tries of this call
+            request_id=request_id or str(uuid.uuid4()),  # the tries of this call submit one job
             items=len(items),
         )
         try:
@@ -460,7 +407,7 @@ class Client(Connection):
             ) as span:
                 answer = self.call(lambda stub: _send_once(stub, header, items, span), while_busy=while_busy)
             self._tracing.remember(answer.job_id, span)
-        except DdibError as error:
+        except errors.DdibError as error:
             name_item(error, items)
             raise
         state, repeated = JobState(_name(pb.JobState, answer.state)), answer.repeated_request
@@ -477,7 +424,7 @@ class Client(Connection):
         asked = pb.SubmitJobRequest(header=header)
         try:
             self.call(lambda stub: stub.SubmitJob(iter([asked]), timeout=CALL_S))
-        except MessageInvalid as error:
+        except errors.MessageInvalid as error:
             if error.facts.get("received") != "0":
                 raise
 
@@ -505,23 +452,19 @@ class Client(Connection):
                 continue
             if self.get(job_id).state.ended:
                 return
-            patience.wait(PeerUnreachable(f"the events of job {job_id} ended before the job", hop=self.hop))
+            patience.wait(
+                errors.PeerUnreachable(f"the events of job {job_id} ended before the job", hop=self.hop)
+            )
             self.drop()
 
     def get(self, job_id: str) -> Job:
-        """Return a job with its items.
-
-        Raises
-        ------
-        JobNotFound
-            This client has no such job.
-        MessageInvalid
-            The node answers with what the protocol does not allow.
-        """
+        """Return a job with its items; raise JobNotFound if this client has no such job."""
         request = pb.GetJobRequest(job_id=job_id)
         job = self.call(lambda stub: stub.GetJob(request, timeout=CALL_S)).job
         if job.job_id != job_id:
-            raise MessageInvalid("the node answered with another job than the requested one", hop=self.hop)
+            raise errors.MessageInvalid(
+                "the node answered with another job than the requested one", hop=self.hop
+            )
         return job_from_pb(job, self.hop)
 
     def list(self, limit: int = 100) -> Sequence[Job]:
@@ -533,19 +476,8 @@ class Client(Connection):
     def fetch(self, job_id: str, items: Sequence[int] | None = None) -> Iterator[Translated]:
         """Yield results, each complete and of the announced digests, also over a restart of the node.
 
-        Parameters
-        ----------
-        job_id
-            Of the job.
-        items
-            Their numbers; None for those that are decoded and not acknowledged.
-
-        Raises
-        ------
-        ChunkCorrupt
-            The bytes differ from what was announced, or a result lacks a part.
-        MessageInvalid
-            The node sends something that was not requested.
+        `items` are their numbers; None for those that are decoded and not acknowledged. Raise ChunkCorrupt if bytes
+        differ from what was announced or a part is missing, MessageInvalid if something comes that was not requested.
         """
         job = self.get(job_id)
         yield from self._fetch(job, _ready(job) if items is None else items)
@@ -569,12 +501,12 @@ class Client(Connection):
                             yield result
             except grpc.RpcError as error:
                 self.give_way(patience, error)
-            except DdibError as error:
+            except errors.DdibError as error:
                 error.hop = error.hop or self.hop
                 raise
             else:
                 if due:
-                    raise ChunkCorrupt(f"items {due} of job {job.job_id} did not come", hop=self.hop)
+                    raise errors.ChunkCorrupt(f"items {due} of job {job.job_id} did not come", hop=self.hop)
 
     def results(
         self, job_id: str, *, on_event: Callable[[Event], None] | None = None
@@ -609,12 +541,7 @@ class Client(Connection):
     def acknowledge(self, job_id: str, results: Iterable[tuple[int, bytes]]) -> int:
         """Acknowledge stored results, so that the node removes them; return how many items are still to be delivered.
 
-        Parameters
-        ----------
-        job_id
-            Of the job.
-        results
-            Item number, and SHA-256 of the translation that was written.
+        Each of `results` is the number of an item, and the SHA-256 of its translation that was written.
         """
         items = [pb.Acknowledgement(item=item, sha256=sha256) for item, sha256 in results]
         request = pb.AcknowledgeItemsRequest(job_id=job_id, items=items)
@@ -637,7 +564,7 @@ class Client(Connection):
 
         try:
             self.call(attempt)
-        except JobNotFound:
+        except errors.JobNotFound:
             # The answer to an earlier try was lost: the job is already removed.
             if tries == 1:
                 raise
@@ -656,21 +583,15 @@ class Client(Connection):
 
         Parameters
         ----------
-        files
-            Paths, or contents.
-        target
-            INSTITUTION/DOMAIN.
-        request
-            What is asked; without one the defaults.
+        files, target, request
+            As of `submit`.
         on_event
             Called with each event of the job.
 
         Raises
         ------
-        JobFailed
-            The job or one of its items failed; raised after the results of the others.
-        Cancelled
-            The job was cancelled.
+        JobFailed, Cancelled
+            An item failed, which is raised after the results of the others; or the job was cancelled.
         DdibError
             A file cannot be used, or the node refuses or cannot be reached.
         """
@@ -700,7 +621,7 @@ def _send_once(
         try:
             for item in items:
                 yield from stream(pb.SubmitJobRequest, "item", item.header(), memoryview(item.read()))
-        except (DdibError, OSError) as error:
+        except (errors.DdibError, OSError) as error:
             unread.append(error)
             raise
 
@@ -713,7 +634,7 @@ def _send_once(
         raise
 
 
-def name_item(error: DdibError, items: Sequence[Payload]) -> None:
+def name_item(error: errors.DdibError, items: Sequence[Payload]) -> None:
     """Put the file's name and its misfit into the error, if the node named the item."""
     number = error.facts.get("item", "")
     if not (is_number(number) and int(number) < len(items)):

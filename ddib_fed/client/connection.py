@@ -36,8 +36,7 @@ FIRST_CONTACT_S = 5.0
 """How long to try when the node has never answered: a wrong address or certificate does not fix itself."""
 FIRST_DELAY_S = 0.1
 LAST_DELAY_S = 5.0
-LOOK_EVERY_S = 1.0
-"""How often a connection looks whether its certificate is due for renewal."""
+LOOK_EVERY_S = 1.0  # how often a connection looks whether its certificate is due for renewal
 
 T = TypeVar("T")
 OnWait = Callable[[DdibError, float], None]
@@ -92,8 +91,7 @@ class Connection:
 
     def __init__(self, profile: Profile, *, patience_s: float, on_wait: OnWait | None) -> None:
         self.profile, self.hop = profile, profile.hop
-        self.reached = False
-        """Whether the node has answered."""
+        self.reached = False  # whether the node has answered
         self.clock_s: float | None = None
         """Seconds by which the node's clock is ahead of this one's, by the last call; None where it did not say."""
         self._patience_s, self._on_wait = patience_s, on_wait

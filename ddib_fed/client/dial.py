@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 
 from ddib_fed import metrics
 from ddib_fed.calibration.record import Calibration, Dial
 from ddib_fed.client.client import Client
 from ddib_fed.client.folder_run import Run
+from ddib_fed.client.in_process import InProcess
 from ddib_fed.client.jobs import Request
 from ddib_fed.data.fitting import PictureRule, from_array
 from ddib_fed.data.folder import scan
 from ddib_fed.data.pictures import encode_png
+from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import JobFailed, LatentNotGaussian, PolicyDenied, SettingsInvalid, UsageError
 from ddib_fed.evaluation.translations import Translations, read_translations
 from ddib_fed.metrics import Pictures
@@ -34,55 +37,31 @@ from ddib_fed.training.sources import own_samples
 SHARES: Final = (1.0, 0.75, 0.5)
 EVALUATIONS = 24
 """Of a leg: settings are compared with one another, and half the evaluations order them alike."""
-COOL, BLEND = 0.9, 0.3
-"""The temperature and the blend that are tried."""
-ENOUGH = 0.6
-"""Of the largest gain over a share of 1: the largest share that has as much is proposed."""
+COOL, BLEND = 0.9, 0.3  # the temperature and the blend that are tried
+ENOUGH = 0.6  # of the largest gain over a share of 1: the largest share that has as much is proposed
 TOLERATED = 0.01
 """SSIM that is no gain, and that a lower temperature may cost with the map: maps gain by it although they lose less."""
-FEWEST_READ = 8
-"""Pairs that the read-out is fitted to."""
-MOST_KNOWN = 0.75
-"""Share of the pairs that the read-out is fitted to; it reads the others."""
+FEWEST_READ = 8  # pairs that the read-out is fitted to
+MOST_KNOWN = 0.75  # share of the pairs that the read-out is fitted to; it reads the others
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One setting of the dial, and what it gives.
-
-    Attributes
-    ----------
-    map_ssim
-        SSIM with the calibration's map alone.
-    edges
-        Edge correlation with the map alone.
-    sharpness
-        Mean change from pixel to pixel.
-    pictures
-        Number of pictures that were translated; the others were refused.
-    whiteness
-        Patch correlation of the latents over that of noise.
-    round_trip
-        PSNR in dB of the pictures that came back.
-    read
-        PSNR in dB of pictures that a linear read-out, fitted to `pairs` others, reads from their latents.
-    surrogate
-        PSNR in dB by the model's privacy report; None where it did not measure this share.
-    psnr, ssim, partner
-        Against the truth, where anchors show it.
-    """
+    """One setting of the dial, and what it gives; PSNR is in dB, and a figure that was not measured is None."""
 
     dial: Dial
-    map_ssim: float
+    map_ssim: float  # with the calibration's map alone, as the correlation of edges
     edges: float
-    sharpness: float
-    pictures: int
-    whiteness: float | None = None
+    sharpness: float  # mean change from pixel to pixel
+    pictures: int  # that were translated; the others were refused
+    whiteness: float | None = None  # patch correlation of the latents over that of noise
     round_trip: float | None = None
-    read: float | None = None
+    read: float | None = (
+        None  # of pictures that a linear read-out, fitted to `pairs` others, reads from their latents
+    )
     pairs: int = 0
-    surrogate: float | None = None
-    psnr: float | None = None
+    surrogate: float | None = None  # by the model's privacy report
+    psnr: float | None = None  # against the truth, where anchors show it, as the two that follow
     ssim: float | None = None
     partner: float | None = None
 
@@ -92,8 +71,7 @@ class Measured:
 
 
 Kept = tuple[Translations, Pictures]
-Translate = Callable[[Dial], Kept]
-"""Own pictures under a setting: their translations, and their latents."""
+Translate = Callable[[Dial], Kept]  # own pictures under a setting: their translations, and their latents
 REFUSALS: Final = (PolicyDenied, SettingsInvalid, LatentNotGaussian)
 """Errors by which a node or a model refuses a share; any other ends the measurement."""
 
@@ -122,13 +100,11 @@ def measure_dial(
         A model, its name if it ships, or its folder. With `client` the source's model, and INSTITUTION/DOMAIN.
     client
         Client of the institution's source node, whose jobs translate; without it the models do in this process.
-    pictures
-        Pictures of the source's domain: a folder, or the name of a domain that ships; without it the domain that ships
-        under the model's name.
+    pictures, limit
+        Pictures of the source's domain: a folder, or the name of a domain that ships, by default the model's; at most
+        so many.
     anchors
         Instead two folders with pictures of the same things in both domains, by the same file names: the truth counts.
-    limit
-        Largest number of pictures.
     least_share
         Smallest share that is tried, as [policy] least_share of both nodes allows it.
     threads
@@ -141,12 +117,9 @@ def measure_dial(
 
     Raises
     ------
-    CalibrationModel
-        The source's model cannot encode under the calibration as it is trained now.
-    UsageError
-        The calibration is of latents, and has no map of pictures to compare with.
-    JobFailed
-        Jobs ran under another calibration.
+    CalibrationModel, UsageError, JobFailed
+        The source's model cannot encode under the calibration as it is trained now; it is of latents, and has no map of
+        pictures to compare with; jobs ran under another one.
 
     Examples
     --------
@@ -156,9 +129,6 @@ def measure_dial(
     """
     bundle = open_source(source)
     if client is None:
-        from ddib_fed.client.in_process import InProcess
-        from ddib_fed.engine.local_party import open_party
-
         encoder, decoder = (open_party(each, threads=threads) for each in (bundle, open_source(target)))
         client = InProcess(encoder, decoder)
         target = client.target
@@ -246,8 +216,6 @@ def _row(
     pairs = round(MOST_KNOWN * len(translations.names))
     round_trip = whiteness = read = psnr = ssim = partner = None
     if latents is not None:
-        import torch
-
         whiteness = metrics.whiteness(torch.from_numpy(latents)).ratio
         read = _read(latents, translations, pairs)
         if translations.back is not None and translations.source is not None:

@@ -16,35 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ddib_fed.errors import (
-    DdibError,
-    FileMissing,
-    FilesLeftOut,
-    ImageUnreadable,
-    InputError,
-    PointsUnreadable,
-    UsageError,
-    next_steps,
-)
+from ddib_fed import errors, recognition
 from ddib_fed.names import names_apart
-from ddib_fed.recognition import (
-    COPY,
-    OPENINGS,
-    TAKEN,
-    Bad,
-    LargerPictures,
-    Reader,
-    Recognised,
-    beginning,
-    beginning_of,
-    broken_readers,
-    files_below,
-    open_recognised,
-    reader_of,
-    reader_of_content,
-    readers,
-    recognise,
-)
 from ddib_fed.record import MOST_TILES, Part, file_name
 from ddib_fed.terminal import explained
 from ddib_fed.v1 import common_pb2
@@ -56,10 +29,8 @@ if TYPE_CHECKING:
 MAX_ITEM_BYTES = 1 << 30
 """The client's limit on one item; the node's own limit is usually lower, and in its refusal."""
 MOST_LISTED = 1000
-MOST_NAME = 255 - 18
-"""Bytes of a file's name, less those of the hidden name under which it is written."""
-LEAST_TILE = 8
-"""Pixels of a tile's side."""
+MOST_NAME = 255 - 18  # bytes of a file's name, less those of the hidden name under which it is written
+LEAST_TILE = 8  # pixels of a tile's side
 SUFFIXES = {
     common_pb2.MEDIA_TYPE_NPY: ".npy",
     common_pb2.MEDIA_TYPE_PNG: ".png",
@@ -83,7 +54,9 @@ class Payload:
         """The bytes, unchanged since the first read."""
         data = self.origin if isinstance(self.origin, bytes) else self.origin.read_bytes()
         if len(data) != self.size_bytes or hashlib.sha256(data).digest() != self.sha256:
-            raise InputError(f"{self.origin!s} changed while it was sent", hint="the same command again")
+            raise errors.InputError(
+                f"{self.origin!s} changed while it was sent", hint="the same command again"
+            )
         return data
 
     def header(self) -> common_pb2.FileHeader:
@@ -100,22 +73,26 @@ def payload(origin: Origin) -> Payload:
     if isinstance(origin, Payload):
         return origin
     if isinstance(origin, bytes):
-        suffix = next((each for each in _MEDIA if origin.startswith(OPENINGS[each])), ".npy")
+        suffix = next((each for each in _MEDIA if origin.startswith(recognition.OPENINGS[each])), ".npy")
         return _checked(suffix, origin, origin)
     path = Path(origin)
     _require_file(path)
-    if reader := reader_of(path):
+    if reader := recognition.reader_of(path):
         raise _kept_here(str(path), reader)
     suffix = path.suffix.lower()
-    if suffix not in TAKEN:
-        what, how = beginning_of(path)
-        why = f"is no picture and no points by its name ({', '.join(sorted(TAKEN))})"
-        if torn := next((each for each in readers() if each.gathers and suffix in each.suffixes), None):
+    if suffix not in recognition.TAKEN:
+        what, how = recognition.beginning_of(path)
+        why = f"is no picture and no points by its name ({', '.join(sorted(recognition.TAKEN))})"
+        if torn := next(
+            (each for each in recognition.readers() if each.gathers and suffix in each.suffixes), None
+        ):
             why = f"does not begin as a {torn.kind} does"
-        elif how == COPY:
+        elif how == recognition.COPY:
             how = "leave it out, or save what it shows as PNG"
-        raise InputError("; ".join((f"{path} {why}: it {what}", *broken_readers())), hop="client", hint=how)
-    return _checked(TAKEN[suffix], path, path.read_bytes())
+        raise errors.InputError(
+            "; ".join((f"{path} {why}: it {what}", *recognition.broken_readers())), hop="client", hint=how
+        )
+    return _checked(recognition.TAKEN[suffix], path, path.read_bytes())
 
 
 def payloads(origins: Iterable[Origin]) -> list[Payload]:
@@ -123,7 +100,7 @@ def payloads(origins: Iterable[Origin]) -> list[Payload]:
     for number, origin in enumerate(origins):
         try:
             items.append(payload(origin))
-        except DdibError as error:
+        except errors.DdibError as error:
             error.facts["item"] = str(number)
             raise
     return items
@@ -131,13 +108,13 @@ def payloads(origins: Iterable[Origin]) -> list[Payload]:
 
 def _require_file(path: Path) -> None:
     why, hint = "", ""
-    kind: type[DdibError] = InputError
+    kind: type[errors.DdibError] = errors.InputError
     if path.is_dir() and not os.access(path, os.R_OK | os.X_OK):
         why, hint = f"{path} cannot be read", f"ls -ld {shlex.quote(str(path))}"
     elif path.is_dir():
         why, hint = f"{path} is a folder, files are expected", f"{path}/*.png or {path}/*.npy"
     elif not path.exists():
-        why, kind = f"there is no {path}", FileMissing
+        why, kind = f"there is no {path}", errors.FileMissing
     elif (size := path.stat().st_size) > MAX_ITEM_BYTES:
         why = f"{path} has {size} bytes; at most {MAX_ITEM_BYTES} go into one item"
     if why:
@@ -146,23 +123,23 @@ def _require_file(path: Path) -> None:
 
 def _checked(suffix: str, origin: Path | bytes, data: bytes) -> Payload:
     name = "an item" if isinstance(origin, bytes) else str(origin)
-    if not data.startswith(OPENINGS[suffix]):
-        what, how = beginning(data, Path("FILE") if isinstance(origin, bytes) else origin)
-        unreadable = PointsUnreadable if suffix == ".npy" else ImageUnreadable
+    if not data.startswith(recognition.OPENINGS[suffix]):
+        what, how = recognition.beginning(data, Path("FILE") if isinstance(origin, bytes) else origin)
+        unreadable = errors.PointsUnreadable if suffix == ".npy" else errors.ImageUnreadable
         raise unreadable(
             f"{name} does not begin as a {suffix} file does: it {what}",
             hop="client",
             hint=_NPY if suffix == ".npy" else how,
         )
-    if reader := reader_of_content(data):
+    if reader := recognition.reader_of_content(data):
         raise _kept_here(name, reader)
     return Payload(suffix, len(data), hashlib.sha256(data).digest(), origin)
 
 
-def _kept_here(name: str, reader: Reader) -> InputError:
+def _kept_here(name: str, reader: recognition.Reader) -> errors.InputError:
     """The error about a file of which pixels alone may leave."""
     file = "FILE" if name == "an item" else shlex.quote(name)
-    return InputError(
+    return errors.InputError(
         f"{name} is a {reader.kind}: its header stays on this machine, and it is not sent as it is",
         hop="client",
         hint=f"ddib translate {file} --to INSTITUTION/DOMAIN --out DIR   (sends pixels alone)",
@@ -172,21 +149,13 @@ def _kept_here(name: str, reader: Reader) -> InputError:
 
 @dataclass(frozen=True, slots=True)
 class FileItem:
-    """A file to translate.
+    """A file to translate; digests are in hex."""
 
-    Attributes:
-        name: Of its results below the run's folder, without suffix.
-        file: What reports and the record call it.
-        sha256: Of its bytes, hex.
-        source: With pairs of classes, the name of the picture as the source's model saw it.
-        asked: Digest of the request, hex.
-    """
-
-    name: str
-    file: str
+    name: str  # of its results below the run's folder, without suffix
+    file: str  # what reports and the record call it
     sha256: str = ""
-    source: str = ""
-    asked: str = ""
+    source: str = ""  # with pairs of classes, the name of the picture as the source's model saw it
+    asked: str = ""  # digest of the request
     path: Path = field(default=Path(), compare=False)
     classes: tuple[str, str] | None = field(default=None, compare=False)
     payload: Payload | None = field(default=None, compare=False)
@@ -228,9 +197,9 @@ def find_items(
             continue
         below = [file for file in _below(path, out, ignored) if file.absolute() not in elsewhere]
         if not below:
-            known, quoted = ", ".join(sorted(TAKEN)), shlex.quote(str(path))
+            known, quoted = ", ".join(sorted(recognition.TAKEN)), shlex.quote(str(path))
             hint = f"known are {known}; `ls -la {quoted}` shows what is there"
-            raise FileMissing(f"{path} holds no file to translate", hint=hint, hop="client")
+            raise errors.FileMissing(f"{path} holds no file to translate", hint=hint, hop="client")
         for file in below:
             found.setdefault(file.absolute(), (file, file.relative_to(path).as_posix()))
     files = [file for _, file in found.values()]
@@ -250,14 +219,14 @@ def _ignored_line(ignored: Counter[str]) -> str:
 
 
 def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
-    below = files_below(root, out)
+    below = recognition.files_below(root, out)
     ignored += below.ignored
     found = list(below.unreadable)
     for path in below.files:
         suffix = path.suffix.lower()
-        if reader_of(path) is not None:
+        if recognition.reader_of(path) is not None:
             continue
-        if suffix in TAKEN:
+        if suffix in recognition.TAKEN:
             found.append(path)
         else:
             ignored[suffix or "without suffix"] += 1
@@ -271,7 +240,7 @@ def check_names(items: Sequence[FileItem], out: Path) -> None:
         for name, is_shared in item.file_names():
             first = owner.setdefault(name, item)
             if first is not item and not (is_shared and first.path == item.path):
-                raise UsageError(
+                raise errors.UsageError(
                     f"{first.path} and {item.path} would both be written to {out / name}",
                     hint="give their common parent folder, or rename one of them",
                 )
@@ -284,19 +253,15 @@ def open_inputs(
     own_domain: Callable[[], Domains],
     say: Callable[[str], object],
 ) -> tuple[list[FileItem], Studies | None, list[LeftOut]]:
-    """Plain files, studies of the field's formats, none of which is read yet, and what cannot be read.
+    """Return plain files, studies of the field's formats, none of which is read yet, and errors.
 
-    Args:
-        files: Files and folders.
-        out: Folder of the results, which is left out.
-        reading: The options `intensity`, `slices` and `tile`.
-        own_domain: Asks the node for its own model, which says how volumes, maps and larger pictures are read.
-        say: Called with a line for each ignored input and each option that differs from the model's training.
+    `reading` has the options `intensity`, `slices` and `tile`; `own_domain` asks the node for its own model, which says
+    how volumes, maps and larger pictures are read; `say` gets warnings.
     """
     check_intensity(reading["intensity"])  # before the node is asked
-    found, auto, source = recognise(files, out), reading["tile"] == "auto", None
+    found, auto, source = recognition.recognise(files, out), reading["tile"] == "auto", None
     of_maps = of_pictures = _tile(reading["tile"])
-    for line in broken_readers():
+    for line in recognition.broken_readers():
         say(f"warning: {line}")
     if any(not each.reader.is_picture for each in found.studies) or (auto and _any_picture(found)):
         source = own_domain()
@@ -305,7 +270,7 @@ def open_inputs(
         of_pictures = of_maps if source.tiles else None
     most = MOST_TILES if auto else None
     if of_pictures is not None and found.plain:
-        found = recognise(files, out, LargerPictures(of_pictures, most))
+        found = recognition.recognise(files, out, recognition.LargerPictures(of_pictures, most))
     left_out: list[LeftOut] = []
     studies, taken, without = None, list[str](), list[Path]()
     if found.studies:
@@ -317,9 +282,9 @@ def open_inputs(
             slices = _slices(reading["slices"], source, say)
             if source.sample_kind == "volume":
                 volume = Grid(tuple(source.sample_shape[1:]), tuple(source.spacing_mm))
-        bad: Bad = []
+        bad: recognition.Bad = []
         options = Options(intensity, slices, of_maps, of_pictures, most, own_rule, volume)
-        choice = open_recognised(found, options, bad=bad)
+        choice = recognition.open_recognised(found, options, bad=bad)
         if line := _ignored_line(choice.ignored):
             say(line)
         files, studies = choice.plain, choice.studies
@@ -348,21 +313,20 @@ def _tile(text: str) -> tuple[int, int] | None:
     if text in {"auto", "none"}:
         return None
     if not text.isdecimal() or not LEAST_TILE <= int(text) <= 65536:
-        raise UsageError(f"--tile {text!r} is no size", hint="--tile 256, --tile auto or --tile none")
+        raise errors.UsageError(f"--tile {text!r} is no size", hint="--tile 256, --tile auto or --tile none")
     return int(text), int(text)
 
 
-def _any_picture(found: Recognised) -> bool:
-    """Whether a file might be larger than a model, which is then asked for its size."""
-    if any(each.reader.is_picture for each in found.studies):
-        return True
-    given = (files_below(path, None).files if path.is_dir() else (path,) for path in found.plain)
-    paths = [path for below in given for path in below if path.suffix.lower() in TAKEN]
-    arrays = [path for path in paths if path.suffix.lower() == ".npy"]
-    if len(arrays) < len(paths):
-        return True
-    larger = LargerPictures((LEAST_TILE, LEAST_TILE))
-    return any(reader_of(path, larger) is larger for path in arrays)
+def _any_picture(found: recognition.Recognised) -> bool:
+    """Return whether a file might be larger than a model, which is then asked for its size."""
+    larger = recognition.LargerPictures((LEAST_TILE, LEAST_TILE))
+    below = (recognition.files_below(path, None).files if path.is_dir() else (path,) for path in found.plain)
+    return any(each.reader.is_picture for each in found.studies) or any(
+        path.suffix.lower() in recognition.TAKEN
+        and (path.suffix.lower() != ".npy" or recognition.reader_of(path, larger) is larger)
+        for paths in below
+        for path in paths
+    )
 
 
 def _intensity(asked: str, source: Domains, say: Callable[[str], object]) -> str:
@@ -376,7 +340,7 @@ def _intensity(asked: str, source: Domains, say: Callable[[str], object]) -> str
         return source.intensity
     model = f"the model of {source.institution}/{source.domain}"
     if own.name == "hu" and rule.name != "values":
-        raise UsageError(
+        raise errors.UsageError(
             f"{model} was trained in Hounsfield units, and --intensity {asked} sends other numbers",
             hint="leave --intensity out; --intensity values, if the file's own numbers are Hounsfield units",
         )
@@ -402,7 +366,7 @@ class LeftOut:
     """A file that cannot be translated, and why."""
 
     path: Path
-    error: DdibError
+    error: errors.DdibError
 
     @classmethod
     def of(cls, path: Path, error: Exception) -> LeftOut:
@@ -447,19 +411,9 @@ def read_items(
 def look(path: Path, label: str) -> tuple[bool, tuple[str, ...]]:
     """Read a file as a run does; return whether it goes to a node as it is, and what a person has to know of it.
 
-    Parameters
-    ----------
-    path
-        The file.
-    label
-        What the person calls it.
-
-    Raises
-    ------
-    DdibError
-        It cannot be translated.
+    `label` is what the person calls it. Raise DdibError if it cannot be translated.
     """
-    if reader := reader_of(path):
+    if reader := recognition.reader_of(path):
         return False, reader.look(path, label)
     for bad in read_items([FileItem(path.stem, label, path=path)], lambda _: "", decode=True)[1]:
         bad.error.detail = f"{path}: {bad.why}"
@@ -471,9 +425,13 @@ def _check_name(item: FileItem) -> None:
     try:
         longest = max(len(Path(name).name.encode()) for name, _ in item.file_names())
     except UnicodeEncodeError as error:
-        raise InputError(f"{item.path}: its name is no UTF-8", hint="rename it", hop="client") from error
+        raise errors.InputError(
+            f"{item.path}: its name is no UTF-8", hint="rename it", hop="client"
+        ) from error
     if longest > MOST_NAME:
-        raise InputError(f"{item.path}: its name is too long for its results", hint="rename it", hop="client")
+        raise errors.InputError(
+            f"{item.path}: its name is too long for its results", hint="rename it", hop="client"
+        )
 
 
 def _check_picture(item: Payload) -> None:
@@ -481,19 +439,19 @@ def _check_picture(item: Payload) -> None:
 
     try:
         decode_image(item.read(), ImageLimits(max_bytes=item.size_bytes + 1))
-    except ImageUnreadable:
+    except errors.ImageUnreadable:
         raise
-    except DdibError:
+    except errors.DdibError:
         pass  # too large for the usual limits: the node has its own
 
 
-def refused(bad: Sequence[LeftOut], total: int, state: str) -> DdibError:
+def refused(bad: Sequence[LeftOut], total: int, state: str) -> errors.DdibError:
     """The error that names every bad file; of one file alone its own."""
     first = bad[0].error
     if total == 1:
         return first
     kinds = {type(each.error) for each in bad}
-    kind = kinds.pop() if len(kinds) == 1 else InputError
+    kind = kinds.pop() if len(kinds) == 1 else errors.InputError
     detail = f"{len(bad):,} of {total:,} files cannot be translated; {state}:\n{listed(bad)}"
     hint = first.hint if len(bad) == 1 else ""
     more = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
@@ -501,10 +459,10 @@ def refused(bad: Sequence[LeftOut], total: int, state: str) -> DdibError:
     return kind(detail, hint=f"{hint}\n{more}".lstrip(), hop=first.hop)
 
 
-def left_out(found: Sequence[LeftOut], total: int, state: str) -> FilesLeftOut:
+def left_out(found: Sequence[LeftOut], total: int, state: str) -> errors.FilesLeftOut:
     """The error that a command ends with which left out these files; `state` is what became of the others."""
-    steps = next_steps(each.error for each in found) or "repair them"
-    return FilesLeftOut(
+    steps = errors.next_steps(each.error for each in found) or "repair them"
+    return errors.FilesLeftOut(
         f"left out: {len(found):,} of {total:,} files; {state}:\n{listed(found)}",
         hint=f"{steps}\nthen, for what is missing: the same command again",
     )

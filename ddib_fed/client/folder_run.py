@@ -20,57 +20,14 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddib_fed import errors
+from ddib_fed.client import files as inputs
+from ddib_fed.client import results as outputs
 from ddib_fed.client.client import RESUMES, Client
-from ddib_fed.client.files import (
-    FileItem,
-    LeftOut,
-    check_intensity,
-    check_names,
-    find_items,
-    items_below,
-    left_out,
-    listed,
-    look,
-    open_inputs,
-    read_items,
-    refused,
-)
+from ddib_fed.client.files import FileItem, LeftOut
 from ddib_fed.client.jobs import Job, Progress, Request, split_target
 from ddib_fed.client.profile import Profile
-from ddib_fed.client.results import (
-    Delivered,
-    JobFile,
-    Translated,
-    check_free,
-    finished,
-    not_written,
-    records_of,
-    remove_broken,
-    unfinished,
-    write_result,
-)
-from ddib_fed.errors import (
-    AlreadyExists,
-    Cancelled,
-    ChunkCorrupt,
-    DdibError,
-    DeadlineExceeded,
-    DomainNotFound,
-    ExhaustedError,
-    ExtraMissing,
-    FilesLeftOut,
-    InputError,
-    InternalError,
-    ItemNotFound,
-    ItemsTooMany,
-    JobFailed,
-    PeerNotFound,
-    StateConflict,
-    UnavailableError,
-    UsageError,
-    error_class,
-    next_steps,
-)
+from ddib_fed.client.results import Delivered, JobFile, Translated
 from ddib_fed.files import locked, make_private_folders, write_file
 from ddib_fed.names import nearest
 from ddib_fed.protocol.calls import is_number
@@ -85,17 +42,13 @@ if TYPE_CHECKING:
 JOB_FILES = 250
 """Files of a job: its result is sooner complete, and less is sent again if the node refuses one of them."""
 JOB_BYTES = 256 << 20
-AHEAD = 2
-"""Jobs at the node at once: it computes one while the next is sent."""
-MOST_JOBS = 1000
-"""As many as a node lists."""
+AHEAD = 2  # jobs at the node at once: it computes one while the next is sent
+MOST_JOBS = 1000  # as many as a node lists
 ACKNOWLEDGED_TOGETHER = 16
 """Items. One that was written and not acknowledged is fetched again after an interruption, and found to be the same."""
 PAGE = "report.html"
-FEWEST = 2
-"""Pictures of a page: of one alone the record and the file say all."""
-SLOW = 50
-"""Pictures from which drawing has a bar of its own."""
+FEWEST = 2  # pictures of a page: of one alone the record and the file say all
+SLOW = 50  # pictures from which drawing has a bar of its own
 
 
 @dataclass(slots=True, eq=False)
@@ -109,18 +62,10 @@ class Run:
     ----------
     via
         The client, or the profile of one, which is opened for each step.
-    target
-        INSTITUTION/DOMAIN.
-    out
-        Folder of the results.
-    request
-        What is asked of every file.
-    progress
-        Receives the progress.
-    force
-        Translate everything again, and overwrite what is there.
-    skip_bad
-        Leave out what cannot be translated, instead of doing nothing.
+    target, out, request
+        INSTITUTION/DOMAIN; folder of the results; what is asked of every file.
+    force, skip_bad
+        Translate everything again, and overwrite; leave out what cannot be translated, instead of doing nothing.
     credentials
         Certificate chain and private key, PEM, with which pictures get content credentials.
     volume_sha256
@@ -170,16 +115,15 @@ class Run:
     _inputs: list[Path] = field(default_factory=list)
     _readable: list[tuple[int, WrittenStudy | None]] = field(default_factory=list)
     """The studies that can be translated, or are by an earlier run."""
-    _errors: list[DdibError] = field(default_factory=list)
-    _pending: deque[tuple[str, Sequence[FileItem]]] = field(default_factory=deque)
-    """Jobs at the node."""
+    _errors: list[errors.DdibError] = field(default_factory=list)
+    _pending: deque[tuple[str, Sequence[FileItem]]] = field(default_factory=deque)  # jobs at the node
     _waiting: deque[FileItem] = field(default_factory=deque)
     _unknown: dict[tuple[FileItem, ...], str] = field(default_factory=dict)
     """Request ids of an earlier run's jobs that the node does not list, by their items."""
     _most_files: int = JOB_FILES
 
-    look = staticmethod(look)
-    check_intensity = staticmethod(check_intensity)
+    look = staticmethod(inputs.look)
+    check_intensity = staticmethod(inputs.check_intensity)
 
     def __post_init__(self) -> None:
         if self.target:  # of results that are only fetched, their job says it
@@ -208,12 +152,9 @@ class Run:
         ----------
         files
             Files, and folders that stand for the files below them.
-        intensity
-            The rule by which values of volumes and maps become the model's numbers; "auto" for the model's own.
-        slices
-            Plane in which a volume is cut: "axial", "coronal", "sagittal", or "auto" for the model's own.
-        tile
-            Side in pixels of the tiles of larger pictures, "auto" or "none".
+        intensity, slices, tile
+            As of `ddib translate`: the rule by which values become the model's numbers, the plane in which a volume is
+            cut, the side in pixels of the tiles of larger pictures.
         """
 
         def own_domain() -> Domains:
@@ -221,26 +162,21 @@ class Run:
                 return client.domains(own_alone=True)
 
         reading = {"intensity": intensity, "slices": slices, "tile": tile}
-        self.items, self.studies, self.left_out = open_inputs(
+        self.items, self.studies, self.left_out = inputs.open_inputs(
             files, self.out, reading, own_domain, self.progress.say
         )
 
     def open_below(self, root: Path, files: Sequence[Path]) -> None:
         """Take files below a folder, whose results are called by their paths there."""
-        self.items = items_below(root, files)
+        self.items = inputs.items_below(root, files)
 
     def open_pairs(
         self, pairs: str, find: Callable[[Sequence[tuple[int, int]], Sequence[str]], Sequence[Any]]
     ) -> None:
-        """Take pictures of some classes, each of which is translated to another class.
+        """Take pictures of pairs of classes by numbers or names, such as ``260:261,cat:dog``: from one to the other.
 
-        Parameters
-        ----------
-        pairs
-            Pairs of classes by numbers or names, such as ``260:261,cat:dog``.
-        find
-            Finds the pictures of pairs of class numbers, each with `path`, `source`, `target` and `ordinal`; its second
-            argument is the names of the source's classes.
+        `find` gets pairs of numbers, and the names of the source's classes; it returns pictures with `path`, `source`,
+        `target` and `ordinal`.
         """
         with self.opened() as client:
             domains = client.domains()
@@ -249,7 +185,7 @@ class Run:
         other = next((each for each in domains.domains if each.institution == institution), None)
         if other is None or not other.domain:
             why = "is not ready, so its classes are not known"
-            raise DomainNotFound(
+            raise errors.DomainNotFound(
                 f"{self.target} {why}" if other else f"{institution} is no peer", hint="ddib domains"
             )
         # A model without classes may be guided by a classifier.
@@ -265,7 +201,7 @@ class Run:
             )
             for each in find(numbers, own.names)
         ]
-        check_names(self.items, self.out)
+        inputs.check_names(self.items, self.out)
 
     def check_marked(self) -> bool:
         """Raise UsageError unless credentials have an effect; return whether some files take none."""
@@ -273,11 +209,11 @@ class Run:
         studies = self.studies.origins if self.studies is not None else ()
         if not self.items and studies:
             why = f"--credentials: what {studies[0].given} becomes holds no content credentials"
-            raise UsageError(why, hint=hint)
+            raise errors.UsageError(why, hint=hint)
         if all(item.path.suffix.lower() == ".npy" for item in self.items):
             with self.opened() as client:
                 if client.domains(own_alone=True).sample_kind == "point":
-                    raise UsageError("--credentials: points hold no content credentials", hint=hint)
+                    raise errors.UsageError("--credentials: points hold no content credentials", hint=hint)
         return bool(studies)
 
     def digest(self, classes: tuple[str, str] | None = None) -> str:
@@ -306,15 +242,15 @@ class Run:
             self._read_studies(self.studies)
         if not self.skip_bad:
             for each in self.left_out:
-                if isinstance(each.error, ExtraMissing):
+                if isinstance(each.error, errors.ExtraMissing):
                     raise each.error  # one command repairs it for all files
         digest = cache(self.digest)
         many = len(self.items) > JOB_FILES
         with progress.counted("reading files") if many else nullcontext() as show:
-            self.items, bad = read_items(self.items, digest, decode=many, on_read=show)
+            self.items, bad = inputs.read_items(self.items, digest, decode=many, on_read=show)
         self.left_out += bad
         if self.left_out and not (self.skip_bad and (self.items or self._readable)):
-            raise refused(self.left_out, self.total, "nothing was submitted")
+            raise inputs.refused(self.left_out, self.total, "nothing was submitted")
 
     def _read_studies(self, studies: Studies) -> None:
         from ddib_fed.client.parts import check_outputs, finished_study
@@ -328,7 +264,7 @@ class Run:
                     check_outputs(origin, self.out, force=self.force)
                 self.progress.study(len(self._readable), None if earlier else studies[at])
                 self._readable.append((at, earlier))
-            except (UsageError, AlreadyExists, Cancelled):
+            except (errors.UsageError, errors.AlreadyExists, errors.Cancelled):
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its study alone
                 self.left_out.append(LeftOut.of(origin.given, error))
@@ -364,9 +300,13 @@ class Run:
                     force=self.force,
                 )
         except Exception as error:
-            ours = (JobFailed, InputError, InternalError) if self.skip_bad else JobFailed
-            ends = isinstance(error, DdibError | OSError) and not isinstance(error, ours)
-            if ends or isinstance(error, UsageError):
+            ours = (
+                (errors.JobFailed, errors.InputError, errors.InternalError)
+                if self.skip_bad
+                else errors.JobFailed
+            )
+            ends = isinstance(error, errors.DdibError | OSError) and not isinstance(error, ours)
+            if ends or isinstance(error, errors.UsageError):
                 raise
             self.left_out.append(LeftOut.of(self.studies.origins[at].given, error))
             if not self.skip_bad:
@@ -384,7 +324,7 @@ class Run:
         # Credentials are of the whole, not of its parts.
         run = Run(
             self.via, self.target, out, self.request, self.progress,
-            force=self.force, skip_bad=True, volume_sha256=volume_sha256, items=find_items(paths)[0],
+            force=self.force, skip_bad=True, volume_sha256=volume_sha256, items=inputs.find_items(paths)[0],
         )  # fmt: skip
         self.progress.parts(number, paths)
         run.read()
@@ -397,9 +337,9 @@ class Run:
                 raise each.error
         try:
             run.require_translated()
-        except Cancelled as error:
+        except errors.Cancelled as error:
             # Others of the command's studies go on; Ctrl-C is raised above.
-            raise JobFailed(error.detail, hint="the same command again", hop=error.hop) from error
+            raise errors.JobFailed(error.detail, hint="the same command again", hop=error.hop) from error
         return {each.path: f"{each.why} [{each.reason}]" for each in (*run.left_out, *run.failed)}
 
     def _translate_items(self, client: Client) -> None:
@@ -424,12 +364,12 @@ class Run:
     def _begin(self, client: Client) -> dict[str, JobFile]:
         """Plan what is neither on the disk nor in an unfinished job of an earlier run; these jobs by their ids."""
         progress = self.progress
-        remove_broken(self.out, self.items)
+        outputs.remove_broken(self.out, self.items)
         if not self.force:
             self._take_finished(self.items)
         self.earlier = len(self.results)
         jobs: dict[str, JobFile] = {}
-        if found := unfinished(self.items, self.out):
+        if found := outputs.unfinished(self.items, self.out):
             ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)}
             for job in found:
                 if job.request_id in ids:
@@ -440,7 +380,7 @@ class Run:
         under_way = {item for job in jobs.values() for item in job.items}
         left = [item for item in self.items if item.name not in self.results]
         self._waiting = deque(item for item in left if item not in under_way)
-        check_free(self._waiting, self._inputs, self.out, force=self.force)
+        outputs.check_free(self._waiting, self._inputs, self.out, force=self.force)
         progress.done = self.earlier
         progress.whole(len(self.items), self.earlier)
         if self.earlier or jobs:
@@ -454,7 +394,7 @@ class Run:
         return jobs
 
     def _take_finished(self, items: Sequence[FileItem]) -> None:
-        for result in finished(items, self.out):
+        for result in outputs.finished(items, self.out):
             self.results[items[result.item].name] = result
 
     @property
@@ -480,17 +420,17 @@ class Run:
         again: Sequence[FileItem] = ()
         try:
             submitted = self._send(client, items, while_busy=patiently)
-        except ItemsTooMany as error:
+        except errors.ItemsTooMany as error:
             limit = int(error.facts.get("limit_items", "0") or 0)
             if not 0 < limit < len(items):
                 raise
             self._most_files, again = limit, items
-        except ExhaustedError:
+        except errors.ExhaustedError:
             if patiently:
                 raise
             again = items
             return False
-        except (InputError, InternalError) as error:
+        except (errors.InputError, errors.InternalError) as error:
             again = self._without_refused(items, error)
         else:
             self.progress.submitted(submitted.job_id, len(items))
@@ -516,18 +456,18 @@ class Run:
                     request_id=request_id,
                     while_busy=while_busy,
                 )
-        except (UnavailableError, DeadlineExceeded, Cancelled):
+        except (errors.UnavailableError, errors.DeadlineExceeded, errors.Cancelled):
             raise  # the node may have accepted the job although its answer was lost
         except Exception as error:
             names.remove(self.out)
-            if isinstance(error, DomainNotFound | PeerNotFound):
-                with suppress(DdibError):
+            if isinstance(error, errors.DomainNotFound | errors.PeerNotFound):
+                with suppress(errors.DdibError):
                     known = [each.target for each in client.domains().domains]
                     if self.target not in known and (close := nearest(self.target, known)):
                         error.hint = f"did you mean {close}? `ddib domains` lists the targets"
             raise
 
-    def _without_refused(self, items: Sequence[FileItem], error: DdibError) -> tuple[FileItem, ...]:
+    def _without_refused(self, items: Sequence[FileItem], error: errors.DdibError) -> tuple[FileItem, ...]:
         numbers = dict(error.refused)
         if is_number(first_item := error.facts.get("item", "")):
             numbers.setdefault(int(first_item), error.reason)
@@ -536,12 +476,12 @@ class Run:
             raise error
         first, *others = sorted(numbers)
         bad = [LeftOut.of(items[first].path, error)]
-        bad += [LeftOut.of(items[n].path, error_class(numbers[n])(hop=error.hop)) for n in others]
+        bad += [LeftOut.of(items[n].path, errors.error_class(numbers[n])(hop=error.hop)) for n in others]
         if not self.skip_bad:
             submitted = len(self._pending) + len(self.jobs)
             under_way = f"{submitted:,} other {'job is' if submitted == 1 else 'jobs are'} under way"
             state = under_way if submitted else "nothing was submitted"
-            raise refused(bad, self.total, state) from error
+            raise inputs.refused(bad, self.total, state) from error
         self.left_out += bad
         return tuple(item for n, item in enumerate(items) if n not in numbers)
 
@@ -610,15 +550,15 @@ class Run:
             if result.item < len(items):
                 item = items[result.item]
                 if result.record.input_sha256 != item.sha256:
-                    raise ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
+                    raise errors.ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
             try:
-                delivered = write_result(
+                delivered = outputs.write_result(
                     result, item, self.out, credentials=self.credentials, force=self.force
                 )
             except OSError as error:
                 kept = f"the node keeps the rest of job {job_id}"
                 kept = kept if client.keeps_jobs else "what was written before is complete"
-                raise not_written(error, self.out, kept) from error
+                raise outputs.not_written(error, self.out, kept) from error
             written.append((result.item, result.files[Part.TRANSLATION].sha256))
             if len(written) >= ACKNOWLEDGED_TOGETHER:
                 client.acknowledge(job_id, written)
@@ -637,7 +577,7 @@ class Run:
         try:
             with client.interruptible():
                 yield
-        except Cancelled as error:
+        except errors.Cancelled as error:
             if client.aborted:
                 done, total = self.progress.done, len(self.items)
                 error.detail += f"; {done:,} of {total:,} results are complete in {self.out}"
@@ -646,26 +586,30 @@ class Run:
 
     def conclude(self) -> None:
         """Raise what the command ends with, where not everything was translated."""
-        errors = list(self._errors)
+        failures = list(self._errors)
         try:
             self.require_translated()
-        except JobFailed as error:
-            errors.append(error.kept())
+        except errors.JobFailed as error:
+            failures.append(error.kept())
         if self.skip_bad and (missing := [*self.left_out, *self.failed]):
             state = f"the others are in {self.out}"
             if self.submitted and not self.jobs:
                 state = "the others are submitted or translated"
-            errors.append(left_out(missing, self.total, state))
+            failures.append(inputs.left_out(missing, self.total, state))
         if partly := [f"{each.given}: {each.refused}" for each in self.written if each.refused]:
             hint = "the records name each item; what was refused is not in the results"
-            errors.append(FilesLeftOut("\n".join(partly), hint=hint))
-        if len(errors) > 1:
-            kind = JobFailed if any(isinstance(error, JobFailed) for error in errors) else FilesLeftOut
-            hints = dict.fromkeys(error.hint for error in errors if error.hint)
-            detail = "\n".join(error.detail for error in errors)
-            raise kind(detail, hint="\n".join(hints), hop=errors[0].hop)
-        if errors:
-            raise errors[0]
+            failures.append(errors.FilesLeftOut("\n".join(partly), hint=hint))
+        if len(failures) > 1:
+            kind = (
+                errors.JobFailed
+                if any(isinstance(error, errors.JobFailed) for error in failures)
+                else errors.FilesLeftOut
+            )
+            hints = dict.fromkeys(error.hint for error in failures if error.hint)
+            detail = "\n".join(error.detail for error in failures)
+            raise kind(detail, hint="\n".join(hints), hop=failures[0].hop)
+        if failures:
+            raise failures[0]
 
     def require_translated(self) -> None:
         """Raise unless every job succeeded; where bad files are left out, some of its items may have failed."""
@@ -677,17 +621,17 @@ class Run:
                 continue
             try:
                 job.require_finished(hop)
-            except (JobFailed, Cancelled) as error:
-                error.detail += (f"; {unsent}" if rest else "") + (f"\n{listed(bad)}" if bad else "")
+            except (errors.JobFailed, errors.Cancelled) as error:
+                error.detail += (f"; {unsent}" if rest else "") + (f"\n{inputs.listed(bad)}" if bad else "")
                 hints = [error.hint, "the rest: the same command again" if rest else ""]
                 if bad:
                     others = f"without {'it' if len(bad) == 1 else 'them'}: the same command with --skip-bad"
-                    steps = next_steps(each.error for each in bad)
+                    steps = errors.next_steps(each.error for each in bad)
                     hints = [steps, others if len(bad) < self.total else "", *hints]
                 error.hint = "\n".join(filter(None, hints))
                 raise
         if rest:
-            raise JobFailed(unsent, hop="client", hint="the same command again")
+            raise errors.JobFailed(unsent, hop="client", hint="the same command again")
 
     def fetch(self, job_id: str) -> None:
         """Fetch the results of a job that are ready, whoever submitted it; `conclude` raises what is missing.
@@ -705,25 +649,23 @@ class Run:
             self._keep_calibration(job)
         self.target, self.jobs, self.total = job.target, [job], len(job.items)
         states = Counter(item.state for item in job.items)
-        here, delivered = records_of(job_id, self.out), states[ItemState.DELIVERED]
+        here, delivered = outputs.records_of(job_id, self.out), states[ItemState.DELIVERED]
         missing = len(job.items) - delivered - states[ItemState.FAILED]
         if job.state.ended and not missing:
             path.unlink(missing_ok=True)
-        name, place, hop = shlex.quote(job_id), shlex.quote(str(self.out)), self.profile.hop
+        name, place = shlex.quote(job_id), shlex.quote(str(self.out))
+        error: errors.DdibError | None = None
         if not job.state.ended:
-            self._errors.append(StateConflict(
-                f"job {job_id} is {job.state.lower()}: {missing} items are not ready yet",
-                hint=f"ddib job watch {name}\nddib job fetch {name} --out {place}",
-                hop=hop,
-            ))  # fmt: skip
+            what = f"job {job_id} is {job.state.lower()}: {missing} items are not ready yet"
+            hint = f"ddib job watch {name}\nddib job fetch {name} --out {place}"
+            error = errors.StateConflict(what, hint=hint)
         elif here < delivered:
-            again = f"ddib translate FILES --to {shlex.quote(job.target)} --out {place}"
-            self._errors.append(ItemNotFound(
-                f"{delivered - here} of {delivered} results of job {job_id} were fetched before, not to {self.out}, "
-                "and the node then removed them",
-                hint=f"grep -rl --include='*.json' {name} ~  # finds their records; or again: {again}",
-                hop=hop,
-            ))  # fmt: skip
+            what = f"{delivered - here} of {delivered} results of job {job_id} were fetched before, not to {self.out}"
+            hint = f"grep -rl --include='*.json' {name} ~  # finds their records"
+            error = errors.ItemNotFound(f"{what}, and the node then removed them", hint=hint)
+        if error is not None:
+            error.hop = self.profile.hop
+            self._errors.append(error)
 
     def page(self) -> Path | None:
         """Write the page of the results; return where it is, or None if there are too few pictures."""
@@ -735,7 +677,7 @@ class Run:
         try:
             self._write_page(pictures, page)
         except OSError as error:
-            raise not_written(error, page, f"every result is in {self.out}") from error
+            raise outputs.not_written(error, page, f"every result is in {self.out}") from error
         return page
 
     def _place_of_page(self) -> Path:

@@ -36,8 +36,7 @@ from ddib_fed.protocol.messages import Domain, Domains, ItemState, JobState
 from ddib_fed.record import DIAL, UNGUIDED, Classes, LatentFigures, Part, Record, Settings
 from ddib_fed.terminal import explained
 
-INSTITUTION = "here"
-"""What targets are called: `here/relief`."""
+INSTITUTION = "here"  # what targets are called: `here/relief`
 MAX_POINTS = 100_000_000
 _NOBODY = Profile.model_construct(institution="", name="", source_address="", source_identity="")
 
@@ -64,15 +63,7 @@ class _Job:
 
 
 class InProcess(Client):
-    """A client whose node is this process: files are computed by two local parties.
-
-    Parameters
-    ----------
-    source
-        Encodes.
-    target
-        Decodes; guided by a classifier, it is the party's own.
-    """
+    """A client whose node is this process: one local party encodes files, another decodes."""
 
     keeps_jobs = False
     hop = ""

@@ -12,17 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    DeadlineExceeded,
-    Difference,
-    ExhaustedError,
-    JobFailed,
-    PeerFault,
-    UsageError,
-    error_class,
-)
+from ddib_fed import errors
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.record import DIAL, UNGUIDED, Guidance, Settings
 from ddib_fed.terminal import bar, say
@@ -51,7 +41,7 @@ def split_target(target: str) -> tuple[str, str]:
     """Split `INSTITUTION/DOMAIN`; raise UsageError unless it is that."""
     institution, slash, domain = target.partition("/")
     if not slash or not institution or not domain or "/" in domain:
-        raise UsageError(
+        raise errors.UsageError(
             f"{target!r} is no target: INSTITUTION/DOMAIN is expected, e.g. south.example/checkerboards",
             hop="client",
             hint="ddib domains",
@@ -123,7 +113,7 @@ class Request:
         values: dict[str, Any] = {"left": tuple(name for name in same if name in DIAL or self.flags)}
         values |= {name: str(getattr(self, name)) for name in ("source_class", "target_class")}
         if self.calibration is not None and self.without_calibration:
-            raise UsageError("a calibration is given, and left out", hint="choose one of the two")
+            raise errors.UsageError("a calibration is given, and left out", hint="choose one of the two")
         if isinstance(self.calibration, str | Path):
             from ddib_fed.calibration.record import Calibration
 
@@ -149,7 +139,7 @@ class Request:
         """Raise UsageError if something is asked that only two models of one process do."""
         for name in OF_MODELS:
             if getattr(self, name) not in {None, 0, ""}:
-                raise UsageError(
+                raise errors.UsageError(
                     f"{name} has no effect between nodes, which have policies and secrets in its place",
                     hint=f"leave {name} out",
                 )
@@ -157,22 +147,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an item or a job failed, or why a job waits.
-
-    Attributes
-    ----------
-    institution
-        Where it failed, if that is not the own node.
-    hop, says
-        As of the error that it was at the node.
-    """
+    """Why an item or a job failed, or why a job waits: the error that it was at the node."""
 
     reason: str
     sentence: str = ""
-    institution: str = ""
+    institution: str = ""  # where it failed, if that is not the own node
     incident: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
-    differences: tuple[Difference, ...] = ()
+    differences: tuple[errors.Difference, ...] = ()
     hop: str = ""
     says: str = ""
 
@@ -180,7 +162,7 @@ class Failure:
     def text(self) -> str:
         """Describe the failure in words of the picture, by whose fault it is, or by the last cause of a time-out."""
         facts, peer = self.facts, self.facts.get("peer") or self.institution
-        if self.reason == DeadlineExceeded.reason and "deadline_s" in facts:
+        if self.reason == errors.DeadlineExceeded.reason and "deadline_s" in facts:
             last = f"; last: {facts['last']}" if "last" in facts else ""
             done = facts.get("items_done", "some")
             return f"the deadline of {facts['deadline_s']} s passed, {done} items were done{last}"
@@ -188,7 +170,7 @@ class Failure:
             return f"{facts['picture']}, and the source's model has not learned such pictures"
         if "found" not in facts:
             return self.sentence
-        if self.reason == PeerFault.reason:
+        if self.reason == errors.PeerFault.reason:
             return f"{peer} answered with what cannot be used: {facts['found']}"
         return f"{peer}: {facts['found']}"
 
@@ -196,8 +178,8 @@ class Failure:
         at = f" at {self.institution}" if self.institution else ""
         return f"{self.text} ({self.reason}){at}" if self.reason else ""
 
-    def error(self, hop: str) -> DdibError:
-        kind = error_class(self.reason) if self.reason else JobFailed
+    def error(self, hop: str) -> errors.DdibError:
+        kind = errors.error_class(self.reason) if self.reason else errors.JobFailed
         return kind(self.text, hop=hop)
 
 
@@ -259,22 +241,12 @@ class Job:
         return self.state is JobState.FAILED and all(each.state is ItemState.FAILED for each in self.items)
 
     def require_finished(self, hop: str) -> Job:
-        """Return the job if all its items were translated.
+        """Return the job if all its items were translated; raise JobFailed or Cancelled if it, or an item, was not.
 
-        Parameters
-        ----------
-        hop
-            The node that has it, for the error; empty in one process.
-
-        Raises
-        ------
-        JobFailed
-            It failed, or one of its items did.
-        Cancelled
-            It was cancelled.
+        `hop` is the node that has it, for the error; empty in one process.
         """
         if self.state is JobState.CANCELLED:
-            raise Cancelled(f"job {self.job_id} was cancelled", hop=hop)
+            raise errors.Cancelled(f"job {self.job_id} was cancelled", hop=hop)
         bad = [item for item in self.items if item.state is ItemState.FAILED]
         if self.state is not JobState.FAILED and not bad:
             return self
@@ -283,7 +255,7 @@ class Job:
             what = f"{len(bad)} of {len(self.items)} items of {what}"
         first = self.error or (bad[0].error if bad else None) or Failure("", hop=hop)
         why = f": {first.text} ({first.reason})" if first.reason else ""
-        error = JobFailed(
+        error = errors.JobFailed(
             f"{what} failed{why}",
             hint=f"ddib job show {self.job_id}" if hop else "",  # in one process nothing is kept
             hop=first.hop or hop,
@@ -317,7 +289,7 @@ class Event:
     @property
     def sentence(self) -> str:
         """Say why the job waits, or why the item failed."""
-        return error_class(self.reason).sentence
+        return errors.error_class(self.reason).sentence
 
 
 class Progress:
@@ -341,16 +313,18 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def wait(self, error: DdibError, delay_s: float) -> None:
+    def wait(self, error: errors.DdibError, delay_s: float) -> None:
         """Note that a call waits for a node that is away or busy, and is tried again after `delay_s`."""
         if not self.waits:
             say(self.waiting(error, delay_s), err=True)
         self.waits += 1
 
     @staticmethod
-    def waiting(error: DdibError, delay_s: float) -> str:
+    def waiting(error: errors.DdibError, delay_s: float) -> str:
         """Say that a call waits for the node."""
-        again = f"trying again in {delay_s:.1f} s" if isinstance(error, ExhaustedError) else "trying again"
+        again = (
+            f"trying again in {delay_s:.1f} s" if isinstance(error, errors.ExhaustedError) else "trying again"
+        )
         return f"{error.hop or 'the node'}: {error.detail}; {again}"
 
     def counted(self, what: str) -> AbstractContextManager[Callable[[int, int], None]]:

@@ -23,12 +23,9 @@ from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
 from ddib_fed.files import has_sha256, make_private_folders, read_json, sync_folder, write_file, write_json
 from ddib_fed.record import Part, PictureFigures, Record, WrittenFile
 
-FORMAT = 1
-"""Version of the section `study` of a record."""
-MASK = "mask"
-"""Of the file that is 0 where nothing was translated: NAME.mask.png, NAME.mask.nii.gz."""
-INTENSITY = "intensity"
-"""Name of the fact of an error that is a rule which fits the model."""
+FORMAT = 1  # version of the section `study` of a record
+MASK = "mask"  # of the file that is 0 where nothing was translated: NAME.mask.png, NAME.mask.nii.gz
+INTENSITY = "intensity"  # name of the fact of an error that is a rule which fits the model
 
 TranslateFiles = Callable[[Sequence[Path], Path], Mapping[Path, str]]
 """Translates files into a folder, each under its name with its record; why others were refused, and have no result."""

@@ -28,8 +28,7 @@ from ddib_fed.telemetry import TelemetrySettings
 
 FILE_NAME = "client.toml"
 USUAL_NODE = "node-1"
-FOLDER = "client"
-"""Where `ddib init node` puts the first client, in the node's folder."""
+FOLDER = "client"  # where `ddib init node` puts the first client, in the node's folder
 
 
 class Profile(Frozen):
@@ -90,10 +89,8 @@ class Profile(Frozen):
 
         Raises
         ------
-        AlreadyExists
-            The folder has a client.
-        InputError
-            A value cannot be used; nothing is written then.
+        AlreadyExists, InputError
+            The folder has a client; a value cannot be used. Nothing is written then.
         """
         identity = Identity(institution, "client", name or _person_here())
         out, hint = Path(folder), "ddib init --help"

@@ -18,16 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ddib_fed import errors
 from ddib_fed.client.files import FileItem
-from ddib_fed.errors import (
-    AlreadyExists,
-    ConfigError,
-    DdibError,
-    DiskFull,
-    InputError,
-    ItemNotFound,
-    UsageError,
-)
 from ddib_fed.files import has_sha256, is_disk_full, make_private_folders, write_file
 from ddib_fed.record import CALIBRATION_FILE, Part, Record, WrittenFile
 
@@ -70,6 +62,11 @@ class Translated:
     files: Mapping[Part, ResultFile]
     record: Record
 
+    @property
+    def sha256(self) -> bytes:
+        """The digest of the translation's file, with which `Client.acknowledge` says that it is stored."""
+        return self.files[Part.TRANSLATION].sha256
+
     @cached_property
     def array(self) -> NDArray[Any]:
         """The translation: (H, W, C) or (D, H, W, C) numbers of its file, or points (N, D) float32."""
@@ -96,7 +93,7 @@ class Translated:
 
         if self.files[Part.TRANSLATION].suffix == ".npy":
             what = "a set of points" if self.record.picture is None else "a volume"
-            raise UsageError(f"the translation is {what}, not a picture", hint="use .array")
+            raise errors.UsageError(f"the translation is {what}, not a picture", hint="use .array")
         picture = Image.open(io.BytesIO(self.files[Part.TRANSLATION].data))
         picture.load()
         return picture
@@ -104,22 +101,8 @@ class Translated:
     def save(self, folder: str | Path, name: str) -> Path:
         """Write NAME.png or NAME.npy with its other files and NAME.json, as `ddib translate` does.
 
-        Parameters
-        ----------
-        folder
-            Made if it is missing, with mode 700.
-        name
-            Of the files, without suffix.
-
-        Returns
-        -------
-        Path
-            The file of the translation.
-
-        Raises
-        ------
-        AlreadyExists
-            One of the files is there.
+        A missing folder is made, with mode 700. Return the file of the translation; raise AlreadyExists if a file is
+        there.
         """
         item, out = FileItem(name, name), Path(folder)
         check_free([item], (), out, force=False)
@@ -190,33 +173,23 @@ class JobFile:
             return cls(values["request_id"], items)
         except (OSError, ValueError, KeyError, TypeError) as error:
             hint = f"remove {path}; its job is then not attached to any more, and its items get numbers"
-            raise ConfigError(f"{path} cannot be read", hint=hint) from error
+            raise errors.ConfigError(f"{path} cannot be read", hint=hint) from error
 
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """One result on the disk.
-
-    Attributes
-    ----------
-    item
-        Its number in its job.
-    file
-        What reports call it: the name of its input.
-    files
-        By `Part`.
-    record
-        The file of `provenance`.
-    source
-        The input, where it is known.
-    """
+    """One result on the disk."""
 
     item: int
+    """Its number in its job."""
     file: str
+    """The name of its input, for reports."""
     files: Mapping[Part, Path]
     record: Path
+    """The file of `provenance`."""
     provenance: Record
     source: Path | None = None
+    """The input, where it is known."""
 
     def place(self, part: str) -> Path | None:
         """Return a file of the result, or the input as its source; None if there is none."""
@@ -231,20 +204,15 @@ class Delivered:
         return window_of(paths)
 
     def preview(self, part: str, window: Window | None = None) -> tuple[bytes, str]:
-        """Return bytes and media type of what a browser shows of a file.
+        """Return bytes and media type of what a browser shows of one of `files`, or of "source".
 
-        Parameters
-        ----------
-        part
-            One of `files`, or "source".
-        window
-            The numbers that are shown black and white, of pictures of more than 8 bits; by default the middle 99 % of
-            the values.
+        `window` has the numbers that are shown black and white, of pictures of more than 8 bits; by default the middle
+        99 % of the values.
         """
         from ddib_fed.data.previews import preview
 
         if (path := self.place(part)) is None:
-            raise ItemNotFound(f"{self.file} has no {part}")
+            raise errors.ItemNotFound(f"{self.file} has no {part}")
         return preview(path, window)
 
 
@@ -257,9 +225,11 @@ def check_free(items: Sequence[FileItem], inputs: Iterable[Path], out: Path, *, 
             if not path.exists():
                 continue
             if _place_of(path) in read:
-                raise UsageError(f"the result would replace the input {path}", hint="another --out folder")
+                raise errors.UsageError(
+                    f"the result would replace the input {path}", hint="another --out folder"
+                )
             if not (force or is_shared):
-                raise AlreadyExists(
+                raise errors.AlreadyExists(
                     f"{path} is there already, and is no result of this request for {item.file}",
                     hint="choose another --out folder, or add --force, which translates everything again",
                 )
@@ -273,11 +243,11 @@ def _place_of(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def not_written(error: OSError, out: Path, kept: str) -> DdibError:
+def not_written(error: OSError, out: Path, kept: str) -> errors.DdibError:
     """Return the error of a file that cannot be written; `kept` says where the other results are."""
     place, full = error.filename or out, is_disk_full(error)
     first = f"df -h {shlex.quote(str(out))}" if full else f"namei -l {shlex.quote(str(place))}"
-    return (DiskFull if full else InputError)(
+    return (errors.DiskFull if full else errors.InputError)(
         f"{place} cannot be written: {error.strerror or error}; {kept}",
         hop="client",
         hint=f"{first}, then: the same command again",
@@ -301,7 +271,7 @@ def write_result(
     marked = {Part.TRANSLATION} if credentials is not None and item.sha256 else set()
     for part, path in () if force else files.items():
         if part not in marked and path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
-            raise AlreadyExists(
+            raise errors.AlreadyExists(
                 f"{path} exists already, with other content", hint="choose another --out, or add --force"
             )
     make_private_folders(record.parent)
@@ -327,7 +297,7 @@ def _check_ours(record: Path, item: FileItem, result: Translated) -> None:
     found = Record.read(record)
     wanted = item.asked or None, result.record.input_sha256
     if found is None or (found.asked_sha256 or None, found.input_sha256) != wanted:
-        raise AlreadyExists(
+        raise errors.AlreadyExists(
             f"{record} exists already, and is no record of this result",
             hint="choose another --out, or add --force",
         )

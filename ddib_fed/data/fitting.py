@@ -189,8 +189,7 @@ class _Plan(NamedTuple):
 def fit_picture(picture: Picture, rule: PictureRule, *, windows: bool = False, grey: bool = False) -> Fitted:
     """Convert a picture for a model, after the check of its units.
 
-    With `windows` values may lie outside of a range that is a window of a longer scale; with `grey` colours may become
-    grey.
+    With `windows` a range may be a window of a longer scale; with `grey` colours may become grey.
     """
     use = check_fit(picture, rule, windows=windows, grey=grey)
     samples, geometry = to_array(picture, rule)

@@ -1,8 +1,4 @@
-"""Scans a folder of pictures and checks every file.
-
-Every picture is decoded once before training, so that a damaged file is found in the
-first minute and not in the third hour; order and classes depend only on names.
-"""
+"""Scans a folder of pictures and decodes each once before training; order and classes depend only on names."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Decodes PNG, JPEG, TIFF and .npy files to pixels, volumes to voxels, and encodes PNGs without metadata.
 
-The content decides the format, never the name; a file's claims are checked before it is decoded, and what decoding
-takes is known from the header. A PNG is stripped to its critical chunks and checked (sums, size, frames) before a
-decoder sees it, so that text, profiles and animation are ignored. A TIFF is read by tifffile where that needs no more
-packages, else by libtiff. Sixteen bits stay sixteen bits: what would lose some is refused.
+The content decides the format, never the name; a file's claims, and what decoding takes, are checked before. A PNG is
+stripped to its critical chunks. A TIFF is read by tifffile where that needs no more packages, else by libtiff. Sixteen
+bits stay sixteen bits: what would lose some is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, _imaging
 
-from ddib_fed.data.points import MAGIC, Header, name_file, read_header, refuse_points
+from ddib_fed.data.points import MAGIC, Header, name_file, npy_bytes, read_header, refuse_points
 from ddib_fed.errors import (
     DdibError,
     FileMissing,
@@ -308,10 +307,14 @@ def decode_pillow(content: bytes, format_name: str) -> Pixels:
     with faults_as_unreadable(format_name), warnings.catch_warnings(action="ignore", category=UserWarning):
         image = open_pillow(content, format_name)
         ImageLimits().check_size(image.height, image.width)
-        if (frames := getattr(image, "n_frames", 1)) > 1:
-            raise too_many_frames(f"the {format_name}", frames)
-        orientation = image.getexif().get(ORIENTATION, 1)
-        return upright(pillow_pixels(image), orientation)
+        return _one_upright(image, format_name)
+
+
+def _one_upright(image: Any, format_name: str) -> Pixels:
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise too_many_frames(f"the {format_name}", frames)
+    orientation = image.getexif().get(ORIENTATION, 1)
+    return upright(pillow_pixels(image), orientation)
 
 
 def pillow_pixels(image: Any) -> Pixels:
@@ -448,14 +451,9 @@ def _png16(content: bytes, colour: int) -> Pixels:
 
 def _jpeg_pixels(content: bytes) -> Pixels:
     """(H, W, C) uint8 pixels of a JPEG, upright; CMYK becomes RGB."""
-    image = open_pillow(content, "JPEG")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise too_many_frames("the JPEG (MPO)", frames)
     if _ANOTHER_JPEG.search(content, _jpeg_scan(content)):
         raise too_many_frames("the JPEG")
-    orientation = image.getexif().get(ORIENTATION, 1)
-    return upright(pillow_pixels(image), orientation)
+    return _one_upright(open_pillow(content, "JPEG"), "JPEG")
 
 
 def _jpeg_scan(content: bytes) -> int:
@@ -517,10 +515,7 @@ def decode_volume(content: bytes, limits: ImageLimits | None = None) -> Pixels:
 
 def encode_volume(voxels: Pixels) -> bytes:
     """The .npy (D, H, W), or (D, H, W, C) of colours, of voxels (D, H, W, C)."""
-    file = io.BytesIO()
-    flat = voxels[..., 0] if voxels.shape[3] == 1 else voxels
-    np.lib.format.write_array(file, np.ascontiguousarray(flat), version=(1, 0), allow_pickle=False)
-    return file.getvalue()
+    return npy_bytes(voxels[..., 0] if voxels.shape[3] == 1 else voxels)
 
 
 def middle_slices(volume: Pixels) -> Pixels:

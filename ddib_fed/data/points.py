@@ -76,9 +76,12 @@ def parse_npy(data: bytes, *, max_bytes: int, max_points: int, dim: int | None =
 
 def to_npy(points: Array) -> bytes:
     """Return the bytes of a .npy file, format 1.0, little-endian float32 in C order: equal for equal points."""
+    return npy_bytes(np.asarray(points, "<f4"))
+
+
+def npy_bytes(array: NDArray[Any]) -> bytes:
     file = io.BytesIO()
-    array = np.ascontiguousarray(points, dtype="<f4")
-    np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(file, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return file.getvalue()
 
 

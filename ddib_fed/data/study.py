@@ -1,14 +1,11 @@
-"""What a reader makes of a file or a folder, and what a writer makes of its results; and the rule of intensity, by
-which the values of a whole file become numbers in the range of a model.
+"""What a reader makes of a file or a folder, a writer of its results; and the rule of intensity for a whole file:
 
-The rule: an item holds pixels, their type and their shape, and no value of the input's header. Of intensity,
-number = low + (value - black) / (white - black) * (high - low), clipped to [low, high].
+number = low + (value - black) / (white - black) * (high - low), clipped to [low, high], the range of a model.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +20,7 @@ from numpy.typing import NDArray
 
 from ddib_fed.data.fitting import FIXED
 from ddib_fed.data.pictures import Pixels, bands, decode_image, decode_volume, encode_png, image_format
+from ddib_fed.data.points import npy_bytes
 from ddib_fed.errors import (
     ExtraMissing,
     FileMissing,
@@ -179,9 +177,7 @@ def item_bytes(numbers: Pixels) -> bytes:
     """Encode pixels as the file that is sent: a PNG of 8 or 16 bits, or a .npy for other types."""
     if numbers.dtype in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         return encode_png(np.ascontiguousarray(numbers))
-    file = io.BytesIO()
-    np.save(file, np.ascontiguousarray(numbers), allow_pickle=False)
-    return file.getvalue()
+    return npy_bytes(numbers)
 
 
 def is_empty(numbers: Pixels, background: float, width: float) -> bool:

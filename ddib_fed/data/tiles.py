@@ -106,25 +106,9 @@ class Tiles(Planes):
         valid: Mask | None = None,
         units: Mapping[str, Any] | None = None,
     ) -> Tiles:
-        """Cut a picture; send the tiles that show something.
+        """Cut a picture (H, W, C) into tiles (None: one whole), and send those that show something; raise if none does.
 
-        Parameters
-        ----------
-        values
-            (H, W, C).
-        rule
-            By which they become numbers.
-        tile
-            Height and width in pixels; None for the whole.
-        valid
-            (H, W): where there are data. Without it a picture of one tile is sent whatever it shows.
-        units
-            What the record says of the values beside the rule.
-
-        Raises
-        ------
-        ImageUnreadable
-            It shows nothing.
+        `valid` (H, W) is where there are data: without it a picture of one tile is sent whatever it shows.
         """
         data = values if valid is None or valid.all() else values[valid]
         intensity, grid = rule.on(data), TileGrid.of(values.shape[0], values.shape[1], tile)

@@ -1,12 +1,9 @@
 """Volumes in slices; or whole, fitted to the grid of a model of volumes, and results brought back to their own grid.
 
-Axes of a whole volume are depth, height and width, from inferior to superior, anterior to posterior and left to right:
-the axial slices one above the other. Both grids have one centre, and an oblique volume keeps its own axes. Along each
-axis, with r the model's spacing over the volume's,
+Axes are depth, height and width, from inferior to superior, anterior to posterior and left to right; an oblique volume
+keeps its own. Both grids have one centre. Along each axis, with r the model's spacing over the volume's,
 
     value(m) = sum_j w_j value(j),  w_j ~ max(0, 1 - |m r + offset - j| / max(1, r)),  sum_j w_j = 1
-
-which is linear interpolation, and where voxels become larger a mean over them. Outside there is background.
 """
 
 from __future__ import annotations
@@ -129,6 +126,25 @@ def spacing_of(affine: NDArray[np.float64], orientation: NDArray[Any]) -> tuple[
     return depth, height, width
 
 
+def _background(numbers: Pixels) -> tuple[float, float]:
+    """The least number, and the width of all; not np.ptp, whose int16 has no room for more than 32,767."""
+    least = float(numbers.min())
+    return least, max(float(numbers.max()) - least, 1e-9)
+
+
+def _shown(
+    values: NDArray[Any], rule: IntensityRule, nothing: str
+) -> tuple[Pixels, tuple[int, ...], dict[str, Any]]:
+    """Numbers (N, ...) of values, which of them show something, and the record; raise if nothing does."""
+    intensity = rule.on(values)
+    numbers = intensity.numbers(values)
+    dark = _background(numbers)
+    sent = tuple(at for at, each in enumerate(numbers) if not is_empty(each, *dark))
+    if not sent:
+        raise ImageUnreadable(nothing)
+    return numbers, sent, intensity.record(values)
+
+
 @dataclass(frozen=True, slots=True)
 class Slices(Planes):
     """A volume (N, H, W, C) in the numbers that a model takes."""
@@ -137,14 +153,7 @@ class Slices(Planes):
 
     @classmethod
     def of(cls, values: NDArray[Any], rule: IntensityRule) -> Slices:
-        intensity = rule.on(values)
-        numbers = intensity.numbers(values)
-        least, most = float(numbers.min()), float(numbers.max())
-        width = max(most - least, 1e-9)
-        sent = tuple(at for at, plane in enumerate(numbers) if not is_empty(plane, least, width))
-        if not sent:
-            raise ImageUnreadable("none of its slices shows anything but background")
-        return cls(numbers, sent, intensity.record(values), rule.text, 0.0)
+        return cls(*_shown(values, rule, "none of its slices shows anything but background"), rule.text, 0.0)
 
     @property
     def places(self) -> range:
@@ -214,13 +223,8 @@ class Volumes(Slices):
             raise ImageUnreadable("its voxels have no size", hint="set its spacing in mm (pixdim)")
         ratios = map(_ratio, grid.spacing or spacing, spacing)
         axes = tuple(Axis(*each) for each in zip(sides, grid.sides, ratios, strict=True))
-        intensity = rule.on(values)
-        numbers = intensity.numbers(values)
-        least = float(numbers.min())  # not np.ptp, whose int16 has no room for more than 32,767
-        width = max(float(numbers.max()) - least, 1e-9)
-        sent = tuple(at for at, volume in enumerate(numbers) if not is_empty(volume, least, width))
-        if not sent:
-            raise ImageUnreadable("it shows nothing but background")
+        numbers, sent, record = _shown(values, rule, "it shows nothing but background")
+        least, width = _background(numbers)
         shown = numbers > least + EMPTY * width
         seen = shown[(slice(None), *(axis.inside for axis in axes))]
         outside = 1.0 - np.count_nonzero(seen) / np.count_nonzero(shown)
@@ -234,7 +238,7 @@ class Volumes(Slices):
                 f"model's volumes {model} mm (depth, height, width)",
                 hint=f'size={whole}, or [model] scene = "{whole}" at both nodes; or cut it to the part that is meant',
             )
-        return cls(numbers, sent, intensity.record(values), rule.text, outside, axes, tuple(spacing), grid)
+        return cls(numbers, sent, record, rule.text, outside, axes, tuple(spacing), grid)
 
     @property
     def warnings(self) -> tuple[str, ...]:

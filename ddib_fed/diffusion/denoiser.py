@@ -67,23 +67,6 @@ LAMBDA_BOUND = 20.0
 LAMBDA_SCALE = 4.0
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """The network is to be evaluated here.
-
-    Attributes:
-        x: State (N, *sample_shape). It is the solver's buffer: valid until the solver is sent the answer.
-        level: Its noise level.
-        cond: What the network is conditioned on, first dimension N; or None.
-        to: The level to which the mean velocity is asked, of a flow map; None for the velocity at `level`.
-    """
-
-    x: Tensor
-    level: Level
-    cond: Condition = None
-    to: Level | None = None
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class LevelTable:
     """Levels (K, 3) as (alpha, sigma, t), float64 on the CPU, with time inputs that are made once for all calls."""
@@ -192,15 +175,9 @@ def divided(numerator: Tensor, divisor: float | Tensor) -> Tensor:
 class Denoiser:
     """A network with what it predicts and how it receives the time; called, it answers v.
 
-    The network is called as ``network(x, times, rows=None, **cond)``: `times` is (1,) for all rows, or (K,)
-    with `rows` (N,) saying which of them each row of x has, so that time embeddings are made once per level. A flow
-    map (a network with the attribute `flow_map` set) also receives ``to``, the times of the levels asked to.
-
-    Args:
-        network: Module; it is put into evaluation mode.
-        parameterisation: What it predicts: "eps", "x0", "v" or "flow". Output channels beyond those of x are ignored.
-        time_input: "timestep" (t), "lambda" (log(alpha / sigma)) or "scaled-lambda" (`LAMBDA_SCALE` times that).
-        run: How the network is run; None calls it.
+    It is called as ``network(x, times, rows=None, **cond)``: `times` is (1,) for all rows, or (K,) with `rows` (N,)
+    saying which of them each row has, so that embeddings are made once a level. A flow map (attribute `flow_map`) also
+    receives ``to``, the times of the levels asked to. Output channels beyond those of x are ignored.
     """
 
     def __init__(
@@ -232,6 +209,16 @@ class Denoiser:
         if self.parameterisation == "flow":
             return ((places.alpha - places.sigma) * x + out) / (places.alpha + places.sigma)
         return out
+
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        """The state of x (N, *sample_shape) at a level that a solver steps, its shape: x, unless it is whitened."""
+        del level
+        return x
+
+    def leave(self, state: Tensor, level: Level) -> Tensor:
+        """The inverse of `enter`."""
+        del level
+        return state
 
     def _network(self, x: Tensor, places: Places, cond: Condition) -> Tensor:
         times, to = places.levels.times(self.time_input, self._time_dtype)

@@ -5,15 +5,13 @@
                  pictures, the mean |correlation| of two pixels in 8 x 8 patches (arXiv 2410.23530), volumes in 4^3,
                  each patch of each channel being one sample.
 
-A picture's latent must be white by itself. Points are another matter: the latents of one moon of two fill half a
-plane, and rightly so: a user may translate any subset of the domain. Of a set of points every single latent must be
-plausible under N(0, I), by the tail bound of the chi-square distribution (Laurent and Massart, 2000, lemma 1):
+A picture's latent must be white by itself. Of points, any subset of the domain may be translated: every single latent
+must be plausible under N(0, I), by the tail bound of the chi-square distribution (Laurent and Massart, 2000, lemma 1):
 
     P(|z|^2 >= D + 2 sqrt(D t) + 2 t) <= exp(-t)
 
-A bound is a fixed allowance for what models leave in their latents, plus `SPREADS` standard errors of true
-noise of the same count, so that small latents of good models pass and large latents of none do. Passing shows that
-the encoder ran properly; it does not show privacy.
+A bound is a fixed allowance, plus `SPREADS` standard errors of true noise of the same count. Passing shows that the
+encoder ran properly; it does not show privacy.
 """
 
 import math

@@ -6,10 +6,8 @@ let it work on larger scenes. Solvers and drivers need not know. In the form for
     classifier-free:   eps' = eps_null + scale (eps_y - eps_null),    hence  v' = v_null + scale (v_y - v_null)
     clipped:           x0' = clip(x0),                                hence  v' = (alpha x - x0') / sigma
 
-Gradients are switched on inside one evaluation and off again; none reaches the caller. Classes come in the
-condition, as {"y": (N,) int64}. A scene's velocity is the mean of those of overlapping tiles at each step (Bar-Tal et
-al., MultiDiffusion, arXiv 2302.08113), not of finished tiles: the scene follows one ODE and has one latent,
-neighbouring tiles get the same colours, and encoding and decoding are inverse as for one tile.
+Classes come in the condition, as {"y": (N,) int64}. A scene's velocity is the mean of those of overlapping tiles at
+each step (Bar-Tal et al., MultiDiffusion, arXiv 2302.08113): the scene follows one ODE and has one latent.
 """
 
 import math
@@ -31,6 +29,7 @@ from ddib_fed.diffusion.denoiser import (
     v_from_x0,
     x0_from_v,
 )
+from ddib_fed.diffusion.schedule import Level
 from ddib_fed.errors import SettingsInvalid
 
 
@@ -137,6 +136,14 @@ class Rotated(Wrapped):
         rotation = self.rotation.to(x.dtype)
         return rotated(self.inner.at(rotated(x, rotation.T), places, cond), rotation)
 
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        rotation = self.rotation.to(x.dtype)
+        return rotated(self.inner.enter(rotated(x, rotation.T), level), rotation)
+
+    def leave(self, state: Tensor, level: Level) -> Tensor:
+        rotation = self.rotation.to(state.dtype)
+        return rotated(self.inner.leave(rotated(state, rotation.T), level), rotation)
+
 
 OVERLAP = 0.5  # part of a tile's side that the next tile shows too, at least
 PIXELS_AT_ONCE = 1 << 17  # of the tiles in one network call: 32 tiles of 64 x 64
@@ -189,10 +196,7 @@ Part = tuple[slice, ...]
 
 
 class Tiling:
-    """Overlapping tiles of a scene of any number of axes: the part of each, and weights whose sum is 1 anywhere.
-
-    The weights are of tiles and a scene that are `scale` times as large.
-    """
+    """Overlapping tiles of a scene: the part of each, and weights (`scale` times as large) whose sum is 1 anywhere."""
 
     def __init__(self, scene: tuple[int, ...], tile: tuple[int, ...], scale: int = 1) -> None:
         self.tile = tile

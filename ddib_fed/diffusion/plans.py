@@ -9,6 +9,7 @@ of the bridge (Su et al., Dual Diffusion Implicit Bridges, arXiv 2203.08382, alg
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,6 @@ from ddib_fed.diffusion.denoiser import Condition, Denoiser
 from ddib_fed.diffusion.schedule import (
     GRIDS,
     LEARNED_GRID,
-    Frame,
     LearnedLegs,
     LearnedSteps,
     LevelGrid,
@@ -28,7 +28,7 @@ from ddib_fed.diffusion.schedule import (
     public_grids,
     require,
 )
-from ddib_fed.diffusion.solvers import Draw, Solver, integrate
+from ddib_fed.diffusion.solvers import Draw, Recurrence, integrate
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.extensions import extension, extensions
 from ddib_fed.record import Settings
@@ -64,11 +64,8 @@ def orders_of(name: str) -> tuple[int, ...]:
 class SolverSettings(Settings):
     """How one leg is integrated: what the wire carries, and what is for one process alone, where both models are.
 
-    Attributes:
-        grid: Also "ddib" (with ddim), for the public code's levels.
-        levels: With the grid "ddib": which of whose levels.
-        eta: Share of fresh noise in each step of decoding, in [0, 1] (with ddim); 0 follows the ODE. Encoding has none.
-        ancestral: With the grid "ddib": decode as DDPM with the larger variance, the public code's p_sample.
+    The grid "ddib" (with ddim) has the public code's `levels`; `eta` is the share of fresh noise in each step of
+    decoding, in [0, 1]; `ancestral` decodes as DDPM with the larger variance, the public code's p_sample.
     """
 
     levels: PublicLevels = OWN_LEVELS
@@ -101,46 +98,40 @@ class SolverSettings(Settings):
 DEFAULT_SETTINGS = SolverSettings()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     settings: SolverSettings
     encode_grid: LevelGrid
     decode_grid: LevelGrid
     learned: tuple[LearnedSteps, LearnedSteps] | None = None
 
-    def encoder(self, x: Tensor, cond: Condition = None, *, frame: Frame | None = None) -> Solver:
-        """The generator that takes x (N, *sample_shape) at the data end to its latent."""
+    @cached_property
+    def encoder(self) -> Recurrence:
+        """The steps that take data to their latent."""
         if self.settings.stochastic:
             raise SettingsInvalid(
                 "encoding follows the ODE; with eta above 0, or as DDPM, it would draw noise that nothing takes back",
                 hint="encode with eta 0; decoding alone may draw noise",
             )
-        return self._start(x, self.encode_grid, cond, frame, 0)
+        return self._laid(self.encode_grid, 0)
 
-    def decoder(
-        self, z: Tensor, cond: Condition = None, draw: Draw | None = None, *, frame: Frame | None = None
-    ) -> Solver:
-        """The generator that takes a latent z (N, *sample_shape) to the data end."""
+    @cached_property
+    def decoder(self) -> Recurrence:
+        """The steps that take a latent to the data end."""
         if not self.settings.stochastic:
-            return self._start(z, self.decode_grid, cond, frame, 1)
-        if draw is None:
-            raise SettingsInvalid(
-                "decoding with eta above 0, or as DDPM, draws noise, and there is none here",
-                hint="use eta 0, or `ddib translate --source` in one process",
-            )
+            return self._laid(self.decode_grid, 1)
         large = self.settings.ancestral
-        eta = 1.0 if large else self.settings.eta
-        return solvers.ddim(z, self.decode_grid, eta=eta, draw=draw, large=large, cond=cond)
+        return solvers.ddim(self.decode_grid, eta=1.0 if large else self.settings.eta, large=large)
 
-    def _start(self, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None, leg: int) -> Solver:
+    def _laid(self, grid: LevelGrid, leg: int) -> Recurrence:
+        name, order = self.settings.solver, self.settings.order
         if self.learned is not None:
-            return learned_solver(self.learned[leg], x, grid, cond, frame)
-        if self.settings.solver == "unipc":
-            return solvers.unipc(x, grid, order=self.settings.order, cond=cond)
-        if self.settings.solver in SOLVERS:
-            return (solvers.ddim if self.settings.solver == "ddim" else solvers.flow_map)(x, grid, cond=cond)
-        rule = extension("ddib_fed.solvers", self.settings.solver)
-        return solvers.extended(x, grid, rule=rule, order=self.settings.order, cond=cond)
+            return learned_steps(self.learned[leg], grid)
+        if name == "unipc":
+            return solvers.unipc(grid, order=order)
+        if name in SOLVERS:
+            return solvers.ddim(grid) if name == "ddim" else solvers.flow_map(grid)
+        return solvers.extended(grid, extension("ddib_fed.solvers", name), order)
 
 
 def plan(
@@ -150,14 +141,9 @@ def plan(
     soften_sigma: float = 0.0,
     learned: LearnedLegs = NOTHING_LEARNED,
 ) -> Plan:
-    """Check `settings` and lay them on `schedule`.
+    """Check `settings` and lay them on `schedule`; raise SettingsInvalid for what cannot be had.
 
-    Encoding takes over from forward diffusion at the noise level sigma / alpha = `soften_sigma`; 0 for none. `learned`
-    are the model's learned steps, for the grid "learned".
-
-    Raises:
-        SettingsInvalid: Unknown names, an order or evaluations out of range, a grid that the schedule or solver cannot
-            have, a depth outside (0, 1], softening or depth where the grid has neither, or steps that were not learned.
+    Encoding takes over from forward diffusion at the noise level sigma / alpha = `soften_sigma`; 0 for none.
     """
     settings = check_settings(settings)
     require(0.0 <= soften_sigma <= 1.0, f"soften_sigma {soften_sigma} is outside [0, 1]")
@@ -185,19 +171,8 @@ def plan(
     return Plan(settings, own, grid.reversed())
 
 
-def learned_solver(
-    steps: LearnedSteps, x: Tensor, grid: LevelGrid, cond: Condition, frame: Frame | None
-) -> Solver:
-    """The generator that walks learned steps, laid on `grid`; arguments as in `Plan.encoder`."""
-    if steps.coordinates == "angle":
-        frame = None
-    elif frame is None:
-        raise SettingsInvalid(
-            "the learned steps are for pictures of the model's own size, whitened by its spectrum",
-            hint="use grid=default here",
-            facts={"grid": LEARNED_GRID},
-        )
-    return solvers.unipc(x, grid, order=steps.order, cond=cond, frame=frame)
+def learned_steps(steps: LearnedSteps, grid: LevelGrid) -> Recurrence:
+    return solvers.unipc(grid, order=steps.order, whitened=steps.coordinates == "spectrum")
 
 
 def lambda_at(schedule: Schedule, depth: float) -> float:
@@ -294,8 +269,8 @@ def encode(
 
     Softened before by `noise`, standard normal of the shape of x, where `soften_sigma` is above 0. Errors as of `plan`.
     """
-    steps = plan(settings, schedule, soften_sigma=soften_sigma)
-    return integrate(steps.encoder(soften(x, soften_sigma, noise), cond), denoiser)
+    steps = plan(settings, schedule, soften_sigma=soften_sigma).encoder
+    return integrate(soften(x, soften_sigma, noise), steps, denoiser, cond=cond)
 
 
 def decode(
@@ -311,4 +286,4 @@ def decode(
 
     With `eta` above 0, or as DDPM, one of its samples: `draw` gives the noise of each step, and must be there.
     """
-    return integrate(plan(settings, schedule).decoder(z, cond, draw), denoiser)
+    return integrate(z, plan(settings, schedule).decoder, denoiser, cond=cond, draw=draw)

@@ -6,20 +6,18 @@ noise rate B(t) = -log alpha_t^2, and its inverse. From it follow, without cance
     alpha_t = exp(-B/2),   sigma_t = sqrt(1 - exp(-B)),   lambda_t = log(alpha_t / sigma_t) = -log(exp(B) - 1) / 2,
 
 and backwards B = log(1 + exp(-2 lambda)) (Kingma et al., Variational Diffusion Models, arXiv 2107.00630, section 3).
-Of any other (a_t, b_t), x_t = a_t x_0 + b_t eps, the state here is x_t / sqrt(a_t^2 + b_t^2): the ODE is the same, and
-a network is asked in its own scale (`Denoiser`). So flow matching and EDM are schedules like others.
-Tables and levels are float64; only the network rounds.
+Of any other (a_t, b_t), x_t = a_t x_0 + b_t eps, the state here is x_t / sqrt(a_t^2 + b_t^2), and a network is asked in
+its own scale (`Denoiser`). Tables and levels are float64; only the network rounds.
 
-A grid is where between data and noise a solver steps, made from a schedule, a name and a number of intervals: levels
-from the data end to the noise end, lambda strictly falling. Decoding uses the same grid reversed, except of the public
-DDIB code, whose two directions use different ends: `ddib_compat_grids`.
+A grid has the levels at which a solver steps, from data to noise, lambda strictly falling. Decoding uses the same grid
+reversed, except of the public DDIB code: `ddib_compat_grids`.
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,13 +44,7 @@ def require(holds: bool, why: str, hint: str = "", **facts: str | float) -> None
 
 
 class Level(NamedTuple):
-    """A noise level and what the network receives for it.
-
-    Attributes:
-        alpha: Scale of the data, in [0, 1].
-        sigma: Scale of the noise, in [0, 1]; alpha^2 + sigma^2 = 1.
-        t: Time that a network with time input "timestep" receives.
-    """
+    """A noise level, alpha^2 + sigma^2 = 1, and the time that a network with time input "timestep" receives for it."""
 
     alpha: float
     sigma: float
@@ -73,29 +65,18 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """Names a schedule; part of a bundle's manifest.
-
-    Attributes:
-        name: One of `SCHEDULES`.
-        steps: Number of integer steps of a discrete schedule; None for continuous time in [0, 1].
-        rescale_timesteps: Discrete only: the network receives 1000 / steps times the step.
-        lambda_min: Continuous only: noise end of the usable range; None for the schedule's own.
-        lambda_max: Continuous only: data end of the usable range; None for `LAMBDA_MAX`.
-        beta_start: Discrete, but not cosine: first noise rate; with `beta_end`, or None for the schedule's own.
-        beta_end: The last.
-        scale: Of flow, what its time in [0, 1] is multiplied by for the network; of edm, the deviation of the data.
-    """
+    """Names a schedule; part of a bundle's manifest. None of an end, or of noise rates, is the schedule's own."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     name: str = "linear"
-    steps: int | None = None
-    rescale_timesteps: bool = False
-    lambda_min: float | None = None
-    lambda_max: float | None = None
-    beta_start: float | None = None
+    steps: int | None = None  # of a discrete schedule; None for continuous time in [0, 1]
+    rescale_timesteps: bool = False  # discrete: the network receives 1000 / steps times the step
+    lambda_min: float | None = None  # continuous: noise end of the usable range
+    lambda_max: float | None = None  # continuous: data end
+    beta_start: float | None = None  # discrete, but not cosine
     beta_end: float | None = None
-    scale: float | None = None
+    scale: float | None = None  # of flow, of its time for the network; of edm, the deviation of the data
 
     @property
     def ends(self) -> tuple[float, float] | None:
@@ -191,9 +172,8 @@ class FlowSchedule(_Continuous):
 
 
 class EdmSchedule(_Continuous):
-    """x_s = x_0 + s eps with data of deviation d; the network receives log(s) / 4 (Karras et al., arXiv 2206.00364).
-
-    Samples here are x_0 / d, so lambda = log(d / s), and the network of its table 1, F, is -v.
+    """x_s = x_0 + s eps with data of deviation d; the network, F of table 1 in Karras et al. (arXiv 2206.00364), is -v
+    and receives log(s) / 4. Samples here are x_0 / d, so lambda = log(d / s).
     """
 
     name = "edm"
@@ -329,8 +309,6 @@ def _unknown(name: str, steps: str = "") -> SettingsInvalid:
     )
 
 
-# Grids
-
 # Density of nodes in lambda that was measured best, of points and pictures:
 # FLOOR + 1 / (1 + ((lambda - CENTRE) / WIDTH)^2).
 FLOOR, CENTRE, WIDTH = 0.12, 1.2, 1.6
@@ -352,13 +330,10 @@ class LevelGrid:
 def make_grid(
     schedule: Schedule, name: str, n: int, *, lambda_max: float | None = None, lambda_min: float | None = None
 ) -> LevelGrid:
-    """The named grid of `n` intervals, at least 1, on the usable range of `schedule`, from data to noise.
+    """Return the named grid of `n` intervals, at least 1, from data to noise; raise SettingsInvalid if it cannot be.
 
     It starts at `lambda_max` instead of the data end (after softening), and ends at `lambda_min` instead of the noise
     end (partial depth); the integer grid cannot end early, for fewer than `n` of its steps would be left.
-
-    Raises:
-        SettingsInvalid: An unknown name, an `n` that the grid cannot have, or ends that the grid cannot reach.
     """
     require(n >= 1, f"a grid of {n} intervals", "use at least one interval")
     require(name in GRIDS, f"there is no grid {name[:40]!r}", f"grids: {', '.join(GRIDS)}", grid=name[:40])
@@ -422,11 +397,9 @@ def _integer_grid(schedule: Schedule, n: int, lambda_max: float | None) -> Level
     return LevelGrid(levels)
 
 
-# Learned steps
-
 LEARNED_GRID = "learned"
 Coordinates = Literal["angle", "spectrum"]
-"""In which a leg is integrated: x itself over the angle phi, or whitened pictures over lambda (`Frame`)."""
+"""In which a leg is integrated: x itself over the angle phi, or whitened pictures over lambda."""
 Stage = Literal["encode", "decode"]
 Scale = float | Tensor
 # How far an end of learned steps may lie from that of the leg, in lambda; a fortieth of the smallest step in use.
@@ -434,38 +407,16 @@ END_TOLERANCE = 1e-3
 TUNE = "ddib model tune MODEL --evaluations"
 
 
-class Frame(Protocol):
-    """Other coordinates of the state, integrated over lambda, in which the linear part of the ODE stands still."""
-
-    def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The state of x (N, *sample_shape), its shape."""
-
-    def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The x of a state, its shape."""
-
-    def slope(self, v: Tensor, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        """The derivative of a state by lambda, from v at the x that it stands for; its shape."""
-
-
 @dataclass(frozen=True, slots=True)
 class LearnedSteps:
-    """The steps of one leg.
-
-    Attributes:
-        stage: The direction that they were learned for.
-        evaluations: Intervals, and network evaluations.
-        sigma: Of encoding, the noise level to which data are softened before; 0 for none.
-        order: Of unipc, 1 to 5.
-        coordinates: In which it integrates.
-        lams: lambda of each level, strictly falling: from data to noise, also of decoding.
-    """
+    """The steps of one leg."""
 
     stage: Stage
     evaluations: int
-    sigma: float
-    order: int
+    sigma: float  # of encoding, the noise level to which data are softened before; 0 for none
+    order: int  # of unipc, 1 to 5
     coordinates: Coordinates
-    lams: tuple[float, ...]
+    lams: tuple[float, ...]  # strictly falling: from data to noise, also of decoding
 
     def grid(self, schedule: Schedule, start: float, end: float) -> LevelGrid:
         """The grid from data to noise, its ends set to lambda `start` and `end` exactly."""
@@ -509,9 +460,6 @@ class LearnedLegs:
 
 def _listed(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values) or "no"
-
-
-# The public code's levels
 
 
 @dataclass(frozen=True, slots=True)
@@ -561,13 +509,10 @@ def space_timesteps(steps: int, sections: list[int] | str) -> list[int]:
 
 def _strided(steps: int, wanted: int) -> list[int]:
     by_count = {len(range(0, steps, stride)): stride for stride in range(max(1, steps - 1), 0, -1)}
-    if wanted in by_count:
-        return list(range(0, steps, by_count[wanted]))
     near = min(by_count, key=lambda count: (abs(count - wanted), count))
-    raise SettingsInvalid(
-        f"no constant stride leaves exactly {wanted} of {steps} steps",
-        hint=f"ddim{near} is the nearest that one leaves",
-    )
+    why = f"no constant stride leaves exactly {wanted} of {steps} steps"
+    require(near == wanted, why, f"ddim{near} is the nearest that one leaves")
+    return list(range(0, steps, by_count[near]))
 
 
 def _number(text: str, whole: str) -> int:

@@ -1,10 +1,7 @@
-"""Arrays of samples through local parties: translations and samples, repeatable by a seed.
-
-What is random about a sample (softening, the noise of a step) follows from the seed and the sample alone, or for points
-from its row, so it is the same in any batch.
-"""
+"""Arrays of samples through local parties: what is random follows from a seed and the sample (or its row) alone."""
 
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -75,7 +72,7 @@ def draw_samples(
 ) -> Array:
     """Draw samples from a model: the first `count` of the seed, pictures in [-1, 1]."""
     check_decoding(party.model, asked.settings, asked.target_class, asked.guidance)
-    tell = Counter(asked.settings.evaluations * turns(party, count), on_progress)
+    tell = counting(asked.settings.evaluations * turns(party, count), on_progress)
     labels = asked.target_class
 
     def latents() -> Iterator[ToDecode]:
@@ -91,16 +88,10 @@ def draw_samples(
     return samples.clip(-1.0, 1.0) if party.model.is_picture else samples
 
 
-class Counter:
-    """Network evaluations of all legs and batches as one count; called after each."""
-
-    def __init__(self, total: int, on_progress: OnProgress | None) -> None:
-        self._total, self._done, self._on_progress = total, 0, on_progress
-
-    def __call__(self, *_: object) -> None:
-        self._done += 1
-        if self._on_progress is not None:
-            self._on_progress(self._done, self._total)
+def counting(total: int, on_progress: OnProgress | None) -> Callable[..., None]:
+    """Return what counts network evaluations of all legs and batches, to be called after each."""
+    done = itertools.count(1)
+    return lambda *_: None if on_progress is None else on_progress(next(done), total)
 
 
 def turns(party: LocalParty, rows: int) -> int:
@@ -153,10 +144,7 @@ def picture_draw(model: DomainModel, digest: bytes, purpose: str) -> RowDraw:
 def public_sampling(
     flags: str, manifests: Sequence[Manifest], evaluations: int | None = None
 ) -> tuple[SolverSettings, bool | None]:
-    """Return how the public code samples models by its flags, and whether they say to clip.
-
-    Without a number of evaluations the flags decide it; UsageError if they keep other steps of each model.
-    """
+    """Return how the public code samples models by its flags, and whether they say to clip."""
     found: dict[str, Any] = extension("ddib_fed.importers", "guided").parse_sampling(flags)
     names = ("noise_schedule", ""), ("diffusion_steps", 0), ("timestep_respacing", "")
     levels = PublicLevels(*(found.get(name, default) for name, default in names))

@@ -1,12 +1,8 @@
 """Continuous batching: one thread steps the trajectories of all requests, merging their network calls.
 
-A trajectory that is there when a turn begins may be in that turn's call: trajectories join and leave at any step, each
-row with its own level, class and weights. The `Scheduler` says which run next and which are merged with them, `stack`
-steps them as one. Cancelling and deadlines are looked at before each evaluation.
-
-How many rows one network call takes best, and what calls of other sizes cost, is measured at each start (`Recipe`). The
-budget is the smallest batch whose cost per row is within 1 % of the best: larger ones only make others wait. The
-measured seconds are the cost model of fair queueing.
+Trajectories join and leave at any step, each row with its own level, class and weights: the `Scheduler` says which run
+next and which are merged with them, `stack` steps them as one. What calls cost by their rows is measured at each start
+(`Recipe`), for fair queueing; larger calls than the smallest within 1 % of the best only make others wait.
 """
 
 import logging
@@ -28,7 +24,7 @@ from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.solvers import OnStep
 from ddib_fed.engine.model import DTYPES, DomainModel, pixels
 from ddib_fed.engine.party import Control, Leg
-from ddib_fed.engine.stack import Driven, End, Member, Stack, Trajectory, stack_of
+from ddib_fed.engine.stack import End, Member, Stack, Trajectory, stack_of
 from ddib_fed.errors import Cancelled, ConfigError, Draining, NotReady
 from ddib_fed.models.bundle import Bundle, device_problem
 from ddib_fed.networks.placement import torch_threads
@@ -90,8 +86,6 @@ class Scheduler:
         self._now = 0.0
         """Time of the owner that was served last, before it was charged: another begins there."""
         self._count = 0
-        self._kept: Sequence[Member] | None = None
-        """The choice, while it does not depend on whose turn it is."""
         self.rows = rows
 
     def __len__(self) -> int:
@@ -101,12 +95,11 @@ class Scheduler:
         return (member for flow in list(self._flows()) for member in list(flow.waiting))
 
     def resize(self, rows: int) -> None:
-        self.rows, self._kept = rows, None
+        self.rows = rows
         self._best.cache_clear()
 
     def add(self, member: Member, *, first: bool = False) -> None:
         """Take a trajectory in; without the name of a flow, or of an owner, it is one of its own."""
-        self._kept = None
         weight = member.trajectory.leg.weight
         owner = self._owners.get(member.owner)
         if owner is None:
@@ -123,7 +116,6 @@ class Scheduler:
 
     def remove(self, member: Member) -> None:
         """Let a trajectory go, with a flow that has no other, and an owner that has no other flow."""
-        self._kept = None
         owner = self._owners[member.owner]
         flow = owner.flows[member.flow]
         flow.waiting.remove(member)
@@ -153,39 +145,9 @@ class Scheduler:
 
     def choose(self, limit: int | None = None) -> Sequence[Member]:
         """Return the trajectories of the next call, at least one, of at most `limit` rows, in order of arrival."""
-        if limit is not None:
-            return self._chosen(limit)
-        if self._kept is None:
-            self._kept = self._everything()
-        if self._kept is None:
-            return self._chosen(self.rows)
-        self._now = min([owner.time for owner in self._owners.values()])
-        return self._kept
-
-    def _flows(self) -> Iterator[_Flow]:
-        return (flow for owner in self._owners.values() for flow in owner.flows.values())
-
-    def _everything(self) -> Sequence[Member] | None:
-        """All trajectories, if they are chosen in any turn."""
-        flows = list(self._flows())
-        rows = sum([flow.rows for flow in flows])
-        if self._count > 1 and rows > self._most_rows(flows):
-            return None
-        waiting = list(self)
-        if any(member.kind != waiting[0].kind for member in waiting):
-            return None
-        together = self._cost(rows)
-        if len(flows) > 1 and any(together > self._allowed(flow, flow.rows) for flow in flows):
-            return None
-        return sorted(waiting, key=lambda member: member.number)
-
-    def _allowed(self, flow: _Flow, rows: int) -> float:
-        """Return the cost that a call may have for a flow with these rows: that many turns of all flows."""
-        return len(self._owners) * len(flow.owner.flows) * self._cost(rows)
-
-    def _chosen(self, limit: int) -> Sequence[Member]:
         turns = sorted(self._flows(), key=lambda flow: (flow.owner.time, flow.owner.number, flow.time))
         self._now = turns[0].owner.time
+        limit = limit or self.rows
         most = min(limit, self._most_rows(turns))
         if most < limit:
             turns = self._by_arrival(turns)
@@ -209,6 +171,13 @@ class Scheduler:
                     chosen.append(member)
                     rows = total
         return sorted(chosen, key=lambda member: member.number)
+
+    def _flows(self) -> Iterator[_Flow]:
+        return (flow for owner in self._owners.values() for flow in owner.flows.values())
+
+    def _allowed(self, flow: _Flow, rows: int) -> float:
+        """Return the cost that a call may have for a flow with these rows: that many turns of all flows."""
+        return len(self._owners) * len(flow.owner.flows) * self._cost(rows)
 
     def _by_arrival(self, turns: Sequence[_Flow]) -> list[_Flow]:
         """Short streams one after another, as one stream of all their rows would go, while their times are near."""
@@ -239,9 +208,7 @@ class Scheduler:
 class Batcher:
     """Merges network calls on its own thread or, where it is not `beside`, on its caller's at the end of `together`.
 
-    `rows` are how many samples one network call takes best: a larger trajectory is given in ranges of so many. It makes
-    `width` calls at once. `counters` has the network "calls" made, and the "rows" evaluated in them, since it began. A
-    `Pool` of workers has the same methods, and can stand in its place.
+    `rows` are how many samples one call takes best; it makes `width` calls at once. A `Pool` can stand in its place.
     """
 
     width = 1
@@ -264,7 +231,7 @@ class Batcher:
         self._wake = threading.Condition()
         self._closed = False
         self._submitted = self._calls = self._evaluated = 0
-        self._last: Stack | Driven | None = None
+        self._last: Stack | None = None
         self._looked = 0.0
         """When all that waits was last asked whether it is over."""
         self._thread = threading.Thread(target=self._run, name="batcher", daemon=True)
@@ -391,8 +358,8 @@ class Batcher:
             try:
                 member.step += 1
                 if member.on_step is not None:
-                    member.on_step(member.step, member.begun.evaluations)
-                if member.step == member.begun.evaluations or member.result is not None:
+                    member.on_step(member.step, len(member.steps))
+                if member.step == len(member.steps) or member.error is not None:
                     self._end(member, member.end())
             except Exception as error:  # noqa: BLE001 - as above
                 self._end(member, error)
@@ -410,8 +377,6 @@ class Batcher:
         for member in waiting:
             member.close(Draining("the engine was closed"))
 
-
-# Warming up: what a model is made of, and what its network calls cost
 
 OWN_S = 1e-4  # the engine adds this time to each network call
 WITHIN = 1.01  # a cost per row of so many times the best is as good as the best

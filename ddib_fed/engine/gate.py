@@ -1,9 +1,8 @@
 """The latent gate: a latent that no encoder makes neither leaves a party nor is decoded by one.
 
-Fixed bounds hold for both sides. Whoever encodes knows the model and the samples beside: what is unlike the model's
-usual latents (`Allowances`), and some points of each set, it encodes again by the model itself, beside the engine, and
-compares. So an honest latent passes, however unusual its picture is, and one that the encoder did not make does not.
-Here too is the noise that softens a node's pictures before they are encoded.
+Fixed bounds hold for both sides. Whoever encodes knows the samples, too: what is unlike the model's usual latents
+(`Allowances`), and some points of each set, it encodes again, beside the engine, and compares. So an honest latent
+passes, however unusual its picture is. Here too is the noise that softens a node's pictures.
 """
 
 import hashlib
@@ -30,7 +29,6 @@ from ddib_fed.diffusion import gaussianity
 from ddib_fed.diffusion.gaussianity import LatentStatistics, measure, patches_of
 from ddib_fed.diffusion.guidance import rotated
 from ddib_fed.diffusion.plans import FLOW_MAP, SolverSettings, soften
-from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Leg
 from ddib_fed.errors import ConfigError, FileMissing, LatentNotGaussian, PolicyDenied
@@ -53,35 +51,19 @@ UNIFORM, FEW_LEVELS, FLAT, NARROW, WIDE = 0.02, 16, 0.25, 0.3, 2.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Made:
-    """What whoever encoded knows of a latent.
+    """What whoever encoded knows of a latent."""
 
-    Attributes:
-        evaluations: After which it was made.
-        samples: Of which it was made, in the model's units and the leg's basis.
-        again: Makes some of its rows again.
-        allowances: Of the model's usual latents.
-        given: The samples in the units of the data.
-    """
-
-    evaluations: int
-    samples: Tensor | None = None
-    again: Callable[[list[int]], Tensor] | None = None
+    evaluations: int  # after which it was made
+    samples: Tensor | None = None  # of which it was made, in the model's units and the leg's basis
+    again: Callable[[list[int]], Tensor] | None = None  # makes some of its rows again
     allowances: Allowances | None = None
-    given: Samples | None = None
+    given: Samples | None = None  # the samples in the units of the data
 
 
 def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentStatistics:
-    """Statistics of one item's latent (N, D) of points or (N, C, *sides), finite; refused when no encoder makes such a
-    one.
+    """Return statistics of one item's finite latent (N, D) or (N, C, *sides); refuse one that no encoder makes.
 
-    Those of a share below 1 have wider bounds. Latents of less than the whole depth are not noise, and none is
-    refused. Nor is one on a leg that the wire cannot carry (noise in decoding, the public code's respacings): it never
-    reaches a node.
-
-    Raises:
-        LatentNotGaussian: See `gaussianity.examine`; or the set is none of latents, or the latent is not the one that
-            the model makes of the samples.
-        PolicyDenied: It was made with fewer evaluations than the leg demands.
+    Of less than the whole depth none is refused, since they are no noise; nor on a leg that the wire cannot carry.
     """
     least = leg.least_evaluations
     if made is not None and leg.settings.solver != FLOW_MAP and made.evaluations < least:
@@ -160,8 +142,6 @@ def _outside(figures: Iterable[tuple[str, float, float, float]]) -> dict[str, tu
         if not low <= value <= high
     }
 
-
-# Sets of points: the density around each
 
 SIZES = (64, 128, 256, 512, 1024)
 """Points that are looked at, evenly over the rows: the largest of these numbers that the set has."""
@@ -265,8 +245,6 @@ def _of_noise(count: int, dim: int) -> tuple[float, float]:
     return sum(each[0] for each in found) / DRAWS, sum(each[4] for each in found) / DRAWS
 
 
-# Pictures: the profile of a latent
-
 RINGS = (0.0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 1.5)
 """Edges of the rings in units of the highest frequency of a side."""
 FIRST_FINE = RINGS.index(1 / 2)
@@ -349,9 +327,8 @@ def _share(part: float, whole: float) -> float:
 
 @lru_cache(maxsize=16)
 def _places(sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Matrices on the coefficients of a channel, flattened: means of rings and of two parts, and sums of rings.
-
-    The parts: where the frequency along the last side is the highest, and where that along the first one is.
+    """Matrices on a channel's coefficients, flattened: means of rings and of two parts (where the frequency along the
+    last side is the highest, and where that along the first one is), and sums of rings.
     """
     each = torch.meshgrid(*(torch.arange(side, dtype=torch.float64) / side for side in sides), indexing="ij")
     radius = torch.stack(each).square().sum(0).sqrt()
@@ -360,8 +337,6 @@ def _places(sides: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     masks = torch.stack([*rings, across, down]).flatten(1).double()
     return masks / masks.sum(1, keepdim=True), masks[: len(rings)]
 
-
-# Bounds of a model's own latents
 
 EVALUATIONS = (48, 24, 12)
 """Latents are measured at each in turn, so that the bounds hold for any number of evaluations."""
@@ -427,7 +402,7 @@ def _encoded(
         x = model.into_units(samples[start : start + TOGETHER]).cpu()
         x = soften(x, sigma, torch.randn(x.shape, generator=generator))
         laid = model.plan(SolverSettings(evaluations=EVALUATIONS[turn % len(EVALUATIONS)]), sigma)
-        z = integrate(laid.encoder(x.to(model.device)), model.denoiser()).cpu()
+        z = model.integrate(x.to(model.device), laid.encoder).cpu()
         yield from zip(z, x, strict=True)
         if tell is not None:
             tell(start + len(x), len(samples))
@@ -458,8 +433,6 @@ def _rarely_exceeded(values: Numbers) -> float:
     excess = float((above - quartile).mean()) if len(above) else 0.0
     return max(float(values.max()), quartile + excess * math.log(0.25 * ONCE_IN))
 
-
-# The noise that softens pictures: from a secret of the node, repeatable here, unknown elsewhere
 
 KEY_BYTES = 32
 

@@ -1,8 +1,7 @@
 """A party whose model is in this process or in workers of it: it checks and prepares items, and judges what comes out.
 
-The way of an item: checked and prepared, a `Trajectory`, submitted, a future, the latent gate, an outcome. With an
-executor that works beside its caller enough items are in flight to fill it; on the calling thread as many items as one
-call takes are integrated together.
+With an executor that works beside its caller enough items are in flight to fill it; on the calling thread as many items
+as one call takes are integrated together.
 """
 
 import math
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ddib_fed.diffusion.denoiser import on_device
 from ddib_fed.diffusion.plans import soften
-from ddib_fed.diffusion.solvers import OnStep, integrate
+from ddib_fed.diffusion.solvers import OnStep, needed
 from ddib_fed.engine.batcher import Batcher, Recipe
 from ddib_fed.engine.executors import Pool
 from ddib_fed.engine.gate import Made, pass_latent
@@ -206,8 +205,8 @@ class LocalParty:
 
         def again(rows: list[int]) -> Tensor:
             """Some rows of the latent, made again on the calling thread."""
-            work, control = trajectory.part(rows).on(model), leg.control or Control()
-            return integrate(work.solver, work.denoiser, on_step=control.check).cpu()
+            control = leg.control or Control()
+            return trajectory.part(rows).on(model).run(control.check).cpu()
 
         def finish() -> Encoded | Failed:
             found = future.result()
@@ -243,11 +242,9 @@ class LocalParty:
             pass_latent(host, leg)
             heat = 1.0 if leg.returning else leg.settings.temperature
             z = on_device(host if heat == 1.0 else heat * host, model.device)
-            if leg.settings.stochastic and item.draw is None:
-                model.plan(leg.settings).decoder(z)  # says that there is no noise
+            draw = needed(item.draw) if leg.settings.stochastic else None
         except ITEM_ERRORS as error:
             return _over(Failed(number, error))
-        draw = item.draw if leg.settings.stochastic else None
         classes = model.class_rows(item.label, len(z), leg.guidance)
         first = self._integrate(Trajectory("decode", z, leg, classes, draw, pixels=True), number, leg)
         returned = first

@@ -26,14 +26,14 @@ from ddib_fed.diffusion.guidance import (
     scaled,
 )
 from ddib_fed.diffusion.plans import FLOW_MAP, Plan, SolverSettings, plan
-from ddib_fed.diffusion.schedule import Frame, require
-from ddib_fed.diffusion.solvers import Recurrence, recurrence_of
+from ddib_fed.diffusion.schedule import LEARNED_GRID, require
+from ddib_fed.diffusion.solvers import Recurrence, walk
 from ddib_fed.engine.party import Array, Labels
 from ddib_fed.errors import BundleInvalid, NotFinite, PictureMisfit, SettingsInvalid, ShapeMismatch
 from ddib_fed.models.bundle import Bundle
 from ddib_fed.models.manifest import LatentSpace, check_guide
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.networks.spectrum import SharedWithLinear, SpectralFrame, spectrum_of
+from ddib_fed.networks.spectrum import SharedWithLinear, Whitened, spectrum_of
 from ddib_fed.record import UNGUIDED, Guidance
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -80,23 +80,26 @@ class DomainModel:
         self._lock = threading.Lock()
         self._denoiser = lru_cache(MAX_WRAPPED)(self._wrapped)
         self.plan = lru_cache(MAX_PLANS)(self._plan)
-        self.recurrence = lru_cache(MAX_PLANS)(self._recurrence)
 
     @cached_property
     def plain(self) -> Denoiser:
         return self.bundle.denoiser(self.dtype, self.device)
 
     def denoiser(
-        self, guidance: Guidance = UNGUIDED, calibration: ChannelMap | None = None, share: float = 1.0
+        self,
+        guidance: Guidance = UNGUIDED,
+        calibration: ChannelMap | None = None,
+        share: float = 1.0,
+        *,
+        whitened: bool = False,
     ) -> Denoiser:
-        """The network with what clips it and what guides it around it, in the public code's order, and in its basis.
-
-        The same object for the same arguments: queries that share it are merged into one network call.
-        """
+        """The network, clipped and guided in the public code's order, and in its basis; one object for one argument."""
         with self._lock:
-            return self._denoiser(guidance, calibration, share)
+            return self._denoiser(guidance, calibration, share, whitened)
 
-    def _wrapped(self, guidance: Guidance, calibration: ChannelMap | None, share: float) -> Denoiser:
+    def _wrapped(
+        self, guidance: Guidance, calibration: ChannelMap | None, share: float, whitened: bool
+    ) -> Denoiser:
         found: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
         null_class = self.manifest.null_class
         if guidance.guidance is not None and null_class is not None:
@@ -106,7 +109,13 @@ class DomainModel:
         if share < 1.0:
             self.check_share(share, guidance)
             found = SharedWithLinear(found, share)
-        found = self.bundle.over_samples(found)
+        require(
+            self.spectral or not whitened,
+            "the learned steps are for pictures of the model's own size, whitened by its spectrum",
+            "use grid=default here",
+            grid=LEARNED_GRID,
+        )
+        found = Whitened(found) if whitened else self.bundle.over_samples(found)
         return found if calibration is None else Rotated(found, self._rotation(calibration))
 
     @cached_property
@@ -122,27 +131,17 @@ class DomainModel:
             settings = replace(settings, grid="uniform-lambda")
         return plan(settings, bundle.schedule, soften_sigma=soften_sigma, learned=bundle.learned)
 
-    def _recurrence(
-        self, settings: SolverSettings, soften_sigma: float, *, encoding: bool
-    ) -> Recurrence | None:
-        """The recurrence that the solver of a leg follows; None where it follows none."""
-        laid = self.plan(settings, soften_sigma)
-        steps = None if laid.learned is None else laid.learned[0 if encoding else 1]
-        if settings.stochastic or (steps is not None and steps.coordinates != "angle"):
-            return None  # it draws noise, or its numbers differ from frequency to frequency
-        return recurrence_of(laid.encoder if encoding else laid.decoder, settings.evaluations)
+    @cached_property
+    def spectral(self) -> bool:
+        """Whether learned steps may be of whitened pictures: of a spectral network, at its own size."""
+        return self.bundle.tile is None and spectrum_of(self.plain.network) is not None
 
-    def frame(self, calibration: ChannelMap | None = None) -> Frame | None:
-        """The coordinates in which learned steps of a spectral network are integrated; None where there are none."""
-        spectrum = None if self.bundle.tile is not None else spectrum_of(self.plain.network)
-        if spectrum is None:
-            return None
-        return SpectralFrame(spectrum, None if calibration is None else self._rotation(calibration))
+    def integrate(self, x: Tensor, steps: Recurrence, *, share: float = 1.0, **more: Any) -> Tensor:
+        """Walk steps from x (N, *latent_shape) alone; `more` is as of `solvers.integrate`."""
+        return walk(x, steps, self.denoiser(share=share, whitened=steps.whitened), **more)
 
     def sigma(self, soften: float | None = None) -> float:
         return self.manifest.soften_sigma if soften is None else soften
-
-    # Units
 
     @cached_property
     def codec(self) -> "Codec | None":
@@ -180,8 +179,6 @@ class DomainModel:
 
     def _rotation(self, calibration: ChannelMap) -> Tensor:
         return torch.from_numpy(calibration.matrix).to(self.device, torch.float32)
-
-    # Classes
 
     def classes(self, guidance: Guidance = UNGUIDED) -> int:
         """Return the number of classes of the model, or of the classifier that guides it; 0 for none."""
@@ -235,10 +232,7 @@ def out_of_network(bundle: Bundle, samples: Array) -> Array:
 
 
 class Codec:
-    """An autoencoder between samples in its units and the latents that the ODE runs on.
-
-    It computes in float32: half precision costs more than the round trip of the ODE loses.
-    """
+    """An autoencoder between samples in its units and latents; in half precision it would lose more than the ODE."""
 
     def __init__(self, autoencoder: Bundle, latents: LatentSpace, device: torch.device) -> None:
         self._network: Any = autoencoder.network(torch.float32, device)
@@ -293,9 +287,6 @@ class Codec:
 def pixels(model: DomainModel) -> int:
     """Return the number of pixels or voxels of one sample that the network takes."""
     return math.prod(model.latent_shape[1:])
-
-
-# What a model can be asked for: each returns, or raises the error that says why not
 
 
 def check_samples(model: DomainModel, samples: Array, *, latents: bool = False) -> None:

@@ -1,10 +1,7 @@
 """The `Party` protocol: one domain's model, here or at another institution, encodes samples and decodes latents.
 
-A `Leg` is what is asked for all items of a stream; an *item* is one set of points or one picture, with a number of the
-caller's. `encode_each` and `decode_each` are streams: they take items from an iterable as they need them and give each
-outcome in the order of the items. A local party computes several together; a remote one has item n+1 encoded while n is
-on the wire. An error of one item (its samples, its latent, what came out) is a `Failed`; everything else (settings, a
-cancelled job, a peer that is gone) is raised and ends the stream.
+An *item* is one set of points or one picture. Streams take items as they need them and give outcomes in their order: an
+error of one item is a `Failed`; any other (settings, a cancelled job, a peer that is gone) is raised, and ends them.
 """
 
 import threading
@@ -97,45 +94,23 @@ OnStep = Callable[[int, Stage, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """What is asked of a party for all items of a stream.
+    """What is asked of a party for all items of a stream; raises SettingsInvalid for a map that is no rotation."""
 
-    Attributes:
-        settings: Solver and grid, the same both ways. Their share is of samples that are encoded, and of latents that
-            come back; all else is integrated by the network alone. Encoding leaves out what draws noise.
-        guidance: Of decoding.
-        soften: Noise level to which items are diffused before they are encoded; None for the model's own.
-        round_trip: Whether what was decoded is encoded again, by the same party, and never softened.
-        control: Cancelling and deadline; None for neither.
-        on_step: Progress.
-        calibration: A rotation of the channels: latents leave the party, and come to it, in the rotated basis; samples
-            are in the units of the data as ever. None for the model's own basis.
-        returning: Whether latents to decode are of samples that the other party encoded again: a cycle's way back.
-        flow: The job or request that the work belongs to, for fairness. Empty: each item is a flow of its own.
-        weight: Of the owner, above 0: one of weight 2 gets twice the time of one of weight 1.
-        stream_rows: Rows of the whole stream, about, where the other party decodes its first latents while later ones
-            are encoded: a short stream is then encoded in smaller calls. 0 where it does not.
-        least_evaluations: Fewest network evaluations of a latent that may be given out; flow maps, which are trained
-            for few, are not held to it.
-        owner: The peer or client that the flow belongs to; it has one share, however many flows. Empty: the flow has
-            a share of its own.
-
-    Raises:
-        SettingsInvalid: A map that is no rotation: a model needs training for it, and its bundle holds it then.
-    """
-
+    # The same both ways; the share is of samples that are encoded, and of latents that come back.
     settings: SolverSettings = DEFAULT_SETTINGS
-    guidance: Guidance = UNGUIDED
-    soften: float | None = None
-    round_trip: bool = False
+    guidance: Guidance = UNGUIDED  # of decoding
+    soften: float | None = None  # noise level to which items are diffused before; None for the model's own
+    round_trip: bool = False  # whether what was decoded is encoded again, and never softened
     control: Control | None = None
     on_step: OnStep | None = None
-    calibration: ChannelMap | None = None
-    returning: bool = False
-    flow: str = ""
-    weight: float = 1.0
+    calibration: ChannelMap | None = None  # a rotation, in whose basis latents leave and come
+    returning: bool = False  # whether latents are of samples that the other party encoded again
+    flow: str = ""  # the job or request, for fairness; empty: each item is a flow of its own
+    weight: float = 1.0  # of the owner: one of weight 2 gets twice the time of one of weight 1
+    # About, where the other party decodes first latents while later ones are encoded: then in smaller calls.
     stream_rows: int = 0
-    least_evaluations: int = 0
-    owner: str = ""
+    least_evaluations: int = 0  # of a latent that may be given out, but for flow maps
+    owner: str = ""  # the peer or client, with one share, however many flows; empty: the flow has its own
 
     def __post_init__(self) -> None:
         if self.calibration is not None and self.calibration.rotation is None:
@@ -189,23 +164,14 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """What a latent was decoded to.
-
-    Attributes:
-        number: Of its item.
-        samples: (N, *sample_shape) in the units of the data; pictures of a local party may lie beyond [-1, 1].
-        normalised: The same in the units of the ODE; None from a remote party.
-        seconds: As in `Encoded`.
-        again: The samples encoded again, where `round_trip` was asked for.
-        wire_bytes: Bytes of latents and files that crossed for the item, both ways; 0 in this process.
-    """
+    """What a latent was decoded to."""
 
     number: int
-    samples: Array
-    normalised: Array | None
+    samples: Array  # in the units of the data; pictures of a local party may lie beyond [-1, 1]
+    normalised: Array | None  # the same in the units of the ODE; None from a remote party
     seconds: float
-    again: Encoded | None = None
-    wire_bytes: int = 0
+    again: Encoded | None = None  # of a round trip
+    wire_bytes: int = 0  # of latents and files that crossed for the item, both ways
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -223,21 +189,9 @@ class Party(Protocol):
     """One domain's model, wherever it is: of this process (`Model.party`) or of another institution."""
 
     def encode_each(self, items: Iterable[ToEncode], leg: Leg) -> Iterator[Encoded | Failed]:
-        """Encode items, in their order.
+        """Encode items, taken as they are needed, in their order.
 
-        Parameters
-        ----------
-        items
-            Samples (N, *shape) float32 in the units of the data, taken as they are needed.
-        leg
-            What is asked for all of them.
-
-        Raises
-        ------
-        SettingsInvalid
-            The leg cannot be computed.
-        Cancelled, DeadlineExceeded
-            As the leg's control says.
+        SettingsInvalid is raised if the leg cannot be computed; Cancelled, DeadlineExceeded as its control says.
         """
 
     def decode_each(self, latents: Iterable[ToDecode], leg: Leg) -> Iterator[Decoded | Failed]:
@@ -273,10 +227,7 @@ _Outcome = TypeVar("_Outcome", Encoded, Decoded)
 def translate(
     source: Party, target: Party, items: Iterable[ToTranslate], leg: Leg
 ) -> Generator[TranslatedItem | Failed, None, None]:
-    """Yield the translation of each item, or why it failed; close the generator to end the work early.
-
-    For a cycle (`round_trip`) the target encodes what it decoded, and the source decodes that latent.
-    """
+    """Yield the translation of each item (and its way back), or why it failed; close the generator to end it early."""
     known: dict[int, ToTranslate] = {}
     encoded: dict[int, Encoded] = {}
     decoded: dict[int, Decoded] = {}

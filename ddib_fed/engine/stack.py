@@ -1,9 +1,7 @@
 """Trajectories, and those that are stepped together: one state for all their rows, one network call, one update.
 
-A `Trajectory` is one leg of some rows, as a piece of work that any holder of the same bundle can do. In a `Stack`, rows
-keep their own level, class and weights. While the same trajectories are stepped again, their state stays in one piece;
-one that joins takes the rows of one that ended, or costs one copy. Trajectories whose solvers follow no recurrence are
-`Driven`: each generator is sent the velocities of its rows.
+A `Trajectory` is a piece of work that any holder of the same bundle can do. In a `Stack`, rows keep their own level,
+class and weights.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -17,19 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, Query, on_device
+from ddib_fed.diffusion.denoiser import Condition, Denoiser, LevelTable, Places, on_device
 from ddib_fed.diffusion.plans import SolverSettings, soften
-from ddib_fed.diffusion.solvers import OnStep, Recurrence, Solver, table_of
+from ddib_fed.diffusion.solvers import Draw, OnStep, Recurrence, integrate, needed, table_of
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg, RowDraw, Stage
 from ddib_fed.record import UNGUIDED, Guidance
 
 
 class End(NamedTuple):
-    """Where a trajectory ends, (N, *sample_shape), after how many network evaluations, and in which time.
+    """Where a trajectory ends, (N, *sample_shape); what is integrated together shares the seconds by its rows.
 
-    What is integrated at the same time shares the time by its rows, so that the seconds of all add up. Behind an
-    autoencoder `beside` is what the ODE began with, of encoding, and the samples in its units, of decoding.
+    Behind an autoencoder `beside` is what the ODE began with, of encoding, and the samples in its units, of decoding.
     """
 
     x: Tensor
@@ -40,13 +37,22 @@ class End(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Integration:
+    """The state where a trajectory begins, how it goes on, and from where it ends to `End.beside`."""
+
     x: Tensor
-    solver: Solver
+    steps: Recurrence
     denoiser: Denoiser
-    evaluations: int
     cond: Condition = None
-    recurrence: Recurrence | None = None
-    beside: Callable[[Tensor], Tensor] | None = None  # from where it ends to `End.beside`
+    draw: Draw | None = None
+    beside: Callable[[Tensor], Tensor | None] = lambda _: None
+
+    def run(self, on_step: Callable[[], object] | None = None) -> Tensor:
+        """Integrate alone, on the calling thread."""
+        end = integrate(self.x, self.steps, self.denoiser, cond=self.cond, draw=self.draw, on_step=on_step)
+        return self.leave(end)
+
+    def leave(self, state: Tensor) -> Tensor:
+        return self.denoiser.leave(state, self.steps.levels[-1])
 
 
 PLAIN_LEG = Leg()
@@ -113,7 +119,7 @@ class Trajectory:
             on_device(self.x, model.device),
             model.condition(self.label),
         )
-        beside: Callable[[Tensor], Tensor] | None = None
+        beside: Callable[[Tensor], Tensor | None] = lambda _: None  # noqa: E731
         if self.pixels and (codec := model.codec) is not None:
             if encoding:
                 noise = None if self.noise is None else on_device(self.noise, model.device)
@@ -123,15 +129,10 @@ class Trajectory:
             else:
                 basis, sides = self.leg.calibration, model.sample_shape[1:]
                 beside = lambda end: codec.decode(model.out_of_basis(end, basis), sides)  # noqa: E731
-        frame = None if laid.learned is None else model.frame(self.leg.calibration)
-        if encoding:
-            solver = laid.encoder(x, cond, frame=frame)
-        else:
-            drawn = None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows)))
-            solver = laid.decoder(x, cond, drawn, frame=frame)
-        denoiser = model.denoiser(self.guidance, self.leg.calibration, self.share)
-        recurrence = model.recurrence(settings, sigma, encoding=encoding)
-        return Integration(x, solver, denoiser, settings.evaluations, cond, recurrence, beside)
+        steps, guidance, share = laid.encoder if encoding else laid.decoder, self.guidance, self.share
+        drawn = None if draw is None else lambda step: model.tensor(draw(step, slice(0, self.rows)))
+        denoiser = model.denoiser(guidance, self.leg.calibration, share, whitened=steps.whitened)
+        return Integration(denoiser.enter(x, steps.levels[0]), steps, denoiser, cond, drawn, beside)
 
 
 @dataclass(slots=True, eq=False)
@@ -152,8 +153,7 @@ class Member:
     work: Integration | None = None
     stack: "Stack | None" = None
     start: int = 0
-    query: Query | None = None
-    result: Tensor | Exception | None = None
+    error: Exception | None = None  # of its noise
     seconds: float = 0.0
     deaths: int = 0  # of workers of a pool that had it
 
@@ -170,19 +170,15 @@ class Member:
         return self.work
 
     @property
-    def recurrence(self) -> Recurrence:
-        assert self.begun.recurrence is not None
-        return self.begun.recurrence
+    def steps(self) -> Recurrence:
+        return self.begun.steps
 
     @property
     def stream_rows(self) -> int:
         return self.trajectory.leg.stream_rows if self.trajectory.stage == "encode" else 0
 
     def begin(self, work: Integration) -> None:
-        self.work = work
-        if work.recurrence is None:
-            self.query = next(work.solver)
-        self.kind = self.kind, work.recurrence is None
+        self.work, self.kind = work, (self.kind, work.steps.whitened)
 
     def answer(self, end: End | Exception) -> None:
         """Give the caller the end, or why there is none; the first answer counts."""
@@ -205,33 +201,29 @@ class Member:
         return self.begun.x if self.stack is None else self.stack.rows_of(self.stack.x, self)
 
     def end(self) -> End:
-        """Where it is after its last step; the error, if its generator raised one."""
-        if isinstance(self.result, Exception):
-            raise self.result
+        """Where it is after its last step; raise the error of its noise."""
+        if self.error is not None:
+            raise self.error
         # A copy: a view would hold the rows of all.
-        x = self.state().clone() if self.result is None else self.result
-        beside = None if self.begun.beside is None else self.begun.beside(x)
-        return End(x, self.step, self.seconds, beside)
+        x = self.begun.leave(self.state().clone())
+        return End(x, self.step, self.seconds, self.begun.beside(x))
 
     def close(self, end: End | Exception) -> None:
         """Answer, and hold nothing any longer."""
         self.answer(end)
         self.stack = None
-        if self.work is not None:
-            self.work.solver.close()
 
 
 class Stack:
-    """Members whose solvers are recurrences."""
+    """Members that are stepped together."""
 
     def __init__(self, chosen: Sequence[Member]) -> None:
         self.members = chosen
         # A copy in any case: a start is its caller's.
         self.x = torch.cat([member.state() for member in chosen])
         first = chosen[0]
-        self._uniform = all(m.recurrence is first.recurrence and m.step == first.step for m in chosen)
-        recurrences = {member.recurrence for member in chosen}
-        self._table = table_of(tuple(sorted(recurrences, key=id)), self.x.device)
+        self._uniform = all(m.steps is first.steps and m.step == first.step for m in chosen)
+        self._table = table_of(tuple(sorted({m.steps for m in chosen}, key=id)), self.x.device)
         self._numbers = self._table.numbers.reshape(*self._table.numbers.shape, *(1,) * (self.x.ndim - 1))
         self.velocities = self._merged_velocities(len(self._numbers) - 2)
         self._cond = merge_conditions([member.begun.cond for member in chosen])
@@ -243,7 +235,7 @@ class Stack:
             start += member.rows
         if not self._uniform:
             # What a network remembers of one level serves every batch that is asked there; here each row has its own.
-            places = [self._table.starts[m.recurrence] + m.step for m in chosen]
+            places = [self._table.starts[m.steps] + m.step for m in chosen]
             self._steps = _for_each_row(chosen, places, self.x.device)
             if getattr(first.begun.denoiser.network, "remembers_tables", False):
                 self._places = Places.by_row(self.x, self._table.levels, self._steps)
@@ -274,12 +266,12 @@ class Stack:
         first = self.members[0]
         denoiser = first.begun.denoiser
         if self._uniform:
-            level, to = first.recurrence.levels[first.step], first.recurrence.to[first.step]
-            return denoiser(self.x, level, self._cond, to)
+            level = first.steps.levels[first.step]
+            return denoiser(self.x, level, self._cond, first.steps.to(first.step))
         if self._places is not None:
             return denoiser.at(self.x, self._places, self._cond)
-        levels = [member.recurrence.levels[member.step] for member in self.members]
-        asked = [member.recurrence.to[member.step] for member in self.members]
+        levels = [member.steps.levels[member.step] for member in self.members]
+        asked = [member.steps.to(member.step) for member in self.members]
         places = Places.by_row(self.x, LevelTable.of(levels, asked), self._rows)
         return denoiser.at(self.x, places, self._cond)
 
@@ -289,7 +281,7 @@ class Stack:
         del self.velocities[len(self._numbers) - 1 :]
         if self._uniform:
             first = self.members[0]
-            place = self._table.starts[first.recurrence] + first.step
+            place = self._table.starts[first.steps] + first.step
             numbers = self._numbers[:, place : place + 1]
         else:
             numbers = self._numbers.index_select(1, self._steps)
@@ -298,43 +290,19 @@ class Stack:
         # product, which a GPU may round to fewer digits.
         terms = torch.stack([self.x, *self.velocities])
         self.x = terms.mul_(numbers[: len(terms)]).sum(0)
+        for member in self.members:
+            if member.steps.noise and (amount := member.steps.noise[member.step]):
+                try:
+                    noise = needed(member.begun.draw)(member.step)
+                    self.rows_of(self.x, member).add_(noise.to(self.x), alpha=amount)
+                except Exception as error:  # noqa: BLE001 - of the caller's noise: it ends this member alone
+                    member.error = error
 
 
-class Driven:
-    """Members whose solvers are no recurrences."""
-
-    def __init__(self, chosen: Sequence[Member]) -> None:
-        self.members = chosen
-        self._cond = merge_conditions([member.begun.cond for member in chosen])
-
-    def evaluate(self) -> Tensor:
-        queries = [member.query for member in self.members if member.query is not None]
-        x = torch.cat([query.x for query in queries])
-        denoiser: Denoiser = self.members[0].begun.denoiser
-        levels, to = [query.level for query in queries], [query.to for query in queries]
-        if len({*zip(levels, to, strict=True)}) == 1:
-            return denoiser(x, levels[0], self._cond, to[0])
-        rows = _for_each_row(self.members, range(len(queries)), x.device)
-        return denoiser.at(x, Places.by_row(x, LevelTable.of(levels, to), rows), self._cond)
-
-    def advance(self, v: Tensor) -> None:
-        for member, rows in zip(
-            self.members, torch.split(v, [each.rows for each in self.members]), strict=True
-        ):
-            try:
-                member.query = member.begun.solver.send(rows)
-            except StopIteration as stop:
-                member.result = stop.value
-            except Exception as error:  # noqa: BLE001 - the caller's noise, say: it ends this member alone
-                member.result = error
-
-
-def stack_of(chosen: Sequence[Member], last: Stack | Driven | None) -> Stack | Driven:
+def stack_of(chosen: Sequence[Member], last: Stack | None) -> Stack:
     """Return the stack that holds exactly these members, or a new one."""
     if last is not None and last.members is chosen:
         return last
-    if chosen[0].begun.recurrence is None:
-        return Driven(chosen)
     known = chosen[0].stack
     if known is not None and len(known.members) == len(chosen) and all(m.stack is known for m in chosen):
         return known

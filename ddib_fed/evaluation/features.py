@@ -32,11 +32,7 @@ COMPARED = 0, 1, 3, 5  # the stem and the blocks whose outputs are compared posi
 
 
 def perceptual_distance(made: Tensor, real: Tensor) -> Tensor:
-    """Return the distance of feature maps of pictures (N, C, H, W) in [-1, 1] from real ones', (N,); differentiable.
-
-    The mean over the stem and blocks 1, 3 and 5 of mean |f(made) - f(real)| / mean |f(real)|, on the device of the
-    pictures, at their own size.
-    """
+    """Return mean |f(made) - f(real)| / mean |f(real)| of the features `COMPARED` of pictures in [-1, 1], (N,)."""
     import torch
 
     network = classifier(str(real.device))

@@ -54,18 +54,14 @@ def judge(
     recorded: Mapping[str, metrics.Figures] | None = None,
     marks: Sequence[bool | None] = (),
     mapping: PictureMap | None = None,
+    through: Mapping[str, Pictures] | None = None,
     clusters: NDArray[Any] | None = None,
 ) -> Report:
     """Return all figures of translations (N, C, H, W) in [-1, 1], or of volumes (N, C, D, H, W), as JSON values.
 
-    `domain` are other pictures of the target domain, (M, C, H, W); `recorded` figures count where the pictures do not
-    show them; `marks` say whether each picture was marked as doubtful; `mapping`, of the calibration, is the first
-    baseline; with a label for each picture in `clusters`, (N,), intervals draw whole clusters.
-
-    The result holds "ways": of the translations and of each baseline the mean of each figure with its interval;
-    "spread": of each figure of the translations its spread and interval; "pictures": the figures of each picture;
-    "measured": the figures that are not from records; "notes": where the map alone does as well; "count", "shape",
-    "clusters", "doubtful".
+    `domain` are other pictures of the target domain; `recorded` figures count where the pictures do not show them;
+    `marks` are of doubt; `mapping`, of the calibration, is the first baseline, and `through` are further ones by name,
+    such as what the target's autoencoder makes of others; intervals draw whole `clusters`.
     """
     count, shape = len(translated), translated.shape[1:]
     drawn = resample(count, clusters)
@@ -81,7 +77,7 @@ def judge(
             measured["cycle_psnr"] = metrics.to_psnr(errors)
     # They are clipped like a file's values; the references are not.
     within = None if source is None else np.clip(source, -1.0, 1.0)
-    stacks = {"translated": translated, **baselines(within, domain, mapping, shape[0])}
+    stacks = {"translated": translated, **baselines(within, domain, mapping, shape[0]), **(through or {})}
     notes: list[str] = []
     ways: dict[str, dict[str, Any]] = {name: {} for name in stacks}
     if (like := domain if truth is None else truth) is not None:
@@ -168,9 +164,11 @@ Cell = str | float | None
 TITLES: Final = {
     "translated": "translated",
     "map": "calibration's map alone, no model",
+    "map_through": "the same, through the target's autoencoder",
     "source": "source unchanged",
     "histogram": "histogram match, unpaired",
     "truth": "the truth itself",
+    "truth_through": "the truth, through the target's autoencoder",
     "chance": "by chance",
     "floor": "real pictures among themselves",
 }

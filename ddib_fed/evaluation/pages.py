@@ -1,8 +1,4 @@
-"""The pages of `ddib translate`, `ddib evaluate` and `ddib try`.
-
-A page holds reduced pictures, so that it stays one file that opens with 1,500 of them; the files beside are linked.
-Advice after a rehearsal is based on a figure on the page, and names it.
-"""
+"""The pages of `ddib translate`, `ddib evaluate` and `ddib try`: one file with reduced pictures, the others linked."""
 
 from __future__ import annotations
 

@@ -275,10 +275,7 @@ NUMBER_BYTES = 20  # memory for a voxel's number while a volume is read, or writ
 
 
 class VolumeSamples(PictureSamples):
-    """Volumes of the model's shape, one a .npy (D, H, W) or (D, H, W, C), in and out.
-
-    Within, the slices of a volume lie one under the other, as one picture of D * H rows.
-    """
+    """Volumes of the model's shape, one a .npy, in and out; within, a volume is one picture of D * H rows."""
 
     format: str = "NPY"
 

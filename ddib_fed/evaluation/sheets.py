@@ -1,9 +1,7 @@
 """Contact sheets of pictures, and plots of point clouds and of training figures.
 
-A sheet has one row for each stage and one column for each picture. Its pixels are shown unchanged: small pictures are
-enlarged by an integer factor, and nothing is stretched, smoothed or sorted by how good it looks. All panels of a plot
-share limits, size of dots and colours (rainbow by index), so that two plots can be compared side by side; no pyplot,
-hence no state between calls.
+A sheet has one row for each stage and one column for each picture, whose pixels are shown unchanged. All panels of a
+plot share limits, size of dots and colours; no pyplot, hence no state between calls.
 """
 
 from __future__ import annotations

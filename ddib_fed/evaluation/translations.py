@@ -1,9 +1,7 @@
 """Measures a folder of translations against sources and truths, as stacks of pictures or volumes of one size and scale.
 
-A folder written by `ddib translate` has a record beside each picture (NAME.json), which names the files; in any other
-folder every picture is a translation. Sources and truths are found by name: the same path below their folder, whatever
-the suffix. Figures are measured from the files where possible, else a record's figure is used (the model's own cycle,
-before rounding; statistics of the latent).
+Records beside pictures (NAME.json) name the files; in a folder without any every picture is a translation. Sources and
+truths have the same path below their folder, whatever the suffix. What the files do not show is read from records.
 """
 
 from __future__ import annotations

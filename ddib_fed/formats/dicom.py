@@ -1,7 +1,6 @@
 """Sorts DICOM files into series and contrasts, and reads their slices in their order in space, in the modality's units.
 
-The rule: what leaves is the pixels alone; headers are read here for order, units and warnings. Values of all slices of
-one contrast are treated alike, and the names of contrasts have numbers alone.
+What leaves is the pixels alone; headers are read for order, units and warnings.
 """
 
 from __future__ import annotations
@@ -190,10 +189,7 @@ def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
 
 
 def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Series, NDArray[Any]]:
-    """Return one contrast of a series and its values (N, H, W, C): uint8 colours, or float32 in the modality's units.
-
-    Padding has the least value of all slices.
-    """
+    """Return one contrast of a series and its values (N, H, W, C): uint8 colours, or float32 in its units."""
     _require_readable(called, headers)
     ordered = in_space(headers)
     paths, sorted_by = zip(*ordered, strict=True)

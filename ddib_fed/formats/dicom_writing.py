@@ -1,7 +1,6 @@
 """Writes the derived series: what the source slices say of the person, the study and the place, and new pixels.
 
-Each is marked as synthetic, and says nothing of how its source was acquired. The headers say who the person is, and
-stay on this machine as the source's own files do.
+Each is marked as synthetic, and says nothing of how its source was acquired; the headers stay on this machine.
 """
 
 from __future__ import annotations
@@ -197,10 +196,7 @@ def _file(dataset: Any) -> bytes:
 
 
 def _kept(source: Any, *, colours: bool, echoes: bool) -> Any:
-    """Copy what the source's header says that is true of the result, too; nothing private.
-
-    Of a series of several echoes that is also from which of them the picture was made (PS3.3 C.8.3.1).
-    """
+    """Copy what the source's header says that is true of the result, too (also its echo, PS3.3 C.8.3.1)."""
     kept = _copied(source, KEPT | (_ECHO if echoes and not colours else set()), _KEPT_GROUPS)
     kept.remove_private_tags()
     uids = pydicom().uid
@@ -448,10 +444,7 @@ def _sha256(uid: str) -> str:
 
 
 def _contrasts_of(members: Members) -> dict[str, Members]:
-    """The slices of a series by their contrast, such as `echo2-type1`; the only one has no name.
-
-    Contrasts are numbered by their values, and slices of one contrast that lie at one place by when they were acquired.
-    """
+    """The slices of a series by their contrast, such as `echo2-type1`; the only one has no name."""
     columns: list[Sequence[Any]] = [
         [tuple(comparable(header, keyword) for keyword in keywords) for _, header in members]
         for keywords in _CONTRASTS.values()

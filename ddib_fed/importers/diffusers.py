@@ -1,8 +1,7 @@
 """Imports what diffusers' `save_pretrained` writes: unconditional pipelines of pixels or latents, and autoencoders.
 
-A pipeline is a denoiser, a scheduler and, of latents, an autoencoder. Any other component (text encoder, LoRA) is
-refused by name, because the rest alone would compute something else; a setting that cannot be computed exactly is
-refused by its key. Only JSON and tensors are read; the library's own classes compute.
+Any other component (text encoder, LoRA) is refused by name, a setting that cannot be computed exactly by its key. Only
+JSON and tensors are read; the library's own classes compute.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Reads checkpoints of guided-diffusion and of the public DDIB code: UNets, noisy classifiers and 2-D networks.
 
-A picture network is that of the flags that it was trained with (the README's MODEL_FLAGS), or of the defaults of
-guided_diffusion/script_util.py, and the file must have exactly its tensors. Each setting is listed with its origin; a
-flag that the public code does not have is refused, one that describes no weights is listed as not used.
+A picture network is that of its MODEL_FLAGS, or of the defaults of guided_diffusion/script_util.py, and the file must
+have exactly its tensors. An unknown flag is refused; one that describes no weights is listed as not used.
 """
 
 from __future__ import annotations

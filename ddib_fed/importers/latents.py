@@ -1,8 +1,5 @@
-"""What importers of latent models share: an autoencoder is tried on own samples, and the scale of its latents is given,
-read or measured, never assumed.
-
-A state dict fits an autoencoder with a wrong number of groups as well as with the right one, and a wrong scale changes
-no shape: both show on samples alone.
+"""What importers of latent models share: an autoencoder is tried on own samples, which alone show a wrong number of
+groups or a wrong scale; the scale of its latents is given, read or measured, never assumed.
 """
 
 from __future__ import annotations

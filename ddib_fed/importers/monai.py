@@ -1,8 +1,7 @@
 """Imports what MONAI's tools write: bundles, MAISI's checkpoints, and the files of FLIP's persistor.
 
-A folder holds configurations and weights, at the top or in configs/ and models/. Networks and the scheduler are the
-definitions of the configurations, of the classes that are read; the weights of each are those of the file that has
-exactly its tensors.
+Networks and the scheduler are definitions of the configurations, at the top of a folder or in configs/; the weights of
+each are those of the file, there or in models/, that has exactly its tensors.
 
 RFlowScheduler's networks predict x0 - eps, and ours eps - x0: the last layer is negated. The package before MONAI 1.4
 (`generative`) makes a projection in each attention that it never applies: it is left out.
@@ -245,9 +244,6 @@ def _of_flip(config: Mapping[str, Any]) -> Mapping[str, Any]:
     }  # fmt: skip
 
 
-# Facts beside the networks
-
-
 def _axes(configs: Configs, given: ImportOptions, facts: list[Fact], dims: int) -> tuple[int, ...]:
     """Return the network's axes as a sample's: depth upwards, height to the back, width to the right."""
     turned = next(iter(configs.definitions("Orientationd", "Orientation")), None)
@@ -371,9 +367,6 @@ def _scale(configs: Configs, further: Mapping[str, Any]) -> Fact | None:
         if isinstance(scale, int | float) and 0.0 < scale < math.inf:
             return Fact("scale_factor", repr(float(scale)), basis)
     return None
-
-
-# Weights
 
 
 def _weight_files(folder: Path) -> list[Path]:

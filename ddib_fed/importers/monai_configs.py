@@ -1,10 +1,8 @@
 """The configurations of a MONAI bundle as one, and how their transforms make values of files the network's numbers.
 
-Definitions (`_target_`), references and arithmetic are read, and no code: `@a::b#c` and `%a` stand for what is written
-at that id; of `$` expressions those of numbers, lists and references are computed, and others are refused by their key.
-
-Of transforms linear maps and percentiles are read. Any other one of the samples' values is refused by its name, unless
-the command says the rule: a model whose black and white are not known gives wrong pictures without an error.
+Definitions (`_target_`), references (`@a::b#c`, `%a`) and arithmetic (`$`) are read; code is refused by its key. Of
+transforms linear maps and percentiles are read, and others of the samples' values refused, unless the command says the
+rule: a model whose black and white are not known gives wrong pictures without an error.
 """
 
 from __future__ import annotations
@@ -284,8 +282,6 @@ def computed(node: ast.expr, told: Mapping[str, Any]) -> Any:
     raise ValueError("no arithmetic")
 
 
-# How values of files become the network's numbers
-
 SCALING: Final = re.compile(
     r"(ScaleIntensity|ScaleIntensityRange|ScaleIntensityRangePercentiles|NormalizeIntensity)(d|D|Dict)?"
 )
@@ -297,9 +293,7 @@ KEEPING: Final = re.compile(
     r"ResizeWithPadOrCrop|BoundingRect|FlattenSubKeys|AsDiscrete)(d|D|Dict)?"
 )
 """Transforms that change no value; random ones change none on the average."""
-ANSWERING: Final = re.compile(
-    "(SaveImage|Invert|Activations)(d|D|Dict)?"
-)  # transforms of the network's answer
+ANSWERING: Final = re.compile("(SaveImage|Invert|Activations)(d|D|Dict)?")  # of the network's answer
 LOADING: Final = re.compile("LoadImage")
 MAKING: Final = re.compile(r"\$[^(]*(transforms\.\w+|\bCompose)\(")  # code that makes transforms
 PART: Final = re.compile(r"\$lambda (\w+): ?\1\[[-\w@:#, ]*\]")  # code that chooses a channel

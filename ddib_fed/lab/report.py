@@ -1,8 +1,4 @@
-"""The privacy report of a bundle: attacks on its owner's own latents and samples, stored beside the weights.
-
-What an attacker reads from latents, by correlation and by surrogate inverters; whether a sample was among the training
-data, and whether the model draws these again.
-"""
+"""The privacy report of a bundle: attacks on its owner's own latents and samples, stored beside the weights."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence

@@ -1,10 +1,7 @@
 """A model on disk: a folder of manifest.json and model.safetensors, verified by digest before it is used.
 
-Beside a model of latents lie the two files of its autoencoder, under other names; its manifest names what they compute.
-
-The manifest names the weights' SHA-256, and the bundle's digest is the SHA-256 of the manifest's canonical JSON, so
-one digest pins everything. The loaded bytes are the verified ones (files are read once), and a folder appears
-completely or not at all.
+The manifest names the weights' SHA-256 (and what the autoencoder beside them computes), and the bundle's digest is that
+of its canonical JSON. The loaded bytes are the verified ones, and a folder appears completely or not at all.
 """
 
 import hashlib
@@ -235,10 +232,6 @@ def save_bundle(
 
     The manifest's `weights_sha256` and `parameters` are replaced by those of `state`, whose dtypes are kept.
     `autoencoder` is the folder of the one that the manifest names; it is copied.
-
-    Raises:
-        AlreadyExists: The folder is there and `overwrite` is not set.
-        BundleInvalid: The state does not fit the network, or holds NaN or infinity.
     """
     if path.exists() and not overwrite:
         raise AlreadyExists(f"{path} exists", hint="choose another folder, or overwrite it")
@@ -345,14 +338,7 @@ def load_autoencoder(folder: Path, source: str = "") -> Bundle:
 
 
 def load_bundle(folder: Path, source: str = "", *, without: Collection[str] = ()) -> Bundle:
-    """Read and verify the bundle in a folder.
-
-    `source` names it in errors; files of `BESIDE` that are named in `without` are not read.
-
-    Raises:
-        ModelNotFound: There is no bundle.
-        BundleInvalid: A file is damaged, was changed, or does not fit; the detail names file and field.
-    """
+    """Read and verify the bundle in a folder; files of `BESIDE` that are named in `without` are not read."""
     source = source or str(folder)
     manifest, state, digest = _read_model(folder, source, (MANIFEST_FILE, WEIGHTS_FILE))
 

@@ -1,8 +1,4 @@
-"""What models there are to choose from, read from their manifests alone; imports no torch, so that a list is quick.
-
-A manifest is not verified here: whoever uses a model opens it with `bundle`, or copies it with `copy_shipped`, which
-compares the weights with the digest that the manifest names.
-"""
+"""What models there are to choose from, read from their manifests alone, which are not verified; imports no torch."""
 
 import hashlib
 import shlex

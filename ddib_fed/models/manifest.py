@@ -1,7 +1,6 @@
 """The manifest of a bundle: the validated fields of manifest.json, and their digest.
 
-A field that this release does not know is refused; so is a size that no model of ours could have,
-before anything is allocated.
+An unknown field is refused; so is a size that no model of ours could have, before anything is allocated.
 """
 
 import hashlib
@@ -94,11 +93,8 @@ class DataNote(Frozen):
 class StructureThresholds(Frozen):
     """The structure that a translation must keep of its source; with less it is doubtful.
 
-    Attributes:
-        edge_correlation: With less a translation without a calibration is doubtful.
-        count: Of pairs of unrelated pictures that were compared.
-        classes: Two colours in the model's units that its pictures' pixels gather around.
-        differs: Share of the pixels whose class may differ from that of the source's mapped picture.
+    `count` pairs of unrelated pictures were compared; `classes` are two colours, in the model's units, that pixels
+    gather around, and `differs` the share of pixels whose class may differ from the source's mapped picture's.
     """
 
     edge_correlation: float = Field(ge=-1.0, le=1.0)
@@ -108,12 +104,9 @@ class StructureThresholds(Frozen):
 
 
 class LatentSpace(Frozen):
-    """Where the ODE runs behind an autoencoder.
+    """Where the ODE runs behind an autoencoder: the digest is of its network, the units of its input and its weights.
 
-    Attributes:
-        shape: Of one latent, (channels, *sides).
-        autoencoder_sha256: Of what the autoencoder computes: its network, the units of its input, its weights.
-        normalisation: From its latents to those of the ODE; of a scale factor s, mean 0 and deviation 1 / s.
+    `normalisation` leads from its latents to those of the ODE; of a scale factor s, mean 0 and deviation 1 / s.
     """
 
     shape: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(min_length=2, max_length=4)

@@ -1,8 +1,7 @@
 """The files beside a model's weights: learned steps, the gate's bounds and the privacy report.
 
-Each names the weights that it belongs to and is no part of the manifest: the model's digest, and the contracts and
-calibrations that name it, stay when a file is written. A file may come from anywhere: its size, every count and every
-number are bounded before use.
+Each names the weights that it belongs to and is no part of the manifest: the model's digest stays when one is written.
+A file may come from anywhere: its size, every count and every number are bounded before use.
 """
 
 import hashlib

@@ -220,10 +220,7 @@ BLACK = 0.02  # added to red, green and blue in [0, 1], so that black has a hue,
 
 
 class Normalisation(Frozen):
-    """Data are (raw - mean) / std; pictures have been mapped to [-1, 1] before, and their colours to `colours`.
-
-    With `autoencoder`, what that computes (`Manifest.autoencoder_sha256`), the data are its latents.
-    """
+    """Data are (raw - mean) / std of pictures in [-1, 1] and `colours`; with `autoencoder` of its latents."""
 
     mean: FiniteFloat | tuple[FiniteFloat, ...] = 0.0
     std: Positive | tuple[Positive, ...] = 1.0
@@ -252,7 +249,8 @@ class Normalisation(Frozen):
         """The inverse of `apply`, float32."""
         mean, std = self._numbers(data.ndim)
         raw = (data if self.calibrated is None else self.calibrated.undo(data)) * std + mean
-        return (raw if self.colours == "rgb" else from_opponent(raw)).astype(np.float32)
+        raw = raw if self.colours == "rgb" else np.stack(opponent_to_rgb(*np.moveaxis(raw, 1, 0)), axis=1)
+        return raw.astype(np.float32)
 
     def mapped(self, raw: Floats) -> Floats:
         return raw.astype(np.float32) if self.calibrated is None else self.plain.undo(self.apply(raw))
@@ -274,10 +272,7 @@ class Normalisation(Frozen):
 
 @dataclass(frozen=True, slots=True)
 class PictureMap:
-    """From pictures of one model's domain to those of another's, both (N, C, H, W) in [-1, 1], by a map alone.
-
-    `sha256` is of the calibration that it is of, hex; `forced` says that this was refused for its figures, and used.
-    """
+    """From pictures (N, C, H, W) of one model's domain in [-1, 1] to those of another's, by a map alone."""
 
     source: Normalisation
     map: ChannelMap
@@ -300,13 +295,8 @@ def opponent(rgb: Floats) -> Floats:
     )
 
 
-def from_opponent(found: Floats) -> Floats:
-    """The inverse of `opponent`; lightness below 0 counts as 0."""
-    return np.stack(opponent_to_rgb(found[:, 0], found[:, 1], found[:, 2]), axis=1)
-
-
 def opponent_to_rgb(lightness: Any, blue_red: Any, green: Any) -> tuple[Any, Any, Any]:
-    """Red, green and blue in [-1, 1] of arrays or tensors of one shape."""
+    """Invert `opponent`, for arrays or tensors of one shape; lightness below 0 counts as 0."""
     total = 3 * ((lightness + abs(lightness)) / 2) ** 2
     green = total * (1 + 2 * green) / 3
     both, difference = total - green, total * blue_red

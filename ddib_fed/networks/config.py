@@ -183,11 +183,9 @@ MOST_LAYERS, MOST_DIVISOR = 64, 4096
 class LibraryConfig(Frozen):
     """A network of another library: a class of a fixed list, with the arguments of its constructor.
 
-    `fixed` are inputs of a denoiser that are the same at every call, such as MAISI's modality (`class_labels`) and
-    spacing (`spacing_tensor`). `axes` are the network's, as axes of a sample from 1, below 0 where they run backwards:
-    (3, -2, 1) of a network of arrays in the order right, anterior, superior. Empty where they are the sample's own.
-    `spectral` are the sides of the samples whose mean and spectrum are kept: the network corrects the linear estimate
-    that these give (networks/spectrum.py), and its arguments have twice as many channels to take.
+    `fixed` are inputs that are the same at every call, such as MAISI's modality. `axes` are the network's, as axes of a
+    sample from 1, below 0 where they run backwards: (3, -2, 1) of right, anterior, superior. `spectral` are the sides
+    of samples whose mean and spectrum are kept (networks/spectrum.py): the arguments have twice as many channels.
     """
 
     kind: Literal["library"] = "library"

@@ -1,7 +1,5 @@
-"""Runs a network for inference where it lies, and remembers what depends on a level alone.
-
-Every leg on one grid asks at the same levels. The embeddings of the times, the scales and shifts that blocks make of
-them, and the terms of a spectrum are computed at a level's first call and kept.
+"""Runs a network for inference where it lies, and keeps what depends on a level alone: embeddings of times, the scales
+and shifts that blocks make of them, the terms of a spectrum.
 """
 
 import ctypes

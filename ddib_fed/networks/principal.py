@@ -1,10 +1,8 @@
 """First weights of an autoencoder: it begins as the best linear one of its pictures, and learns what that leaves.
 
-From random weights a small network takes hours to become as good as that. The linear one works by halvings of the
-sides: the k channels of 2^d neighbours become their principal components, of which a layer keeps as many as it has
-channels. The latent is what these know of fixed features of a place, in a fixed order: the means of the channels, then
-their first cosine along each axis; each divided by its deviation. So the latents of two institutions,
-whose autoencoders are trained apart, begin with one meaning, where principal components would differ in order and sign.
+By halvings of the sides the k channels of 2^d neighbours become their principal components, as many as a layer has
+channels. The latent is what these know of fixed features, in a fixed order: the means of the channels, then their first
+cosine along each axis; each divided by its deviation. So latents of two institutions begin with one meaning.
 
     h' = V^T fold(h) / 2^(d/2),    h = unfold(V h') 2^(d/2),    V orthonormal
 
@@ -26,10 +24,8 @@ _BLOCKS = {"Convolution", "AEKLResBlock", "AEKLDownsample", "UpSample", "GroupNo
 
 @torch.no_grad()
 def begin_linear(network: Any, pictures: Tensor) -> bool:
-    """Give MONAI's AutoencoderKL these weights, from normalised pictures (N, C, *sides).
-
-    False, and nothing is changed, where it cannot have them: it attends, normalises by groups of channels, or enlarges
-    without transposed convolutions.
+    """Give MONAI's AutoencoderKL these weights, from normalised pictures (N, C, *sides); False where it cannot have
+    them, as it attends, normalises by groups of channels, or enlarges without transposed convolutions.
     """
     encoder, decoder = network.encoder.blocks, network.decoder.blocks
     blocks = [*encoder, *decoder]
@@ -91,10 +87,7 @@ def _components(h: Tensor) -> Tensor:
 
 
 def _resample(convolution: Any, v: Tensor, *, enlarge: bool) -> Tensor:
-    """Set a convolution to project 2^d neighbours on components `v`, or with `enlarge` a transposed one to the inverse.
-
-    Return its bias.
-    """
+    """Set a convolution to project 2^d neighbours on components `v`, or to `enlarge` from them; return its bias."""
     weight, (inputs, outputs) = convolution.weight, v.shape
     dims = weight.ndim - 2
     k = inputs // 2**dims

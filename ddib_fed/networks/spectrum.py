@@ -1,7 +1,6 @@
 """Spectral preconditioning: the network corrects the best linear estimate from the pictures' mean and spectrum.
 
-If pictures, or volumes, were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D
-diagonal, then of
+If pictures were Gaussian, x_0 ~ N(m, U D U^T) with U the orthonormal cosine transform (DCT-II) and D diagonal, then of
 x = alpha x_0 + sigma eps, r = U^T (x - alpha m) and S = alpha^2 D + sigma^2 the best answer would be (Wiener, 1949)
 
     E[v | x] = U alpha sigma (1 - D) / S r - sigma m
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ddib_fed.diffusion.denoiser import LAMBDA_SCALE, Condition, Denoiser, Places, network_times, on_device
-from ddib_fed.diffusion.guidance import Wrapped, rotated
-from ddib_fed.diffusion.schedule import Scale
+from ddib_fed.diffusion.guidance import Wrapped
+from ddib_fed.diffusion.schedule import Level, Scale
+from ddib_fed.errors import SettingsInvalid
 from ddib_fed.networks.placement import Kept, remembered, spread
 
 LEAST_VARIANCE = 1e-8
@@ -151,11 +151,7 @@ class SharedWithLinear(Wrapped):
 
     def __init__(self, denoiser: Denoiser, share: float) -> None:
         super().__init__(denoiser)
-        self._share = share
-        spectrum = spectrum_of(self.network)
-        if spectrum is None:
-            raise ValueError("the network has no spectrum")
-        self._spectrum = spectrum
+        self._share, self._spectrum = share, _required(denoiser)
 
     def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -169,31 +165,45 @@ def spectrum_of(network: nn.Module) -> Spectrum | None:
     return found if isinstance(found, Spectrum) else None
 
 
-class SpectralFrame:
-    def __init__(self, spectrum: Spectrum, rotation: Tensor | None = None) -> None:
+def _required(denoiser: Denoiser) -> Spectrum:
+    if (spectrum := spectrum_of(denoiser.network)) is None:
+        raise SettingsInvalid(
+            "the model has no mean and spectrum of its pictures", hint="grid=default, share=1"
+        )
+    return spectrum
+
+
+class Whitened(Wrapped):
+    """Answers the slope by lambda of whitened states, in which the linear part of the ODE stands still.
+
+    state = (U^T x - alpha m) / sqrt(S)
+    """
+
+    def __init__(self, denoiser: Denoiser) -> None:
+        super().__init__(denoiser)
+        spectrum = _required(denoiser)
         self._axes = spectrum.mean.ndim - 1
         self._mean = cosines(spectrum.mean.float(), self._axes)
         self._variance = spectrum.log_variance.float().exp()
-        self._rotation = rotation
 
-    def enter(self, x: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+    def enter(self, x: Tensor, level: Level) -> Tensor:
+        spread = self._spread(level.alpha, level.sigma, x.dtype)
+        return (cosines(x, self._axes) - level.alpha * self._mean.to(x.dtype)) * spread.rsqrt()
+
+    def leave(self, state: Tensor, level: Level) -> Tensor:
+        return self._left(state, level.alpha, level.sigma)
+
+    def at(self, x: Tensor, places: Places, cond: Condition = None) -> Tensor:
+        alpha, sigma = places.alpha, places.sigma
+        v = self.inner.at(self._left(x, alpha, sigma), places, cond)
         spread = self._spread(alpha, sigma, x.dtype)
-        return (self._found(x) - alpha * self._mean.to(x.dtype)) * spread.rsqrt()
+        linear = alpha * sigma * (1.0 - self._variance.to(x.dtype)) / spread
+        found = (cosines(v, self._axes) + sigma * self._mean.to(x.dtype)) * spread.rsqrt()
+        return (found - linear * x) * (-alpha * sigma)
 
-    def leave(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+    def _left(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
         spread = self._spread(alpha, sigma, state.dtype)
-        x = pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype), self._axes)
-        return x if self._rotation is None else rotated(x, self._rotation.to(x.dtype))
-
-    def slope(self, v: Tensor, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-        spread = self._spread(alpha, sigma, v.dtype)
-        linear = alpha * sigma * (1.0 - self._variance.to(v.dtype)) / spread
-        found = (self._found(v) + sigma * self._mean.to(v.dtype)) * spread.rsqrt()
-        return (found - linear * state) * (-alpha * sigma)
-
-    def _found(self, x: Tensor) -> Tensor:
-        turned = x if self._rotation is None else rotated(x, self._rotation.to(x.dtype).T)
-        return cosines(turned, self._axes)
+        return pictures(state * spread.sqrt() + alpha * self._mean.to(state.dtype), self._axes)
 
     def _spread(self, alpha: Scale, sigma: Scale, dtype: torch.dtype) -> Tensor:
         return alpha**2 * self._variance.to(dtype) + sigma**2

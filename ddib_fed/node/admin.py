@@ -5,6 +5,7 @@ and metrics show only counts and states, and labels never hold content.
 """
 
 import hashlib
+import json
 import logging
 import os
 import shlex
@@ -14,41 +15,35 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Final, Protocol
+from socketserver import TCPServer
+from typing import Any, Final, Literal, Protocol, cast
 
-import grpc
-from google.protobuf.message import Message
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, MetricsHandler
+from pydantic_core import to_json
 
-from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable
+from ddib_fed.errors import ConfigError, DdibError, PeerUnreachable, error_class
 from ddib_fed.files import check_private_folder, is_disk_full
 from ddib_fed.names import __version__
 from ddib_fed.node.config import MAX_SOCKET_PATH, NodeConfig
-from ddib_fed.node.connections import server_options
-from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.addresses import split_address
-from ddib_fed.protocol.calls import CheckedChannel, from_rpc_error, status_of
 from ddib_fed.security.audit import AuditLog, Value
 from ddib_fed.security.peers import PeerStore, trust_changes
 from ddib_fed.security.pki import fingerprint, load_identity, root_warning
-from ddib_fed.v1 import admin_pb2 as pb
-from ddib_fed.v1 import admin_pb2_grpc as rpc
+from ddib_fed.terminal import explained
 
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S: Final = 10.0
-LONGEST_LINE: Final = 4_000
-MOST_CALLERS: Final = 32
-"""Silent connections to the socket hold few of the node's open files."""
-# A connection to the probes holds a thread and an open file: beyond so many the oldest is ended, so that silent or slow
+# A connection holds a thread and an open file: beyond so many the oldest is ended, so that silent or slow
 # ones cannot block a probe. prometheus_client's own server bounds neither number nor time.
 MOST_CONNECTIONS: Final = 16
 LONGEST_S: Final = 5.0
@@ -81,22 +76,26 @@ class Metrics:
         self.root_expires = gauge("ddib_root_expires_timestamp_seconds", ends)
 
 
-class ProbeServer(ThreadingHTTPServer):
-    """Plain HTTP for probes of the same machine, on a thread of its own."""
+class LocalServer(ThreadingHTTPServer):
+    """Plain HTTP for this machine alone, on a thread of its own: probes, metrics, and the `acts` by POST."""
 
     daemon_threads = True
     request_queue_size = 4 * MOST_CONNECTIONS  # of 5, as usual, a crowd would delay a probe by seconds
+    server_bind = TCPServer.server_bind  # no look-up of the host's name
 
-    def __init__(self, listen: str, state: Callable[[], str], metrics: Metrics) -> None:
-        address = split_address(listen, bound=True)
-        self.address_family = socketlib.AF_INET6 if ":" in address[0] else socketlib.AF_INET
+    def __init__(
+        self,
+        address: str | tuple[str, int],
+        state: Callable[[], str],
+        metrics: Metrics,
+        acts: Mapping[str, Callable[[], object]] | None = None,
+    ) -> None:
+        is_path = isinstance(address, str)
+        self.address_family = (
+            socketlib.AF_UNIX if is_path else socketlib.AF_INET6 if ":" in address[0] else socketlib.AF_INET
+        )
         self._open: deque[Any] = deque()
-        try:
-            super().__init__(address, _handler(state, metrics))
-        except OSError as error:
-            raise ConfigError(
-                f"http.listen = {listen!r} cannot be bound: {error.strerror}", hint="choose another port"
-            ) from error
+        super().__init__(cast("tuple[str, int]", address), _handler(state, metrics, acts or {}))
         self._thread = threading.Thread(target=self.serve_forever, args=(0.05,), name="http", daemon=True)
         self._thread.start()
 
@@ -119,10 +118,22 @@ class ProbeServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exception(), OSError):
-            log.error("a probe could not be answered", exc_info=sys.exc_info())
+            log.error("a request could not be answered", exc_info=sys.exc_info())
 
 
-def _handler(state: Callable[[], str], metrics: Metrics) -> type[MetricsHandler]:
+def probe_server(listen: str, state: Callable[[], str], metrics: Metrics) -> LocalServer:
+    """Answer probes on a loopback address until the server is closed."""
+    try:
+        return LocalServer(split_address(listen, bound=True), state, metrics)
+    except OSError as error:
+        raise ConfigError(
+            f"http.listen = {listen!r} cannot be bound: {error.strerror}", hint="choose another port"
+        ) from error
+
+
+def _handler(
+    state: Callable[[], str], metrics: Metrics, acts: Mapping[str, Callable[[], object]]
+) -> type[MetricsHandler]:
     class Handler(MetricsHandler):
         registry = metrics.registry
         timeout = LONGEST_S
@@ -130,14 +141,26 @@ def _handler(state: Callable[[], str], metrics: Metrics) -> type[MetricsHandler]
         def do_GET(self) -> None:
             if self.path == "/metrics":
                 super().do_GET()
-                return
-            code, line = 404, "/healthz, /readyz or /metrics"
-            if self.path == "/healthz":
-                code, line = 200, "ok"
+            elif self.path == "/healthz":
+                self._answer(200, "ok\n")
             elif self.path == "/readyz":
                 line = state()
-                code = 200 if line == "serving" else 503
-            body = f"{line}\n".encode()
+                self._answer(200 if line == "serving" else 503, f"{line}\n")
+            else:
+                self._answer(404, "/healthz, /readyz or /metrics\n")
+
+        def do_POST(self) -> None:
+            act = acts.get(self.path.removeprefix("/"))
+            try:
+                code, value = (404, None) if act is None else (200, act())
+            except Exception as error:
+                failure = explained(error)
+                code, value = 500, (failure.reason, failure.detail, failure.hint)
+                log.exception("the operator's %s failed", self.path)
+            self._answer(code, to_json(value).decode())
+
+        def _answer(self, code: int, text: str) -> None:
+            body = text.encode()
             self.send_response(code)
             self.send_header("Content-Type", "text/plain; charset=utf-8")
             self.send_header("Content-Length", str(len(body)))
@@ -250,60 +273,33 @@ class Watch:
 
 
 class Operated(Protocol):
-    def status(self) -> pb.StatusResponse: ...
+    def state(self) -> str: ...
+    def status(self) -> "NodeStatus": ...
     def reload(self) -> list[str]: ...
     def request_drain(self) -> int: ...
 
 
-class _Servicer(rpc.AdminServiceServicer):
-    def __init__(self, node: Operated) -> None:
-        self._node = node
-
-    def Status(self, request: pb.StatusRequest, context: grpc.ServicerContext) -> pb.StatusResponse:
-        answer = self._node.status()
-        answer.state, answer.workers.problem = _line(answer.state), _line(answer.workers.problem)
-        for peer in answer.peers:
-            peer.problem = _line(peer.problem)
-        return answer
-
-    def Reload(self, request: pb.ReloadRequest, context: grpc.ServicerContext) -> pb.ReloadResponse:
-        return pb.ReloadResponse(changes=map(_line, self._node.reload()))
-
-    def Drain(self, request: pb.DrainRequest, context: grpc.ServicerContext) -> pb.DrainResponse:
-        return pb.DrainResponse(running_jobs=self._node.request_drain())
-
-
-def _line(text: str) -> str:
-    return text if len(text) <= LONGEST_LINE else text[: LONGEST_LINE - 4] + " ..."
-
-
 @contextmanager
-def operator_service(config: NodeConfig, node: Operated) -> Iterator[None]:
+def operator_service(config: NodeConfig, node: Operated, metrics: Metrics) -> Iterator[None]:
     """Answer the operator on the node's socket, which only this user can open, while the block runs."""
     socket = config.paths.admin_socket
     check_alone(socket)
     socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     socket.unlink(missing_ok=True)
-    server = grpc.server(
-        ThreadPoolExecutor(2, thread_name_prefix="admin"),
-        interceptors=[CallInterceptor(config.node.institution)],
-        options=server_options(MOST_CALLERS),
-    )
-    rpc.add_AdminServiceServicer_to_server(_Servicer(node), server)
+    acts = {"status": node.status, "reload": node.reload, "drain": node.request_drain}
     before = os.umask(0o177)
     try:
-        server.add_secure_port(f"unix:{socket}", grpc.local_server_credentials(grpc.LocalConnectionType.UDS))
-    except RuntimeError as error:
+        server = LocalServer(str(socket), node.state, metrics, acts)
+    except OSError as error:
         raise ConfigError(
             f"the operator's socket {socket} cannot be bound", hint="a shorter [node] state path, or TMPDIR"
         ) from error
     finally:
         os.umask(before)
-    server.start()
     try:
         yield
     finally:
-        server.stop(None).wait()
+        server.close()
         socket.unlink(missing_ok=True)
 
 
@@ -335,7 +331,7 @@ def answers(socket: Path) -> bool:
         return probe.connect_ex(str(socket)) == 0
 
 
-# What a running node says of itself, as admin.proto has it; a time is None where there is none.
+# What a running node says of itself; a time is None where there is none.
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,52 +416,32 @@ class NodeStatus:
         return root_warning(self.institution, self.root_expires, datetime.now(UTC))
 
 
-_TIMES: Final = frozenset({"failed", "expires", "certificate_expires", "root_expires"})
-
-
-def _fields(message: Message) -> dict[str, Any]:
-    """Return a message's fields: times in UTC, None for a time of 0, repeated fields as tuples."""
-    values: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.name in _TIMES:
-            value = datetime.fromtimestamp(int(value), UTC) if value else None
-        values[field.name] = tuple(value) if field.is_repeated else value
-    return values
-
-
-def status_from(answer: pb.StatusResponse) -> NodeStatus:
-    """Return a node's answer as a value."""
-    parts = {
-        "model": ModelStatus(**_fields(answer.model)) if answer.HasField("model") else None,
-        "peers": tuple(PeerStatus(**_fields(row)) for row in answer.peers),
-        "calibrations": tuple(CalibrationStatus(**_fields(row)) for row in answer.calibrations),
-        "workers": WorkersStatus(**_fields(answer.workers)),
-        "jobs": dict(answer.jobs),
-    }
-    return NodeStatus(**{**_fields(answer), **parts})
-
-
-def ask(config: NodeConfig, method: str) -> Any:
-    """Call a method of the operator's service of a running node."""
-    name, request = f"node {config.node.name}.{config.node.institution}", getattr(pb, f"{method}Request")
-    serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
-    opened = grpc.secure_channel(
-        f"unix:{config.paths.admin_socket}",
-        grpc.local_channel_credentials(grpc.LocalConnectionType.UDS),
-        options=(("grpc.enable_http_proxy", 0),),
-    )
-    try:
-        with CheckedChannel(opened, name, own=True) as channel:
-            return getattr(rpc.AdminServiceStub(channel), method)(request(), timeout=CALL_TIMEOUT_S)
-    except grpc.RpcError as error:
-        if status_of(error) is grpc.StatusCode.UNAVAILABLE:
+def ask(config: NodeConfig, act: Literal["status", "reload", "drain"]) -> Any:
+    """Have a running node do one of its operator's acts; return its answer."""
+    hop, socket = f"node {config.node.name}.{config.node.institution}", config.paths.admin_socket
+    with closing(HTTPConnection("localhost")) as connection, socketlib.socket(socketlib.AF_UNIX) as opened:
+        opened.settimeout(CALL_TIMEOUT_S)
+        try:
+            opened.connect(str(socket))
+        except OSError as error:
+            serve = f"{config.command} serve --config {shlex.quote(str(config.path))}"
             raise PeerUnreachable(
-                f"no node answers on {config.paths.admin_socket}",
-                hop=name,
+                f"no node answers on {socket}",
+                hop=hop,
                 hint=f"is it running, and are you its user? start it with: {serve}",
             ) from error
-        failure = from_rpc_error(error, name)
-        if isinstance(failure, PeerUnreachable):
-            failure.hint = "it runs, but did not answer: repeat the command, then check its log"
-        raise failure from error
+        connection.sock = opened
+        try:
+            connection.request("POST", f"/{act}")
+            response = connection.getresponse()
+            value = json.loads(response.read())
+        except (OSError, HTTPException, ValueError) as error:
+            raise PeerUnreachable(
+                f"{hop} did not answer in time",
+                hop=hop,
+                hint="it runs, but did not answer: repeat the command, then check its log",
+            ) from error
+    if response.status != HTTPStatus.OK:
+        reason, detail, hint = value
+        raise error_class(reason)(detail, hop=hop, hint=hint)
+    return value

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, Field, PrivateAttr, model_valida
 from pydantic.fields import FieldInfo
 
 from ddib_fed.errors import DdibError
+from ddib_fed.extensions import extensions
 from ddib_fed.files import load_toml
 from ddib_fed.names import (
     CONFIG_VARIABLE,
@@ -192,7 +193,7 @@ class LimitsSection(Frozen):
 class EngineSection(Frozen):
     """Where and how the network runs."""
 
-    executor: Literal["inline", "processes", "ray"] = key(
+    executor: str = key(
         "inline", 'or "processes": one for each GPU or core; or "ray": actors on your own Ray cluster'
     )
     workers: int = key(0, "of processes or ray; 0: one on each GPU, without any on each core", ge=0, le=256)
@@ -211,6 +212,9 @@ class EngineSection(Frozen):
             raise ValueError(
                 'executor = "ray" needs ray_address = "HOST:6379"; "local" starts a cluster here'
             )
+        known = "inline", "processes", *extensions("ddib_fed.executors")
+        if self.executor not in known:
+            raise ValueError(f"executor is one of {', '.join(known)}")
         return self
 
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from types import FrameType
@@ -29,13 +29,17 @@ from ddib_fed.names import __version__
 from ddib_fed.networks.placement import share_heaps
 from ddib_fed.node.admin import (
     Metrics,
-    ProbeServer,
+    ModelStatus,
+    NodeStatus,
+    PeerStatus,
     Watch,
+    WorkersStatus,
     answers,
     check_alone,
     check_socket,
     disk_problem,
     operator_service,
+    probe_server,
 )
 from ddib_fed.node.calibrations import overview
 from ddib_fed.node.certificates import IdentityServicer, RenewalThread, certificate_status, recover_at_start
@@ -54,11 +58,10 @@ from ddib_fed.node.server import CallInterceptor, NodeServer
 from ddib_fed.protocol.addresses import check_bindable, is_every_address, split_address
 from ddib_fed.security import tls
 from ddib_fed.security.audit import AuditLog
-from ddib_fed.security.pki import has_authority, load_identity, root_warning
+from ddib_fed.security.pki import TlsCredentials, has_authority, load_identity, root_warning
 from ddib_fed.store import NodeStore, rehearse
 from ddib_fed.telemetry import open_tracing
 from ddib_fed.terminal import as_config_error, explained
-from ddib_fed.v1 import admin_pb2 as pb
 from ddib_fed.v1 import identity_pb2_grpc
 
 log = logging.getLogger(__name__)
@@ -329,14 +332,17 @@ class Daemon:
             metrics.jobs.labels(state).set_function(partial(lambda state: float(self._jobs()[state]), state))
         metrics.disk_free.set_function(self._disk_free)
         metrics.ready.set_function(lambda: float(self.state() == "serving"))
-        metrics.certificate_expires.set_function(lambda: self._expires("not_after"))
-        metrics.root_expires.set_function(lambda: self._expires("root_not_after"))
+        for gauge, end in (
+            (metrics.certificate_expires, "not_after"),
+            (metrics.root_expires, "root_not_after"),
+        ):
+            gauge.set_function(partial(self._expires, end))
         config = self.config
         with ExitStack() as after:  # probes and the operator are answered to the end
             try:
-                after.enter_context(operator_service(config, self))
+                after.enter_context(operator_service(config, self, metrics))
                 if config.http.listen:
-                    after.callback(ProbeServer(config.http.listen, self.state, metrics).close)
+                    after.callback(probe_server(config.http.listen, self.state, metrics).close)
                 with suppress(_StopNow):
                     self._serve()
             finally:
@@ -467,13 +473,15 @@ class Daemon:
             return float(shutil.disk_usage(self.config.paths.state).free)
         return 0.0
 
-    def _expires(self, which: str) -> float:
-        """Return the end of the own certificate (`not_after`) or its root (`root_not_after`); 0 if unreadable."""
-        try:
-            end: datetime = getattr(load_identity(self.config.paths.pki), which)
-        except (DdibError, OSError):
-            return 0.0
-        return end.timestamp()
+    def _expires(self, end: str) -> float:
+        own = self._own()
+        return 0.0 if own is None else float(getattr(own, end).timestamp())
+
+    def _own(self) -> TlsCredentials | None:
+        """Return the node's certificate; None while it cannot be read."""
+        with suppress(DdibError, OSError):
+            return load_identity(self.config.paths.pki)
+        return None
 
     def _look(self) -> int:
         """End the calls of peers that are no longer admitted, and run the watch; return the number of calls ended."""
@@ -510,9 +518,22 @@ class Daemon:
         self.node.audit.write("reload", changes=changes, policy=self.node.policy_sha256)
         return [*changes, f"peers: {', '.join(sorted(p.institution for p in self.peers.list())) or 'none'}"]
 
-    def status(self) -> pb.StatusResponse:
-        section = self.config.node
-        answer = pb.StatusResponse(
+    def status(self) -> NodeStatus:
+        section, own, suspended = self.config.node, self._own(), self.peers.snapshot().suspended
+        model, pool, problems = None, None, self.node.peer_problems
+        if self.node.loaded:
+            engine = self.node.running_engine
+            bundle, pool = engine.model.bundle, engine.pool
+            model = ModelStatus(
+                domain=self.config.model.domain,
+                kind=bundle.manifest.sample_kind,
+                sample_shape=bundle.manifest.sample_shape,
+                sha256=bundle.digest,
+                parameters=bundle.manifest.parameters,
+                device=engine.place,
+            )
+        counters = {"wanted": 0, "replaced": 0} if pool is None else pool.counters
+        return NodeStatus(
             institution=section.institution,
             name=section.name,
             roles=section.roles,
@@ -520,44 +541,33 @@ class Daemon:
             state=self.state(),
             listen=self.server.address,
             address=section.address,
-            uptime_s=time.monotonic() - self._started,
-            certificate_expires=self._expires("not_after"),
-            root_expires=self._expires("root_not_after"),
-            active_streams=self._calls.streams.active,
-            jobs=self._jobs(),
-            calibrations=(
-                pb.CalibrationStatus(**{**asdict(row), "expires": row.expires.timestamp()})
-                for row in overview(self.config, self.node.calibrations, self.peers)
+            model=model,
+            peers=tuple(
+                PeerStatus(
+                    institution=peer.institution,
+                    identity=str(peer.identity),
+                    address=peer.address,
+                    fingerprint=" ".join(peer.fingerprints),
+                    problem=problems.of(peer.institution)[1],
+                    failed=problems.of(peer.institution)[0],
+                    suspended=suspended.get(peer.institution, ""),
+                )
+                for peer in self.peers.list()
             ),
-            workers=pb.WorkersStatus(executor=self.config.engine.executor),
+            jobs=self._jobs(),
+            uptime_s=time.monotonic() - self._started,
+            certificate_expires=None if own is None else own.not_after,
+            active_streams=self._calls.streams.active,
+            calibrations=tuple(overview(self.config, self.node.calibrations, self.peers)),
+            root_expires=None if own is None else own.root_not_after,
+            workers=WorkersStatus(
+                executor=self.config.engine.executor,
+                wanted=counters["wanted"],
+                ready=() if pool is None else tuple(pool.workers()),
+                replaced=counters["replaced"],
+                problem=(pool and pool.problem) or "",
+            ),
         )
-        if self.node.loaded:
-            engine = self.node.running_engine
-            bundle = engine.model.bundle
-            answer.model.domain = self.config.model.domain
-            answer.model.kind = bundle.manifest.sample_kind
-            answer.model.sample_shape.extend(bundle.manifest.sample_shape)
-            answer.model.sha256 = bundle.digest
-            answer.model.parameters = bundle.manifest.parameters
-            answer.model.device = engine.place
-            if engine.pool is not None:
-                counters = engine.pool.counters
-                answer.workers.wanted, answer.workers.replaced = counters["wanted"], counters["replaced"]
-                answer.workers.ready.extend(engine.pool.workers())
-                answer.workers.problem = engine.pool.problem or ""
-        suspended = self.peers.snapshot().suspended
-        for peer in self.peers.list():
-            failed, problem = self.node.peer_problems.of(peer.institution)
-            answer.peers.add(
-                institution=peer.institution,
-                identity=str(peer.identity),
-                address=peer.address,
-                fingerprint=" ".join(peer.fingerprints),
-                problem=problem,
-                failed=failed,
-                suspended=suspended.get(peer.institution, ""),
-            )
-        return answer
 
 
 def serve(config: NodeConfig) -> int:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from ddib_fed.errors import AlreadyExists, FileMissing, InputError, PolicyDenied, UsageError
 from ddib_fed.files import check_private_folder, problem_text, read_small, write_file
@@ -177,9 +177,9 @@ class Node:
 
     def status(self) -> NodeStatus:
         """Ask the running node for its state."""
-        from ddib_fed.node.admin import ask, status_from
+        from ddib_fed.node.admin import NodeStatus, ask
 
-        return status_from(ask(self.config, "Status"))
+        return TypeAdapter(NodeStatus).validate_python(ask(self.config, "status"))
 
     def reload(self) -> list[str]:
         """Have the running node read peers, withdrawals and certificates again; return a line for each change.
@@ -188,13 +188,13 @@ class Node:
         """
         from ddib_fed.node.admin import ask
 
-        return list(ask(self.config, "Reload").changes)
+        return list(ask(self.config, "reload"))
 
     def drain(self) -> int:
         """Have the running node finish its work and exit; return the number of jobs that still run."""
         from ddib_fed.node.admin import ask
 
-        return int(ask(self.config, "Drain").running_jobs)
+        return int(ask(self.config, "drain"))
 
     def write_leaving(self, path: str | Path) -> list[str]:
         """Write a page of what leaves to whom under which settings; return what could not be read.

@@ -73,7 +73,7 @@ def apply(config: NodeConfig, *, changed: bool) -> Applied:
 
     file = peer_store(config).file
     try:
-        answer = ask(config, "Reload").changes
+        answer = ask(config, "reload")
     except UnavailableError:
         return Applied(changed, running=False)
     if refused := [line for line in answer if line.startswith("not read:") and file.name in line]:

@@ -4,11 +4,11 @@ import logging
 import math
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib import import_module
 from typing import Any, Final, cast, get_args
 
@@ -20,7 +20,7 @@ from ddib_fed.data.fitting import Fit, PictureRule
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.engine.batcher import Recipe
-from ddib_fed.engine.executors import Pool, process_pool, ray_pool
+from ddib_fed.engine.executors import Pool, process_pool
 from ddib_fed.engine.gate import Softener, load_key
 from ddib_fed.engine.local_party import ServingParty
 from ddib_fed.errors import (
@@ -34,6 +34,7 @@ from ddib_fed.errors import (
     SettingsInvalid,
 )
 from ddib_fed.evaluation.samples import Samples, samples_of
+from ddib_fed.extensions import extension
 from ddib_fed.metrics import picture_rule
 from ddib_fed.models.bundle import Bundle, load_bundle
 from ddib_fed.models.manifest import PictureFormat, check_guide
@@ -76,16 +77,16 @@ class PeerProblems:
     """The last failure of each peer since its last success; safe to use from any thread."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[float, str]] = {}
+        self._last: dict[str, tuple[datetime, str]] = {}
 
     def failed(self, institution: str, error: DdibError) -> None:
-        self._last[institution] = time.time(), f"{error.detail} [{error.reason}]"
+        self._last[institution] = datetime.now(UTC), f"{error.detail} [{error.reason}]"
 
     def answered(self, institution: str) -> None:
         self._last.pop(institution, None)
 
-    def of(self, institution: str) -> tuple[float, str]:
-        return self._last.get(institution, (0.0, ""))
+    def of(self, institution: str) -> tuple[datetime | None, str]:
+        return self._last.get(institution, (None, ""))
 
 
 @dataclass(eq=False)
@@ -316,7 +317,8 @@ def open_engine(config: NodeConfig, *, trial: bool = False) -> ServingParty:
         if section.executor == "processes":
             pool: Pool = process_pool(recipe, workers=section.workers)
         else:
-            pool = ray_pool(recipe, address=section.ray_address, workers=section.workers)
+            make = extension("ddib_fed.executors", section.executor)
+            pool = make(recipe, address=section.ray_address, workers=section.workers)
         return ServingParty(bundle, classifier=classifier, threads=section.threads, pool=pool)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise MemoryExhausted(

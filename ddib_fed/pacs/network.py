@@ -1,8 +1,7 @@
 """Peers that speak DICOM: who they are, why one does not answer, and what is sent to it, asked of it and received.
 
-The protocols are pynetdicom's and dicomweb-client's. What goes wrong is named by its cause, since a peer's own answer
-("rejected", or a closed connection) reads like a fault of the network. No peer is believed: what it may send is bounded
-while it arrives, and what it sends for a study has to be of that study.
+What goes wrong is named by its cause. No peer is believed: what it may send is bounded while it arrives, and what it
+sends for a study has to be of that study.
 """
 
 from __future__ import annotations
@@ -96,13 +95,7 @@ class DicomPeer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OwnEntity:
-    """This client as others see it: its AE title, and how it proves who it is.
-
-    Attributes:
-        aet: AE title, 1 to 16 characters.
-        tls: Folder of `ca.pem`, `cert.pem` and `key.pem`; with it every DICOM association is over TLS.
-        login: File with USER:PASSWORD, or with a bearer token, for DICOMweb; mode 600.
-    """
+    """This client: AE title, folder of `ca.pem`, `cert.pem` and `key.pem`, file with USER:PASSWORD or a token."""
 
     aet: str
     tls: Path | None = None
@@ -353,10 +346,7 @@ def fetch(
     folder: Path,
     say: Callable[[str], object],
 ) -> int:
-    """Find one study (C-FIND), have it sent to our AE title (C-MOVE), and return its number of instances.
-
-    The peer must know that title.
-    """
+    """Find one study (C-FIND), have it sent to our AE title (C-MOVE), and return its number of instances."""
     uids = pynetdicom().sop_class
     find, move = (getattr(uids, f"StudyRootQueryRetrieveInformationModel{each}") for each in ("Find", "Move"))
     asked = pydicom().Dataset()
@@ -404,17 +394,8 @@ def fetch(
 class Receiver:
     """A Storage SCP, in threads of its own from `start` to `stop`.
 
-    Attributes:
-        folder: Where an instance lies while it arrives; emptied at the start.
-        callers: Who may call, by AE title, or any if it is empty, and address.
-        keep: Called with the file of an instance, which it moves away, the association's number and who sent it;
-            returns the status of the C-STORE (PS3.4 B.2.3).
-        ended: Called with an association's number, and whether it was released.
-        say: Called with what an operator has to know.
-        most: Associations at once, of one address.
-        kinds: UIDs of the storage classes that are taken; without any those of `TAKEN`.
-        room: Called with the bytes of what has arrived and is not kept yet; says why they are too many, if they are.
-        busy: When something last came of an instance that has not arrived whole, by association; monotonic clock.
+    Instances arrive in `folder`, emptied at the start; `keep` moves a file away, and returns the status of its C-STORE.
+    `room` says why the bytes that are not kept yet are too many. `busy` is when something last came, by association.
     """
 
     own: OwnEntity

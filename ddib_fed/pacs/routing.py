@@ -6,10 +6,8 @@ SPOOL/KEY/state.json    what has become of the series
 SPOOL/.arriving/        instances that are not complete yet
 SPOOL/.clock            seconds in which a receiver has run
 
-What comes late joins its series, which is translated again as a whole, under the UIDs of before; repeats of a contrast
-alone are counted anew. Every state is on the disk before it is acted on, and the run in `out` resumes: a kill loses
-nothing. Texts about a series may quote its headers, so the log repeats none: it has the sentences of the error tree,
-their facts, and `_WORDS`.
+What comes late joins its series, which is translated again as a whole, under the UIDs of before. Every state is on the
+disk before it is acted on: a kill loses nothing. The log repeats no text about a series, which may quote its headers.
 """
 
 from __future__ import annotations
@@ -33,34 +31,12 @@ from typing import Final
 
 from pydantic import BaseModel
 
-from ddib_fed import Client, Event, Profile, Progress, Request, Run, Study, WrittenStudy
-from ddib_fed.errors import (
-    AlreadyExists,
-    ConfigError,
-    ContractMismatch,
-    DdibError,
-    DeadlineExceeded,
-    DomainNotFound,
-    ExhaustedError,
-    FilesLeftOut,
-    ImageUnreadable,
-    InputError,
-    InternalError,
-    JobFailed,
-    LatentNotGaussian,
-    PeerNotFound,
-    PeerUnreachable,
-    RefusedError,
-    SettingsInvalid,
-    UnavailableError,
-    UsageError,
-    error_class,
-    next_step,
-)
+from ddib_fed import Client, Event, Profile, Progress, Request, Run, errors
 from ddib_fed.files import make_private_folders, private_folder, sync_folder, write_file
 from ddib_fed.formats.dicom import checked_header, read_header
 from ddib_fed.pacs.exchange import FROZEN, Deliver, DicomRoute, DicomSettings
 from ddib_fed.pacs.network import RESERVE
+from ddib_fed.studies import Study, WrittenStudy
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +50,16 @@ LAST_RETRY_S: Final = 600.0
 STALLED_S: Final = 120.0  # wait at most this many seconds for an instance whose sender stopped in the middle
 CLOCK_S: Final = 60.0
 """Save the clock by which series expire this often, in seconds: a kill loses no more of it."""
-_OF_THE_SERIES: Final = (InputError, FilesLeftOut, LatentNotGaussian)
+_OF_THE_SERIES: Final = (errors.InputError, errors.FilesLeftOut, errors.LatentNotGaussian)
 """Errors after which a series is given up at once."""
-_OF_THE_SETUP: Final = (ConfigError, SettingsInvalid, ContractMismatch, DomainNotFound, PeerNotFound)
-_TOLD: Final = (*_OF_THE_SETUP, UnavailableError, RefusedError, ExhaustedError)
+_OF_THE_SETUP: Final = (
+    errors.ConfigError,
+    errors.SettingsInvalid,
+    errors.ContractMismatch,
+    errors.DomainNotFound,
+    errors.PeerNotFound,
+)
+_TOLD: Final = (*_OF_THE_SETUP, errors.UnavailableError, errors.RefusedError, errors.ExhaustedError)
 """The log repeats texts of these alone: nodes and peers cause them, and neither knows a header."""
 _WORDS: Final = (
     "burnt-in text", "a person may be recognised", "slices are not parallel", "is a slice missing?",
@@ -247,8 +229,8 @@ class Router:
             header = checked_header(path)
             uids = [str(header.get(f"{of}InstanceUID", "")) for of in ("Study", "Series", "SOP")]
             if not all(uids):
-                raise ImageUnreadable("it has no UID of its study, its series or its own")
-        except DdibError as error:
+                raise errors.ImageUnreadable("it has no UID of its study, its series or its own")
+        except errors.DdibError as error:
             log.warning("%s: an instance is refused: %s", who, _told(error))
             return 0xC000
         key = hashlib.sha256("\n".join(uids[:2]).encode()).hexdigest()[:32]
@@ -398,7 +380,7 @@ class Router:
     def _translate(self, series: Routed) -> list[Path]:
         """Return the files of the result, which may be those of an earlier try; raise DdibError if there is none."""
         if series.state.starts > MOST_STARTS:
-            raise JobFailed(f"this process ended {MOST_STARTS} times while it was at it")
+            raise errors.JobFailed(f"this process ended {MOST_STARTS} times while it was at it")
         since = time.monotonic()
         series.target = self._target(series)
         with Client.for_command(self.profile) as client:
@@ -411,7 +393,7 @@ class Router:
         if shrink > self.settings.most_shrink:
             facts = {"computed_at": " x ".join(map(str, size)), "shrink": f"{shrink:.3g}"}
             facts["most_shrink"] = f"{self.settings.most_shrink:g}"
-            raise InputError("it is larger than [dicom] most_shrink allows", facts=facts)
+            raise errors.InputError("it is larger than [dicom] most_shrink allows", facts=facts)
         run.translate()
         run.conclude()
         files = sorted(path for written in run.written for path in written.files if path.suffix == ".dcm")
@@ -432,7 +414,7 @@ class Router:
             patterns = [getattr(route, name).casefold() for name in _SELECTED]
             if all(all(map(fnmatchcase, values, patterns)) for values in instances):
                 return route.to
-        raise InputError("no [[dicom.route]] takes it")
+        raise errors.InputError("no [[dicom.route]] takes it")
 
     def _report(self, series: Routed) -> Path:
         """Write the report that takes the place of a result."""
@@ -448,16 +430,16 @@ class Router:
         why = _told(error)
         folder = shlex.quote(str(series.folder / "in"))
         hint = f"ddib translate {folder} --to {series.target} --out /tmp/{series.key}"
-        hint = next_step(error) if isinstance(error, _TOLD) else hint
+        hint = errors.next_step(error) if isinstance(error, _TOLD) else hint
         if not _may_pass(error, max(series.tries + 1, series.state.starts)):
             log.error("series %s: not translated: %s; try: %s", series.key, why, hint)
             self._give_up(series, why)
             return
         # What is in `out` may be of another request, or of another model.
-        series.put(starts=0, new=series.state.new or isinstance(error, AlreadyExists))
+        series.put(starts=0, new=series.state.new or isinstance(error, errors.AlreadyExists))
         wait = min(FIRST_RETRY_S * 2 ** min(series.tries, 7), LAST_RETRY_S)
         series.tries, series.due = series.tries + 1, time.monotonic() + wait
-        if isinstance(error, PeerUnreachable):
+        if isinstance(error, errors.PeerUnreachable):
             self._held = series.due
         log.warning("series %s: %s; again in %.0f s; try: %s", series.key, why, wait, hint)
 
@@ -475,8 +457,8 @@ def check_setup(profile: Profile, target: str, request: Request) -> None:
     try:
         with Client.for_command(profile, patience_s=0) as client:
             client.check(target, request)
-    except (UnavailableError, ExhaustedError, DeadlineExceeded) as error:
-        log.warning("the set-up could not be checked: %s; try: %s", _told(error), next_step(error))
+    except (errors.UnavailableError, errors.ExhaustedError, errors.DeadlineExceeded) as error:
+        log.warning("the set-up could not be checked: %s; try: %s", _told(error), errors.next_step(error))
 
 
 def _selected(path: Path) -> tuple[str, ...]:
@@ -488,10 +470,10 @@ def _selected(path: Path) -> tuple[str, ...]:
 
 def _may_pass(error: Exception, tries: int) -> bool:
     """Return whether to try a series again after this many tries."""
-    if any(issubclass(each, (*_OF_THE_SETUP, UsageError)) for each in (type(error), *_quoted(error))):
+    if any(issubclass(each, (*_OF_THE_SETUP, errors.UsageError)) for each in (type(error), *_quoted(error))):
         return True  # an operator corrects it
-    ours = isinstance(error, InternalError) and not error.incident  # a node's may pass
-    if ours or isinstance(error, JobFailed) or not isinstance(error, DdibError | OSError):
+    ours = isinstance(error, errors.InternalError) and not error.incident  # a node's may pass
+    if ours or isinstance(error, errors.JobFailed) or not isinstance(error, errors.DdibError | OSError):
         return tries <= MOST_STARTS
     return not isinstance(error, _OF_THE_SERIES)
 
@@ -500,15 +482,15 @@ def _words(text: str) -> str:
     return ", ".join(words for words in _WORDS if words in text)
 
 
-def _quoted(error: Exception) -> set[type[DdibError]]:
+def _quoted(error: Exception) -> set[type[errors.DdibError]]:
     """Return the classes whose reasons an error's text names."""
-    reasons = _REASON.findall(error.detail) if isinstance(error, DdibError) else ()
-    return {kind for each in reasons if (kind := error_class(each)).reason == each}
+    reasons = _REASON.findall(error.detail) if isinstance(error, errors.DdibError) else ()
+    return {kind for each in reasons if (kind := errors.error_class(each)).reason == each}
 
 
 def _told(error: Exception) -> str:
     """Describe an error without values of headers."""
-    if not isinstance(error, DdibError):
+    if not isinstance(error, errors.DdibError):
         return getattr(error, "strerror", None) or type(error).__name__
     parts = error.detail.splitlines() if isinstance(error, _TOLD) else [error.sentence, _words(error.detail)]
     parts += sorted(each.sentence for each in _quoted(error) - {type(error)})

@@ -42,10 +42,7 @@ def paired_pictures(
     class_names: Sequence[str] = (),
     limit: int | None = None,
 ) -> tuple[PairedPicture, ...]:
-    """Return the pictures of some classes, each with its target class, in the order of the pairs.
-
-    Classes are sub-folders called by class names, WordNet ids or numbers; or the kit lies beside the folder.
-    """
+    """Return pictures with target classes, of sub-folders called by class names, ids or numbers, or by the kit."""
     below = {p.name: p for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else {}
     known = {name: number for number, name in enumerate(class_names) if name in below}
     labels = folder.absolute().parent / KIT

@@ -227,9 +227,9 @@ class ReadAhead(Generic[T]):
             self._changed.notify_all()
 
     def each(
-        self, wait_s: Callable[[], float | None] = lambda: None, late: Callable[[], object] = lambda: None
+        self, wait_s: Callable[[], float | None] = lambda: None, late: Callable[[], T | None] = lambda: None
     ) -> Iterator[T]:
-        """Yield the elements; after `wait_s` without one, call `late`, which raises or lets the wait begin anew."""
+        """Yield the elements; after `wait_s` without one yield what `late` returns, if anything, and wait anew."""
         while True:
             with self._changed:
                 in_time = self._changed.wait_for(lambda: bool(self._waiting) or self._left, wait_s())
@@ -238,7 +238,8 @@ class ReadAhead(Generic[T]):
                 if self._weight <= self._most // 2:  # whoever reads is woken for several
                     self._changed.notify_all()
             if not in_time:
-                late()
+                if (instead := late()) is not None:
+                    yield instead
             elif not isinstance(element, _End):
                 yield element
                 element = _End()  # forgotten before the next is asked for: it may be large

@@ -256,6 +256,14 @@ def agree(
     )
 
 
+_CHANGED: Final = {
+    "source": "The target changed the source's side; ask its operator to upgrade, and report it.",
+    "institution": "The node at this address belongs to another institution; correct the peer's address.",
+    "contract_sha256": "The two releases write the contract differently; upgrade the older one.",
+    "calibration": "The target changed the calibration that was proposed; ask its operator to upgrade, and report it.",
+}
+
+
 def confirm(
     response: pb.NegotiateContractResponse,
     *,
@@ -269,33 +277,17 @@ def confirm(
     institution's contract, for one that the source cannot keep, and for another digest than is computed here.
     """
     contract = Contract(response.contract)
-    report = "ask its operator to upgrade, and report it."
-    answered: tuple[tuple[str, Any, Any, str], ...] = (
-        ("source", source, contract.source, f"The target changed the source's side; {report}"),
-        (
-            "institution",
-            target_institution,
-            contract.target.institution,
-            "The node at this address belongs to another institution; correct the peer's address.",
-        ),
-        (
-            "contract_sha256",
-            contract.digest,
-            response.sha256,
-            "The two releases write the contract differently; upgrade the older one.",
-        ),
-        (
-            "calibration",
-            calibration,
-            contract.calibration,
-            f"The target changed the calibration that was proposed; {report}",
-        ),
-    )
+    answered: dict[str, tuple[Any, Any]] = {
+        "source": (source, contract.source),
+        "institution": (target_institution, contract.target.institution),
+        "contract_sha256": (contract.digest, response.sha256),
+        "calibration": (calibration, contract.calibration),
+    }
     unequal = [
         *differences(source, contract.target),
         *(
-            Difference(name, _text(ours), _text(theirs), remedy)
-            for name, ours, theirs, remedy in answered
+            Difference(name, _text(ours), _text(theirs), _CHANGED[name])
+            for name, (ours, theirs) in answered.items()
             if ours != theirs
         ),
     ]
@@ -327,22 +319,16 @@ def guidance_from_pb(message: common_pb2.GuidanceSettings) -> Guidance:
 
 def check_offered(asked: Guidance, terms: GuidanceTerms, of: str) -> None:
     """Raise unless the target `of`, INSTITUTION/DOMAIN, offers the guidance of a request."""
-    kinds = (
-        ("guidance", asked.guidance, terms.max_guidance),
-        ("classifier-scale", asked.classifier_scale, terms.max_classifier_scale),
-    )
-    policy = "max_guidance"  # bounds both
-    for option, scale, most in kinds:
+    scales = {"guidance": terms.max_guidance, "classifier_scale": terms.max_classifier_scale}
+    for name, most in scales.items():
+        scale, option = getattr(asked, name), name.replace("_", "-")
         if scale is not None and most == 0:
             raise _not_offered(option, of)
         if scale is not None and not scale <= most:
-            remedy = f"{option} {most:g} or less, or let the operator of {of} raise policy.{policy}"
-            facts = {
-                "of": of, "policy": policy, "asked": f"{scale:g}", "most": f"{most:g}", "remedy": remedy,
-            }  # fmt: skip
-            raise PolicyDenied(
-                f"{of} allows {option} up to {most:g}, not {scale:g}", hint=remedy, facts=facts
-            )
+            remedy = f"{option} {most:g} or less, or let the operator of {of} raise policy.max_guidance"
+            facts = {"of": of, "policy": "max_guidance", "asked": f"{scale:g}", "most": f"{most:g}"}
+            detail = f"{of} allows {option} up to {most:g}, not {scale:g}"
+            raise PolicyDenied(detail, hint=remedy, facts={**facts, "remedy": remedy})
     if asked.clip and not terms.clip:
         raise _not_offered("--clip_denoised of flags", of)
 

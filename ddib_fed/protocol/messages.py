@@ -5,8 +5,9 @@ and values outside the limits that are options of the fields, see protos/ddib_fe
 demands beyond them is checked where it is made.
 """
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -14,11 +15,11 @@ from typing import Any, Final, NamedTuple
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.unknown_fields import UnknownFieldSet
+from pydantic import ConfigDict, TypeAdapter
 
 from ddib_fed.errors import DdibError, MessageInvalid, SettingsInvalid, UnknownFields, error_class
 from ddib_fed.files import DIGEST_BYTES
 from ddib_fed.record import Record, Settings
-from ddib_fed.terminal import moment
 from ddib_fed.v1 import common_pb2, translation_pb2
 
 
@@ -50,10 +51,14 @@ def settings_to_pb(settings: Settings) -> common_pb2.SolverSettings:
     return common_pb2.SolverSettings(**asdict(settings))
 
 
+_BASE64 = ConfigDict(val_json_bytes="base64")
+
+
 @dataclass(frozen=True, slots=True)
 class GuidanceTerms:
     """What guidance a target offers: its largest scales, 0 for none, and the classes of its classifier."""
 
+    __pydantic_config__ = _BASE64
     max_guidance: float = 0.0
     max_classifier_scale: float = 0.0
     classifier_sha256: bytes = b""
@@ -65,6 +70,7 @@ class GuidanceTerms:
 class CalibrationTerms:
     """The calibration of a target: its digest, its kind, and when it ends, in Unix seconds."""
 
+    __pydantic_config__ = _BASE64
     sha256: bytes = b""
     kind: str = ""
     expires: int = 0
@@ -122,29 +128,14 @@ class Domains:
 
 def domains_value(message: translation_pb2.ListDomainsResponse) -> Domains:
     """Return the domains that a source node listed."""
-    return Domains(**_values(Domains, message, domains=tuple(map(_domain, message.domains))))
+    return TypeAdapter(Domains).validate_json(json.dumps(_plain(message)))
 
 
-def _domain(message: translation_pb2.Domain) -> Domain:
-    terms = CalibrationTerms(**_values(CalibrationTerms, message.calibration))
-    return Domain(
-        **_values(
-            Domain,
-            message,
-            guidance=GuidanceTerms(**_values(GuidanceTerms, message.guidance)),
-            calibration=terms if message.HasField("calibration") else None,
-        )
-    )
+def _plain(message: Message) -> dict[str, Any]:
+    # Which commands without jobs do not need.
+    from google.protobuf.json_format import MessageToDict
 
-
-def _values(kind: type[Any], message: Message, **known: Any) -> dict[str, Any]:
-    """Return the values of a dataclass from a message's fields of the same names; lists become tuples."""
-    names = (value.name for value in fields(kind) if value.name not in known)
-    values = {name: getattr(message, name) for name in names}
-    is_plain = str, bytes, int, float
-    return known | {
-        name: value if isinstance(value, is_plain) else tuple(value) for name, value in values.items()
-    }
+    return MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
 
 
 # Records of finished translations
@@ -160,46 +151,13 @@ def provenance_message(stored: Mapping[str, Any]) -> translation_pb2.Provenance:
 
 def provenance_record(message: translation_pb2.Provenance) -> Record:
     """Return the record that a source node sent; its fields were checked when the message arrived."""
-    # Which commands without jobs do not need.
-    from google.protobuf.json_format import MessageToDict
-
-    values = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
+    values = _plain(message)
     # A map has another order in each process; a record that is written again must be the same bytes.
     values["seconds"] = dict(sorted(values["seconds"].items()))
     try:
         return Record.model_validate(values)
     except (ValueError, SettingsInvalid) as error:  # fields that are right alone, and wrong together
         raise MessageInvalid(f"the record of a result: {error}") from error
-
-
-_TIMES: Final = frozenset({"created", "finished", "failed", "expires", "certificate_expires", "root_expires"})
-
-
-def values_of(message: Message) -> dict[str, Any]:
-    """Return a message as JSON values: enums by their own part of the name, bytes in hex, times in ISO 8601."""
-
-    def value_of(field: Any, value: Any) -> Any:
-        if field.enum_type is not None:
-            return field.enum_type.values_by_number[value].name.split("_", 2)[2]
-        if field.name in _TIMES:
-            return moment(value)
-        if isinstance(value, Message):
-            return values_of(value)
-        return value.hex() if isinstance(value, bytes) else value
-
-    values: dict[str, Any] = {}
-    for field in message.DESCRIPTOR.fields:
-        value = getattr(message, field.name)
-        if field.message_type is not None and field.message_type.GetOptions().map_entry:
-            values[field.name] = dict(value)
-        elif field.is_repeated:
-            values[field.name] = [value_of(field, item) for item in value]
-        else:
-            absent = field.has_presence and not message.HasField(field.name)
-            values[field.name] = None if absent else value_of(field, value)
-    return values
 
 
 PACKAGE: Final = "ddib_fed.v1"

@@ -26,28 +26,19 @@ M = TypeVar("M", bound=Message)
 def stream(message: type[M], kind: str, header: Message, data: bytes | memoryview) -> Iterator[M]:
     """Yield the messages that carry one header, in its oneof field `kind`, and its bytes."""
     view = memoryview(data).cast("B")
-    return _framed(
-        message, kind, header, (bytes(view[at : at + MAX_CHUNK]) for at in range(0, len(view), MAX_CHUNK))
-    )
+    pieces = (bytes(view[at : at + MAX_CHUNK]) for at in range(0, len(view), MAX_CHUNK))
+    yield message(**{kind: header}, data=next(pieces, b""))
+    for piece in pieces:
+        yield message(data=piece)
 
 
 def stream_file(message: type[M], kind: str, header: Message, file: BinaryIO, size_bytes: int) -> Iterator[M]:
     """Yield as `stream`, from a file that is read piece by piece; a shorter one ends the stream early."""
-
-    def read() -> Iterator[bytes]:
-        left = size_bytes
-        # Never more than is left: Python sets aside as much memory as a read asks for.
-        while left and (data := file.read(min(MAX_CHUNK, left))):
-            yield data
-            left -= len(data)
-
-    return _framed(message, kind, header, read())
-
-
-def _framed(message: type[M], kind: str, header: Message, pieces: Iterator[bytes]) -> Iterator[M]:
-    yield message(**{kind: header}, data=next(pieces, b""))
-    for piece in pieces:
-        yield message(data=piece)
+    yield message(**{kind: header}, data=file.read(min(MAX_CHUNK, size_bytes)))
+    # Never more than is left: Python sets aside as much memory as a read asks for.
+    for at in range(MAX_CHUNK, size_bytes, MAX_CHUNK):
+        if data := file.read(min(MAX_CHUNK, size_bytes - at)):
+            yield message(data=data)
 
 
 class Sink(Protocol):

@@ -3,10 +3,8 @@
 loss    mean |decode(z) - x| + PERCEPTUAL_WEIGHT d(decode(z), x) + KL_WEIGHT KL(N(mean, deviation) || N(0, 1)),
         z = mean + deviation eps
 
-x are windows of pictures in [-1, 1], whatever the units of the network: the network is convolutional, and many windows
-of a step tell it more than few pictures. d is the distance of their feature maps in an ImageNet classifier (the
-perceptual loss of Johnson et al., 2016), of pictures of one or three channels; volumes are learned without it. What is
-measured and shown are whole pictures that were held out, each from the mean of its latent.
+x are windows of pictures in [-1, 1]: many windows tell a convolutional network more than few pictures. d is the
+perceptual loss of Johnson et al. (2016), of pictures of one or three channels. Whole held-out pictures are measured.
 """
 
 import math
@@ -22,14 +20,13 @@ from ddib_fed import metrics
 from ddib_fed.datasets import generator_of, uniforms
 from ddib_fed.diffusion.denoiser import kind_of
 from ddib_fed.diffusion.schedule import ScheduleConfig
-from ddib_fed.errors import SettingsInvalid
 from ddib_fed.evaluation.features import perceptual_distance
 from ddib_fed.evaluation.sheets import save_sheet
 from ddib_fed.models.units import opponent_to_rgb
 from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.networks.principal import begin_linear
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import COLUMNS, PictureTask, Samples, Start
+from ddib_fed.training.pictures import COLUMNS, PictureTask, Samples, Start, require_divided, require_followed
 from ddib_fed.training.sources import Floats, PictureSource
 from ddib_fed.training.trainer import Piece, Trainer
 
@@ -48,16 +45,9 @@ _AT_ONCE = 8
 def autoencoder_network(config: TrainConfig, source: PictureSource) -> LibraryConfig:
     channels, *sides = source.shape
     follows = {"spatial_dims": len(sides), "in_channels": channels, "out_channels": channels}
-    for name, value in follows.items():
-        if config.network.get(name, value) != value:
-            problem = f"{name} follows from the pictures and is {value}, not {config.network[name]}"
-            raise SettingsInvalid(problem, hint=f"leave {name} out of the network's fields")
+    require_followed(config, follows)
     network = LibraryConfig(target=TARGET, arguments={**config.network, **follows})
-    if any(side % network.divisor for side in sides):
-        raise SettingsInvalid(
-            f"pictures of {sides[-1]} pixels do not divide by {network.divisor}, as the autoencoder needs",
-            hint=f"a size that divides by {network.divisor}",
-        )
+    require_divided(sides, network.divisor)
     return network
 
 

@@ -195,9 +195,6 @@ def anchors_of(rules: tuple[PictureRule, PictureRule], places: tuple[Path, Path]
     return Anchors(names, first, second)
 
 
-# Making
-
-
 def open_source(model: ModelSource) -> Bundle:
     """Return the bundle of a `Model`, of a model that ships by its name, or of a folder."""
     if isinstance(model, Bundle):

@@ -1,9 +1,7 @@
-"""The settings of a training run: of points, of pictures, of a classifier of noisy pictures, or of an autoencoder.
+"""The settings of a training run, for the command line (whose help they are), node.toml and Python.
 
-The command line, node.toml and Python share them; the descriptions are the help of `ddib model train`. A field without
-an option is set by `--set FIELD=VALUE`. What is not given comes from a preset (presets.toml). The weights are a
-function of the settings, the data, the initial weights, the thread count, the number of processes and the version of
-torch; the last three only change how sums are rounded.
+A field without an option is set by `--set FIELD=VALUE`; what is not given comes from a preset (presets.toml). Settings,
+data and initial weights decide the weights; threads, processes and the version of torch only how sums are rounded.
 """
 
 from __future__ import annotations
@@ -338,11 +336,6 @@ class TrainConfig(Frozen):
         return self.size or int(PRESETS[self.preset]["size"])
 
     @property
-    def validate_every(self) -> int:
-        """Steps between measurements of the held-out loss."""
-        return 100 if self.kind == "points" else self.checkpoint_every
-
-    @property
     def label(self) -> str:
         """What the bundle of a run on points calls its domain."""
         return self.name or self.domain or domain_from(Path(str(self.data)).stem) or "points"
@@ -355,8 +348,6 @@ class TrainConfig(Frozen):
                 hint="say --steps 100000, or --time 2h",
             )
         return CALIBRATED_STEPS if self.calibration else int(_TABLES[self.preset or "points"]["steps"])
-
-    # How the fields are asked for
 
     seconds: ClassVar = staticmethod(seconds)
 
@@ -399,13 +390,7 @@ class TrainConfig(Frozen):
 
     @classmethod
     def checked(cls, fields: Mapping[str, Any], hint: str, sets: Sequence[str] = ()) -> Self:
-        """Return the config of these fields and of the texts of --set.
-
-        Raises
-        ------
-        UsageError
-            A field is unknown, or has no such value.
-        """
+        """Return the config of these fields and of the texts of --set; raise UsageError for an unknown one or value."""
         try:
             return cls.model_validate(cls._with_sets(fields, sets))
         except ValidationError as error:

@@ -1,9 +1,6 @@
 """Distils models of points: a network encodes and decodes in 1, 2, 4 or 8 evaluations, learned from a teacher's paths.
 
-The points are the party's own, or drawn from a synthetic domain; held-out ones are never trained on. Paths of the
-teacher's ODE lead from them and from noise; what the network is asked is the mean velocity between two nodes of one
-path:
-
+Paths of the teacher's ODE lead from points and from noise; the network is asked the mean velocity between two nodes:
 u(x_t, t, s) = (x_s - x_t) / (phi_s - phi_t),    u(x_t, t, t) = v(x_t, t)
 """
 
@@ -183,7 +180,7 @@ def measured(teacher: Bundle, network: nn.Module, clean: Tensor, device: torch.d
 
     def encoded(denoiser: Denoiser, settings: SolverSettings) -> Tensor:
         planned = plan(settings, schedule, soften_sigma=manifest.soften_sigma)
-        return integrate(planned.encoder(x), denoiser)
+        return integrate(x, planned.encoder, denoiser)
 
     latent = encoded(master, REFERENCE)
     back = decode(latent, master, schedule, REFERENCE)
@@ -319,7 +316,7 @@ class Paths:
             velocities.append(v.clone())
             return v
 
-        nodes.append(integrate(solvers.unipc(x.to(self._device), grid, order=3), answered))
+        nodes.append(integrate(x.to(self._device), solvers.unipc(grid, order=3), answered))
         levels = torch.tensor(grid.levels, dtype=torch.float64)
         return Course(torch.stack(nodes), torch.stack(velocities), levels)
 

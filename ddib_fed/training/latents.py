@@ -73,10 +73,7 @@ def as_latents(
     device: torch.device,
     progress: Progress | None,
 ) -> PictureSource:
-    """Return the latents of pictures, before they are normalised; with `flip` those of the mirrored ones too.
-
-    `units` may hold the map of a calibration, which acts on the pictures.
-    """
+    """Return the latents of (mapped) pictures, not normalised yet; with `flip` those of the mirrored ones too."""
     codec = Codec(behind.bundle, behind.space(source.shape), device)
 
     def encoded(pixels: Pixels, done: int) -> Floats:

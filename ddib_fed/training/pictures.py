@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -130,10 +130,7 @@ def _network(
     kind: type[Network], config: TrainConfig, fields: Mapping[str, Any], follows: Mapping[str, Any]
 ) -> Network:
     """A network of these fields, with those that follow from pictures and run; it fits the size of the pictures."""
-    for key, value in follows.items():
-        if config.network.get(key, value) != value:
-            problem = f"{key} follows from the pictures and the run and is {value}, not {config.network[key]}"
-            raise SettingsInvalid(problem, hint=f"leave {key} out of the network's fields")
+    require_followed(config, follows)
     default = kind.model_fields["kind"].default
     try:
         network = kind.model_validate({**fields, **config.network, **follows, "kind": default})
@@ -141,12 +138,24 @@ def _network(
         where, problem = first_problem(error)
         hint = f"leave out --set of the network's fields: those of the preset {config.preset} fit together"
         raise SettingsInvalid(f"{where or 'the network'}: {problem}", hint=hint) from error
-    if network.image_size % network.divisor:
-        raise SettingsInvalid(
-            f"pictures of {network.image_size} pixels do not divide by {network.divisor}, as the network needs",
-            hint=f"a size that divides by {network.divisor}, fewer levels in channel_mult, or a smaller patch",
-        )
+    require_divided(
+        [network.image_size], network.divisor, ", fewer levels in channel_mult, or a smaller patch"
+    )
     return network
+
+
+def require_followed(config: TrainConfig, follows: Mapping[str, Any]) -> None:
+    """Raise SettingsInvalid if the run gives a field of the network another value than follows from the pictures."""
+    for key, value in follows.items():
+        if config.network.get(key, value) != value:
+            problem = f"{key} follows from the pictures and the run and is {value}, not {config.network[key]}"
+            raise SettingsInvalid(problem, hint=f"leave {key} out of the network's fields")
+
+
+def require_divided(sides: Sequence[int], divisor: int, others: str = "") -> None:
+    if any(side % divisor for side in sides):
+        problem = f"samples of {sides[-1]} pixels do not divide by {divisor}, as the network needs"
+        raise SettingsInvalid(problem, hint=f"a size that divides by {divisor}{others}")
 
 
 def _volume_network(config: TrainConfig, follows: Mapping[str, Any]) -> LibraryConfig:
@@ -163,9 +172,7 @@ def _volume_network(config: TrainConfig, follows: Mapping[str, Any]) -> LibraryC
     target: Any = "monai.networks.nets.DiffusionModelUNet"
     sides = (follows["image_size"],) * 3 if spectral else ()
     network = LibraryConfig(target=target, arguments=arguments, spectral=sides)
-    if follows["image_size"] % network.divisor:
-        problem = f"volumes of {follows['image_size']} voxels do not divide by {network.divisor}"
-        raise SettingsInvalid(problem, hint=f"a size that divides by {network.divisor}")
+    require_divided([follows["image_size"]], network.divisor)
     return network
 
 

@@ -1,7 +1,6 @@
 """Learning a model of points: of a synthetic domain without end, or of a user's file.
 
-The points of a step are a function of (seed, step, sample). A user's points are normalised by one scalar mean and
-one scalar standard deviation, and a tenth of them is never trained on.
+A user's points are normalised by one scalar mean and standard deviation, and a tenth of them is never trained on.
 """
 
 import hashlib

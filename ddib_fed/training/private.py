@@ -3,10 +3,8 @@
 With g_i the gradient of sample i, the mean over its K draws of noise level and noise (Dockhorn et al., arXiv
 2210.09929, section 3.2), a step takes the noised mean of clipped g_i over a Poisson sample.
 
-All that is random in the steps follows from a key of the run alone, and not from the seed, which the bundle names:
-whoever knew which samples take part in a step, or its noise, could subtract the noise from the weights. The key lies in
-the run's folder, so that a run that was killed takes the same steps again and spends nothing twice, and is removed once
-the bundle is there.
+All that is random in the steps follows from a key of the run, not from the seed, which the bundle names: whoever knew
+the noise could subtract it. The key lies in the run's folder, for a resumed run, until the bundle is there.
 """
 
 from __future__ import annotations
@@ -60,17 +58,10 @@ def least_noise(*, epsilon: float, delta: float, rate: float, steps: int) -> flo
     """Return the least noise multiplier with which so many steps spend at most `epsilon`, to 0.01 of it."""
     from opacus.accountants.utils import get_noise_multiplier
 
+    aims: dict[str, Any] = {"target_epsilon": epsilon, "target_delta": delta, "accountant": ACCOUNTANT}
     try:
         with warnings.catch_warnings(action="ignore"):
-            return float(
-                get_noise_multiplier(
-                    target_epsilon=epsilon,
-                    target_delta=delta,
-                    sample_rate=rate,
-                    steps=steps,
-                    accountant=ACCOUNTANT,
-                )
-            )
+            return float(get_noise_multiplier(sample_rate=rate, steps=steps, **aims))
     except ValueError as error:
         problem = f"no noise is enough for epsilon {epsilon:g} at delta {delta:g}"
         raise SettingsInvalid(problem, hint="a larger --epsilon") from error

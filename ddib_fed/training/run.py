@@ -178,10 +178,7 @@ def train(
 ) -> Bundle:
     """Train a model and write its bundle; under torchrun, together with the other processes.
 
-    Args:
-        resume: Continue the run in `out`, if there is one of the same settings and data; one that is finished too,
-            when more steps or more time are asked for than it had.
-        force: Remove what is in `out`, and begin.
+    `resume` continues a run of the same settings and data, a finished one with more steps or time; `force` removes it.
     """
     with torch_threads(config.threads), torch.random.fork_rng(), open_world(config.device) as world:
         told, say = say is not None, say if world.leads else None
@@ -291,7 +288,9 @@ class _Run:
             log.pending.append(trainer.advance())
             last = trainer.step == trainer.plan.total
             due = last or trainer.step % config.checkpoint_every == 0
-            validate = last or trainer.step % config.validate_every == 0
+            validate = (
+                last or trainer.step % (100 if config.kind == "points" else config.checkpoint_every) == 0
+            )
             save = due or (world.leads and time.monotonic() > next_save)
             # Reading a loss waits for the device, and a checkpoint must hold nothing that is not finite.
             if world.device.type == "cpu" or validate or save or trainer.step % LOG_EVERY == 0:

@@ -1,18 +1,17 @@
 """Studies to train on: the planes of DICOM, NIfTI and GeoTIFF as `ddib translate` sends them, or blocks of volumes.
 
-Whole patients are held out, or files where none are named; of a map one end. Of a header nothing is kept but the
-spacing of volumes and the name of the rule.
+Whole patients are held out, or files where none are named; of a map one end.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,7 @@ from ddib_fed.training.config import TrainConfig
 if TYPE_CHECKING:
     from ddib_fed.data.study import Studies, Study
 
+T = TypeVar("T")
 Entries = tuple[Entry, ...]
 Floats = NDArray[np.float32]
 Say = Callable[[str], None]
@@ -188,18 +188,20 @@ def _by_subject(seen: Sequence[_Seen]) -> tuple[str, Split]:
     for each in seen:
         groups.setdefault(each.subject[level], []).extend(each.entries)
 
-    def rank(group: list[Entry]) -> str:
-        return hashlib.sha256(b"held-out" + folders.folder_digest(group).encode()).hexdigest()
-
     def split(share: float) -> tuple[Entries, Entries]:
-        ranked = sorted(groups.values(), key=rank)
-        count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
-        rest, held = (
-            [entry for group in part for entry in group] for part in (ranked[count:], ranked[:count])
-        )
-        return _apart(rest, held)
+        return _apart(*_split(groups.values(), folders.folder_digest, share))
 
     return f"held out are whole {SUBJECTS[level]}, of {len(groups)}", split
+
+
+def _split(
+    groups: Collection[list[T]], content: Callable[[list[T]], str], share: float
+) -> tuple[list[T], list[T]]:
+    """Return the rest, and all of a share of groups, at least one and not all, by a digest of their content."""
+    ranked = sorted(groups, key=lambda group: hashlib.sha256(f"held-out{content(group)}".encode()).digest())
+    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
+    rest, held = ([each for group in part for each in group] for part in (ranked[count:], ranked[:count]))
+    return rest, held
 
 
 def _by_place(seen: _Seen) -> tuple[str, Split]:
@@ -248,9 +250,6 @@ def _require_one(root: Path, found: Iterable[str], *, hint: str) -> None:
             f"what lies below {root} is not of one kind, as the pictures of a model are: {'; '.join(kinds)}",
             hint=hint,
         )
-
-
-# Whole volumes
 
 
 ANY_GRID = (4096,) * 3  # larger than any volume: what is read is not cut
@@ -306,7 +305,13 @@ def volume_blocks(config: TrainConfig, *, say: Say, progress: Progress | None = 
             hint="add NIfTI files or DICOM series of others",
         )
     level = level_of(each.subject for each in seen.values())
-    held_out = _held_out(seen, studies, level, config.held_out)
+    groups: dict[str, list[int]] = {}
+    for at, each in seen.items():
+        groups.setdefault(each.subject[level], []).append(at)
+    origins = studies.origins
+    _, held_out = _split(
+        groups.values(), lambda group: "".join(sorted(origins[at].sha256() for at in group)), config.held_out
+    )
     spacing = config.spacing or tuple(
         float(f"{v:.3g}") for v in np.median([s.spacing for s in seen.values()], axis=0)
     )
@@ -342,21 +347,6 @@ def open_volumes(root: Path, intensity: str, *, bad: Bad | None = None) -> Studi
     volumes = tuple(each for each in found.studies if "volume" in each.reader.uses)
     options = Options(intensity, volume=Grid(ANY_GRID))
     return open_recognised(replace(found, studies=volumes), options, bad=bad).studies
-
-
-def _held_out(seen: Mapping[int, _Found], studies: Studies, level: int, share: float) -> set[int]:
-    """The volumes of whole subjects, chosen by what their files hold."""
-    groups: dict[str, list[int]] = {}
-    for at, each in seen.items():
-        groups.setdefault(each.subject[level], []).append(at)
-
-    def rank(group: list[int]) -> str:
-        digests = sorted(studies.origins[at].sha256() for at in group)
-        return hashlib.sha256("".join(("held-out", *digests)).encode()).hexdigest()
-
-    ranked = sorted(groups.values(), key=rank)
-    count = min(max(1, round(share * len(ranked))), len(ranked) - 1)
-    return {at for group in ranked[:count] for at in group}
 
 
 def blocks_of(volume: Floats, side: int) -> Iterator[Floats]:

@@ -1,8 +1,7 @@
 """Optimiser steps on points or pictures, alone or together with other processes of torchrun.
 
-Step k is a function of (config, plan, k) and the state after step k - 1: nothing random is stored. So a run that was
-killed and resumed ends bit for bit as one that was not (same threads, same processes, same torch). The gradient of a
-step is the mean over the whole batch, whichever microbatches and processes it was computed in.
+Step k is a function of (config, plan, k) and the state after step k - 1, so that a resumed run ends bit for bit as one
+that was not killed. Its gradient is the mean over the whole batch, whichever microbatches and processes computed it.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
 """`Model.tune`: learned steps of a finished model.
 
-Where the solver steps: the grid of n intervals between two fixed ends is n numbers u; the steps in lambda are shares
-softmax(u) of the way, so that every u is a valid grid. They are learned by gradients through the solver (LD3, arXiv
-2405.15506):
+The n steps in lambda are shares softmax(u) of the way, learned by gradients through the solver (LD3, arXiv 2405.15506):
 
 minimise over u, order and coordinates    log mean_i e_i + mean_i log e_i,    e_i = |student_i - reference_i|
 
-The rows that steps are learned from, those that choose between candidates, and those that the published errors are over
-are three sets.
+Rows to learn from, to choose by, and to measure the published errors with are three sets.
 """
 
 from __future__ import annotations
@@ -28,9 +25,9 @@ from torch import Tensor
 from ddib_fed.data.fitting import check_fit
 from ddib_fed.data.folder import load, scan
 from ddib_fed.diffusion.denoiser import Condition, LevelTable, Places
-from ddib_fed.diffusion.plans import SolverSettings, learned_solver, plan
-from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, LevelGrid, Stage, make_grid
-from ddib_fed.diffusion.solvers import integral_weights, integrate
+from ddib_fed.diffusion.plans import SolverSettings, learned_steps, plan
+from ddib_fed.diffusion.schedule import Coordinates, LearnedSteps, Level, LevelGrid, Stage, make_grid
+from ddib_fed.diffusion.solvers import integral_weights
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import InputError, NotFinite, SettingsInvalid
 from ddib_fed.metrics import calibrate_by_chance, picture_rule, resample
@@ -40,7 +37,6 @@ from ddib_fed.models.sidecars import LEAST_STEP, Errors, Tuned, TunedLeg
 from ddib_fed.training.sources import Floats, own_samples
 
 Told = Callable[[int, int], None]  # told (done, in all)
-Say = Callable[[str, int, int], None]  # told (what is being done, done, in all)
 YARDSTICK = SolverSettings()  # what learned steps are held against: the default solver, grid and number
 REFERENCE = 128  # evaluations of a reference leg
 GRIDS = ("default", "uniform-lambda")
@@ -113,7 +109,7 @@ class TuningLeg:
     def __init__(
         self, model: DomainModel, stage: Stage, starts: Sequence[Tensor], sigma: float, seed: int, tell: Told
     ) -> None:
-        self.model, self.stage, self.sigma, self.frame = model, stage, sigma, model.frame()
+        self.model, self.stage, self.sigma, self.spectral = model, stage, sigma, model.spectral
         self.schedule = model.bundle.schedule
         highest = self.schedule.lambda_max
         self.ends = (highest if sigma == 0.0 else min(highest, -math.log(sigma)), self.schedule.lambda_min)
@@ -135,8 +131,8 @@ class TuningLeg:
 
     def _reference(self, x: Tensor, cond: Condition, evaluations: int) -> Tensor:
         """Take rows many small steps: even in lambda in a spectral network's frame, else on the default grid."""
-        name = GRIDS[self.frame is not None]
-        coordinates: Coordinates = "angle" if self.frame is None else "spectrum"
+        name = GRIDS[self.spectral]
+        coordinates: Coordinates = "spectrum" if self.spectral else "angle"
         start = None if self.sigma == 0.0 else -math.log(self.sigma)
         grid = make_grid(self.schedule, name, evaluations, lambda_max=start)
         lams = tuple(level.lam for level in grid.levels)
@@ -148,38 +144,33 @@ class TuningLeg:
 
     def _walked(self, steps: LearnedSteps, grid: LevelGrid, x: Tensor, cond: Condition) -> Tensor:
         grid = grid if self.stage == "encode" else grid.reversed()
-        return integrate(learned_solver(steps, x, grid, cond, self.frame), self.model.denoiser())
+        return self.model.integrate(x, learned_steps(steps, grid), cond=cond)
 
     def default_end(self, settings: SolverSettings, rows: Rows) -> Tensor:
         laid = plan(settings, self.schedule, soften_sigma=self.sigma)
-        start = laid.encoder if self.stage == "encode" else laid.decoder
-        return integrate(start(rows.x, rows.cond), self.model.denoiser())
+        steps = laid.encoder if self.stage == "encode" else laid.decoder
+        return self.model.integrate(rows.x, steps, cond=rows.cond)
 
     def roll(self, steps: LearnedSteps, rows: Rows, lams: Tensor) -> Tensor:
-        """Return the end of rows over the grid lams (n + 1,), from data to noise as given, differentiable in it.
-
-        It computes what `solvers.unipc` computes, with the levels as tensors.
-        """
+        """Return what `solvers.unipc` ends with over the grid lams (n + 1,), differentiable in it."""
         lams = lams if self.stage == "encode" else lams.flip(0)
         alphas, sigmas = torch.sigmoid(2.0 * lams).sqrt(), torch.sigmoid(-2.0 * lams).sqrt()
         table = torch.stack([alphas, sigmas, self.schedule.t_of_lam(lams)], dim=1)
-        frame = self.frame if steps.coordinates == "spectrum" else None
-        axis = torch.atan2(sigmas, alphas) if frame is None else lams
-        state = rows.x if frame is None else frame.enter(rows.x, alphas[0], sigmas[0])
-        guess, denoiser, order = state, self.model.denoiser(), steps.order
+        whitened = steps.coordinates == "spectrum"
+        denoiser, order = self.model.denoiser(whitened=whitened), steps.order
+        axis = lams if whitened else torch.atan2(sigmas, alphas)
+        first, last = (Level(*table[i].tolist()) for i in (0, -1))  # the ends of the leg, which stay
+        guess = state = denoiser.enter(rows.x, first)
         history: deque[Tensor] = deque(maxlen=order + 1)
         for i in range(len(lams) - 1):
-            alpha, sigma = alphas[i], sigmas[i]
-            at = guess if frame is None else frame.leave(guess, alpha, sigma)
             places = Places(LevelTable(table[i : i + 1]), None, None, rows.x.dtype)
-            v = denoiser.at(at, places, rows.cond)
-            history.appendleft(v if frame is None else frame.slope(v, guess, alpha, sigma))
+            history.appendleft(denoiser.at(guess, places, rows.cond))
             if i > 0:
                 nodes = axis[max(0, i - order) : i + 1].flip(0)
                 state = _advanced(state, nodes, axis[i - 1], axis[i], history)
             nodes = axis[max(0, i + 1 - order) : i + 1].flip(0)
             guess = _advanced(state, nodes, axis[i], axis[i + 1], history)
-        return guess if frame is None else frame.leave(guess, alphas[-1], sigmas[-1])
+        return denoiser.leave(guess, last)
 
     def measured(self, steps: LearnedSteps) -> TunedLeg:
         rows, default = self.held_out, replace(YARDSTICK, evaluations=steps.evaluations)
@@ -241,7 +232,7 @@ def learn(
     def judged(steps: LearnedSteps) -> Candidate:
         return Candidate(float(objective(leg.learned_end(steps, leg.choose), leg.choose.end)), steps)
 
-    frames: tuple[Coordinates, ...] = ("angle",) if leg.frame is None else ("spectrum", "angle")
+    frames: tuple[Coordinates, ...] = ("spectrum", "angle") if leg.spectral else ("angle",)
     first = []
     for name, coordinates, order in product(GRIDS, frames, effort.orders):
         grid = make_grid(leg.schedule, name, evaluations, lambda_max=leg.ends[0])

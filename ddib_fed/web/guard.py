@@ -51,10 +51,8 @@ COOKIE: Final = "ddib"
 _OWN_SITES: Final = frozenset({"", "same-origin", "none"})
 _READS: Final = frozenset({"GET", "HEAD"})
 STATIC: Final = Path(__file__).parent / "static"
-STOP_S: Final = 2
-"""Seconds that open answers, such as the progress of a job, have to end."""
-REQUEST_S: Final = 10.0
-"""How long a connection may take until the head of its next request is there."""
+STOP_S: Final = 2  # seconds that open answers, such as the progress of a job, have to end
+REQUEST_S: Final = 10.0  # how long a connection may take until the head of its next request is there
 MOST_CONNECTIONS: Final = 64
 """A browser opens six; any process of this machine can connect, also without the link."""
 

@@ -11,36 +11,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, Study, WrittenStudy
-from ddib_fed.errors import (
-    Cancelled,
-    DdibError,
-    FilesLeftOut,
-    InputError,
-    InternalError,
-    ItemNotFound,
-    PictureMisfit,
-    UsageError,
-    step_in_words,
-)
+from ddib_fed import Client, Delivered, Event, Progress, Record, Request, Run, Settings, errors
 from ddib_fed.files import problem_text
 from ddib_fed.web.guard import error_values
 from ddib_fed.web.uploads import DROPPED, renamed
 
-LOOKED_AT: Final = 12
-"""Slices of which the window of a volume is taken."""
-MAP_SIDE: Final = 2048
-"""Pixels of the longer side of a map on the page at most."""
+if TYPE_CHECKING:
+    from ddib_fed.studies import Study, WrittenStudy
+
+LOOKED_AT: Final = 12  # slices of which the window of a volume is taken
+MAP_SIDE: Final = 2048  # pixels of the longer side of a map on the page at most
 _UNFINISHED: Final = re.compile(r"(^|/)\.|\.parts/(items|results|output)/")
 """In the path of a file that is no result."""
-MOST_STEPS: Final = 3
-"""Next steps that are named at most."""
-INTENSITY: Final = "intensity"
-"""Name of the fact of an error that is a rule which fits the model."""
+MOST_STEPS: Final = 3  # next steps that are named at most
+INTENSITY: Final = "intensity"  # name of the fact of an error that is a rule which fits the model
 
 
 class TranslationRequest(BaseModel):
@@ -59,26 +47,18 @@ class TranslationRequest(BaseModel):
             found = cls.model_validate_json(body)
         except ValidationError as error:
             problem = f"the request cannot be used: {problem_text(error)}"
-            raise UsageError(problem, hint="load the page again") from error
+            raise errors.UsageError(problem, hint="load the page again") from error
         Run.check_intensity(found.intensity)
         return found
 
 
-OnWait = Callable[[DdibError, float], None]
+OnWait = Callable[[errors.DdibError, float], None]
 Opener = Callable[[OnWait], AbstractContextManager[Client]]
 
 
 @dataclass(frozen=True, slots=True)
 class ShownResult:
-    """A picture that is compared on the page.
-
-    Attributes
-    ----------
-    views
-        Of an item of a study: what a browser shows, by part.
-    result
-        Of a file that stands for itself.
-    """
+    """A picture that is compared on the page: an item of a study with `views` by part, or a file with its `result`."""
 
     label: str
     provenance: Record
@@ -105,8 +85,7 @@ class PageJob(Progress):
         self.items = self.files = 0
         self.studies: list[dict[str, Any]] = []
         """Series, volumes, maps and pictures of further formats, as the page gets them."""
-        self.joined: dict[int, tuple[Path, ...]] = {}
-        """The files of those that are put together."""
+        self.joined: dict[int, tuple[Path, ...]] = {}  # the files of those that are put together
         self.jobs: dict[str, Path] = {}
         self.running: list[str] = []
         self.now = "reading the files"
@@ -131,7 +110,7 @@ class PageJob(Progress):
             files = [path for path in self.out.rglob("*") if path.is_file()]
             if all(path.parent.name == "items" for path in files):
                 shutil.rmtree(self.out, ignore_errors=True)
-            if isinstance(error, DdibError):
+            if isinstance(error, errors.DdibError):
                 error.hint = _step(error)
                 renamed(error, dropped)
             raise
@@ -140,8 +119,8 @@ class PageJob(Progress):
         run.open([self._dropped], intensity=self.request.intensity, slices=self.request.slices)
         try:
             run.read()
-        except (InputError, InternalError) as error:
-            if isinstance(error, UsageError) or run.total < 2 or not run.left_out:
+        except (errors.InputError, errors.InternalError) as error:
+            if isinstance(error, errors.UsageError) or run.total < 2 or not run.left_out:
                 raise
         else:
             self.items = len(run.items) + sum(each["items"] for each in self.studies)
@@ -154,11 +133,11 @@ class PageJob(Progress):
         if failed and run.total == 1:
             raise failed[0].error
         for each in failed:
-            told = renamed(DdibError(f"{each.path}: {each.why} [{each.reason}]"), self._dropped)
+            told = renamed(errors.DdibError(f"{each.path}: {each.why} [{each.reason}]"), self._dropped)
             self.missing.append(told.detail)
         if failed:
             steps = dict.fromkeys(_step(each.error) for each in failed)
-            raise FilesLeftOut(
+            raise errors.FilesLeftOut(
                 f"{len(failed):,} of {run.total:,} were not translated", hint="; ".join([*steps][:MOST_STEPS])
             )
 
@@ -177,7 +156,7 @@ class PageJob(Progress):
 
     def _check_stopped(self) -> None:
         if self.stopped:
-            raise Cancelled("stopped; what was finished before is here")
+            raise errors.Cancelled("stopped; what was finished before is here")
 
     @contextmanager
     def counted(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -244,7 +223,7 @@ class PageJob(Progress):
         if job_id in self.running:
             self.running.remove(job_id)
 
-    def end(self, error: DdibError | None) -> None:
+    def end(self, error: errors.DdibError | None) -> None:
         if error is not None:
             self.error = error_values(error)
         self.now, self.ended = "", True
@@ -261,24 +240,24 @@ class PageJob(Progress):
         found = self._result(item, part)
         path = None if found.result is None else found.result.place(part)
         if path is None:
-            raise ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
+            raise errors.ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
         return path
 
     def _result(self, item: int, part: str) -> ShownResult:
         found = self.results[item] if 0 <= item < len(self.results) else None
         if found is None or part not in found.parts:
-            raise ItemNotFound(f"item {item} has no {part[:20]!r}")
+            raise errors.ItemNotFound(f"item {item} has no {part[:20]!r}")
         return found
 
     def outputs(self, study: int | None = None) -> Sequence[Path]:
         """Return the files of a study, or every result so far."""
         if study is not None:
             if study not in self.joined:
-                raise ItemNotFound(f"volume or map {study} is not put together yet")
+                raise errors.ItemNotFound(f"volume or map {study} is not put together yet")
             return self.joined[study]
         found = [path for path in sorted(self.out.rglob("*")) if path.is_file()]
         if not self.joined and not self._written:
-            raise ItemNotFound("there are no results yet")
+            raise errors.ItemNotFound("there are no results yet")
         return [path for path in found if not _UNFINISHED.search(path.relative_to(self.out).as_posix())]
 
     def progress(self) -> dict[str, object]:
@@ -314,12 +293,12 @@ class PageJob(Progress):
         }
 
 
-def _step(error: DdibError) -> str:
-    if isinstance(error, FilesLeftOut) and error.hint:
+def _step(error: errors.DdibError) -> str:
+    if isinstance(error, errors.FilesLeftOut) and error.hint:
         return error.hint  # the steps of what was left out
-    if isinstance(error, PictureMisfit) and INTENSITY in error.facts:
+    if isinstance(error, errors.PictureMisfit) and INTENSITY in error.facts:
         return f"on the start page, under volumes and maps, set the rule of intensity to {error.facts[INTENSITY]}"
-    return step_in_words(error)
+    return errors.step_in_words(error)
 
 
 class _Slices:

@@ -28,17 +28,14 @@ from ddib_fed.web.guard import application, hinted_in_words, page
 from ddib_fed.web.job import OnWait, PageJob, TranslationRequest
 from ddib_fed.web.uploads import Upload, Uploads, arranged
 
-MAX_JSON: Final = 1 << 20
-"""Bytes of a request other than a file."""
-EVERY_S: Final = 0.25
-"""How often a change of a job is looked for and told to the page."""
+MAX_JSON: Final = 1 << 20  # bytes of a request other than a file
+EVERY_S: Final = 0.25  # how often a change of a job is looked for and told to the page
 ARCHIVE_CHUNK: Final = 1 << 20
 STOP_S: Final = 2.0
 """How long running translations have to write the result that they have, when the server stops."""
 
 
-LIST_PATIENCE_S: Final = 5.0
-"""How long a page waits for a node that is away, before it says so."""
+LIST_PATIENCE_S: Final = 5.0  # how long a page waits for a node that is away, before it says so
 
 
 class Researcher:

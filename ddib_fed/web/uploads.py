@@ -21,8 +21,7 @@ from ddib_fed.files import is_disk_full, make_private_folders
 from ddib_fed.terminal import escape
 from ddib_fed.web.guard import hinted_in_words
 
-MOST_BYTES: Final = 1 << 30
-"""Of a file: as many as a client sends as one item."""
+MOST_BYTES: Final = 1 << 30  # of a file: as many as a client sends as one item
 MAX_FILES: Final = 20_000
 MAX_NAME: Final = 400
 MAX_PART: Final = 200
@@ -35,14 +34,10 @@ _ONE_AT_A_TIME: Final = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A file that was dropped; plain ones go to the node as they are.
-
-    Attributes:
-        label: Its path in what was dropped, which leads nowhere else.
-    """
+    """A file that was dropped; plain ones go to the node as they are."""
 
     number: int
-    label: str
+    label: str  # its path in what was dropped, which leads nowhere else
     path: Path
     size_bytes: int
     is_plain: bool = True

@@ -1,12 +1,14 @@
-"""The examples in the docstrings of the face run, and every name of it is there."""
+"""The examples in the docstrings of the face run; every name of it is in the reference, whose links lead somewhere."""
 
 import doctest
 import inspect
+from pathlib import Path
 
 import pytest
 
 import ddib_fed
 import ddib_fed.studies
+from tests.api.reference import Page, faults, write
 
 
 def examples():
@@ -29,3 +31,12 @@ def test_an_example_does_what_it_shows(example) -> None:
 
 def test_every_name_of_the_face_is_documented() -> None:
     assert [name for name in ddib_fed.__all__ if not inspect.getdoc(getattr(ddib_fed, name))] == []
+
+
+@pytest.mark.slow
+def test_the_reference_is_whole(tmp_path: Path) -> None:
+    write(tmp_path)
+    page = Page((tmp_path / "ddib_fed.html").read_text())
+    assert set(ddib_fed.__all__) <= page.anchors
+    assert "Client.from_profile" in page.anchors
+    assert faults(tmp_path) == []

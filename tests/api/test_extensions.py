@@ -10,11 +10,12 @@ import pytest
 from safetensors.torch import save_file
 
 import ddib_fed
-from ddib_fed import Imported, ImportOptions, Model, Run, Settings, TrainConfig
+from ddib_fed import Model, Run, Settings, TrainConfig
 from ddib_fed.cli.main import run
 from ddib_fed.client.files import payload
 from ddib_fed.errors import ConfigError, InputError, SettingsInvalid, UsageError
 from ddib_fed.extensions import extensions, loaded
+from ddib_fed.importing import Imported, ImportOptions
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.training.studies import look_at_studies
 from tests.models.examples import state
@@ -148,12 +149,6 @@ def test_a_command_of_another_distribution_is_in_the_help_and_runs(pictures, cap
     assert run(["depth", "in/ward"]) == 0
     assert capsys.readouterr().out.split() == ["bytes.pgm", "8", "words.pgm", "16"]
     assert run(["broken"]) == ConfigError("").exit_code
-
-
-def test_an_extension_that_cannot_be_loaded_is_named(mine) -> None:
-    with pytest.raises(ConfigError, match=r"mine: its 'broken' of ddib_fed\.solvers cannot be loaded"):
-        Model.open("moons").sample(2, Settings("broken"))
-    assert Model.open("moons").sample(2, Settings(evaluations=3)).shape == (2, 2)
 
 
 @pytest.mark.parametrize(("group", "name"), [("formats", "nifti"), ("importers", "guided")])

@@ -69,3 +69,17 @@ def test_what_does_not_fit_is_refused_at_the_latest_when_it_is_used(tmp_path) ->
     model.draw(tmp_path / "drawn", 1, FEW)
     with pytest.raises(AlreadyExists):
         model.draw(tmp_path / "drawn", 1, FEW)
+
+
+def test_a_model_says_what_its_gate_refuses_at_a_source_and_at_a_target():
+    """A source encodes again, and finds what a target cannot: noise that is no latent of these points."""
+    moons, settings = Model.open("moons"), Settings(evaluations=12)
+    x = moons.units(moons.sample(64))
+    honest, noise = (
+        moons.integrate(x, settings),
+        np.random.default_rng(0).standard_normal(x.shape, np.float32),
+    )
+    assert moons.refusals(honest, settings, states=x) == [""]
+    assert moons.refusals(noise, settings) == [""]
+    assert "encoded again" in moons.refusals(noise, settings, states=x)[0]
+    assert moons.refusals(np.zeros_like(x), settings) != [""]

@@ -12,7 +12,7 @@ from PIL import Image
 import ddib_fed
 from ddib_fed import Request, Settings
 from ddib_fed.calibration.record import CalibratedSide, Dial
-from ddib_fed.datasets import cut_scene, load_shipped, sample
+from ddib_fed.datasets import cut_scene, load_shipped
 from ddib_fed.errors import (
     AlreadyExists,
     CalibrationForeign,
@@ -66,31 +66,6 @@ def test_each_picture_is_translated_at_its_own_size_or_says_that_it_was_not(sate
 
 
 @pytest.mark.slow
-def test_points_come_back_with_their_record() -> None:
-    """Array in, array out; the record says what was done."""
-    points = sample("moons", 200, 1)
-    [result] = ddib_fed.translate(points, "moons", "checkerboards", Request(cycle=True, keep_latents=True))
-    assert result.array.shape == result.latent.shape == (200, 2)
-    np.testing.assert_allclose(result.returned, points, atol=0.5)
-    record = result.record
-    assert (record.source_domain, record.target_domain, record.samples) == ("moons", "checkerboards", 200)
-    assert record.cycle is not None
-    assert record.solver.evaluations == 48
-
-
-@pytest.mark.slow
-def test_array_path_and_pil_picture_give_the_same(satellite, relief, tmp_path) -> None:
-    picture = scene()
-    path = tmp_path / "scene.png"
-    picture.save(path)
-    results = ddib_fed.translate([picture, np.asarray(picture), path], satellite, relief, FEW)
-    first, *others = (each.array for each in results)
-    assert first.shape == (32, 32, 3)
-    for other in others:
-        np.testing.assert_array_equal(other, first)
-
-
-@pytest.mark.slow
 def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) -> None:
     asked = replace(FEW, cycle=True, keep_latents=True)
     [result] = ddib_fed.translate(scene(), satellite, relief, asked)
@@ -119,13 +94,6 @@ def test_saved_results_are_those_of_the_commands(satellite, relief, tmp_path) ->
 def test_what_cannot_be_translated_is_refused(satellite, relief, samples, error) -> None:
     with pytest.raises(error):
         next(ddib_fed.translate(samples, satellite, relief))
-
-
-@pytest.mark.slow
-def test_the_sample_that_cannot_be_used_is_named(satellite, relief) -> None:
-    with pytest.raises(PictureMisfit, match="sample 1: ") as refused:
-        next(ddib_fed.translate([scene(), UNIT], satellite, relief))
-    assert refused.value.facts["item"] == "1"
 
 
 @pytest.mark.slow

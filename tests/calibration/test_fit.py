@@ -21,10 +21,9 @@ from ddib_fed.calibration.fit import (
     propose,
     search,
     unfolded_fit,
-    without_noise,
 )
 from ddib_fed.calibration.record import Effect
-from ddib_fed.errors import CalibrationIneffective, InputError, ShapeMismatch
+from ddib_fed.errors import CalibrationIneffective
 from ddib_fed.models.units import Normalisation
 from tests.calibration.examples import PALETTE, TURN, aggregate, colours, figure, make_aggregate, pictures
 
@@ -32,17 +31,6 @@ from tests.calibration.examples import PALETTE, TURN, aggregate, colours, figure
 def test_grey_is_told_from_its_negative_by_its_skewness() -> None:
     skewed = np.random.default_rng(1).exponential(size=(2000, 1)) - 1
     assert search(skewed, -skewed[::-1]).best.matrix == [[-1.0]]
-
-
-def test_cleaning_keeps_what_is_there_and_drops_the_noise() -> None:
-    truth = np.zeros((10, 10, 10))
-    truth[2:4, 5:7, 5] = 0.15
-    truth[8, 1, 1] = 0.4
-    noised = truth + 0.002 * np.random.default_rng(0).standard_normal(truth.shape)
-    found = without_noise(noised, 0.002)
-    assert found.sum() == pytest.approx(1.0)
-    assert found.min() == 0.0
-    assert np.abs(found - truth).sum() < 0.25 * np.abs(noised - truth).sum()
 
 
 @pytest.fixture(autouse=True)
@@ -81,19 +69,6 @@ def test_a_map_that_would_fold_is_drawn_back_to_the_rotation() -> None:
     slopes = least_slopes(found.matrix, u)
     assert (slopes < LEAST_SLOPE).mean() <= FOLDED
     assert np.abs(found.matrix[0, 4]) > 0.02
-
-
-@pytest.mark.parametrize(
-    ("count", "channels", "kind", "said"),
-    [
-        (19, 3, "rotation", "at least 20"),
-        (30, 1, "rotation", "of 3 channels"),
-        (30, 3, "tone", "or from histograms and --contrast"),
-    ],
-)
-def test_what_cannot_be_fitted_is_said(count: int, channels: int, kind: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        propose(pictures(count, 2)[:, :channels], PALETTE, aggregate(), kind)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -180,20 +155,6 @@ def test_anchors_of_pure_noise_have_figures_that_are_bad() -> None:
     mean = ((target - target.mean((0, 2, 3), keepdims=True)) ** 2).mean()
     assert effect.distance.value > mean
     assert effect.margin.value < 0
-
-
-@pytest.mark.parametrize(
-    ("shapes", "kind", "error"),
-    [
-        (((3, 1, 4, 4), (3, 1, 4, 5)), "tone", ShapeMismatch),
-        (((1, 1, 4, 4), (1, 1, 4, 4)), "tone", InputError),
-        (((3, 3, 4, 4), (3, 3, 4, 4)), "tone", InputError),
-        (((3, 1, 4, 4), (3, 1, 4, 4)), "colour-map", InputError),
-    ],
-)
-def test_what_makes_no_anchors_is_refused(shapes, kind, error):
-    with pytest.raises(error):
-        fit(*(np.zeros(shape, np.float32) for shape in shapes), BOTH, kind)
 
 
 def effect(distance: float, margin: float) -> Effect:

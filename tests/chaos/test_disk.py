@@ -20,10 +20,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoNodes]:
     made = stub_pair(folder)
     for node in made.both:
         node.environment = {
-            PLANT: disk.PLANTED,
-            disk.FILE: str(fault_file(node)),
-            disk.STATE: str(node.config.paths.state),
-        }
+            PLANT: disk.PLANTED, disk.FILE: str(fault_file(node)), disk.STATE: str(node.config.paths.state),
+        }  # fmt: skip
     with made:
         yield made
 

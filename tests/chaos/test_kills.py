@@ -120,23 +120,14 @@ def test_a_node_killed_at_any_step_loses_nothing(planted: Planted, point: str) -
 
 def test_a_killed_node_starts_as_fast_as_a_new_one(planted: Planted, evidence) -> None:
     """After each of those kills it served again, with its jobs, at the CPU time of its first start without jobs."""
-    took = planted.took or [restart_of(planted)]
+    if not planted.took:
+        planted.pair.source.kill()
+    took = planted.took or [load.restart(planted.pair.source)]
     first = f"{planted.first_s:.2f} s at the first start"
     evidence.figure(
         f"median {median(took):.2f}, longest {max(took):.2f} s of CPU over {len(took)} restarts, {first}"
     )
     assert median(took) < 2 * planted.first_s
-
-
-def restart_of(planted: Planted) -> float:
-    planted.pair.source.kill()
-    return load.restart(planted.pair.source)
-
-
-def test_every_point_is_one_that_the_nodes_pass(planted: Planted) -> None:
-    """The wheel's code has no such points: each is a method that exists anyway."""
-    for owner, method, _ in (failpoints.SOURCE_POINTS | failpoints.TARGET_POINTS).values():
-        assert callable(getattr(failpoints.load(owner), method))
 
 
 def killed_at_random(

@@ -90,11 +90,8 @@ class Rotating:
         for node in self.nodes:
             node.wait_serving()
         self._issue(
-            self.north.config.paths.pki,
-            self.profile.parent / "pki",
-            "client",
-            Profile.load(self.profile).name,
-        )
+            self.north.config.paths.pki, self.profile.parent / "pki", "client", Profile.load(self.profile).name,
+        )  # fmt: skip
 
     def _issue(self, root: Path, folder: Path, kind: Literal["node", "client"], name: str) -> None:
         life = timedelta(seconds=self.life_s)

@@ -9,8 +9,8 @@ import pytest
 
 from ddib_fed.testing import TwoNodes
 from tests.chaos.load import Feeder, check_books, stub_pair
+from tests.chaos.wire import Direction, Wire
 from tests.e2e.harness import dial, wait_until
-from tests.node.flipping import BitFlipper, Direction
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("jobs"), pytest.mark.timeout(3_600)]
 
@@ -26,8 +26,8 @@ QUICK: tuple[Fault, ...] = ("delay", "cut", "slow", "flip")
 """Those that are noticed at once; what was swallowed is missed when a connection next says something."""
 
 
-class FaultyWire(BitFlipper):
-    """Relays as a `BitFlipper` does, under the fault that a test sets and lifts while connections live."""
+class FaultyWire(Wire):
+    """Relays under the fault that a test sets and lifts while connections live."""
 
     def __init__(self, upstream: int) -> None:
         self._fault: tuple[Fault, Direction] | None = None

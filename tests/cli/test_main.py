@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import tomllib
@@ -15,14 +14,11 @@ import click
 import pytest
 from packaging.requirements import Requirement
 
-from ddib_fed import extensions
 from ddib_fed.cli import main as entry
 from ddib_fed.cli.main import SECTIONS, cli, run
 from ddib_fed.errors import (
     NEXT_STEPS,
-    ContractMismatch,
     DdibError,
-    Difference,
     ExitCode,
     PeerUnreachable,
     PolicyDenied,
@@ -56,20 +52,6 @@ def test_help_loads_nothing_heavy():
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-
-
-def test_a_broken_extension_is_named_with_its_distribution_and_ends_nothing_else(monkeypatch, capsys):
-    """The help still lists the others; the command itself says which distribution is at fault."""
-    broken = importlib.metadata.EntryPoint("scanner", "no_such_module:scanner", "ddib_fed.commands")
-    points = {**extensions.extensions(broken.group), "scanner": broken}
-    monkeypatch.setattr(extensions, "extensions", lambda group: points)
-    monkeypatch.setattr(entry, "extensions", lambda group: points)
-    assert run(["--help"]) == 0
-    listed = " ".join(capsys.readouterr().out.split())
-    assert "dicom Receive studies from a PACS" in listed
-    assert "an unknown distribution: its 'scanner' of ddib_fed.commands cannot be loaded" in listed
-    assert run(["scanner"]) == ExitCode.BAD_INPUT
-    assert "no_such_module" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -113,14 +95,6 @@ def test_a_policy_that_refuses_a_setting_is_answered_by_the_option_that_it_takes
     failing(PolicyDenied(facts={"policy": "least_evaluations", "evaluations": 4, "least": least}))
     assert run(["domains"]) == ExitCode.REFUSED
     assert f"  try:  {step}" in capsys.readouterr().err
-
-
-def test_contract_differences_are_a_table(failing, capsys):
-    differences = (Difference("sample_shape", "[2]", "[3]", "train models of one shape"),)
-    failing(ContractMismatch(differences=differences))
-    assert run(["domains"]) == ExitCode.CONTRACT
-    line = next(line for line in capsys.readouterr().err.splitlines() if "sample_shape" in line)
-    assert line.split(None, 3) == ["sample_shape", "[2]", "[3]", "train models of one shape"]
 
 
 def test_every_error_ends_with_its_code_and_a_next_step(failing, capsys):
@@ -175,26 +149,6 @@ def test_a_client_that_runs_a_command_of_a_node_is_told_a_command_that_works(fai
     declared = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
     wanted = {Requirement(each) for each in declared["optional-dependencies"]["node"]}
     assert {Requirement(each) for each in words[3:]} == {each for each in wanted if each.name in absent}
-
-
-INTERRUPTED = """
-import os, runpy, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started with it ignored
-class AtOnce:
-    def find_spec(name, *_):
-        if name == "click":
-            os.kill(os.getpid(), signal.SIGINT)
-sys.meta_path.insert(0, AtOnce)
-sys.argv = [sys.argv[1], "--help"]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
-
-
-@pytest.mark.parametrize("program", ["ddib_fed", "source_node"])
-def test_ctrl_c_while_a_program_is_imported_shows_no_traceback(program):
-    command = [sys.executable, "-c", INTERRUPTED, program]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (ended.returncode, ended.stderr) == (-signal.SIGINT, "")
 
 
 EVERY = list(commands())

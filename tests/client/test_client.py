@@ -1,6 +1,5 @@
 """The typed client against a real server over mutual TLS, well-behaved and not."""
 
-import hashlib
 import subprocess
 import sys
 import threading
@@ -17,15 +16,12 @@ from ddib_fed.client.files import payload
 from ddib_fed.client.profile import Profile
 from ddib_fed.errors import (
     DdibError,
-    ExhaustedError,
     InputError,
-    NotReady,
     PictureMisfit,
     QueueFull,
     QuotaSpent,
-    TooManyStreams,
 )
-from ddib_fed.record import Part, Settings
+from ddib_fed.record import Settings
 from ddib_fed.security.pki import issue_to_folder, load_authority
 from tests.client.scripted_source import TARGET, npy, points
 
@@ -133,16 +129,6 @@ def test_fetching_goes_on_with_the_rest_after_a_break(alice, north):
     assert [list(request.items) for request in north.script.seen("FetchResults")] == [[0, 1, 2], [1, 2]]
 
 
-def test_acknowledges_with_the_digest_of_the_translation(alice, north):
-    """The node learns which bytes are safe; what is delivered is not fetched again."""
-    job = alice.submit([npy(points()), npy(points())], TARGET)
-    first = next(alice.fetch(job.job_id))
-    assert alice.acknowledge(job.job_id, [(first.item, first.files[Part.TRANSLATION].sha256)]) == 1
-    (request,) = north.script.seen("AcknowledgeItems")
-    assert request.items[0].sha256 == hashlib.sha256(first.files[Part.TRANSLATION].data).digest()
-    assert [result.item for result in alice.fetch(job.job_id)] == [1]
-
-
 @pytest.mark.slow
 def test_the_client_loads_neither_torch_nor_the_science():
     """Imported in a fresh process, also as `ddib_fed.Client`; and `import ddib_fed` loads its version alone."""
@@ -200,18 +186,6 @@ def until_given_up(patience: Patience, error: DdibError) -> DdibError:
         return given_up
 
 
-@pytest.mark.parametrize("error", [TooManyStreams, QueueFull, ExhaustedError])
-def test_a_limit_is_waited_for_as_long_as_the_node_asks(clock, error):
-    """Not sooner than a tenth before, and up to two fifths longer, by chance: all who wait do not come at once."""
-    told: list[float] = []
-    asked = patience(clock, told)
-    for _ in range(50):
-        asked.progress()
-        asked.wait(error(retry_after_s=2.0))
-    assert all(1.8 <= delay <= 2.8 for delay in told)
-    assert len(set(told)) > 40
-
-
 def test_a_limit_that_stays_is_given_up_and_the_error_says_for_how_long_was_tried(clock):
     """Ten minutes here; the text names the time, and a command."""
     told: list[float] = []
@@ -219,10 +193,3 @@ def test_a_limit_that_stays_is_given_up_and_the_error_says_for_how_long_was_trie
     assert 570 <= sum(told) <= 600.0001
     assert error.detail.startswith("64 jobs are open, and was still after ")
     assert "ddib job list" in error.hint
-
-
-def test_a_node_that_is_away_is_waited_for_with_growing_pauses(clock):
-    told: list[float] = []
-    until_given_up(patience(clock, told), NotReady(retry_after_s=0.5))
-    assert told[0] >= 0.5
-    assert 50 <= sum(told) <= 60.0001

@@ -86,14 +86,6 @@ def text(**changes: str) -> str:
     return render_client_toml(**(values | changes))
 
 
-def test_the_template_is_accepted_and_paths_are_relative_to_it(tmp_path):
-    """What `ddib init client` writes can be read, wherever one stands."""
-    (tmp_path / "client.toml").write_text(text())
-    profile = Profile.load(tmp_path / "client.toml")
-    assert (profile.institution, profile.name) == ("north.example", "alice")
-    assert profile.pki_folder == tmp_path / "pki"
-
-
 def test_a_node_of_another_institution_is_refused(tmp_path):
     """A client talks to its own institution's node, or its pictures would go to a stranger."""
     (tmp_path / "client.toml").write_text(text(source_identity="node-1.south.example"))

@@ -5,8 +5,7 @@ import math
 import pytest
 
 from ddib_fed import Request
-from ddib_fed.cli.main import run
-from ddib_fed.errors import ChunkCorrupt, ExitCode, InputError, MessageInvalid, UnknownFields
+from ddib_fed.errors import ChunkCorrupt, InputError, MessageInvalid, UnknownFields
 from ddib_fed.protocol.contract import LAST_MOMENT
 from tests.client.scripted_source import TARGET, npy, points
 
@@ -29,13 +28,6 @@ def test_a_time_that_no_calendar_has_is_refused(alice, north, job_id, field, val
         alice.get(job_id)
     assert caught.value.facts["field"] == field
     assert caught.value.hop == "source north.example"
-
-
-def test_job_show_ends_in_an_error_and_not_in_a_traceback(north, job_id, capsys) -> None:
-    """Of a job that was finished in the year 3e292."""
-    north.script.forge = lambda answer: setattr(answer.job, "finished", 1e300)
-    assert run(["job", "show", job_id, "--profile", str(north.profile_path)]) == ExitCode.BAD_INPUT
-    assert "Job.finished" in capsys.readouterr().err
 
 
 def test_an_answer_about_another_job_is_refused(alice, north, job_id) -> None:

@@ -154,16 +154,6 @@ def test_what_is_of_another_scale_is_refused(pixels, span, problem, fits):
     assert max(map(len, error.facts.values())) < 200
 
 
-def test_a_range_for_a_folder_may_be_a_narrow_window_but_not_another_scale():
-    """Training lets a slice of air alone lie outside the window that was chosen for all; 16 bits for 8 it does not."""
-    air = picture_of(np.full((8, 8), -1000, np.int16))
-    with pytest.raises(PictureMisfit):
-        check_numbers(air, *BRAIN)
-    assert check_numbers(air, *BRAIN, windows=True).outside == 1
-    with pytest.raises(PictureMisfit):
-        check_numbers(picture_of(photo("uint16") * 257), *BYTES, windows=True)
-
-
 def test_what_was_clipped_is_counted_and_stays_in_the_original():
     """Beside the model's own copy in [-1, 1]; where nothing was clipped they are one array."""
     rule = PictureRule(1, 32, 32, low=-1000, high=2000, bits=16)

@@ -7,14 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddib_fed.data.fitting import PictureRule
 from ddib_fed.data.folder import (
     Entry,
     Looks,
     choose_range,
     class_numbers,
-    expand,
-    load,
     scan,
     split,
     survey,
@@ -116,34 +113,6 @@ def test_duplicates_fall_on_one_side_and_no_side_is_empty(found, share):
         assert held_out
 
 
-def test_pictures_of_many_sizes_are_loaded_into_one_array(tmp_path):
-    """In [-1, 1], in the order of the entries; compact ones are the same within half a level."""
-    put(tmp_path / "1.png", encode_png(noise(40, 30, 3)))
-    put(tmp_path / "2.png", encode_png(noise(8, 8, 1)))
-    entries = scan(tmp_path).entries
-    rule = PictureRule(3, 8, 8, "crop")
-    x = load(entries, rule)
-    assert (x.shape, x.dtype) == ((2, 3, 8, 8), np.float32)
-    np.testing.assert_allclose(x[1, 0], noise(8, 8, 1)[..., 0] / 127.5 - 1, atol=1e-6)
-    compact = load(entries, rule, compact=True)
-    assert compact.dtype == np.uint8
-    np.testing.assert_allclose(expand(compact), x, atol=1e-6)
-    assert expand(x) is x
-
-
-@pytest.fixture
-def ramp(tmp_path):
-    pixels = np.arange(4096, dtype=np.uint16).reshape(64, 64, 1)
-    (tmp_path / "ramp.tif").write_bytes(tiff_of(pixels))
-    return scan(tmp_path)
-
-
-def folder_of(root, **arrays):
-    for name, array in arrays.items():
-        (root / f"{name}.npy").write_bytes(npy_of(array))
-    return scan(root)
-
-
 def test_a_survey_counts_what_is_there(tmp_path):
     """Sizes, types, classes, values, duplicates and blank pictures."""
     for name in ("cat_1", "cat_2", "dog_1"):
@@ -162,32 +131,6 @@ def test_a_survey_counts_what_is_there(tmp_path):
         "0 to 19",
     ):
         assert part in text
-
-
-@pytest.mark.parametrize(
-    ("spec", "low", "high"), [("-1000:2000", -1000, 2000), ("p1:p99", 40.95, 4054.05), ("type", 0, 65535)]
-)
-def test_a_range_is_given_by_values_percentiles_or_the_type(ramp, spec, low, high):
-    chosen = choose_range(ramp, spec)
-    assert (chosen.low, chosen.high) == pytest.approx((low, high), abs=1e-9)
-
-
-@pytest.mark.parametrize("spec", ["", "5:5", "a:b", "p99:p1", "p1:p101", "nan:1"])
-def test_what_is_no_range_is_refused(ramp, spec):
-    with pytest.raises(SettingsInvalid):
-        choose_range(ramp, spec)
-
-
-def test_floats_and_mixed_types_have_no_range_of_their_own(tmp_path):
-    """A guess would be silent and wrong; the hint says what to give."""
-    found = folder_of(tmp_path, a=np.zeros((4, 4), "f4"))
-    with pytest.raises(SettingsInvalid, match="no range of its own") as caught:
-        choose_range(found)
-    assert "--range" in caught.value.hint
-    found = folder_of(tmp_path, b=np.zeros((4, 4), "u1"))
-    with pytest.raises(SettingsInvalid, match=r"b\.npy: uint8") as caught:
-        choose_range(found)
-    assert "save them as float32" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,6 @@ def test_a_bayes_classifier_turns_the_mixture_into_the_class():
         assert torch.allclose(guided(points(), level, labels()), exact(points(), level, labels()), atol=1e-10)
 
 
-def test_classifier_guidance_needs_a_class():
-    with pytest.raises(SettingsInvalid, match="class"):
-        ClassifierGuided(Denoiser(Unlabelled(), "eps"), Classifier(Bayes()), 1.0)(points(), LEVELS[0])
-
-
 @pytest.mark.parametrize(("scale", "calls"), [(0.0, [6]), (1.0, [6]), (3.0, [12])])
 def test_classifier_free_guidance_exaggerates_what_the_class_changes(scale, calls):
     """v_null + scale (v_y - v_null), from one network call."""

@@ -1,6 +1,4 @@
-"""Solvers against the exact map of Gaussian data: order, time reversal, what they ask, and what is read off them."""
-
-import contextlib
+"""Solvers against the exact map of Gaussian data: order, time reversal, what they ask, and their numbers."""
 
 import pytest
 import torch
@@ -9,7 +7,7 @@ from ddib_fed.diffusion import solvers
 from ddib_fed.diffusion.denoiser import x0_from_v
 from ddib_fed.diffusion.plans import SolverSettings, decode, plan
 from ddib_fed.diffusion.schedule import LinearSchedule, PublicLevels, discrete_schedule, make_grid
-from ddib_fed.diffusion.solvers import integrate, recurrence_of
+from ddib_fed.diffusion.solvers import integrate
 from tests.diffusion.gaussian_data import COVARIANCE, MEAN, gaussian_denoiser, gaussian_map, gaussian_samples
 
 SCHEDULE = LinearSchedule()
@@ -24,9 +22,9 @@ def error(name, order, intervals, decoding):
     steps = plan(SolverSettings(name, order, intervals), SCHEDULE)
     grid = steps.decode_grid if decoding else steps.encode_grid
     x = gaussian_samples(64, grid.levels[0])
-    start = steps.decoder(x) if decoding else steps.encoder(x)
+    walk = steps.decoder if decoding else steps.encoder
     exact = gaussian_map(x, grid.levels[0], grid.levels[-1])
-    return float((integrate(start, gaussian_denoiser()) - exact).abs().max())
+    return float((integrate(x, walk, gaussian_denoiser()) - exact).abs().max())
 
 
 @pytest.mark.slow
@@ -49,18 +47,7 @@ def test_ddim_is_the_papers_formula():
         v = denoiser(papers, t)
         x0, eps = x0_from_v(v, papers, t.alpha, t.sigma), t.sigma * papers + t.alpha * v
         papers = s.alpha * x0 + s.sigma * eps
-    assert torch.allclose(integrate(solvers.ddim(x, grid), denoiser), papers, atol=1e-12)
-
-
-def conditions_of(solver):
-    """What the network is conditioned on at each evaluation."""
-    found = []
-    with contextlib.suppress(StopIteration):
-        query = next(solver)
-        while True:
-            found.append(query.cond)
-            query = solver.send(torch.zeros_like(query.x))
-    return found
+    assert torch.allclose(integrate(x, solvers.ddim(grid), denoiser), papers, atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "order"), [*CASES, ("flow-map", 1)])
@@ -69,54 +56,39 @@ def test_asks_for_the_class_at_every_evaluation(name, order, leg):
     """Without it a class-conditional model answers for no class, and the translation shows none."""
     cond, asked = {"y": torch.zeros(3, dtype=torch.long)}, 8
     laid = plan(SolverSettings(name, order, asked), SCHEDULE)
-    found = conditions_of(getattr(laid, leg)(torch.ones(3, 2), cond))
+    found = []
+
+    def answered(x, level, cond, to):
+        found.append(cond)
+        return torch.zeros_like(x)
+
+    integrate(torch.ones(3, 2), getattr(laid, leg), answered, cond=cond)
     assert len(found) == asked
     assert all(each is cond for each in found)
 
 
-# Numbers read off a solver
+@pytest.mark.parametrize("order", [2, 3])
+def test_unipc_predicts_by_a_polynomial_and_corrects_by_the_next_value(order) -> None:
+    """As two sums over the interval, and with as few velocities as they need."""
+    grid = make_grid(SCHEDULE, "default", 12)
+    found, axis = solvers.unipc(grid, order=order), [level.phi for level in grid.levels]
+    assert {len(each) for each in found.weights} == {order + 1}
+    assert len(solvers.unipc(make_grid(SCHEDULE, "default", 1)).weights[0]) == 1
+    state = guess = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x, asked, velocities = state, gaussian_denoiser(), []
+    for i in range(12):
+        velocities.insert(0, asked(guess, grid.levels[i]))
+        if i:
+            nodes = axis[max(0, i - order) : i + 1][::-1]
+            state = state + summed(nodes, axis[i - 1], axis[i], velocities)
+        nodes = axis[max(0, i + 1 - order) : i + 1][::-1]
+        guess = state + summed(nodes, axis[i], axis[i + 1], velocities)
+    torch.testing.assert_close(integrate(x, found, asked), guess, atol=1e-12, rtol=1e-12)
 
 
-def answer(x: torch.Tensor, level) -> torch.Tensor:
-    return torch.sin(3 * x) + level.alpha
-
-
-def driven(solver) -> tuple[torch.Tensor, list]:
-    levels = []
-    query = next(solver)
-    while True:
-        levels.append((query.level, query.to))
-        try:
-            query = solver.send(answer(query.x, query.level))
-        except StopIteration as stop:
-            return stop.value, levels
-
-
-@pytest.mark.parametrize(
-    ("settings", "window"),
-    [
-        (SolverSettings(evaluations=12), 4),
-        (SolverSettings(evaluations=1), 1),
-        (SolverSettings("ddim", evaluations=24), 1),
-        (SolverSettings("flow-map", evaluations=4), 1),
-    ],
-    ids=lambda value: value.solver if isinstance(value, SolverSettings) else str(value),
-)
-@pytest.mark.parametrize("way", ["encoder", "decoder"])
-def test_a_recurrence_steps_as_its_solver(settings, window, way) -> None:
-    """To float64, at the solver's levels, with as few velocities as it needs."""
-    start = getattr(plan(settings, SCHEDULE), way)
-    found = recurrence_of(start, settings.evaluations)
-    assert found is not None
-    assert len(found.weights[0]) == window
-    x = torch.randn(5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected, asked = driven(start(x))
-    assert list(zip(found.levels, found.to, strict=True)) == asked
-    velocities: list[torch.Tensor] = []
-    for level, scale, weights in zip(found.levels, found.scales, found.weights, strict=True):
-        velocities.insert(0, answer(x, level))
-        x = scale * x + sum(w * v for w, v in zip(weights, velocities, strict=False))
-    torch.testing.assert_close(x, expected, atol=1e-12, rtol=1e-12)
+def summed(nodes, start, end, velocities):
+    weights = solvers.integral_weights(torch.tensor(nodes, dtype=torch.float64), start, end)
+    return sum(weight * v for weight, v in zip(weights, velocities, strict=False))
 
 
 # Decoding that draws noise

@@ -38,13 +38,13 @@ def dial(nodes: TwoNodes, port: int) -> None:
     store.add(entry, fingerprints=[], replace=True)
 
 
-def wait_until(condition: Callable[[], bool], *, seconds: float = START_S, what: str = "it") -> None:
+def wait_until(condition: Callable[[], object], seconds: float = START_S, *, what: str = "it") -> None:
     """Poll until the condition holds."""
     pause = threading.Event()
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds:.0f} s"
-        pause.wait(0.05)
+        pause.wait(0.02)
 
 
 def raw_windows(data: bytes, *, length: int = 32, count: int = 20) -> list[bytes]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 
+from ddib_fed.engine import batcher
 from ddib_fed.testing import NodeProcess
 
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
@@ -66,6 +67,10 @@ def _serve(command: list[str], log: str, environment: Mapping[str, str], open_fi
     os.close(output)
     if open_files is not None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
+    if (
+        "PYTEST_VERSION" in os.environ
+    ):  # a matter of speed, which benchmarks need and tests/engine/test_batcher.py tests
+        batcher.REPEATS, batcher.measured.__kwdefaults__["limit_s"] = 1, 0.1  # type: ignore[misc,index]
     sys.argv = command
     if planted := environment.get(PLANT):
         module, _, name = planted.partition(":")

@@ -1,6 +1,5 @@
 """Pictures cross the bridge alike in any batch, in the units of each model, for the class that was asked for."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -9,15 +8,15 @@ import pytest
 from ddib_fed.data.folder import expand
 from ddib_fed.datasets import shipped_bytes
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.engine.arrays import ArraySettings, draw_samples, item_of, point_draw
+from ddib_fed.engine.arrays import ArraySettings, draw_samples, item_of
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, open_party
-from ddib_fed.engine.model import DomainModel, check_guidance, check_label
+from ddib_fed.engine.model import DomainModel, check_guidance
 from ddib_fed.engine.party import Leg, ToEncode
 from ddib_fed.errors import BundleInvalid, LatentNotGaussian, SettingsInvalid
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.units import Normalisation
-from ddib_fed.record import Guidance, PictureFigures, Record
+from ddib_fed.record import Guidance
 from tests.engine.stages import translate_array
 from tests.runs.tiny_models import pictures, tiny, tiny_classifier
 
@@ -48,12 +47,6 @@ def test_latents_of_shipped_volumes_are_noise_wherever_the_block_lies(domain):
         item = item_of(0, x[None], party.model, party.model, ArraySettings(FEW))
         latent = party.encode(ToEncode(0, x[None], noise=item.noise), Leg(FEW)).latent
         assert abs(latent.data.mean()) < 0.05
-
-
-def test_points_are_given_the_same_noise_in_any_parts():
-    draw = point_draw(1, 0, 3)
-    parts = [draw(2, slice(*ends)) for ends in ((0, 5), (5, 2_048), (2_048, 2_049), (2_049, 3_000))]
-    assert np.array_equal(np.concatenate(parts), draw(2, slice(0, 3_000)))
 
 
 @pytest.mark.slow
@@ -151,20 +144,6 @@ def test_a_classifier_guides_models_with_and_without_classes(network):
     assert np.abs(unguided.translated - decoded.translated).max() > 1e-3
 
 
-def test_classes_that_a_model_does_not_have_are_refused(classy):
-    model = DomainModel(classy)
-    for label in (3, [0, -1], []):
-        with pytest.raises(SettingsInvalid, match="0 to 2"):
-            check_label(model, label)
-    with pytest.raises(SettingsInvalid, match="needs a class"):
-        check_label(model, None)
-    with pytest.raises(SettingsInvalid, match="no classes"):
-        check_label(DomainModel(tiny()), 0)
-    guided = DomainModel(tiny(), classifier=tiny_classifier(3))
-    with pytest.raises(SettingsInvalid, match="needs a class"):
-        check_label(guided, None, Guidance(classifier_scale=1.0))
-
-
 def test_guidance_that_cannot_be_had_is_refused(classy):
     with pytest.raises(SettingsInvalid, match="class for none"):
         check_guidance(DomainModel(classy), Guidance(guidance=2.0))
@@ -184,21 +163,3 @@ def test_guidance_that_cannot_be_had_is_refused(classy):
 
 
 # Records of translations: written, read, and refused
-
-RECORD = Record(
-    input_sha256="d" * 64, picture=PictureFigures(height=48, width=32, cycle_psnr=41.0)
-).stored()  # fmt: skip
-
-
-def test_a_record_comes_back_as_it_was_written() -> None:
-    figures = PictureFigures(height=4, width=5, size_rule="crop", low=0.0, high=1.0, cycle_psnr=29.0)
-    record = Record(input="ct.tif", picture=figures, seconds={"encode": 0.5}).judged()
-    assert record.doubts == ("cycle_psnr",)
-    assert Record.parse(json.loads(record.to_json())) == record
-
-
-@pytest.mark.parametrize(
-    "raw", [None, [], "text", {}, {"unknown": 1}, RECORD | {"format": 1}, RECORD | {"picture": 7}]
-)
-def test_what_is_no_record_is_none(raw) -> None:
-    assert Record.parse(raw) is None

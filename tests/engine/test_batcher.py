@@ -4,7 +4,6 @@ Fair between flows by cost and weight, the oldest first, merged where nobody wai
 """
 
 import math
-import random
 import threading
 import time
 from collections import Counter
@@ -15,8 +14,7 @@ import pytest
 import torch
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.solvers import integrate
-from ddib_fed.engine.batcher import Batcher, Budget, Recipe, Scheduler, measured, sweep
+from ddib_fed.engine.batcher import Batcher, Recipe, Scheduler, measured, sweep
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import End, Member, Trajectory
@@ -50,8 +48,7 @@ def decoding(rows: int, seed: int = 0, settings: SolverSettings = SETTINGS, **le
 
 
 def alone(model: DomainModel, trajectory: Trajectory) -> torch.Tensor:
-    work = trajectory.on(model)
-    return integrate(work.solver, work.denoiser)
+    return trajectory.on(model).run()
 
 
 def check(model: DomainModel, trajectory: Trajectory, future: Future[End]) -> None:
@@ -107,31 +104,6 @@ def test_a_request_beside_one_that_is_spoilt_gets_what_it_gets_alone(model, batc
     assert bad.result(60).x.isnan().all()
     for future in later:
         check(model, decoding(2, 3), future)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_any_order_of_requests_gives_what_each_gives_alone(seed: int) -> None:
-    """Pictures of several classes, sizes and lengths come at random, and each has its own class."""
-    model, chance = DomainModel(tiny("north", seed=1, num_classes=3)), random.Random(seed)
-    batcher = Batcher(model, rows=6)
-    generator = torch.Generator().manual_seed(seed)
-    work = [
-        Trajectory(
-            chance.choice(("encode", "decode")),
-            torch.randn(rows := chance.randint(1, 4), *model.sample_shape, generator=generator),
-            Leg(SolverSettings(evaluations=chance.choice((3, 6))), flow=chance.choice("abc")),
-            np.full(rows, chance.randrange(3)),
-        )
-        for _ in range(12)
-    ]
-    futures = []
-    for each in work:
-        futures.append(batcher.submit(each))
-        time.sleep(chance.choice((0.0, 0.0, 0.005)))
-    for each, future in zip(work, futures, strict=True):
-        torch.testing.assert_close(future.result(60).x, alone(model, each), atol=1e-4, rtol=1e-4)
-    batcher.close()
 
 
 def test_solvers_that_draw_noise_are_merged_too_and_an_error_of_one_is_its_own(model, batcher) -> None:
@@ -227,17 +199,6 @@ def test_a_call_has_no_more_rows_than_the_budget() -> None:
     assert len(turn(flows(*[running(1, "job", **weighed) for _ in range(100)]))) == 64
 
 
-def test_a_small_flow_beside_a_large_one_waits_for_its_own_time_at_most() -> None:
-    """By cost: the large one has a turn when the small one has used as much."""
-    small, large = running(1, "small"), running(64, "large")
-    queue = flows(small, large)
-    spent = Counter()
-    for _ in range(200):
-        for each in turn(queue):
-            spent[each.flow] += each.rows + 8
-    assert spent["small"] == pytest.approx(spent["large"], abs=72)
-
-
 def test_who_needs_another_network_is_not_merged() -> None:
     """Another guidance, another calibration, or classes where the first has none."""
     plain = [running(1) for _ in range(2)]
@@ -246,26 +207,6 @@ def test_who_needs_another_network_is_not_merged() -> None:
         running(1, stage="encode", settings=SolverSettings(share=0.5)),
     ]
     assert turn(flows(plain[0], *others, plain[1])) == plain
-
-
-def test_a_short_stream_is_encoded_in_calls_that_let_the_next_stage_begin_early() -> None:
-    """Calls of b rows cost b + 2 here, and those of 4 and less too much a row: (n + b) (b + 2) / b decides to 5 %."""
-
-    def rows_of_a_call(*flows_of_rows: tuple[str, int], stream: int) -> int:
-        work = [
-            running(1, name, stage="encode", stream_rows=stream)
-            for name, rows in flows_of_rows
-            for _ in range(rows)
-        ]
-        return len(turn(flows(*work, rows=32, overhead=2)))
-
-    assert rows_of_a_call(("job", 64), stream=4) == 8
-    assert rows_of_a_call(("job", 64), stream=96) == 16
-    assert rows_of_a_call(("job", 64), stream=192) == 32  # 16 saves 1.7 % of the time
-    assert rows_of_a_call(("job", 64), stream=512) == 32
-    assert rows_of_a_call(("job", 64), stream=0) == 32
-    # Several short streams are one longer one.
-    assert rows_of_a_call(*((f"job {n}", 2) for n in range(12)), stream=8) == 16
 
 
 def spent_by(queue: Scheduler, turns: int, *, overhead: float = 8.0) -> Counter[str]:
@@ -306,39 +247,6 @@ def test_requests_of_one_call_each_that_follow_one_another_get_no_more_either() 
     assert spent["north"] == pytest.approx(spent["west"], rel=0.05)
 
 
-def test_an_owners_requests_share_what_it_gets() -> None:
-    """And a weight is of the owner: 3 beside 1 gets three quarters, with one request or with four."""
-    four = [running(60, f"r{n}", weight=3.0, owner="west") for n in range(4)]
-    queue = flows(*four, running(60, "job", owner="north"))
-    turns = Counter(each.flow for _ in range(800) for each in turn(queue))
-    assert turns.pop("job") == pytest.approx(200, abs=4)
-    assert set(turns.values()) <= set(range(147, 154))
-
-
-def test_a_small_flow_does_not_carry_many_rows_of_another_owners_requests() -> None:
-    """A call of its own 9 units costs at most 18, whether the other has one request or forty."""
-    small = running(1, "small", owner="north")
-    queue = flows(small, *[running(1, f"r{n}", owner="west") for n in range(40)], rows=64)
-    queue.charge([each for each in queue if each.owner == "west"][:1])
-    assert len(turn(queue)) == 1 + 9
-
-
-def test_short_streams_of_many_go_one_after_another_as_one_stream_of_all_would() -> None:
-    """Four of sixteen are in a call of 8 rows until they end; were that long, others would have their turn."""
-    work = [[running(1, f"job {n}", stage="encode", stream_rows=2) for _ in range(2)] for n in range(16)]
-    queue = flows(*[each for two in work for each in two], rows=32, overhead=2)
-    first = [each for two in work[:4] for each in two]
-    for _ in range(48):
-        assert turn(queue) == first
-    for each in first:
-        queue.remove(each)
-    following = [each for two in work[4:8] for each in two]
-    for _ in range(2_000):
-        if turn(queue) != following:
-            return
-    raise AssertionError("the same flows had every turn")
-
-
 # The size of a network call: the smallest that costs little more a row than the best, measured
 
 
@@ -361,13 +269,6 @@ class Machine:
         return sweep(sizes, self.call, limit_s=limit_s, clock=lambda: self.now)
 
 
-def test_a_sweep_ends_when_larger_batches_no_longer_pay() -> None:
-    """At 64 rows of overhead 4,096 rows are within 1 % of the best; no size is tried far beyond."""
-    found = Machine(0.064, 0.001).sweep()
-    assert Budget(found).rows == 4096
-    assert max(found) <= 8192
-
-
 def test_a_sweep_ends_in_time_and_before_memory_does() -> None:
     """One size is measured at least, and what does not fit is no error."""
     machine = Machine(0.01, 0.05)
@@ -388,15 +289,3 @@ def test_a_model_is_measured_where_it_works(bundle) -> None:
     warm = Recipe(bundle, merge_rows=0, merge_pixels=0, device="cpu", threads=1).warm()
     warm.close()
     assert warm.rows >= 1
-
-
-def test_what_comes_at_once_begins_together(model, monkeypatch) -> None:
-    """The first of a stream does not begin alone: eight times 12 evaluations are 12 calls."""
-    monkeypatch.setattr("ddib_fed.engine.batcher.LINGER_S", 60.0)
-    batcher = Batcher(model, rows=8)  # it begins as soon as a call is full
-    try:
-        for future in [batcher.submit(decoding(1, seed)) for seed in range(8)]:
-            future.result(60)
-    finally:
-        batcher.close()
-    assert batcher.counters["calls"] == 12

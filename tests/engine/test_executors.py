@@ -17,16 +17,14 @@ import time
 from concurrent.futures import BrokenExecutor, Future
 from contextlib import suppress
 from dataclasses import dataclass
-from unittest.mock import Mock
 
 import pytest
 import torch
 
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.solvers import integrate
 from ddib_fed.engine import executors
 from ddib_fed.engine.batcher import Recipe
-from ddib_fed.engine.executors import News, Pool, pack, process_pool, ray_pool, unpack
+from ddib_fed.engine.executors import News, Pool, pack, process_pool, unpack
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Control, Leg
 from ddib_fed.engine.stack import End, Integration, Trajectory
@@ -35,11 +33,11 @@ from ddib_fed.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
-    ExtraMissing,
     InternalError,
     NotReady,
     SettingsInvalid,
 )
+from ddib_fed.ray_actors import ray_pool
 from ddib_fed.testing import free_port
 from tests.node.tiny_nodes import tiny_bundle
 from tests.source_node.conftest import wait_until
@@ -114,8 +112,7 @@ def decoding(rows, seed=0, settings=SETTINGS, kind=Trajectory, **leg):
 
 
 def check(trajectory, future, within=1e-4):
-    work = trajectory.on(DomainModel(bundle()))
-    expected = integrate(work.solver, work.denoiser)
+    expected = trajectory.on(DomainModel(bundle())).run()
     torch.testing.assert_close(future.result(PATIENCE_S).x, expected, atol=within, rtol=within)
 
 
@@ -223,17 +220,6 @@ def test_a_closed_executor(kind):
     with pytest.raises(Draining):
         made.submit(decoding(5))
     assert children() <= before
-
-
-def test_without_ray_the_error_names_the_extra(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(
-        importlib.metadata, "version", Mock(side_effect=importlib.metadata.PackageNotFoundError)
-    )
-    with pytest.raises(ExtraMissing) as caught:
-        ray_pool(Recipe(tiny_bundle()), address="local")
-    assert "-m pip install 'ray>=2.40', or " in caught.value.hint
-    assert 'executor = "processes"' in caught.value.hint
 
 
 @ray_too
@@ -359,24 +345,6 @@ def test_accepted_work_waits_while_no_worker_can_be_started(scene):
     last = stage.workers[-1]
     last.finish(last.given()[0])
     assert future.result(60).x.shape == (1, 2)
-
-
-def test_a_caller_that_cancels_waits_for_no_worker(scene):
-    """Queued and running work delays no cancellation; the worker ends it by itself."""
-    stage = scene(1)
-    controls = [Control() for _ in range(3)]
-    futures = [stage.submit(2 * ROWS, flow="job", control=control) for control in controls]
-    worker = stage.worker(0)
-    first, _ = worker.given()
-    controls[0].cancel()
-    controls[2].cancel()
-    for future in (futures[0], futures[2]):
-        with pytest.raises(Cancelled):
-            future.result(60)
-    assert worker.given() == (first, None)
-    worker.finish(first)
-    worker.finish(worker.given()[0])
-    assert futures[1].result(60).x.shape == (1, 2)
 
 
 def test_noise_that_is_drawn_here_is_refused_by_a_worker(scene):

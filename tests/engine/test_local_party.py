@@ -19,13 +19,12 @@ from ddib_fed.engine.arrays import ArraySettings
 from ddib_fed.engine.batcher import Batcher
 from ddib_fed.engine.local_party import LocalParty, ServingParty, open_party
 from ddib_fed.engine.model import DomainModel, check_decoding, check_encoding
-from ddib_fed.engine.party import Control, Encoded, Failed, Leg, ToDecode, ToEncode, ToTranslate, translate
+from ddib_fed.engine.party import Control, Failed, Leg, ToDecode, ToEncode, ToTranslate, translate
 from ddib_fed.engine.stack import Trajectory
 from ddib_fed.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
-    LatentNotGaussian,
     NotFinite,
     NotReady,
     SettingsInvalid,
@@ -70,18 +69,6 @@ def points(*sizes: int) -> list[ToEncode]:
 # What goes in and what comes out
 
 
-@pytest.mark.parametrize("shape", [(5,), (5, 3), (0, 2)])
-def test_another_shape_is_refused_both_ways(engine, shape) -> None:
-    """Samples and latents are (N, 2) with N of at least 1, or nothing is computed."""
-    calls = engine.executor.counters["calls"]
-    with pytest.raises(ShapeMismatch) as refused:
-        encode(engine, np.zeros(shape, np.float32), SETTINGS)
-    assert refused.value.facts["expected"] == "(N, 2)"
-    with pytest.raises(ShapeMismatch):
-        decode(engine, Latent(np.zeros(shape, np.float32), bytes(32)), SETTINGS)
-    assert engine.executor.counters["calls"] == calls
-
-
 def test_what_is_not_finite_is_refused_both_ways(engine) -> None:
     """One bad number among good ones is found, and counted; 3e38 overflows in units of a deviation of 0.01."""
     bad = gaussian(50)
@@ -94,17 +81,6 @@ def test_what_is_not_finite_is_refused_both_ways(engine) -> None:
     small = open_party(tiny_bundle(normalisation=Normalisation(std=0.01)))
     with pytest.raises(NotFinite):
         encode(small, np.full((4, 2), 3e38, np.float32), SETTINGS)
-
-
-def test_a_latent_that_is_no_noise_neither_leaves_nor_is_decoded(engine) -> None:
-    with pytest.raises(LatentNotGaussian) as refused:
-        encode(engine, gaussian(400) * 50, SETTINGS)
-    assert refused.value.facts
-    calls = engine.executor.counters["calls"]
-    for garbage in (np.full((400, 2), 30.0), 50 * gaussian(400), gaussian(400) - [[0, 40]]):
-        with pytest.raises(LatentNotGaussian):
-            decode(engine, Latent.from_array(garbage.astype(np.float32)), SETTINGS)
-    assert engine.executor.counters["calls"] == calls, "before the network is asked"
 
 
 def test_a_model_that_answers_nan_never_becomes_ready() -> None:
@@ -136,17 +112,6 @@ def test_items_of_any_size_come_in_order_and_as_on_the_calling_thread(beside) ->
     assert [each.number for each in found[0]] == list(range(5))
 
 
-def test_samples_that_are_not_finite_fail_in_their_round_trip_alone() -> None:
-    party = open_party(tiny_bundle(answer=3e38))
-    beside = LocalParty(party.model, Batcher(party.model, rows=100))
-    latents = [ToDecode(n, Latent.from_array(gaussian(20, n))) for n in range(3)]
-    settings = SolverSettings(evaluations=40)
-    for each in (beside, party):
-        outcomes = list(each.decode_each(latents, Leg(settings, round_trip=True)))
-        assert [type(outcome.error) for outcome in outcomes] == [NotFinite] * 3
-    beside.close()
-
-
 def test_known_latents_take_their_place_in_the_order(beside) -> None:
     items = points(3, 1, 2, 5)
     before = beside.encode(items[1], Leg(SETTINGS))
@@ -156,18 +121,6 @@ def test_known_latents_take_their_place_in_the_order(beside) -> None:
     assert [each.number for each in found] == [0, 1, 2, 3]
     assert found[1] is before
     assert beside.executor.counters["rows"] - calls == 8 * (3 + 2)
-
-
-def test_progress_and_seconds(beside) -> None:
-    """Progress of a large item counts all its ranges; seconds of items that share the engine add up to the wall."""
-    seen: list[tuple[int, str, int, int]] = []
-    beside.encode(points(20)[0], Leg(SETTINGS, on_step=lambda *at: seen.append(at)))
-    assert seen == [(0, "encode", step, 24) for step in range(1, 25)]
-    started = time.perf_counter()
-    outcomes = list(beside.encode_each(points(*[4] * 12), Leg(SETTINGS)))
-    wall = time.perf_counter() - started
-    assert all(isinstance(each, Encoded) and each.seconds > 0 for each in outcomes)
-    assert sum(each.seconds for each in outcomes) <= wall
 
 
 def test_cancelling_ends_a_stream_at_the_next_step(beside) -> None:
@@ -291,7 +244,7 @@ def test_a_calibrated_latent_is_the_plain_one_rotated(coloured, sign):
     )
     assert np.allclose(calibrated.latent, calibration.apply(plain.latent), atol=2e-5)
     assert np.abs(calibrated.latent - plain.latent).max() > 0.1
-    again = integrate(model.plan(FEW).decoder(torch.from_numpy(calibrated.latent.copy())), model.plain)
+    again = integrate(torch.from_numpy(calibrated.latent.copy()), model.plan(FEW).decoder, model.plain)
     assert np.allclose(calibrated.translated, np.clip(model.denormalise(again.numpy()), -1, 1), atol=1e-5)
 
 
@@ -301,7 +254,7 @@ def test_guidance_is_inside_the_rotation():
     model = DomainModel(tiny(channels=3, num_classes=3, class_dropout=True))
     guidance, calibration = Guidance(guidance=2.0, clip=True), turned()
     x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    level, label = next(model.plan(FEW).decoder(x)).level, model.condition(model.class_rows(1, 1, guidance))
+    level, label = model.plan(FEW).decoder.levels[0], model.condition(model.class_rows(1, 1, guidance))
     with torch.no_grad():
         plain = model.denoiser(guidance)(model.out_of_basis(x, calibration), level, label)
         found = model.denoiser(guidance, calibration)(x, level, label)
@@ -434,12 +387,14 @@ def test_each_side_follows_the_learned_steps_of_its_own_model(learned):
     x, model, calibration = 0.9 * pictures(2, channels=3), learned[1].model, turned()
     found = translate_array(x, *learned, ArraySettings(LEARNED, cycle=True))
     grid = make_grid(model.bundle.schedule, "default", 6).reversed()
-    solver = unipc(torch.from_numpy(found.latent.copy()), grid, order=2, frame=model.frame())
-    by_hand = model.denormalise(integrate(solver, model.denoiser()).numpy())
+    steps = unipc(grid, order=2, whitened=True)
+    by_hand = model.denormalise(model.integrate(torch.from_numpy(found.latent.copy()), steps).numpy())
     assert np.allclose(found.translated, np.clip(by_hand, -1, 1), atol=1e-5)
     assert found.back.shape == x.shape
     rotated = translate_array(x, *learned, ArraySettings(LEARNED, calibration=calibration))
     assert np.allclose(rotated.latent, calibration.apply(found.latent), atol=1e-4)
+    with pytest.raises(SettingsInvalid, match="whitened by its spectrum"):
+        DomainModel(tiny(channels=3)).denoiser(whitened=True)
 
 
 @pytest.mark.parametrize("kind", ["learned", "distilled"])
@@ -456,8 +411,7 @@ def test_further_solvers_are_merged_with_other_work(learned, kind):
         for rows, each in zip((3, 1, 2), settings, strict=True)
     ]
     for each, future in zip(work, [batcher.submit(each) for each in work], strict=True):
-        begun = each.on(model)
-        assert torch.allclose(future.result(60).x, integrate(begun.solver, begun.denoiser), atol=1e-4)
+        assert torch.allclose(future.result(60).x, each.on(model).run(), atol=1e-4)
     batcher.close()
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from ddib_fed.data.pictures import encode_png, read_image
 from ddib_fed.errors import ShapeMismatch
 from ddib_fed.evaluation.pages import SideFound, WayFound, advice, preview, verdict, write_results
-from ddib_fed.evaluation.sheets import DOUBT, clouds, contact_sheet, to_pixels
+from ddib_fed.evaluation.sheets import DOUBT, contact_sheet, to_pixels
 from ddib_fed.evaluation.translations import FoundPicture, find_pictures, read_translations
 from ddib_fed.figures import evaluate
 from ddib_fed.model import Model
@@ -24,7 +24,7 @@ from ddib_fed.models.manifest import Training
 from ddib_fed.pages import TEMPLATES
 from ddib_fed.record import Part, PictureFigures, Record, Settings, WrittenFile
 from tests.runs.picture_folders import blocks, record, write
-from tests.runs.tiny_models import pictures, tiny
+from tests.runs.tiny_models import tiny
 
 
 def test_pictures_are_paired_by_name_whatever_the_suffix_and_order(tmp_path):
@@ -37,15 +37,6 @@ def test_pictures_are_paired_by_name_whatever_the_suffix_and_order(tmp_path):
     assert found.names == ("a", "b", "sub/c")
     assert found.translated == pytest.approx(x[[2, 0, 1]], abs=0.01)
     assert found.truth == pytest.approx(np.stack([x[2], -x[0], -x[1]]), abs=0.01)
-
-
-def test_of_two_pictures_of_one_name_the_source_is_the_one_that_was_translated(tmp_path):
-    x = blocks(2)
-    source = write(tmp_path / "s", x[:1], names=["a"])
-    np.save(source / "a.npy", to_pixels(x)[1])
-    write(tmp_path / "t", x[:1], names=["a"])
-    record(tmp_path / "t", "a", given="a.png")
-    assert read_translations(tmp_path / "t", source=source).source == pytest.approx(x[:1], abs=0.01)
 
 
 def test_records_say_which_files_are_translations(tmp_path):
@@ -90,22 +81,6 @@ def test_ranges_in_the_records_are_those_of_the_pictures(tmp_path, span, kind):
         assert stack == pytest.approx(x, abs=0.001)
 
 
-def test_what_came_back_has_the_sources_numbers(tmp_path):
-    """As its record says; where none does, the error of the record stands."""
-    x, scale = blocks(1), {"slope": 2000 / 255, "intercept": -1000.0}
-    write(tmp_path / "t", np.concatenate([x, x]), names=["ct", "ct_back"])
-    record(
-        tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale, back_slope=scale["slope"],
-        back_intercept=-1000.0,
-    )  # fmt: skip
-    found = read_translations(tmp_path / "t", span=(-1000, 1000))
-    assert found.back == pytest.approx(x, abs=0.01)
-    record(tmp_path / "t", "ct", files={"returned": "ct_back.png"}, **scale)
-    found = read_translations(tmp_path / "t", span=(-1000, 1000))
-    assert found.back is None
-    assert "back" in found.notes[0]
-
-
 def test_volumes_are_measured_in_three_dimensions_and_shown_by_their_middle_slices(tmp_path):
     """Round trip, likeness, edges and feature distance; other sizes are refused, not resized."""
     generator = np.random.default_rng(0)
@@ -133,18 +108,6 @@ def test_volumes_are_measured_in_three_dimensions_and_shown_by_their_middle_slic
     np.save(tmp_path / "truth" / "0.npy", truth[0, 1:])
     with pytest.raises(ShapeMismatch, match=r"0\.npy is of \(7, 12, 10\)"):
         evaluate(tmp_path / "t", truth=tmp_path / "truth")
-
-
-def test_what_the_files_do_not_show_is_taken_from_the_records(tmp_path):
-    write(tmp_path, blocks(3))
-    for number, name in enumerate(("p00", "p01", "p02")):
-        record(tmp_path, name, cycle_psnr=30.0 + number)
-    report = evaluate(tmp_path).report
-    assert [report["spread"]["cycle_psnr"][key] for key in ("median", "min", "max")] == [31.0, 30.0, 32.0]
-    assert report["measured"] == []
-    assert report["doubtful"] == 0
-    assert report["latent"]["std"] == pytest.approx(1.0)
-    assert report["pictures"][1]["name"] == "p01"
 
 
 def test_what_the_files_show_is_measured(tmp_path):
@@ -316,14 +279,6 @@ def places(sheet, colour):
     return len(rows), rows.min(), rows.max(), columns.min(), columns.max()
 
 
-def test_a_picture_is_shown_pixel_by_pixel():
-    x = pictures(1, channels=3, size=120)
-    sheet = opened(contact_sheet({"": x}))
-    pixels = to_pixels(x)[0]
-    row, column = np.argwhere((sheet == pixels[0, 0]).all(axis=2))[0]
-    assert (sheet[row : row + 120, column : column + 120] == pixels).all()
-
-
 def test_stages_stand_beneath_one_another_and_pictures_beside():
     """Ten pictures in bands of four: three bands, each with both stages."""
     red, green = (
@@ -344,17 +299,3 @@ def test_a_doubtful_picture_is_framed():
     assert not (plain == np.array(DOUBT)).all(axis=2).any()
     _, _, _, left, right = places(marked, DOUBT)
     assert 96 < right - left < 104
-
-
-@pytest.fixture
-def cloud():
-    return np.random.default_rng(0).normal(size=(200, 2)).astype(np.float32)
-
-
-@pytest.mark.parametrize("title", ["$\\frac$", "a$b$c", "x\u202ey\x1b\n"])
-def test_a_title_is_text_and_no_formula(title, cloud, tmp_path):
-    """A bundle's name may hold anything; matplotlib would set dollars as mathematics, or raise."""
-    clouds([(title, cloud)], tmp_path / "cloud.png", caption=title)
-    clouds([("-", cloud)], tmp_path / "one.png", caption="-")
-    drawn, plain = (read_image(tmp_path / name).pixels for name in ("cloud.png", "one.png"))
-    assert drawn.shape == plain.shape

@@ -9,7 +9,7 @@ import pytest
 from ddib_fed.data.pictures import ImageLimits, decode_volume, encode_png
 from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import Decoded
-from ddib_fed.errors import ImageTooLarge, ImageUnreadable, KindMismatch, PictureMisfit, ShapeMismatch
+from ddib_fed.errors import ImageUnreadable, PictureMisfit, ShapeMismatch
 from ddib_fed.evaluation.samples import REFUSE, VolumeSamples, samples_of
 from ddib_fed.metrics import file_rule
 from ddib_fed.models.manifest import PictureFormat
@@ -91,15 +91,6 @@ def test_what_is_no_volume_of_the_model_is_refused(content: bytes, error: type, 
     with pytest.raises(error, match=said):
         there.read(content, REFUSE)
     assert there.memory(content) in {0, there.memory(npy(voxels()))}
-
-
-def test_a_file_of_pictures_or_one_of_too_many_bytes_is_refused() -> None:
-    there = samples(limits=ImageLimits(max_bytes=1000))
-    with pytest.raises(ImageTooLarge):
-        there.read(npy(voxels()), REFUSE)
-    refusal = there.refusal("PNG")
-    assert isinstance(refusal, KindMismatch)
-    assert "a picture (PNG); the model takes volumes (D, H, W) of 12 x 16 x 8" in refusal.detail
 
 
 @pytest.mark.parametrize(

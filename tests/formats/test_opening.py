@@ -20,16 +20,6 @@ from tests.formats.echoes import DICOM, NIFTI, only
 from tests.formats.tiffs import tiff
 
 
-def test_studies_that_differ_in_their_suffix_alone_are_named_by_it(tmp_path):
-    (tmp_path / "head.nii.gz").write_bytes((NIFTI / "standard.nii.gz").read_bytes())
-    (tmp_path / "head.nii").write_bytes((NIFTI / "anatomical.nii").read_bytes())
-    found = open_paths([tmp_path], Options())
-    assert [(each.name, each.origin.outputs) for each in found.studies] == [
-        ("head-nii", ("head-nii.nii",)),
-        ("head-nii-gz", ("head-nii-gz.nii.gz",)),
-    ]
-
-
 def test_below_a_folder_every_file_is_found_and_keeps_its_path(tmp_path):
     """Volumes, maps and series by themselves; plain files are left for those who list the folder."""
     for name, content in {

@@ -10,7 +10,7 @@ from ddib_fed.client import parts as parts_module
 from ddib_fed.client.parts import check_outputs, finished_study, translate_study, write_outputs
 from ddib_fed.data.pictures import decode_image, encode_png
 from ddib_fed.data.study import Options
-from ddib_fed.errors import AlreadyExists, JobFailed, PictureMisfit, UsageError
+from ddib_fed.errors import AlreadyExists, JobFailed, UsageError
 from ddib_fed.recognition import open_paths
 from ddib_fed.record import Record
 from tests.formats.dicom.files import write_series
@@ -116,19 +116,6 @@ def test_results_of_other_items_or_requests_are_not_put_into_the_volume(series, 
     written = translate_study(series, out, node, asked=other)
     assert node.calls == [["0001", "0002", "0003", "0004"]]
     assert {item["asked_sha256"] for item in written.report["items"]} == {other}
-
-
-def test_a_rule_that_does_not_fit_the_model_is_answered_with_one_that_does(tmp_path):
-    """In the words of the series, not of its items' files."""
-    write_series(tmp_path / "ct", VALUES, header="CT_small.dcm", intercept=-1024)
-    facts = {"holds": "grey int16 from -1000 to 975", "takes": "0 to 4095", "range": "0:4095"}
-
-    def refuse(items, results):
-        raise PictureMisfit("item 0", facts=facts)
-
-    with pytest.raises(PictureMisfit, match="ct: its slices hold grey int16") as caught:
-        translate_study(only(tmp_path / "ct"), tmp_path / "out", refuse, asked=ASKED)
-    assert "--intensity=window:40,400@0:4095" in caught.value.hint
 
 
 @pytest.mark.parametrize("of_files", [False, True])

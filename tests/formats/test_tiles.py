@@ -6,11 +6,10 @@ import rasterio
 from PIL import Image
 from rasterio.io import MemoryFile
 
-from ddib_fed.client.parts import write_outputs
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.study import StudyResults
 from ddib_fed.data.tiles import TileGrid, blend
-from ddib_fed.errors import FileMissing, ImageTooLarge, ImageUnreadable
+from ddib_fed.errors import ImageUnreadable
 from tests.formats.echoes import echo, only, require_pixels_alone, results
 from tests.formats.maps import WHERE, write_map
 from tests.node.picture_examples import SECRET
@@ -66,22 +65,6 @@ def test_metadata_stay(suffix, tmp_path):
     study = only(path)
     require_pixels_alone(study)  # a profile would be compressed
     assert SECRET not in repr([*study.items(), study.assemble(echo(study))])
-
-
-def test_bad_files_are_named(tmp_path):
-    """None, torn, of another format, and of several frames."""
-    with pytest.raises(FileMissing):
-        only(tmp_path / "none.webp")
-    (tmp_path / "torn.webp").write_bytes(b"RIFF\x10\0\0\0WEBPVP8 ")
-    Image.fromarray(PIXELS).save(tmp_path / "other.png")
-    (tmp_path / "other.png").rename(tmp_path / "other.bmp")
-    for name in ("torn.webp", "other.bmp"):
-        with pytest.raises(ImageUnreadable, match=name):
-            only(tmp_path / name)
-    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
-    frames[0].save(tmp_path / "film.webp", save_all=True, append_images=frames[1:], duration=100)
-    with pytest.raises(ImageTooLarge):
-        only(tmp_path / "film.webp")
 
 
 ROWS, COLUMNS = np.mgrid[0:90, 0:131]
@@ -179,17 +162,6 @@ def test_other_bands_are_refused_with_a_command(bands, tmp_path):
     with pytest.raises(ImageUnreadable, match="bands") as caught:
         only(path)
     assert "rio stack" in caught.value.hint
-
-
-def test_a_map_says_at_what_size_its_tiles_were_computed(tmp_path):
-    """Tiles of 16 pixels at 8 are half of the whole, whatever the size of the whole is."""
-    study = only(write_map(tmp_path / "map.tif", SMOOTH[:, :40, :64]), tile=(16, 16))
-    assert study.planes > 4
-    sizes = {"height": 16, "width": 16, "fitted_height": 8, "fitted_width": 8}
-    found = [each._replace(record=each.record.with_(picture=sizes)) for each in results(study)]
-    written = write_outputs(study, found, tmp_path / "out")
-    said = "was computed at 32 x 20 pixels, not at its own 64 x 40, and enlarged: 4 pixels became one"
-    assert (written.said[0], written.report["shrink"]) == (said, 2.0)
 
 
 def test_a_pixel_without_data_in_one_band_is_a_hole_in_all(tmp_path):

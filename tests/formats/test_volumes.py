@@ -11,7 +11,6 @@ import numpy as np
 import pydicom
 import pytest
 
-from ddib_fed.client.parts import write_outputs
 from ddib_fed.data.pictures import decode_volume
 from ddib_fed.data.study import Grid, StudyResults
 from ddib_fed.errors import ImageUnreadable, InputError
@@ -245,34 +244,11 @@ def test_a_range_beyond_15_bits_makes_no_content_of_the_background(tmp_path: Pat
     assert study.pixels.outside == 0.0
 
 
-def test_a_volume_says_at_what_size_it_was_computed(tmp_path: Path) -> None:
-    """That of the model's voxels within it, not the model's own; the depth counts for what decides by it."""
-    head(tmp_path / "head.nii.gz", "RAS", 0, (1, 1, 1))
-    study = only(tmp_path / "head.nii.gz", intensity="values", volume=Grid((24, 48, 48), (4.0, 2.0, 2.0)))
-    written = write_outputs(study, results(study, scale=(1.0, 0.0, 16, 0.0, 4095.0)), tmp_path / "out")
-    assert written.said[0].startswith(
-        "was computed at 30 x 30 pixels, not at its own 60 x 60, and enlarged: 4"
-    )
-    assert written.provenance.picture.size == "60x60x60"
-    assert (written.report["computed_at"], written.report["shrink"]) == ([30, 30], 4.0)
-    assert study.pixels.shrink((24, 48, 48))[0] == 4.0  # which is known before anything is computed
-
-
 def test_a_result_of_another_size_is_not_taken(tmp_path: Path) -> None:
     head(tmp_path / "head.nii.gz", "RAS", 0, (2, 2, 2))
     study = only(tmp_path / "head.nii.gz", volume=GRID)
     with pytest.raises(InputError, match=r"\(27, 32, 24\) voxels came"):
         study.assemble(echo(study, change=lambda numbers: numbers[1:]))
-
-
-def test_thick_slices_beyond_the_field_of_view_are_refused_by_name(tmp_path: Path) -> None:
-    """Of an even number of them none has its middle in the model's volume."""
-    values = np.random.default_rng(0).integers(1, 2000, (16, 16, 2)).astype(np.int16)
-    nibabel.save(nibabel.Nifti1Image(values, np.diag([1, 1, 100.0, 1])), tmp_path / "thick.nii")
-    with pytest.raises(
-        ImageUnreadable, match=r"thick\.nii: 100% of what .* 200 x 16 x 16 mm.* 16 x 16 x 16 mm"
-    ):
-        only(tmp_path / "thick.nii", volume=Grid((16, 16, 16), (1.0, 1.0, 1.0)))
 
 
 def test_voxels_that_become_larger_are_means(tmp_path: Path) -> None:

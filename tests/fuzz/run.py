@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks.trust.report import about, write
+from benchmarks.command import OUT, origin
+from ddib_fed.files import write_json
 
 SECONDS, MEMORY_MB, LONGEST = 20, 2_048, 1 << 16
 INSTRUMENTED: Final = ["ddib_fed", "source_node", "tifffile", "numpy.lib", "PIL", "json"]
@@ -41,10 +42,10 @@ def main() -> int:
         )
         sys.stdout.write(f"{name}: {executions:,} executions, {crashes} crashes, {seconds:.0f} s\n")
         sys.stdout.flush()
-    form = "long" if min(row[2] for row in rows) >= 1_000_000 else "short"
     if not given.targets:
         parsers = [dict(zip(KEYS, row, strict=True)) for row in rows]
-        write("fuzz", {**about(form, time.monotonic() - started), "parsers": parsers})
+        record = {**origin("tests.fuzz.run"), "seconds": round(time.monotonic() - started), "rows": parsers}
+        write_json(OUT / "trust" / "fuzz.json", record)
     return int(any(row[3] for row in rows))
 
 

@@ -24,15 +24,11 @@ from tests.fuzz.target import MOST, Target
 from tests.protocol.examples import contract, latent, side
 
 _STREAMS: Final = {
-    0: decoding_pb2.DecodeRequest,
-    1: decoding_pb2.DecodeResponse,
-    2: translation_pb2.SubmitJobRequest,
-    3: translation_pb2.FetchResultsResponse,
-    4: decoding_pb2.NegotiateContractRequest,
-    5: decoding_pb2.DescribeDomainResponse,
-    6: translation_pb2.GetJobResponse,
+    0: decoding_pb2.DecodeRequest, 1: decoding_pb2.DecodeResponse, 2: translation_pb2.SubmitJobRequest,
+    3: translation_pb2.FetchResultsResponse, 4: decoding_pb2.NegotiateContractRequest,
+    5: decoding_pb2.DescribeDomainResponse, 6: translation_pb2.GetJobResponse,
     7: decoding_pb2.NegotiateContractResponse,
-}
+}  # fmt: skip
 
 
 def message(data: bytes) -> None:

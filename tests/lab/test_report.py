@@ -14,7 +14,6 @@ from ddib_fed.lab.commands import privacy
 from ddib_fed.lab.report import (
     DECODING,
     Attack,
-    area,
     copies_of,
     correlation_matrix,
     first_by_correlation,
@@ -116,12 +115,6 @@ def test_a_users_model_that_is_called_as_a_domain_is_not_attacked_by_the_domains
     """The figures would say nothing about its own."""
     with pytest.raises(UsageError, match="data that do not ship"):
         privacy_report(Model(tiny("relief", channels=3, size=32)), Attack())
-
-
-def test_area_is_the_share_of_pairs_in_order():
-    assert area(np.array([2.0, 3.0]), np.array([0.0, 1.0])) == 1.0
-    assert area(np.array([0.0]), np.array([1.0])) == 0.0
-    assert area(np.array([1.0, 1.0]), np.array([1.0, 0.0])) == 0.75
 
 
 SIZE = 8

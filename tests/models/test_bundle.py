@@ -8,13 +8,12 @@ import os
 import pytest
 import safetensors.torch
 import torch
-from pydantic import ValidationError
 
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.files import copy_folder
 from ddib_fed.models import bundle
-from ddib_fed.models.bundle import amend_bundle, load_bundle, save_bundle
-from ddib_fed.models.catalogue import MANIFEST_FILE, STEPS_FILE, WEIGHTS_FILE
+from ddib_fed.models.bundle import load_bundle, save_bundle
+from ddib_fed.models.catalogue import STEPS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Tuned
 from ddib_fed.networks.config import SyntheticConfig
@@ -133,19 +132,6 @@ def test_a_file_that_cannot_be_read_is_no_damage(saved, name):
     assert failed.value.hint.startswith(f"namei -l {saved / name} ")
 
 
-def test_an_amended_bundle_keeps_its_weights_and_verifies(saved):
-    """The manifest says something else under another digest; the file of weights is the same to the byte."""
-    before, weights = load_bundle(saved), (saved / WEIGHTS_FILE).read_bytes()
-    amended = amend_bundle(saved, soften_sigma=0.25)
-    assert load_bundle(saved).digest == amended.digest != before.digest
-    assert load_bundle(saved).manifest.soften_sigma == 0.25
-    assert (saved / WEIGHTS_FILE).read_bytes() == weights
-    assert {path.name for path in saved.iterdir()} == {MANIFEST_FILE, WEIGHTS_FILE}
-    with pytest.raises(ValidationError):
-        amend_bundle(saved, soften_sigma=2.0)
-    assert load_bundle(saved).digest == amended.digest
-
-
 # steps.json: its numbers are bounded, and the model's digest does not know of it
 
 
@@ -172,13 +158,6 @@ def test_steps_are_kept_beside_the_weights_and_change_no_digest(saved):
     assert after.tuned.evaluations == (4,)
     assert after.tuned.command == "c"
     assert after.learned.find("decode", 4).lams == tuned_leg().lams
-
-
-def test_tuning_again_replaces_the_same_leg_and_keeps_the_others(saved):
-    put_legs(saved, [tuned_leg(), tuned_leg("encode")])
-    put_legs(saved, [tuned_leg(order=4), tuned_leg(evaluations=6)])
-    kept = {each.key: each.order for each in load_bundle(saved).tuned.legs}
-    assert kept == {("decode", 0.0, 4): 4, ("decode", 0.0, 6): 3, ("encode", 0.0, 4): 3}
 
 
 @pytest.mark.parametrize(

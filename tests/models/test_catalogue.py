@@ -2,27 +2,13 @@
 
 import pytest
 
-from ddib_fed.errors import AlreadyExists, BundleInvalid, ExtraMissing, ModelNotFound
+from ddib_fed.errors import AlreadyExists, BundleInvalid
 from ddib_fed.files import copy_folder
 from ddib_fed.models import catalogue
-from ddib_fed.models.bundle import load_bundle, open_bundle, pretrained, shipped_calibration
-from ddib_fed.models.catalogue import copy_shipped, shipped_folder, shipped_models, shipped_names
+from ddib_fed.models.bundle import pretrained, shipped_calibration
+from ddib_fed.models.catalogue import copy_shipped, shipped_folder, shipped_names
 from ddib_fed.models.manifest import DataNote, carried_domain
 from ddib_fed.models.units import Normalisation
-
-
-def test_a_copy_is_whole_and_private(tmp_path):
-    """The same model, which only its owner can read."""
-    made = copy_shipped("moons", tmp_path / "models" / "mine")
-    bundle = load_bundle(tmp_path / "models" / "mine")
-    assert bundle.digest == made.digest == pretrained("moons").digest
-    assert bundle.tuned is not None
-    assert (tmp_path / "models" / "mine").stat().st_mode & 0o077 == 0
-    assert [entry.name for entry in (tmp_path / "models").iterdir()] == ["mine"]
-    with pytest.raises(AlreadyExists):
-        copy_shipped("relief", tmp_path / "models" / "mine")
-    copy_shipped("relief", tmp_path / "models" / "mine", overwrite=True)
-    assert load_bundle(tmp_path / "models" / "mine").manifest.domain == "relief"
 
 
 def test_only_a_model_is_replaced(tmp_path):
@@ -57,30 +43,6 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path, monkeypatch, fault):
         copy_shipped("moons", tmp_path / "mine")
     assert not (tmp_path / "mine").exists()
     assert [entry.name for entry in tmp_path.iterdir()] == ["shipped"]
-
-
-@pytest.mark.parametrize("take", [copy_shipped, lambda name, path: open_bundle(name)], ids=["get", "open"])
-def test_a_misspelt_name_gets_a_suggestion(take, tmp_path):
-    with pytest.raises(ModelNotFound) as caught:
-        take("sattelite", tmp_path / "x")
-    assert "did you mean satellite?" in caught.value.hint
-    assert "satellite" in shipped_names()
-
-
-@pytest.mark.parametrize(
-    "take",
-    [lambda path: shipped_models(), lambda path: copy_shipped("moons", path), lambda path: open_bundle("moons")],
-    ids=["list", "get", "open"],
-)  # fmt: skip
-def test_a_client_without_the_models_is_told_how_to_install_them(take, tmp_path, monkeypatch):
-    """They are a distribution of their own; models in folders need it not."""
-    copy_shipped("moons", tmp_path / "mine")
-    monkeypatch.setattr(catalogue, "shipped_folder", lambda: tmp_path / "none")
-    with pytest.raises(ExtraMissing) as caught:
-        take(tmp_path / "x")
-    assert "-m pip install" in caught.value.hint
-    assert "ddib-fed-models" in caught.value.hint
-    assert open_bundle(str(tmp_path / "mine")).manifest.domain == "moons"
 
 
 @pytest.mark.parametrize("domain", shipped_names())

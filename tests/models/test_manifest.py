@@ -11,7 +11,6 @@ from ddib_fed.errors import BundleInvalid, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.manifest import Manifest, check_guide
 from ddib_fed.models.units import ChannelMap, Normalisation
-from ddib_fed.networks.config import LibraryConfig
 from tests.models import examples
 from tests.networks.picture_networks import TINY, TINY_CLASSIFIER, manifest
 
@@ -163,9 +162,3 @@ def test_a_bundle_with_an_impossible_network_is_refused_by_its_field(target, arg
     (tmp_path / "manifest.json").write_text(json.dumps(fields))
     with pytest.raises(BundleInvalid, match=word):
         load_bundle(tmp_path)
-
-
-def test_one_tuple_of_strides_is_that_of_every_level():
-    """As MONAI reads it: two levels of stride 2 shrink a side by 4."""
-    arguments = STRIDED | {"downsample_parameters": [2, 4, 1, 1]}
-    assert LibraryConfig(target="monai.networks.nets.VQVAE", arguments=arguments).divisor == 4

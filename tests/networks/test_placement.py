@@ -41,19 +41,6 @@ def times_of(bundle, levels):
     return network_times(table, bundle.manifest.time_input).float()[:, None]
 
 
-@pytest.mark.parametrize("domain", ["moons", "satellite"])
-def test_what_is_remembered_of_a_table_of_levels_changes_no_answer(domain):
-    """Rows of requests at different steps point into the levels of all steps."""
-    bundle = pretrained(domain)
-    network, shape = bundle.denoiser().network, bundle.manifest.sample_shape
-    levels = bundle.schedule.levels(torch.linspace(4.0, -4.0, 24))
-    times, run = times_of(bundle, levels).flatten(), Remembering(network)
-    for seed in range(3):
-        torch.manual_seed(seed)
-        x, rows = torch.randn(5, *shape), torch.randint(len(times), (5,))
-        torch.testing.assert_close(run(x, times, rows, {}), run_plain(network, x, times, rows, {}))
-
-
 def test_what_is_remembered_is_bounded():
     run = Remembering(ResidualMLP(MlpConfig(width=16, blocks=2, embedding=8, features=8)))
     for step in range(MOST_LEVELS + 5):

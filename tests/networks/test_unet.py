@@ -108,8 +108,8 @@ def test_a_leg_of_points_in_bfloat16_is_as_exact_as_documented():
     laid = plan(SolverSettings(), bundle.schedule)
     exact, rounded = bundle.denoiser(), bundle.denoiser(torch.bfloat16)
     x = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
-    for start, bound in ((laid.decoder, 2e-3), (laid.encoder, 5e-3)):
-        ends = [integrate(start(x), each) for each in (exact, rounded)]
+    for steps, bound in ((laid.decoder, 2e-3), (laid.encoder, 5e-3)):
+        ends = [integrate(x, steps, each) for each in (exact, rounded)]
         assert ends[1].dtype == torch.float32
         error = float((ends[0] - ends[1]).square().mean(1).sqrt().median())
         assert 1e-6 < error < bound

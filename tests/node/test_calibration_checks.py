@@ -5,15 +5,12 @@ from datetime import datetime, timedelta
 import pytest
 
 from ddib_fed.calibration.record import SignedCalibration
-from ddib_fed.errors import CalibrationExpired, CalibrationSigner, CalibrationUnknown, CalibrationUnsigned
 from ddib_fed.node.calibrations import overview, usable_calibration
-from ddib_fed.node.config import PolicySection
 from ddib_fed.node.role import NodeContext
 from tests.calibration.examples import calibration, signed
 from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
 
 NORTH, SOUTH = ("north.example", "photos"), ("south.example", "maps")
-ALLOWED = PolicySection(calibration=("rotation",))
 
 
 @pytest.fixture
@@ -34,31 +31,6 @@ def use(node: NodeContext, held: SignedCalibration, **changes):
     return usable_calibration(
         node, held.sha256, **{"source": NORTH, "target": SOUTH, "side": "target", **changes}
     )
-
-
-def test_an_agreed_calibration_is_used_until_it_is_taken_out_of_use(node) -> None:
-    context, held = node
-    with pytest.raises(CalibrationUnknown, match="is not stored here"):
-        use(context, held)
-    context.calibrations.add(held)
-    assert use(context, held) == held.calibration
-    context.calibrations.deactivate(held.sha256)
-    with pytest.raises(CalibrationUnknown, match="taken out of use"):
-        use(context, held)
-
-
-def test_a_calibration_is_not_used_when_its_conditions_have_ended(node) -> None:
-    context, held = node
-    context.calibrations.add(held)
-    with pytest.raises(CalibrationExpired):
-        use(context, held, now=held.calibration.expires)
-    context.calibrations.add(held.model_copy(update={"target": None}))
-    with pytest.raises(CalibrationUnsigned):
-        use(context, held)
-    context.calibrations.add(held)
-    context.peers.remove("north.example")
-    with pytest.raises(CalibrationSigner, match=r"north\.example has not been admitted"):
-        use(context, held)
 
 
 def test_the_operator_sees_what_to_do_about_each_calibration(node) -> None:

@@ -18,15 +18,7 @@ def write(folder: Path, **replace: str) -> Path:
     return path
 
 
-def test_the_template_is_accepted_and_paths_are_relative_to_it(tmp_path: Path) -> None:
-    """What `ddib init node` writes can be read, and the state lies beside the file."""
-    config = NodeConfig.load(write(tmp_path))
-    assert config.node.roles == ("source",)
-    assert config.paths.pki == tmp_path / "state" / "pki"
-
-
 def test_every_commented_setting_can_be_switched_on(tmp_path: Path) -> None:
-    """The comments in the template show settings that exist, with values that are valid."""
     path = write(tmp_path)
     lines = []
     for line in path.read_text().splitlines():
@@ -81,15 +73,6 @@ def test_a_table_that_is_pasted_below_the_others_is_to_be_merged(tmp_path: Path)
     ) as caught:
         NodeConfig.load(path)
     assert "merge the [policy] tables" in caught.value.hint
-
-
-def test_rows_of_an_array_are_no_tables(tmp_path: Path) -> None:
-    """A mistake elsewhere is said, although the file has two rows that look alike."""
-    path = write(tmp_path)
-    rows = 'pairs = [\n["a", "b"],\n["a", "b"],\n]\n[\n1]\nbroken =\n'
-    path.write_text(rows + path.read_text())
-    with pytest.raises(ConfigError, match=r"is not valid TOML: .*line 5"):
-        NodeConfig.load(path)
 
 
 def test_train_takes_options_and_fields_of_set_alike(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 from ddib_fed.node.connections import HANDSHAKE_TIMEOUT_S, InboundGuard
 from ddib_fed.node.server import NodeServer
 from ddib_fed.security import tls
+from tests.e2e.harness import wait_until
 from tests.node.institutions import Institution
 from tests.node.listening import ASK, Listening
 from tests.security.attacks.raw_http2 import HEALTH
-from tests.source_node.conftest import wait_until
 
 
 @pytest.fixture

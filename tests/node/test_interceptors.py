@@ -1,6 +1,5 @@
 """Who calls, may they, how much at once, and what they read when it fails: over real mutual TLS."""
 
-import errno
 import logging
 import threading
 import time
@@ -15,16 +14,15 @@ import pytest
 
 from ddib_fed import errors
 from ddib_fed.node import server
-from ddib_fed.node.server import CHECK_EVERY_S, MAX_WAITING_OF_ONE, Pace, Slots
-from ddib_fed.protocol.calls import clock_difference, from_rpc_error
-from ddib_fed.security import pki
+from ddib_fed.node.server import CHECK_EVERY_S, MAX_WAITING_OF_ONE, Slots
+from ddib_fed.protocol.calls import from_rpc_error
 from ddib_fed.security.admission import presented_certificate
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
+from tests.e2e.harness import wait_until
 from tests.node.institutions import Institution, issue_client
 from tests.node.listening import ASK, DESCRIBE, HOP, Listening, Requests, failure
 from tests.security.attacks.raw_http2 import HEALTH, Raw, message
-from tests.source_node.conftest import wait_until
 
 
 def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parsed(node, north, tmp_path):
@@ -35,18 +33,7 @@ def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parse
     assert type(from_rpc_error(error.value, HOP)) is errors.PolicyDenied
 
 
-def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: Institution) -> None:
-    """On the connection that was made while it was good, although it was verified before."""
-    with node.stub(north) as stub:
-        stub.DescribeDomain(ASK, timeout=60)
-        node.now = lambda: datetime.now(UTC) + timedelta(hours=25)
-        with pytest.raises(grpc.RpcError) as error:
-            stub.DescribeDomain(ASK, timeout=60)
-    assert type(from_rpc_error(error.value, HOP)) is errors.Unauthenticated
-
-
 def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, north: Institution) -> None:
-    """In the middle of a stream that is both ways; the message does not reach the servicer."""
     requests = Requests()
     with node.stub(north) as stub:
         call = stub.Decode(requests, timeout=60)
@@ -79,31 +66,6 @@ def test_a_removed_peers_idle_stream_is_swept(node: Listening, north: Institutio
     requests.close()
 
 
-@pytest.mark.parametrize(
-    "context",
-    [
-        {},
-        {"transport_security_type": [b"ssl"]},
-        {"transport_security_type": [b"ssl"], "ssl_tls_version": [b"TLSv1.2"], "x509_pem_cert": [b"x"]},
-        {"transport_security_type": [b"ssl"], "x509_pem_cert": [b"x"]},
-        {"transport_security_type": [b"ssl"], "ssl_tls_version": [b"TLSv1.3"], "x509_pem_cert": [b"x", b"y"]},
-    ],
-)
-def test_a_call_without_one_certificate_over_tls_13_is_refused(context: dict[str, list[bytes]]) -> None:
-    with pytest.raises(errors.Unauthenticated):
-        presented_certificate(context)
-
-
-def test_refusals_are_recorded_once_in_a_while(node: Listening, north: Institution, tmp_path: Path) -> None:
-    pki.issue_to_folder(north.authority, tmp_path / "two", "node", "node-2")
-    for _ in range(3):
-        failure(node, north, pki_folder=tmp_path / "two")
-    ((act, values),) = node.audit
-    assert act == "refused"
-    assert values["reason"] == "PEER_UNKNOWN"
-    assert "node-2" in values["detail"]
-
-
 def test_unknown_fields_are_refused_at_any_depth(node: Listening, north: Institution) -> None:
     unknown = b"\x98\x06\x01"  # field 99, a number
     known = pb.DescribeDomainRequest(protocol=1).SerializeToString()
@@ -118,12 +80,6 @@ def test_unknown_fields_are_refused_at_any_depth(node: Listening, north: Institu
     assert type(from_rpc_error(error.value, HOP)) is errors.UnknownFields
 
 
-def test_a_call_that_ends_without_its_message_is_refused(node: Listening, north: Institution) -> None:
-    with node.channel(north) as channel, pytest.raises(grpc.RpcError) as error:
-        channel.stream_unary(DESCRIBE)(iter(()), timeout=60)
-    assert type(from_rpc_error(error.value, HOP)) is errors.MessageInvalid
-
-
 # What is answered when something fails.
 
 
@@ -133,14 +89,11 @@ SECRET = "/srv/node/state/pki/leaf.key of patient 4711"
 @pytest.mark.parametrize(
     "error",
     [
-        ValueError(SECRET),
-        OSError(2, SECRET),
-        errors.InternalError(SECRET),
-        errors.QueueFull(SECRET, hint=SECRET),
+        ValueError(SECRET), OSError(2, SECRET), errors.InternalError(SECRET), errors.QueueFull(SECRET, hint=SECRET),
         grpc.RpcError(SECRET),
     ],
     ids=lambda e: type(e).__name__,
-)
+)  # fmt: skip
 def test_the_text_of_an_exception_never_leaves(node: Listening, north: Institution, error: Exception) -> None:
     node.echo.failure = error
     with node.stub(north) as stub:
@@ -165,25 +118,6 @@ def test_a_bug_is_logged_with_the_incident_that_the_caller_reads(node, north, ca
     assert int(found.incident, 16) >= 0
     assert found.incident in caplog.text
     assert "ZeroDivisionError: in the depths" in caplog.text
-
-
-def test_every_call_ends_with_the_nodes_time(node: Listening, north: Institution) -> None:
-    with node.channel(north) as channel:
-        decoding_pb2_grpc.DecodingServiceStub(channel).DescribeDomain(ASK, timeout=60)
-        assert abs(channel.clock_s) < 5
-    node.echo.failure = errors.QueueFull("x")
-    with node.stub(north) as stub, pytest.raises(grpc.RpcError) as error:
-        stub.DescribeDomain(ASK, timeout=60)
-    assert abs(clock_difference(error.value.trailing_metadata())) < 5
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_a_full_disk_is_no_internal_error(node: Listening, north: Institution, code: int) -> None:
-    node.echo.failure = OSError(code, "No space left on device", "/srv/ddib/state/node.sqlite")
-    found = failure(node, north)
-    assert isinstance(found, errors.DiskFull)
-    assert found.retry_after_s
-    assert "/srv" not in found.detail
 
 
 def open_streams(stub: decoding_pb2_grpc.DecodingServiceStub, count: int) -> list:
@@ -328,30 +262,25 @@ def taken(slots: Slots, who: str, ends: ExitStack) -> int:
         count += 1
 
 
-def test_a_few_that_take_what_they_can_leave_something_for_those_who_have_nothing() -> None:
-    """Alone one has five eighths; each that comes later has less, and the last few places are for newcomers."""
-    slots = Slots(per_identity=64, total=64)
-    with ExitStack() as ends:
-        found = [taken(slots, f"peer {n}", ends) for n in range(8)]
-        assert found == sorted(found, reverse=True)
-        assert found[0] == 40
-        assert all(found)
-    assert slots.active == 0
+def test_a_certificate_that_expires_ends_the_admission(node: Listening, north: Institution) -> None:
+    with node.stub(north) as stub:
+        stub.DescribeDomain(ASK, timeout=60)
+        node.now = lambda: datetime.now(UTC) + timedelta(hours=25)
+        with pytest.raises(grpc.RpcError) as error:
+            stub.DescribeDomain(ASK, timeout=60)
+    assert type(from_rpc_error(error.value, HOP)) is errors.Unauthenticated
 
 
-def test_a_sender_has_its_whole_time_after_the_receiver_worked_and_none_for_a_stall() -> None:
-    """Work that ended shortly before the time was over leaves the sender a new one, and only one."""
-    busy = True
-    pace = Pace(1.0, between_s=5.0, busy=lambda: busy)
-    for _ in range(3):
-        assert pace.wait_s() == 5.0
-        pace.late()
-    busy = False
-    pace.late()
-    assert pace.wait_s() == 5.0
-    with pytest.raises(errors.DeadlineExceeded, match="sent nothing"):
-        pace.late()
-    busy = True
-    pace.begin(0)
-    with pytest.raises(errors.DeadlineExceeded, match="stalled"):
-        pace.late()
+@pytest.mark.parametrize(
+    "context",
+    [
+        {},
+        {"transport_security_type": [b"ssl"]},
+        {"transport_security_type": [b"ssl"], "ssl_tls_version": [b"TLSv1.2"], "x509_pem_cert": [b"x"]},
+        {"transport_security_type": [b"ssl"], "x509_pem_cert": [b"x"]},
+        {"transport_security_type": [b"ssl"], "ssl_tls_version": [b"TLSv1.3"], "x509_pem_cert": [b"x", b"y"]},
+    ],
+)
+def test_a_call_without_one_certificate_over_tls_13_is_refused(context: dict[str, list[bytes]]) -> None:
+    with pytest.raises(errors.Unauthenticated):
+        presented_certificate(context)

@@ -51,11 +51,8 @@ def test_a_source_sends_latents_and_what_shows_more_is_said(tmp_path: Path) -> N
         assert part in text
     assert "Translations leave" not in text
     more = {
-        "least_depth": "0.6",
-        "least_share": "0.75",
-        "shared_noise": "true",
-        "calibration": '["rotation"]',
-    }
+        "least_depth": "0.6", "least_share": "0.75", "shared_noise": "true", "calibration": '["rotation"]',
+    }  # fmt: skip
     config = make(tmp_path / "more", "source", **more)
     (config.paths.bundle / "gate.json").write_text("{}")
     text = said(config)
@@ -72,7 +69,6 @@ def test_a_source_sends_latents_and_what_shows_more_is_said(tmp_path: Path) -> N
 
 
 def test_a_target_sends_translations(tmp_path: Path) -> None:
-    """How many; for calibrations the noised histogram, and units."""
     text = said(make(tmp_path, "target", samples_per_day="1000", calibration='["rotation"]'))
     for part in ("the latents of south.example", "at most 1,000 samples a day", "a noised histogram"):
         assert part in text

@@ -13,10 +13,10 @@ from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import MIB, DecodingMemory, load_hosted, rule_of_side
 from ddib_fed.v1.common_pb2 import PictureTerms
+from tests.e2e.harness import wait_until
 from tests.node.picture_examples import SIZE, save_pictures_model
 from tests.node.tiny_nodes import make_config, node_toml
 from tests.protocol.examples import picture_side
-from tests.source_node.conftest import wait_until
 
 
 def configured(folder: Path, scene: str) -> NodeConfig:
@@ -48,6 +48,8 @@ def test_the_executor_ray_needs_an_address(tmp_path):
         make_config(tmp_path / "node", "north.example", "source", executor='"ray"')
     with pytest.raises(ConfigError):
         make_config(tmp_path / "other", "north.example", "source", ray_address='"head"')
+    with pytest.raises(ConfigError, match="executor is one of inline, processes, ray"):
+        make_config(tmp_path / "third", "north.example", "source", executor='"proceses"')
 
 
 def test_many_at_once_stay_within_the_budget_and_all_are_served() -> None:

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -18,7 +17,7 @@ from ddib_fed.security.identity import Identity
 from ddib_fed.security.peers import Peer, Snapshot
 from ddib_fed.security.pki import new_authority
 from ddib_fed.store import NodeStore
-from tests.node.tiny_nodes import make_config
+from tests.source_node.jobs.job_examples import Clock
 
 NORTH = new_authority("north.example").certificate
 SOUTH = new_authority("south.example").certificate
@@ -159,31 +158,11 @@ def test_a_table_of_clients_denies_what_it_does_not_list(clients, targets: set[s
     assert may(OWN_CLIENT, SUBMIT, clients=clients) == bool(targets)
 
 
-def test_softening_has_a_floor() -> None:
-    policy = PolicySection(least_soften_sigma=0.05)
-    policies.check_softening(0.05, policy)
-    with pytest.raises(errors.PolicyDenied, match=r"0\.02, where the policy demands at least 0\.05"):
-        policies.check_softening(0.02, policy)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("peers", '{ "South" = ["send"] }'), ("clients", '{ "alice" = ["relief"] }')]
-)
-def test_what_is_no_policy_is_refused(tmp_path: Path, key: str, value: str) -> None:
-    with pytest.raises(errors.ConfigError, match="policy"):
-        make_config(tmp_path / "north", "north.example", "source", **{key: value})
-
-
-class Clock:
-    now = 1e9
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    made = Clock()
+    made.now = 1e9
+    return made
 
 
 @pytest.fixture
@@ -268,22 +247,6 @@ def test_works_are_charged_in_their_order_as_many_as_fit_with_one_write(store, c
         quotas.charge_each([charge(30), charge(1)])
     assert spent.value.facts["left"] == "22"
     quotas.charge(charge(22))
-
-
-def test_a_full_disk_books_nothing_and_asks_to_come_back(store, clock, monkeypatch) -> None:
-    quotas = policies.Quotas(store, clock=clock)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "write", full)
-        with pytest.raises(errors.NotReady) as refused:
-            quotas.charge(charge(100))
-        with pytest.raises(errors.NotReady):
-            quotas.charge_each([charge(60), charge(40)])
-    assert refused.value.retry_after_s
-    quotas.charge(charge(100))
 
 
 def test_a_clock_that_was_set_back_makes_no_day_longer_than_a_day(clock) -> None:

@@ -10,15 +10,14 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from ddib_fed.node.policy import Policy
-from ddib_fed.node.server import MOST_WAITING, CallInterceptor, FairPool, NodeServer
+from ddib_fed.node.server import CallInterceptor, FairPool, NodeServer
 from ddib_fed.security import tls
 from ddib_fed.security.pki import certificate_pem
 from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.node.institutions import Institution
-from tests.node.listening import ASK, Listening, Requests, described
+from tests.node.listening import ASK, Listening, described
 from tests.node.tiny_nodes import make_institution
-from tests.source_node.conftest import wait_until
 
 SERVICE = "ddib_fed.v1.DecodingService"
 
@@ -48,11 +47,9 @@ class Served:
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(Servicer(), self.server.grpc)
         self.server.start()
         self.channel = tls.channel(
-            self.server.address,
-            server_name="node-1.south.example",
-            pki_folder=north.pki,
+            self.server.address, server_name="node-1.south.example", pki_folder=north.pki,
             roots_pem=certificate_pem(south.root),
-        )
+        )  # fmt: skip
         self.stub = decoding_pb2_grpc.DecodingServiceStub(self.channel)
 
     def health(self, service: str = "") -> str:
@@ -70,32 +67,6 @@ def served(tmp_path):
     made = Served(tmp_path)
     yield made
     made.close()
-
-
-def test_health_is_not_serving_until_told(served) -> None:
-    assert served.health() == "NOT_SERVING"
-    served.server.add_services([SERVICE])
-    assert served.health(SERVICE) == "NOT_SERVING"
-    served.server.set_serving(serving=True)
-    assert {served.health(), served.health(SERVICE)} == {"SERVING"}
-    served.server.set_serving(serving=False)
-    assert {served.health(), served.health(SERVICE)} == {"NOT_SERVING"}
-
-
-def test_a_server_that_stops_lets_running_calls_end(served) -> None:
-    requests = Requests()
-    call = served.stub.Decode(iter(requests), timeout=30)
-    requests.send(pb.DecodeRequest())
-    next(call)
-    stopper = threading.Thread(target=served.server.stop, args=(10.0,))
-    stopper.start()
-    wait_until(lambda: refused(served))
-    requests.send(pb.DecodeRequest())
-    next(call)
-    requests.close()
-    assert not list(call)
-    stopper.join(10)
-    assert not stopper.is_alive()
 
 
 def refused(served) -> bool:
@@ -159,12 +130,3 @@ def test_a_call_waits_for_one_of_each_other_connection_at_most(held: Held) -> No
         call.result(60)
     assert held.ran.index("health") == 1
     assert [what for what in held.ran if what != "health"] == [f"flood {number}" for number in range(100)]
-
-
-def test_a_connection_with_too_many_waiting_calls_is_named(held: Held) -> None:
-    for _ in range(MOST_WAITING + 2):
-        held.call("ipv4:10.0.0.1:1", "")
-    assert held.crowds == ["ipv4:10.0.0.1:1"] * 2
-    for _ in range(MOST_WAITING + 2):
-        held.pool.submit(lambda: None)
-    assert len(held.crowds) == 2

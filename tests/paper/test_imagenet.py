@@ -16,7 +16,6 @@ CLASSES = [
     (3, "n01440764", "tench, Tinca tinca"),
 ]
 GROUP = (4, "n02084071", "dog")
-SORTED = ("n01440764", "n02100735", "n02119789")
 TRUTH = [3, 1, 1, 2]
 FIELDS = [
     ("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O"),
@@ -38,12 +37,6 @@ def kit(tmp_path) -> Path:
     truth = "\n".join(map(str, TRUTH)) + "\n"
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text(truth)
     return data.parent
-
-
-def test_classes_are_numbered_by_their_sorted_wordnet_ids(kit):
-    table = read_labels(kit)
-    assert table.wnids == SORTED
-    assert dict(table.number_of) == {1: 2, 2: 1, 3: 0}
 
 
 def test_one_folder_of_pictures_takes_its_classes_from_the_kit(kit, tmp_path):

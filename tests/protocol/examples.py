@@ -12,11 +12,9 @@ from ddib_fed.v1.decoding_pb2 import ContractLimits, ContractSide
 
 def limits_of(items: int, samples: int, size_bytes: int, evaluations: int) -> ContractLimits:
     return ContractLimits(
-        max_items_per_stream=items,
-        max_samples_per_item=samples,
-        max_latent_bytes=size_bytes,
+        max_items_per_stream=items, max_samples_per_item=samples, max_latent_bytes=size_bytes,
         max_evaluations=evaluations,
-    )
+    )  # fmt: skip
 
 
 LIMITS = limits_of(8, 100_000, 2 << 20, 1_000)
@@ -33,12 +31,9 @@ def offer(
     scale: float, classifier: float = 0.0, sha256: bytes = b"", classes: int = 0, *, clip: bool = False
 ) -> GuidanceTerms:
     return GuidanceTerms(
-        max_guidance=scale,
-        max_classifier_scale=classifier,
-        classifier_sha256=sha256,
-        classifier_classes=classes,
+        max_guidance=scale, max_classifier_scale=classifier, classifier_sha256=sha256, classifier_classes=classes,
         clip=clip,
-    )
+    )  # fmt: skip
 
 
 def side(**changes) -> ContractSide:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 
 from ddib_fed.protocol.messages import Limits, limits_of
-from ddib_fed.v1 import admin_pb2, calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2
+from ddib_fed.v1 import calibration_pb2, common_pb2, decoding_pb2, identity_pb2, translation_pb2
 
 
 class Entry(NamedTuple):
@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     what: str
 
 
-FILES = (common_pb2, decoding_pb2, calibration_pb2, translation_pb2, identity_pb2, admin_pb2)
+FILES = (common_pb2, decoding_pb2, calibration_pb2, translation_pb2, identity_pb2)
 GOLDEN = Path(__file__).parents[1] / "data" / "surface.txt"
 METADATA: Mapping[str, Entry] = {
     "ddib-error-bin": Entry("end of a call that failed", 8_192, "ErrorDetail"),

@@ -29,7 +29,6 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "parts"), GOOD.items())
 def test_an_address_has_a_host_and_a_port(text: str, parts: tuple[str, int]) -> None:
-    """Names with or without a dot at the end, of containers too, IPv4, and IPv6 in brackets."""
     assert split_address(text) == parts
 
 
@@ -50,7 +49,6 @@ def test_only_what_is_bound_may_leave_the_port_open() -> None:
 
 
 def test_a_peer_file_holds_to_it(tmp_path: Path) -> None:
-    """It is the one address that a stranger writes."""
     peer = Institution("south.example", tmp_path / "south").peer()
     for address in (*BAD, "[fe80::1%eth0]:1"):
         with pytest.raises(InputError, match=r"south\.peer"):

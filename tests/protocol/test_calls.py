@@ -6,53 +6,7 @@ import grpc
 import pytest
 
 from ddib_fed.protocol import calls
-from ddib_fed.protocol.calls import CheckedChannel, ReadAhead
-
-
-def test_an_error_of_the_iterator_is_raised_after_the_elements_before_it():
-    def elements():
-        yield 1
-        raise KeyError("broken")
-
-    with ReadAhead(elements(), 1, "ahead") as ahead:
-        taken = ahead.each()
-        assert next(taken) == 1
-        with pytest.raises(KeyError, match="broken"):
-            next(taken)
-
-
-def test_an_element_that_does_not_come_in_time_is_said():
-    """And the wait begins anew where that is no error."""
-    come, times = threading.Event(), []
-
-    def elements():
-        come.wait(60)
-        yield 1
-
-    def late():
-        times.append(1)
-        if len(times) == 2:
-            come.set()
-
-    with ReadAhead(elements(), 1, "ahead") as ahead:
-        assert list(ahead.each(lambda: 0.05, late)) == [1]
-    assert len(times) >= 2
-
-
-def test_an_iterator_that_is_left_is_closed():
-    """Its thread does not wait for a place in the queue."""
-    closed = threading.Event()
-
-    def elements():
-        try:
-            while True:
-                yield 0
-        finally:
-            closed.set()
-
-    with ReadAhead(elements(), 1, "ahead") as ahead:
-        assert next(ahead.each()) == 0
-    assert closed.wait(60)
+from ddib_fed.protocol.calls import CheckedChannel
 
 
 class EndedError(grpc.RpcError):

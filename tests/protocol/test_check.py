@@ -5,8 +5,7 @@ import math
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
-from ddib_fed.errors import InputError, MessageInvalid, SettingsInvalid
-from ddib_fed.protocol.contract import LAST_MOMENT
+from ddib_fed.errors import InputError, MessageInvalid
 from ddib_fed.protocol.messages import Limits, check, limits_of
 from ddib_fed.v1 import decoding_pb2, translation_pb2
 from tests.protocol.surface import FILES
@@ -91,18 +90,10 @@ def test_a_value_outside_its_limits_is_refused_by_name(name) -> None:
 
 
 def test_a_wrong_value_is_found_inside_another_message() -> None:
-    """In an answer's list of jobs, as `ddib job list` reads it."""
     answer = translation_pb2.ListJobsResponse(jobs=[filled(MESSAGES["Job"])] * 2)
     answer.jobs[1].finished = 1e300
     with pytest.raises(MessageInvalid, match=r"Job\.finished"):
         check(answer)
-
-
-def test_no_evaluations_are_no_setting() -> None:
-    header = filled(MESSAGES["JobHeader"])
-    header.solver.evaluations = 0
-    with pytest.raises(SettingsInvalid):
-        check(header)
 
 
 def test_a_list_of_too_many_is_refused_before_it_is_read() -> None:
@@ -110,11 +101,3 @@ def test_a_list_of_too_many_is_refused_before_it_is_read() -> None:
     side.class_names.extend(["x" * 65] * 10_001)
     with pytest.raises(MessageInvalid, match="10000 in number"):
         check(decoding_pb2.NegotiateContractRequest(source=side))
-
-
-def test_the_last_moment_is_one_that_a_calendar_has() -> None:
-    from datetime import UTC, datetime
-
-    assert datetime.fromtimestamp(LAST_MOMENT, UTC).year == 9999
-    (finished,) = (each for each in limits_of(MESSAGES["Job"]).values() if each.field.name == "finished")
-    assert finished.high == LAST_MOMENT

@@ -8,9 +8,8 @@ import pytest
 
 from ddib_fed.errors import ContractMismatch, DdibError, MessageInvalid, PolicyDenied, SettingsInvalid
 from ddib_fed.protocol import contract as contracts
-from ddib_fed.protocol.messages import check
 from ddib_fed.record import UNGUIDED, Guidance
-from ddib_fed.v1 import common_pb2, decoding_pb2
+from ddib_fed.v1 import decoding_pb2
 from ddib_fed.v1.common_pb2 import PictureTerms
 from ddib_fed.v1.decoding_pb2 import ContractSide
 from tests.protocol.examples import LIMITS, TERMS, changed, contract, limits_of, offer, picture_side, side
@@ -80,21 +79,6 @@ def test_a_class_is_found_by_name_and_by_index():
         1, 2, 1, None, None, None, None,
     ]  # fmt: skip
     assert contracts.class_index(picture_side(classes=3), "2") == 2
-
-
-@pytest.mark.parametrize(
-    "made",
-    [
-        contract(),
-        contract(limits=changed(LIMITS, guidance=OFFER)),
-        contract(sample_kind="picture", classes=2, class_names=("cat", "dog"), calibration=TERMS),
-    ],
-    ids=["points", "guided", "pictures"],
-)
-def test_a_contract_survives_the_wire(made):
-    check(made.message)
-    read = contracts.Contract(decoding_pb2.Contract.FromString(made.message.SerializeToString()))
-    assert (read.message, read.digest) == (made.message, made.digest)
 
 
 def test_the_canonical_json_is_the_documented_one():
@@ -209,16 +193,6 @@ def test_an_answer_with_another_calibration_is_refused(other):
 
 
 # Guidance
-
-
-@pytest.mark.parametrize(
-    "asked", [UNGUIDED, Guidance(0.0), Guidance(3.5), Guidance(classifier_scale=1.0), Guidance(clip=True)]
-)
-def test_guidance_survives_the_wire(asked):
-    """0 is a scale; none is no message at all."""
-    sent = contracts.guidance_to_pb(asked)
-    assert (sent is None) == (asked == UNGUIDED)
-    assert contracts.guidance_from_pb(sent or common_pb2.GuidanceSettings()) == asked
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,6 @@ def test_every_error_arrives_as_itself() -> None:
 
 
 def test_facts_differences_and_patience_arrive() -> None:
-    """What the table of errors promises to the caller."""
     difference = errors.Difference("sample_shape", "[2]", "[3]", "train a model of the same shape")
     found = carried(errors.ContractMismatch("x", differences=(difference,), facts={"limit": 3}))
     said = replace(difference, remedy=f'south.example says: "{difference.remedy}"')
@@ -68,7 +67,6 @@ def test_facts_differences_and_patience_arrive() -> None:
 
 
 def test_a_detail_stays_within_what_metadata_can_hold() -> None:
-    """However many facts and differences there are; the reason always arrives."""
     many = tuple(errors.Difference("f" * 300, "s" * 300, "t" * 300, "r" * 300) for _ in range(100))
     facts = {f"key {n}": "v" * 1000 for n in range(100)}
     detail = calls.to_detail(
@@ -145,22 +143,16 @@ def test_words_of_another_institution_are_quoted() -> None:
     ids=["garbage", "empty", "large", "a field beyond its bound"],
 )
 def test_a_detail_that_cannot_be_used_is_ignored(data: bytes) -> None:
-    """The status decides then."""
     found = calls.from_rpc_error(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED, ((calls.DETAIL_KEY, data),)), HOP)
     assert type(found) is errors.PeerUnreachable
 
 
 MEANINGS = {
-    "UNIMPLEMENTED": errors.NotFoundError,
-    "UNAUTHENTICATED": errors.Unauthenticated,
-    "PERMISSION_DENIED": errors.RefusedError,
-    "INVALID_ARGUMENT": errors.InputError,
-    "OUT_OF_RANGE": errors.InputError,
-    "NOT_FOUND": errors.NotFoundError,
-    "ALREADY_EXISTS": errors.AlreadyExists,
-    "FAILED_PRECONDITION": errors.StateConflict,
-    "OK": errors.InternalError,
-}
+    "UNIMPLEMENTED": errors.NotFoundError, "UNAUTHENTICATED": errors.Unauthenticated,
+    "PERMISSION_DENIED": errors.RefusedError, "INVALID_ARGUMENT": errors.InputError,
+    "OUT_OF_RANGE": errors.InputError, "NOT_FOUND": errors.NotFoundError, "ALREADY_EXISTS": errors.AlreadyExists,
+    "FAILED_PRECONDITION": errors.StateConflict, "OK": errors.InternalError,
+}  # fmt: skip
 """Of each other status: that the peer could not be reached."""
 
 
@@ -193,16 +185,6 @@ def test_what_cannot_succeed_is_told_from_what_the_transport_broke(status, text,
 
 
 @pytest.mark.parametrize(
-    ("hop", "hint"), [(HOP, "ddib peer test south.example"), ("source north.example", "ddib doctor")]
-)
-def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> None:
-    """At the node for a peer, at the client for the node."""
-    found = calls.from_rpc_error(Failed(grpc.StatusCode.UNAVAILABLE), hop)
-    assert isinstance(found, errors.PeerUnreachable)
-    assert (found.hint, found.hop) == (hint, hop)
-
-
-@pytest.mark.parametrize(
     "refused",
     [
         {3: "NOT_FINITE", 17: "PICTURE_MISFIT"},
@@ -212,7 +194,6 @@ def test_a_node_that_does_not_answer_says_what_to_try(hop: str, hint: str) -> No
     ids=["two", "all of a thousand", "seven reasons"],
 )
 def test_all_items_that_a_node_refuses_are_named_in_one_answer(refused: dict[int, str]) -> None:
-    """With their reasons, however many they are."""
     error = errors.ImageUnreadable(facts={"item": min(refused)})
     error.refused = refused
     assert carried(error).refused == refused

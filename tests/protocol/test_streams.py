@@ -1,7 +1,6 @@
 """Bytes to messages and back; every way in which a stream can be torn, reordered or lie."""
 
 import hashlib
-import io
 import itertools
 
 import pytest
@@ -58,7 +57,6 @@ def test_files_of_any_size_come_back_in_order(sizes):
 
 @given(dropped=st.integers(0, 2), position=st.integers(0, 2 * streams.MAX_CHUNK), flip=st.integers(1, 255))
 def test_a_dropped_piece_and_a_changed_byte_are_refused(dropped, position, flip):
-    """A gap, or another byte, never yields bytes."""
     data = PATTERN[: 2 * streams.MAX_CHUNK + 1]
     messages = submission(data)
     with pytest.raises((ChunkCorrupt, MessageInvalid)):
@@ -90,14 +88,12 @@ def test_a_piece_that_is_not_due_is_refused(size, sizes, error):
 
 
 def test_an_announced_size_over_the_limit_is_refused_before_anything_is_buffered():
-    """The error is raised by the announcement itself, with both sizes."""
     with pytest.raises(PointsTooMany) as caught:
         streams.open_file(streams.file_header(NPY, bytes(9)), max_bytes=8, accepted={NPY})
     assert caught.value.facts == {"size_bytes": "9", "limit_bytes": "8"}
 
 
 def test_nothing_is_taken_after_a_refusal():
-    """What follows a refused header, or a refused piece, has no header."""
     header, more, _ = submission(PATTERN[: 2 * streams.MAX_CHUNK + 1])
     assembler = streams.Assembler(openers())
     assembler.feed(header)
@@ -110,14 +106,6 @@ def test_nothing_is_taken_after_a_refusal():
         small.feed(header)
     with pytest.raises(MessageInvalid):
         small.feed(more)
-
-
-def test_a_file_that_became_shorter_is_noticed_by_its_reader():
-    """The stream ends in order and lacks bytes."""
-    header = streams.file_header(NPY, PATTERN[: 2 * streams.MAX_CHUNK])
-    file = io.BytesIO(PATTERN[: streams.MAX_CHUNK])
-    with pytest.raises(ChunkCorrupt):
-        joined(streams.stream_file(SubmitJobRequest, "item", header, file, 2 * streams.MAX_CHUNK))
 
 
 def test_what_is_not_due_is_refused():
@@ -134,7 +122,6 @@ def test_what_is_not_due_is_refused():
 
 
 def test_a_call_begins_with_its_header_alone():
-    """Bytes beside it would be read by nobody."""
     header = SubmitJobRequest(header=JobHeader(items=3))
     assert streams.first_header(iter([header]), "SubmitJob").items == 3
     header.data = b"pixels"

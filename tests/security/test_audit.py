@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import ChunkCorrupt, InputError
+from ddib_fed.errors import InputError
 from ddib_fed.security import audit
 from ddib_fed.security.identity import Identity
 from ddib_fed.store import NodeStore, Transaction
@@ -204,23 +204,6 @@ def test_lines_are_asked_for_and_what_is_no_line_is_never_left_out(read, asked, 
     edit(read, "INSERT INTO audit (line) VALUES ('rubbish')")
     wanted = {"peer": "", "since": None} | asked
     assert [entry.line for entry in audit.entries(read) if entry.is_asked_for(**wanted)] == [*found, 7]
-
-
-def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
-    file = tmp_path / "node.sqlite"
-    file.write_bytes(b"not a database" * 100)
-    with pytest.raises(ChunkCorrupt, match="cannot be read"):
-        verify(file)
-
-
-def test_a_time_is_a_length_or_a_date() -> None:
-    assert audit.parse_since("90m", now=NOON) == NOON - timedelta(minutes=90)
-    assert audit.parse_since("7d", now=NOON) == NOON - timedelta(days=7)
-    assert audit.parse_since("2026-11-26") == NOON.replace(hour=0)
-    assert audit.parse_since("2026-11-26T13:30+02:00") == NOON - timedelta(minutes=30)
-    for wrong in ("yesterday", "999999w", "7"):
-        with pytest.raises(InputError):
-            audit.parse_since(wrong)
 
 
 # What a peer noted of a log shows what was done to that log while its node was down

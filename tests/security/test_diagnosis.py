@@ -3,7 +3,6 @@
 `tests/cli/client/test_broken_setups.py` has each cause.
 """
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,12 +37,9 @@ def node(tmp_path: Path, north: Institution) -> Iterator[Listening]:
 
 def look(node: Listening, north: Institution, proxy: Proxy | None, address: str = "") -> Diagnosis:
     return diagnose(
-        address or node.address,
-        server_name="node-1.south.example",
-        pki_folder=north.pki,
-        roots_pem=certificate_pem(node.south.root),
-        proxy=proxy,
-    )
+        address or node.address, server_name="node-1.south.example", pki_folder=north.pki,
+        roots_pem=certificate_pem(node.south.root), proxy=proxy,
+    )  # fmt: skip
 
 
 def asked(north: Institution, proxy: Proxy | None) -> str:
@@ -104,19 +100,6 @@ def test_a_login_is_a_private_file(tmp_path: Path) -> None:
         Proxy.of("http://proxy:3128", file)
     with pytest.raises(ConfigError, match="without proxy"):
         Proxy.of(None, file)
-
-
-def test_a_name_server_that_does_not_answer_is_no_missing_host(node, north, monkeypatch):
-    """It may answer in a moment, and a name that does not exist will not."""
-
-    def away(*_arguments: object, **_keywords: object) -> None:
-        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-
-    monkeypatch.setattr(socket, "getaddrinfo", away)
-    finding = look(node, north, None, "south.example:7443")
-    assert (finding.cause, finding.ok, bool(finding.remedy)) == ("no-connection", False, True)
-    assert finding.cause in PASSING
-    assert "name-not-found" not in PASSING
 
 
 def test_a_call_that_failed_although_the_connection_works_keeps_its_error(node, north):

@@ -34,7 +34,6 @@ def refuse(refusals: Refusals, identity: str) -> None:
 
 
 def test_repeated_refusals_share_a_line_that_counts_them(refusals: Refusals, audit: Audit) -> None:
-    """The first is written at once, the others when the minute is over, also if none follows."""
     for _ in range(100):
         refuse(refusals, "alice")
     refusals.flush()
@@ -49,7 +48,6 @@ def test_repeated_refusals_share_a_line_that_counts_them(refusals: Refusals, aud
 
 
 def test_ten_thousand_identities_do_not_fill_the_disk(refusals: Refusals, audit: Audit) -> None:
-    """Those beyond the bound share one line for each reason; every refusal is counted."""
     for number in range(10_000):
         refuse(refusals, f"client-{number}")
     audit.now += INTERVAL_S
@@ -61,12 +59,3 @@ def test_ten_thousand_identities_do_not_fill_the_disk(refusals: Refusals, audit:
     refusals.flush()
     refuse(refusals, "late")
     assert audit[-1] == ("late", 1), "the bound is on identities at a time"
-
-
-def test_what_could_not_be_written_is_written_later(refusals: Refusals, audit: Audit) -> None:
-    audit.full = True
-    refuse(refusals, "alice")
-    audit.full = False
-    audit.now += INTERVAL_S
-    refusals.flush()
-    assert audit == [("alice", 1)]

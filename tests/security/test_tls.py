@@ -21,7 +21,7 @@ from ddib_fed.v1 import decoding_pb2 as pb
 from ddib_fed.v1 import decoding_pb2_grpc
 from tests.node.institutions import Institution
 from tests.node.listening import Listening
-from tests.source_node.conftest import wait_until
+from tests.source_node.jobs.job_examples import Clock
 
 ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
 
@@ -87,20 +87,6 @@ def served(node: Listening, north: Institution) -> str:
         return ssl.DER_cert_to_PEM_cert(channel.getpeercert(binary_form=True) or b"")
 
 
-def test_a_new_certificate_is_served_without_a_restart(node, north, south):
-    before = served(node, north)
-    pki.issue_to_folder(south.authority, south.pki, "node", "node-1")
-    assert node.credentials.problem is None  # asking for the health must not take the change from gRPC
-    wait_until(lambda: served(node, north) != before)
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def channels(node: Listening, north: Institution):
     north.admit(node.south, node.address)
@@ -119,20 +105,6 @@ def works(channel: grpc.Channel) -> bool:
     return True
 
 
-def test_a_new_certificate_makes_a_new_channel(channels: tls.PeerChannels, north: Institution) -> None:
-    """The old one stays for the streams on it, for as long as the longest may run."""
-    first = channels.get("south.example")
-    pki.issue_to_folder(north.authority, north.pki, "node", "node-1")
-    second = channels.get("south.example")
-    assert second is not first
-    assert works(first)
-    assert works(second)
-    channels.clock.now = tls.RETIRED_CHANNEL_S  # type: ignore[attr-defined]
-    channels.refresh()
-    assert not works(first)
-    assert works(second)
-
-
 @pytest.mark.parametrize("spoilt", ["open", "gone"])
 def test_a_key_that_cannot_be_used_any_more_ends_no_calls(channels, north, node, spoilt):
     """A job that was accepted must not fail by a chmod: calls go on with the last good key, also to a new address."""
@@ -144,14 +116,6 @@ def test_a_key_that_cannot_be_used_any_more_ends_no_calls(channels, north, node,
     assert works(channels.get("south.example"))
     north.store.add(node.south.peer(f"localhost:{node.port}"), fingerprints=[], replace=True)
     assert works(channels.get("south.example"))
-
-
-def test_a_channel_that_was_broken_is_replaced(channels: tls.PeerChannels) -> None:
-    first = channels.get("south.example")
-    assert channels.get("south.example") is first
-    first.broken = True
-    second = channels.get("south.example")
-    assert (second is first, second.broken) == (False, False)
 
 
 def other_root(tmp_path: Path) -> Institution:
@@ -177,21 +141,8 @@ def test_a_channel_verified_by_a_root_that_was_replaced_is_closed(channels, nort
     assert not works(channels.get("south.example"))
 
 
-def test_a_second_root_beside_the_first_ends_no_stream(channels, north, node, tmp_path):
-    """A roll-over: what the old root verified goes on until the old root is taken away."""
-    first, new = channels.get("south.example"), other_root(tmp_path)
-    both = Peer("south.example", new.identity, node.address, (node.south.root, new.root))
-    replace(north, both, new)
-    assert channels.get("south.example") is not first
-    assert works(first)
-    replace(north, new.peer(node.address), new)
-    channels.refresh()
-    assert not works(first)
-
-
 @pytest.mark.parametrize("how", ["removed", "withdrawn", "suspended"])
 def test_the_channel_of_a_peer_that_is_gone_is_closed_at_once(channels, north, south, how):
-    """Streams to it end with it, and nothing is opened."""
     first = channels.get("south.example")
     assert works(first)
     if how == "removed":

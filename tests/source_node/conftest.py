@@ -1,9 +1,5 @@
 """A source node's inside, real to the disk, whose peer is a scripted target."""
 
-import threading
-import time
-from collections.abc import Callable
-
 import pytest
 
 from ddib_fed.security import tls
@@ -11,6 +7,7 @@ from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.remote import Remotes
 from source_node.runner import EventHub, JobRunner
 from source_node.store import JobStore, StoredJob
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
 from tests.protocol.examples import limits_of
 from tests.source_node.jobs import job_examples
@@ -19,14 +16,6 @@ from tests.source_node.served import Served
 
 SOLVER = SolverSettings(evaluations=8)
 LARGE_LIMITS = limits_of(1_000, 100_000, 800_000, 10_000)
-
-
-def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Poll; the machine may be slow."""
-    pause, deadline = threading.Event(), time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        pause.wait(0.01)
 
 
 class Source:

@@ -32,13 +32,10 @@ class Served:
         policy = Policy(institution="north.example", roles=("source",), issuer=False)
         interceptors = [
             CallInterceptor(
-                "north.example",
-                self.node.peers,
-                policy,
-                limits=LimitsSection(max_streams=8),
+                "north.example", self.node.peers, policy, limits=LimitsSection(max_streams=8),
                 max_streams_of_one=per_identity,
             )
-        ]
+        ]  # fmt: skip
         credentials = tls.ServerCredentials(north.pki, self.node.peers).grpc
         self.server = NodeServer("127.0.0.1:0", credentials, interceptors, max_streams=8)
         self.service.register(self.server.grpc)
@@ -50,12 +47,9 @@ class Served:
     def profile(self) -> Profile:
         """Alice's."""
         return Profile(
-            institution="north.example",
-            source_address=self.server.address,
-            source_identity="node-1.north.example",
-            name="alice",
-            pki=str(self.folder / "alice"),
-        )
+            institution="north.example", source_address=self.server.address, source_identity="node-1.north.example",
+            name="alice", pki=str(self.folder / "alice"),
+        )  # fmt: skip
 
     @contextmanager
     def called(self):

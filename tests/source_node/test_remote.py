@@ -10,7 +10,7 @@ import torch
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.engine.party import Control
-from ddib_fed.errors import ContractMismatch, DomainNotFound, NotReady, PeerUnreachable
+from ddib_fed.errors import NotReady, PeerUnreachable
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.latent import approve
 from ddib_fed.security import tls
@@ -18,7 +18,6 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from source_node.remote import PeerAnswer, Remotes
 from tests.node.tiny_nodes import gaussian
-from tests.protocol.examples import changed
 from tests.source_node.scripted_target import hang, honest, side
 
 FILE = to_npy(gaussian(40))
@@ -51,19 +50,14 @@ class Call:
 
     def run(self) -> list[pb.DecodeProgress | PeerAnswer]:
         header = pb.DecodeHeader(
-            contract_sha256=self.contract.digest,
-            request_id="job",
-            solver=common_pb2.SolverSettings(evaluations=8),
-            round_trip=self.round_trip,
-            items=2,
-        )
+            contract_sha256=self.contract.digest, request_id="job", solver=common_pb2.SolverSettings(evaluations=8),
+            round_trip=self.round_trip, items=2,
+        )  # fmt: skip
         with self.remote.decode(self.contract, header, self.latents(), self.control) as call:
             return list(call)
 
 
 def test_progress_that_makes_no_sense_is_only_a_sign_of_life(remotes, target) -> None:
-    """Of an item that is not on its way, of another stage, or of no steps: not passed on."""
-
     def talkative(target, header, items, context):
         item, latent = next(items)
         for at, stage, steps in (
@@ -86,7 +80,6 @@ def test_progress_that_makes_no_sense_is_only_a_sign_of_life(remotes, target) ->
 
 @pytest.mark.slow
 def test_a_silent_peer_is_given_up(remotes, target) -> None:
-    """Long before the job's deadline, as unreachable: the job is tried again."""
     target.decodes = [hang]
     with pytest.raises(PeerUnreachable, match="was silent for too long"):
         Call(replace(remotes, silence_s=2.0)).run()
@@ -106,7 +99,6 @@ def test_a_peer_can_neither_cancel_the_job_nor_let_its_time_run_out(remotes, tar
 
 
 def test_cancelling_ends_a_call_that_waits_for_the_peer(remotes, target) -> None:
-    """At once, not when the peer next says something; the reason is the one given."""
     target.decodes = [hang]
     control = Control()
     canceller = threading.Thread(target=lambda: (target.asked.wait(60), control.cancel(NotReady())))
@@ -114,28 +106,3 @@ def test_cancelling_ends_a_call_that_waits_for_the_peer(remotes, target) -> None
     with pytest.raises(NotReady):
         Call(remotes, control=control).run()
     canceller.join()
-
-
-def test_a_closed_channel_is_an_unreachable_peer(remotes, target) -> None:
-    """A renewed certificate or a removed peer closes channels under those who hold them."""
-    remote = remotes.get("south.example")
-    contract = remote.negotiate(OWN, "checkerboards", Control())
-    remotes.channels.close()
-    with pytest.raises(PeerUnreachable):
-        remote.negotiate(OWN, "checkerboards", Control())
-    with pytest.raises(PeerUnreachable):
-        remote.describe()
-    with pytest.raises(PeerUnreachable):
-        remote.decode(contract, pb.DecodeHeader(), [], Control())
-
-
-def test_negotiation_believes_nothing(remotes, target) -> None:
-    """Another domain, another shape: the error says what differs, and where."""
-    remote = remotes.get("south.example")
-    with pytest.raises(DomainNotFound) as other:
-        remote.negotiate(OWN, "moons", Control())
-    assert other.value.facts["served"] == "checkerboards"
-    wide = changed(OWN, sample_shape=(3,))
-    with pytest.raises(ContractMismatch) as differs:
-        remote.negotiate(wide, "checkerboards", Control())
-    assert [d.field for d in differs.value.differences] == ["sample_shape"]

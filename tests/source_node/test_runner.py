@@ -9,12 +9,12 @@ import pytest
 from ddib_fed import errors
 from ddib_fed.client.client import job_from_pb
 from ddib_fed.protocol.messages import JobState
-from ddib_fed.v1.translation_pb2 import JOB_STATE_FINISHED
-from source_node.runner import LARGE_JOBS, MAX_EVENTS, CircuitBreaker, EventHub
+from source_node.runner import LARGE_JOBS, MAX_EVENTS, EventHub
 from source_node.service import job_message
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import make_institution, npy
-from tests.source_node.conftest import LARGE_LIMITS, wait_until
-from tests.source_node.jobs.job_examples import ALICE, BOB, Clock
+from tests.source_node.conftest import LARGE_LIMITS
+from tests.source_node.jobs.job_examples import ALICE
 from tests.source_node.scripted_target import ScriptedTarget, fail, hang
 
 
@@ -23,23 +23,12 @@ def waits(source, job_id: str) -> None:
 
 
 def test_retry_after_is_kept(source, target) -> None:
-    """A peer that says an hour is not asked before, and the others have the worker meanwhile."""
     target.decodes = [fail(errors.QuotaSpent(retry_after_s=3600))]
     patient = source.start().submit(deadline_s=7_200)
     waits(source, patient)
     assert source.ended(source.submit()).state == "FINISHED"
     assert source.store.get(patient).state == "QUEUED"
     assert source.events.last(patient).reason == "QUOTA"
-
-
-def test_the_client_with_fewest_running_jobs_is_next(source, target) -> None:
-    """Whoever came first with many jobs does not hold up who comes with one."""
-    target.decodes = [hang] * 3
-    first, second, other = source.submit(), source.submit(), source.submit(owner=BOB)
-    source.start()
-    wait_until(lambda: all(source.store.get(job).started for job in (first, second, other)))
-    order = sorted((first, second, other), key=lambda job: source.store.get(job).started)
-    assert order == [first, other, second]
 
 
 @pytest.mark.parametrize("error", [errors.PeerSuspended(), errors.Unauthenticated()])
@@ -52,18 +41,7 @@ def test_a_refusal_that_passes_is_tried_again(source, target, error) -> None:
     assert source.ended(job_id).state == "FINISHED"
 
 
-def test_a_peer_that_is_suspended_here_is_not_called(source, target, institutions) -> None:
-    """The job waits with that reason, and goes on when the peer is resumed."""
-    institutions[0].store.suspend("south.example")
-    job_id = source.start().submit()
-    waits(source, job_id)
-    assert (source.events.last(job_id).reason, target.seen) == ("PEER_SUSPENDED", [])
-    institutions[0].store.resume("south.example")
-    assert source.ended(job_id).state == "FINISHED"
-
-
 def test_an_error_of_ours_keeps_its_text_to_the_log(source, target, caplog) -> None:
-    """The job's error has an incident, and not a word of the exception."""
     source.node.metrics.seconds = None
     job = source.start().ended(source.submit())
     assert job.error.reason == "INTERNAL"
@@ -73,7 +51,6 @@ def test_an_error_of_ours_keeps_its_text_to_the_log(source, target, caplog) -> N
 
 @pytest.mark.parametrize("stage", ["remote", "waiting"])
 def test_cancelling_takes_effect_at_every_stage(source, target, stage) -> None:
-    """While the peer has every item, and while the job waits for its peer."""
     target.decodes = [hang if stage == "remote" else fail(errors.NotReady(retry_after_s=600))]
     job_id = source.start().submit(deadline_s=3_600)
     if stage == "remote":
@@ -86,7 +63,6 @@ def test_cancelling_takes_effect_at_every_stage(source, target, stage) -> None:
 
 
 def test_a_job_is_left_for_the_next_start_when_the_node_stops(source, target) -> None:
-    """Closing does not wait for a hung peer, and the job is finished after the start."""
     target.decodes = [hang]
     job_id = source.start().submit()
     assert target.asked.wait(60)
@@ -173,7 +149,6 @@ def seen_by_the_client(job) -> str:
 
 
 def test_a_peer_where_nothing_listens_is_the_last_cause(source, target) -> None:
-    """With its name, and with what the connection's own diagnosis found."""
     target.close()
     job = source.start().ended(source.submit(deadline_s=2))
     assert job.error.reason == "DEADLINE_EXCEEDED"
@@ -201,28 +176,6 @@ def test_a_job_that_waits_says_for_what(tmp_path, institutions, source) -> None:
         impostor.close()
 
 
-def test_one_job_at_a_time_tries_a_peer_that_is_away() -> None:
-    """The others wait for what it finds, or for its end."""
-    clock = Clock()
-    reach = CircuitBreaker(clock=clock)
-    reach.begin("south.example", "first")
-    reach.begin("south.example", "second")
-    reach.end("south.example", "second")
-    assert not reach.may_try("south.example")
-    reach.end("south.example", "first")
-    assert reach.may_try("south.example")
-    reach.begin("south.example", "third")
-    assert not reach.may_try("south.example")
-    assert reach.answered("south.example")
-    assert reach.may_try("south.example")
-    assert reach.failed("south.example", "NOT_READY")
-    clock.now += 10
-    reach.begin("south.example", "third")
-    assert not reach.may_try("south.example")
-    reach.end("south.example", "third")
-    assert reach.may_try("south.example")
-
-
 @pytest.fixture
 def hub():
     hub = EventHub(boot=1)
@@ -242,7 +195,6 @@ def end(hub, job="job") -> None:
 
 
 def test_sequences_rise_over_a_restart():
-    """The next boot's first is above any of this one's."""
     before = EventHub(boot=4).publish("job", JobState.RUNNING)
     after = EventHub(boot=5).publish("job", JobState.RUNNING)
     assert after.sequence > before.sequence + 2**31
@@ -256,7 +208,6 @@ def test_steps_do_not_push_out_changes_of_state(hub):
 
 
 def test_a_job_keeps_a_bounded_number(hub):
-    """The oldest go, the newest stay."""
     for item in range(2 * MAX_EVENTS):
         hub.publish("job", JobState.RUNNING, item=item, stage="done")
     events = kept(hub)
@@ -267,24 +218,3 @@ def watched(hub, events, **options) -> threading.Thread:
     thread = threading.Thread(target=lambda: events.extend(hub.subscribe("job", **options)))
     thread.start()
     return thread
-
-
-def test_a_waiting_watcher_is_woken_by_an_event(hub):
-    lists: list[list] = [[], [], []]
-    threads = [watched(hub, events) for events in lists]
-    hub.publish("job", JobState.RUNNING)
-    end(hub)
-    for thread in threads:
-        thread.join(10)
-    assert [[e.state for e in events][-1] for events in lists] == [JOB_STATE_FINISHED] * 3
-
-
-def test_no_job_asks_before_the_time_that_the_peer_named() -> None:
-    """Not only the one that was told."""
-    clock = Clock()
-    reach = CircuitBreaker(clock=clock)
-    reach.failed("south.example", "NOT_READY", 3_600.0)
-    clock.now += 3_599
-    assert not reach.may_try("south.example")
-    clock.now += 1
-    assert reach.may_try("south.example")

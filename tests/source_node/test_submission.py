@@ -12,23 +12,12 @@ from ddib_fed.data.points import to_npy
 from ddib_fed.protocol.streams import MAX_CHUNK, file_header, stream
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
+from tests.e2e.harness import wait_until
 from tests.node.picture_examples import pictures_engine
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
-from tests.source_node.conftest import wait_until
 from tests.source_node.served import Served, job_header, messages
 
 SCALES = common_pb2.GuidanceSettings
-
-
-def test_a_picture_for_a_model_of_points_is_refused_with_its_number(served) -> None:
-    """Before its bytes are read, and with what is taken here instead."""
-    png = b"\x89PNG\r\n\x1a\n" + bytes(100)
-    picture = list(stream(pb.SubmitJobRequest, "item", file_header(common_pb2.MEDIA_TYPE_PNG, png), png))
-    with pytest.raises(errors.KindMismatch) as caught:
-        served.ask("SubmitJob", iter([job_header(2), *messages([npy()]), *picture]))
-    assert caught.value.facts["item"] == "1"
-    assert "points" in caught.value.facts["takes"]
-    assert caught.value.facts["model"] == "north.example/moons"
 
 
 @pytest.mark.parametrize(
@@ -102,15 +91,7 @@ def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
     served.close()
 
 
-def test_a_peer_that_is_away_is_no_reason_to_refuse(served, target) -> None:
-    target.server.stop(None).wait()
-    job_id = served.submit(npy())
-    job = served.ask("GetJob", pb.GetJobRequest(job_id=job_id)).job
-    assert job.state in {pb.JOB_STATE_QUEUED, pb.JOB_STATE_RUNNING}
-
-
 def test_a_node_that_loads_or_drains_takes_no_job(tmp_path, institutions, target) -> None:
-    """NOT_READY, then DRAINING; what it has can still be asked for."""
     served = Served(tmp_path, institutions[0], None)
     with pytest.raises(errors.NotReady):
         served.submit(npy())
@@ -195,7 +176,6 @@ def test_one_client_has_a_share_of_what_is_being_received(open_served) -> None:
 
 @pytest.mark.slow
 def test_a_picture_beyond_the_memory_for_decoding_is_refused_with_both_figures(open_served) -> None:
-    """From its header, with the item's number; the job is not accepted."""
     engine = pictures_engine()
     served = open_served(engine, decode_memory_mib=64)
     header = b"\x93NUMPY\x01\x00"
@@ -210,7 +190,6 @@ def test_a_picture_beyond_the_memory_for_decoding_is_refused_with_both_figures(o
 
 
 def test_results_are_sent_from_the_disk_and_checked_before(open_served) -> None:
-    """A file that changed is an error and no result; nothing of it is sent."""
     served = open_served()
     job_id = served.submit(npy())
     served.ask("WatchJob", pb.WatchJobRequest(job_id=job_id))

@@ -144,7 +144,6 @@ def test_units_are_told_only_where_a_calibration_is_allowed(open_pair) -> None:
 
 
 def test_a_peer_may_ask_only_so_often(open_pair, monkeypatch) -> None:
-    """Calls in a day, and proposals that wait."""
     monkeypatch.setattr(service, "MAX_WAITING", 1)
     _, north = open_pair()
     north.propose(north.signed(agreed()))

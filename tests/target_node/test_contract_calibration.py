@@ -63,7 +63,6 @@ def test_a_calibration_that_is_held_here_is_agreed_on_and_audited(target, north,
 
 @pytest.mark.parametrize("change", [{"expires": 1}, {"kind": "tone"}])
 def test_terms_that_are_not_those_of_the_signed_calibration_are_refused(target, north, signed, change):
-    """Its digest with another end or kind."""
     target.node.calibrations.add(signed)
     with pytest.raises(ContractMismatch):
         negotiate(target, north, changed(signed.calibration.terms, **change))

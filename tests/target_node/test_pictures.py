@@ -51,7 +51,6 @@ def decoded(engine, count: int) -> list[DecodedFile]:
 
 
 def test_each_latent_becomes_a_png_of_the_models_own_size(engine):
-    """As deep as its manifest says, and nothing but pixels."""
     for item in decoded(engine, 2):
         assert item.media_type == common_pb2.MEDIA_TYPE_PNG
         assert set(chunks(item.file)) == {b"IHDR", b"IDAT", b"IEND"}

@@ -19,21 +19,9 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
 from target_node.service import MAX_CONTRACTS
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import gaussian
-from tests.source_node.conftest import wait_until
 from tests.target_node.conftest import Target, asking, header, results, sent, side, torn
-
-
-def test_latents_come_back_as_translations(target, north) -> None:
-    """Each by its number; the exact tiny model leaves N(0, I) as it is."""
-    contract = target.negotiate(north)
-    clouds = {n: gaussian(30, n) for n in (0, 5)}
-    answers = target.decode(
-        north, header(contract), *sent(contract, clouds[0], 0), *sent(contract, clouds[5], 5)
-    )
-    for item, points in results(answers).items():
-        np.testing.assert_allclose(points, clouds[item], atol=1e-5)
-    assert target.service.jobs() == {"decoding": 0}
 
 
 def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
@@ -49,7 +37,6 @@ def test_nothing_of_a_latent_or_a_translation_stays(target, north) -> None:
 
 
 def test_nobody_agrees_for_another(target, north) -> None:
-    """The source's side of a contract must be the caller's own."""
     request = pb.NegotiateContractRequest(protocol=PROTOCOL, source=side("west.example"))
     with target.called_by(north) as stub, pytest.raises(errors.PolicyDenied):
         asking(stub.NegotiateContract, request)
@@ -66,7 +53,6 @@ def test_a_target_says_in_the_contract_whether_its_operator_allows_shared_noise(
 
 
 def test_a_peer_can_push_out_only_its_own_contracts(target, north, institutions) -> None:
-    """However many it agrees on, another's stays."""
     west = institutions["west"]
     of_west, first = target.negotiate(west), target.negotiate(north, "d0")
     for number in range(1, MAX_CONTRACTS + 1):
@@ -88,7 +74,6 @@ def test_a_peer_can_push_out_only_its_own_contracts(target, north, institutions)
     ],
 )
 def test_a_header_beyond_the_limits_is_refused(open_target, north, changes, error) -> None:
-    """Before any latent is read."""
     target = open_target(max_items_per_job=4, max_evaluations=100, round_trip="false", least_depth=0.5)
     with pytest.raises(error):
         target.decode(north, header(target.negotiate(north), **changes))
@@ -119,7 +104,6 @@ def test_a_latent_that_stalls_half_way_is_given_up_and_a_pause_between_two_is_no
 
 
 def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> None:
-    """The items before it come back; the error says which one it was."""
     contract = target.negotiate(north)
     good, bad = gaussian(300), np.full((300, 2), 30, np.float32)
     with target.called_by(north) as stub:
@@ -134,7 +118,6 @@ def test_a_latent_that_is_no_noise_is_refused_by_its_number(target, north) -> No
 
 
 def test_messages_out_of_order_are_refused(target, north) -> None:
-    """No header, two headers, a number that falls, an end in the middle."""
     contract = target.negotiate(north)
     latent = sent(contract, gaussian(30), 1)
     for messages, error in (
@@ -146,14 +129,6 @@ def test_messages_out_of_order_are_refused(target, north) -> None:
     ):
         with pytest.raises(error):
             target.decode(north, *messages)
-
-
-def test_the_round_trip_brings_the_latent_of_the_translation(target, north) -> None:
-    """After its result, under the same contract."""
-    contract = target.negotiate(north)
-    answers = target.decode(north, header(contract, round_trip=True), *sent(contract, gaussian(30)))
-    kinds = [kind for a in answers if (kind := a.WhichOneof("message")) in {"result", "latent"}]
-    assert kinds == ["result", "latent"]
 
 
 def test_without_an_audit_log_nothing_is_decoded_and_the_peer_comes_back(target, north, monkeypatch) -> None:
@@ -219,11 +194,9 @@ def test_the_line_of_a_latent_has_the_end_of_the_sources_log(target, north) -> N
     contract = target.negotiate(north)
     later = common_pb2.AuditHead(lines=44, sha256=b"\x06" * 32)
     target.decode(
-        north,
-        header(contract),
-        *with_head(sent(contract, gaussian(30), 0)),
+        north, header(contract), *with_head(sent(contract, gaussian(30), 0)),
         *with_head(sent(contract, gaussian(20), 1), later),
-    )
+    )  # fmt: skip
     target.decode(north, header(contract, request_id="another"), *sent(contract, gaussian(30)))
     received = [(each.get("peer_lines"), each.get("peer_head")) for each in acts(target, "latent_received")]
     assert received == [(41, "05" * 32), (44, "06" * 32), (None, None)]
@@ -233,14 +206,10 @@ def test_the_line_of_a_latent_has_the_end_of_the_sources_log(target, north) -> N
 
 
 def test_a_receipt_counts_the_bytes_of_both_directions(target, north) -> None:
-    """Latents that came; files and latents of the round trip that went."""
     contract = target.negotiate(north)
     answers = target.decode(
-        north,
-        header(contract, round_trip=True),
-        *sent(contract, gaussian(30), 0),
-        *sent(contract, gaussian(20), 1),
-    )
+        north, header(contract, round_trip=True), *sent(contract, gaussian(30), 0), *sent(contract, gaussian(20), 1),
+    )  # fmt: skip
     went = sum(len(answer.data) for answer in answers)
     (receipt,) = acts(target, "receipt")
     assert (receipt["received_items"], receipt["received_bytes"]) == (2, 50 * 2 * 4)
@@ -249,7 +218,6 @@ def test_a_receipt_counts_the_bytes_of_both_directions(target, north) -> None:
 
 
 def test_a_call_that_breaks_off_has_its_receipt(target, north) -> None:
-    """What came before it broke."""
     contract = target.negotiate(north)
     with pytest.raises(errors.ChunkCorrupt):
         target.decode(north, header(contract), *sent(contract, gaussian(30), 0), torn(contract, 1))
@@ -258,7 +226,6 @@ def test_a_call_that_breaks_off_has_its_receipt(target, north) -> None:
 
 
 def test_an_answer_has_the_end_of_the_targets_log(target, north) -> None:
-    """A line of the log at or behind that of the latent."""
     contract = target.negotiate(north)
     (answered,) = result_headers(target.decode(north, header(contract), *sent(contract, gaussian(30))))
     line = lines(target)[answered.audit.lines - 1]
@@ -321,12 +288,12 @@ def test_a_stream_that_sends_nothing_is_closed(open_target, north, begins) -> No
 
 def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, engine, north, monkeypatch) -> None:
     """Decoding may take longer than a stream may be silent: the sender waits for the first item before the second."""
-    target = open_target(idle_s=1.5, stall_s=1.5)
+    target = open_target(idle_s=0.6, stall_s=0.6)
     contract = target.negotiate(north)
     decode_each, answered, waited = engine.decode_each, threading.Event(), 0.0
 
     def slowly(*arguments, **options):
-        time.sleep(4.0)
+        time.sleep(1.8)
         yield from decode_each(*arguments, **options)
 
     monkeypatch.setattr(engine, "decode_each", slowly)
@@ -347,4 +314,4 @@ def test_a_stream_that_waits_for_an_answer_is_not_idle(open_target, engine, nort
             if message.WhichOneof("message") != "progress":
                 answered.set()
     assert set(results(messages)) == {0, 1}
-    assert waited > 2 * 1.5
+    assert waited > 2 * 0.6

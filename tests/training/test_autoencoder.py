@@ -3,12 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
-from ddib_fed.data.folder import expand
-from ddib_fed.errors import SettingsInvalid
-from ddib_fed.training import autoencoder
-from ddib_fed.training.autoencoder import KL_WEIGHT, WINDOW, AutoencoderTask
+from ddib_fed.training.autoencoder import WINDOW, AutoencoderTask
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import latest_checkpoint, read_progress, train
 from ddib_fed.training.sources import array_source
@@ -79,67 +75,3 @@ def test_a_batch_is_of_windows_and_the_same_however_it_is_cut():
     for part in ("x0", "eps"):
         assert torch.equal(getattr(whole, part), torch.cat([getattr(piece, part) for piece in pieces]))
     assert task.manifest()["sample_shape"] == (3, WINDOW + 32, WINDOW + 32)
-
-
-def test_the_flag_names_the_kind_and_its_preset():
-    config = TrainConfig(domain="satellite-256", autoencoder=True)
-    assert (config.kind, config.preset) == ("autoencoder", "autoencoder-8")
-    assert config == TrainConfig(domain="satellite-256", kind="autoencoder")
-
-
-@pytest.mark.parametrize(
-    ("wrong", "why"),
-    [
-        ({"preset": "tiny-32"}, "tiny-32 is of a denoiser"),
-        ({"kind": "pictures", "preset": "autoencoder-8"}, "autoencoder-8 is of an autoencoder"),
-        ({"classes": "folders"}, "--classes is for pictures"),
-        ({"predict": "eps"}, "predict is for pictures"),
-        ({"kind": "pictures", "autoencoder": True}, "--autoencoder is for autoencoder"),
-    ],
-)
-def test_settings_of_another_kind_of_run_are_refused(wrong, why):
-    with pytest.raises(ValidationError, match=why):
-        TrainConfig(**{"kind": "autoencoder", "images": "x"} | wrong)
-
-
-@pytest.mark.parametrize(
-    ("config", "size", "why"),
-    [
-        (tiny(), 15, "15 pixels do not divide by 2"),
-        (tiny(network={**TINY, "in_channels": 1}), 16, "in_channels follows from the pictures and is 3, not 1"),
-        (tiny(network={**TINY, "num_res_blocks": [1]}), 16, "num_res_blocks"),
-    ],
-)  # fmt: skip
-def test_a_network_that_does_not_fit_is_refused(config, size, why):
-    with pytest.raises(SettingsInvalid, match=why):
-        AutoencoderTask(config, source(size)).initial_network()
-
-
-class ShiftedInPixels(torch.nn.Module):
-    """Its latents are the pictures; what it decodes is so much brighter, in [-1, 1], or blurred."""
-
-    def __init__(self, normal, change):
-        super().__init__()
-        self.normal, self.change, self.place = normal, change, torch.nn.Parameter(torch.zeros(()))
-
-    def posterior(self, x):
-        return x, torch.ones_like(x)
-
-    def decode(self, z):
-        return torch.from_numpy(self.normal.apply(self.change(self.normal.undo(z.numpy()))))
-
-
-@pytest.mark.parametrize("colours", ["rgb", "opponent"])
-def test_what_is_lost_is_measured_in_pixels_whatever_the_units(colours, monkeypatch):
-    """A decoder that is .05 brighter everywhere has a loss of .05 and the KL term, and more with feature maps."""
-    task = AutoencoderTask(tiny(colours=colours), source())
-    x = task.normal.apply(expand(source().held_out))
-    kl = KL_WEIGHT * 0.5 * float(np.square(x).mean())
-    brighter = ShiftedInPixels(task.normal, lambda pictures: pictures + 0.05)
-    with_features = task.held_out_loss(brighter, 8)
-    assert task.held_out_loss(ShiftedInPixels(task.normal, lambda pictures: pictures), 8) == pytest.approx(
-        kl, abs=1e-4
-    )
-    monkeypatch.setattr(autoencoder, "PERCEPTUAL_WEIGHT", 0.0)
-    assert task.held_out_loss(brighter, 8) == pytest.approx(0.05 + kl, abs=1e-4)
-    assert with_features > 0.052

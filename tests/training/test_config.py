@@ -34,15 +34,6 @@ def test_where_things_lie_and_what_they_are_called_is_not_part_of_a_run():
         assert TrainConfig(**base | change).identity("data") != TrainConfig(**base).identity("data")
 
 
-def test_a_run_is_on_what_it_names_and_called_after_it(tmp_path):
-    """A kind need be said where pictures are handed over, or classified."""
-    assert TrainConfig(domain="moons").kind == TrainConfig(data="x.npy").kind == "points"
-    assert TrainConfig(images="x").kind == TrainConfig(domain="relief").kind == "pictures"
-    assert TrainConfig(domain="moons").label == "moons"
-    assert TrainConfig(data=tmp_path / "cells.npy").label == "cells"
-    assert TrainConfig(domain="moons", name="mine").label == "mine"
-
-
 def test_fields_without_an_option_are_set_by_name():
     """Of the run, or of its network; an unknown one is refused with the nearest."""
     found = TrainConfig.checked(

@@ -9,7 +9,7 @@ from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.training.run import train
 from tests.engine.latent_models import CHANNELS, FACTOR, autoencoder
-from tests.training.examples import TINY_NETWORK, spots_source, tiny_pictures
+from tests.training.examples import TINY_NETWORK, tiny_pictures
 
 
 @pytest.fixture
@@ -47,8 +47,3 @@ def test_what_cannot_be_done_to_latents_is_refused(encoder, spots, tmp_path, cha
         change |= {"images": tmp_path / "pictures"}
     with pytest.raises(SettingsInvalid, match=said):
         train(of_latents(encoder, **change), tmp_path / "model", source=spots)
-
-
-def test_pictures_of_other_channels_are_refused(encoder, tmp_path) -> None:
-    with pytest.raises(SettingsInvalid, match="the autoencoder takes"):
-        train(of_latents(encoder), tmp_path / "model", source=spots_source(channels=1))

@@ -20,7 +20,7 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import NEAR, PictureTask, nearness, open_start, random_crop
+from ddib_fed.training.pictures import NEAR, PictureTask, nearness, open_start, scan_like
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import array_source
 from ddib_fed.training.trainer import Trainer, World
@@ -31,14 +31,6 @@ from tests.training.examples import TINY_NETWORK, blobs, spots_source, stop_at, 
 def batches(source, **change):
     config = tiny_pictures(**change)
     return PictureTask(config, source, open_start(config, source)._replace(normal=Normalisation()))
-
-
-def test_a_batch_is_the_same_however_it_is_cut(spots):
-    made = batches(spots, classes="given", label_dropout=0.5)
-    whole = made.take(3, 0, 8)
-    pieces = [made.take(3, first, count) for first, count in ((0, 3), (3, 1), (4, 4))]
-    for part in ("x0", "eps", "labels"):
-        assert torch.equal(getattr(whole, part), torch.cat([getattr(piece, part) for piece in pieces]))
 
 
 def test_every_picture_comes_once_an_epoch_within_a_step_of_its_numbers():
@@ -52,15 +44,6 @@ def test_every_picture_comes_once_an_epoch_within_a_step_of_its_numbers():
     assert epochs[0] != epochs[1]
     off = (steps[0] - steps[0].round()).abs()
     assert 0.45 < float(off.max()) <= 0.5
-
-
-def test_a_crop_is_the_window_that_its_uniforms_name():
-    """The corner is floor(u (free + 1)), so each place is equally likely."""
-    whole = np.arange(2 * 3 * 9 * 11, dtype=np.uint16).reshape(2, 3, 9, 11)
-    cut = random_crop(whole, 8, np.array([[0.999, 0.5], [0.0, 0.0]]))
-    np.testing.assert_array_equal(cut[0], whole[0, :, 1:9, 2:10])
-    np.testing.assert_array_equal(cut[1], whole[1, :, :8, :8])
-    assert cut.dtype == whole.dtype
 
 
 @pytest.mark.parametrize("colours", ["rgb", "opponent"])
@@ -209,3 +192,15 @@ def test_a_calibrated_run_resumes_where_it_was_stopped_and_not_with_another_map(
     other = tone(units, map=ChannelMap(curve=((-3.0, 2.1), (6.0, -2.5))))
     with pytest.raises(StateConflict):
         train(calibrated(grey, tmp_path, other), tmp_path / "made", source=source, resume=True)
+
+
+def test_a_picture_is_changed_by_its_number_alone_and_a_mask_stays_one() -> None:
+    """A resumed run sees the same pictures, however a step is cut; black stays black and nothing is saturated."""
+    x = np.full((4, 1, 32, 32), -1.0, np.float32)
+    x[:, :, 8:24, 8:24] = np.random.default_rng(0).uniform(-0.5, 0.9, (4, 1, 16, 16))
+    whole = scan_like(x, seed=3, step=7, first=0)
+    np.testing.assert_array_equal(whole[2:], scan_like(x[2:], seed=3, step=7, first=2))
+    assert (np.abs(whole - x).mean((1, 2, 3)) > 0.02).all()
+    assert (np.abs(whole - scan_like(x, seed=3, step=8, first=0)).mean((1, 2, 3)) > 0.02).all()
+    assert (whole[:, :, :3] == -1.0).all()
+    assert (whole == 1.0).mean() < 0.01

@@ -1,6 +1,5 @@
 """DP-SGD: gradients of single samples, the key, the accounts, and private runs from data to manifest."""
 
-import sys
 import warnings
 from functools import cache
 
@@ -10,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from ddib_fed.errors import ExtraMissing, SettingsInvalid, StateConflict
+from ddib_fed.errors import SettingsInvalid, StateConflict
 from ddib_fed.models.bundle import load_bundle
 from ddib_fed.networks.build import build_network
 from ddib_fed.networks.config import MlpConfig, UNetConfig
@@ -248,13 +247,3 @@ def test_a_run_that_cannot_be_private_is_refused(private, tmp_path, monkeypatch)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsInvalid, match="one process"):
         open_private(private, None, tmp_path / "m", None, None)
-
-
-def test_without_the_extra_nothing_is_written(private, tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "opacus"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "opacus", None)
-    with pytest.raises(ExtraMissing) as caught:
-        train(private, tmp_path / "m")
-    assert "pip install opacus" in caught.value.hint
-    assert not (tmp_path / "m").exists()

@@ -11,7 +11,6 @@ from ddib_fed.errors import AlreadyExists, BundleInvalid, SettingsInvalid, State
 from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.metrics import calibrate_by_chance
 from ddib_fed.models.bundle import load_bundle
-from ddib_fed.networks.config import SyntheticConfig
 from ddib_fed.training.run import Row, latest_checkpoint, read_progress, train
 from ddib_fed.training.sources import array_source
 from tests.training.examples import TINY_NETWORK, blobs, stop_at, tiny_pictures, tiny_points
@@ -98,27 +97,6 @@ def test_stopped_between_checkpoints_and_resumed_is_the_run_that_was_not(spots, 
 
 
 @pytest.mark.slow
-def test_the_public_codes_network_resumes_bit_for_bit_and_is_told_how_long(tmp_path):
-    """Dropout too is a function of the seed and the step; no number of steps is made up."""
-    network = {"public": True, "num_channels": 32, "num_res_blocks": 1}
-    config = tiny_points(
-        network=network, width=160, blocks=4, diffusion_steps=100, learning_rate=1e-3, ema=0.9, steps=30
-    )
-    made = train(config, tmp_path / "whole").manifest
-    assert made.network == SyntheticConfig(num_channels=32, num_res_blocks=1, dropout=0.2)
-    assert (made.parameterisation, made.time_input) == ("eps", "timestep")
-    assert (made.schedule.name, made.schedule.steps) == ("linear", 100)
-    assert made.training.figures["held_out_loss"] < 0.75
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "halves", stop_at(17))
-    again = train(config, tmp_path / "halves", resume=True)
-    assert again.manifest.weights_sha256 == made.weights_sha256
-    with pytest.raises(SettingsInvalid, match="until it is stopped"):
-        train(config.model_copy(update={"steps": None}), tmp_path / "other")
-    assert not (tmp_path / "other" / "run").exists()
-
-
-@pytest.mark.slow
 def test_the_folders_of_a_run_are_their_owners_alone(tiny, tmp_path):
     """At every moment: folders 0700; weights, settings and figures 0600."""
     out, seen = tmp_path / "model", []
@@ -177,24 +155,6 @@ def test_more_steps_begin_where_the_run_ended_and_survive_a_kill(small, spots, t
     assert weights[0] == weights[1]
     with pytest.raises(StateConflict):
         train(small, tmp_path / "whole", source=spots, resume=True)
-
-
-@pytest.mark.slow
-def test_more_time_is_more_steps_and_the_same_time_none(small, spots, tmp_path):
-    """The time in all is what is asked for, with what the run took before."""
-    timed = small.model_copy(update={"steps": None, "time_s": 0.5})
-    first = train(timed, tmp_path, source=spots)
-    assert train(timed, tmp_path, source=spots, resume=True).digest == first.digest
-    more, seen = timed.model_copy(update={"time_s": 600.0}), []
-
-    def stop(progress):
-        seen.append(progress)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(more, tmp_path, stop, source=spots, resume=True)
-    assert seen[0].step == first.manifest.training.steps + 1
-    assert seen[0].steps > 10 * seen[0].step
 
 
 @pytest.mark.slow

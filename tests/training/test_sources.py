@@ -6,7 +6,6 @@ import pytest
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.datasets import uniforms
 from ddib_fed.errors import (
-    DomainNotFound,
     FileMissing,
     InputError,
     NotFinite,
@@ -18,23 +17,12 @@ from ddib_fed.errors import (
 from ddib_fed.models.bundle import pretrained
 from ddib_fed.models.manifest import DataNote
 from ddib_fed.models.units import Normalisation
-from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.points import open_points, points_source
+from ddib_fed.training.points import points_source
 from ddib_fed.training.sources import array_source, normalisation, open_source, own_samples
 from tests.models.examples import manifest
 from tests.training.examples import blobs
 
 GOOD = blobs(12)
-
-
-def test_the_digest_names_pixels_and_labels():
-    digests = {
-        array_source("a", GOOD, GOOD[:1]).digest,
-        array_source("b", GOOD, GOOD[:1]).digest,
-        array_source("a", GOOD[::-1], GOOD[:1]).digest,
-        array_source("a", GOOD, GOOD[:1], labels=np.zeros(12, np.int64), classes=("x",)).digest,
-    }
-    assert len(digests) == 3
 
 
 def test_settings_that_do_not_fit_the_pictures_are_refused(small):
@@ -59,15 +47,6 @@ def test_a_models_own_folder_is_split_by_content_and_comes_in_its_units(tmp_path
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(range(40))
     assert found.train.shape[1:] == (3, 32, 32)
-
-
-def test_a_models_own_points_are_split_too(tmp_path):
-    """Those of a domain are drawn; a file's are never in both parts."""
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32))
-    for which in (None, tmp_path / "x.npy"):
-        found = own_samples(manifest(), which, 20, 10)
-        assert (len(found.train), len(found.held_out)) == (20, 10)
-        assert len(np.unique(found.mixed(), axis=0)) == 30
 
 
 def test_a_domain_that_does_not_ship_needs_data(tmp_path, monkeypatch):
@@ -109,13 +88,6 @@ def good():
     return np.random.default_rng(0).normal(3, 2, (1_000, 3))
 
 
-def test_points_are_normalised_by_one_mean_and_one_deviation(save, good):
-    source = points_source(save(good), 2048)
-    assert source.mean == pytest.approx(good.mean(), rel=1e-5)
-    assert source.std == pytest.approx(good.std(), rel=1e-5)
-    assert source.dim == 3
-
-
 def test_held_out_points_are_never_trained_on(save, good):
     source = points_source(save(good), 2048)
     drawn = source.take(uniforms(0, 0, 50_000, 4))
@@ -142,9 +114,3 @@ def test_points_that_cannot_be_learned_are_refused_by_name(save, good, change, e
     with pytest.raises(error) as caught:
         points_source(save(change(good)), 10)
     assert said in caught.value.detail
-
-
-def test_a_domain_is_found_by_its_index_and_an_unknown_one_refused():
-    assert open_points(TrainConfig(kind="points", domain="0")).digest == "domain:moons"
-    with pytest.raises(DomainNotFound):
-        open_points(TrainConfig(kind="points", domain="spirals"))

@@ -9,7 +9,6 @@ import torch
 from ddib_fed import Model
 from ddib_fed.diffusion.schedule import LearnedSteps, make_grid
 from ddib_fed.engine.model import DomainModel
-from ddib_fed.errors import InputError, SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.training import tune
 from ddib_fed.training.tune import Effort, TuningLeg, learn
@@ -66,13 +65,3 @@ def test_a_tuned_bundle_translates_with_the_grid_learned(tmp_path, monkeypatch):
     )
     assert laid.settings.evaluations == 4
     assert laid.learned is not None
-
-
-def test_too_few_samples_and_numbers_that_cannot_be_learned_are_refused(tmp_path):
-    """Beyond 64 the default grid is as good as exact."""
-    save_bundle(tmp_path / "m", manifest(), state())
-    np.save(tmp_path / "few.npy", np.zeros((5, 2), np.float32))
-    with pytest.raises(InputError, match="at least 12"):
-        Model.open(tmp_path / "m").tune((4,), data=tmp_path / "few.npy")
-    with pytest.raises(SettingsInvalid, match="65 evaluations cannot be learned"):
-        Model.open(tmp_path / "m").tune((65,))

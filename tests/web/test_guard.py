@@ -187,6 +187,18 @@ def test_a_connection_without_a_request_is_ended(served, sent, monkeypatch) -> N
         assert ended(held)
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET / HT"])
+def test_connections_without_a_request_shut_nobody_out(served, sent, monkeypatch) -> None:
+    """The oldest of them end; the owner's browser is answered while the youngest are held."""
+    monkeypatch.setattr(guard, "REQUEST_S", 600.0)
+    held = connected(served, 20, sent)
+    with urllib.request.urlopen(served, timeout=60) as answer:
+        assert b"Continue" in answer.read()
+    assert all(ended(each) for each in held[:18])
+    for each in held:
+        each.close()
+
+
 def test_a_connection_that_was_closed_is_not_kept(served, monkeypatch) -> None:
     """Its time limit, which is still to come, does not hold it."""
     monkeypatch.setattr(guard, "REQUEST_S", 600.0)
@@ -200,15 +212,3 @@ def test_a_connection_that_was_closed_is_not_kept(served, monkeypatch) -> None:
         return sum(issubclass(type(each), H11Protocol) for each in gc.get_objects())
 
     wait_until(lambda: kept() <= 1, what="connections that are gone")
-
-
-@pytest.mark.parametrize("sent", [b"", b"GET / HT"])
-def test_connections_without_a_request_shut_nobody_out(served, sent, monkeypatch) -> None:
-    """The oldest of them end; the owner's browser is answered while the youngest are held."""
-    monkeypatch.setattr(guard, "REQUEST_S", 600.0)
-    held = connected(served, 20, sent)
-    with urllib.request.urlopen(served, timeout=60) as answer:
-        assert b"Continue" in answer.read()
-    assert all(ended(each) for each in held[:18])
-    for each in held:
-        each.close()

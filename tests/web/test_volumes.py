@@ -12,7 +12,6 @@ import pytest
 
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.errors import PictureMisfit
-from ddib_fed.formats import Nifti
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.dicom.files import write_series
@@ -110,21 +109,6 @@ def test_a_doubt_on_the_page_is_what_was_seen(drop, finished, north, tmp_path: P
     for (doubt,) in doubts:
         assert "those parts may be wrong." in doubt
         assert not re.search(r"\bddib\b|--\w|`|\bred\b", doubt)
-
-
-def test_volumes_that_no_reader_can_open_are_named(drop, finished, browser, tmp_path, monkeypatch):
-    """Whatever it raises: the page lists both, and the error counts them."""
-
-    def broken(*_given, **_how):
-        raise IndexError("Doe^John")
-
-    drop(*(volume(tmp_path / f"{name}.nii.gz") for name in "ab"))
-    monkeypatch.setattr(Nifti, "read", broken)
-    state = ended(finished(target=TARGET))
-    assert state["error"]["reason"] == "FILES_LEFT_OUT"
-    assert "2 of 2 were not translated" in state["error"]["detail"]
-    assert state["missing"] == [f"{name}.nii.gz: unexpected IndexError [INTERNAL]" for name in "ab"]
-    assert "Doe" not in str(state)
 
 
 def test_slices_are_shown_by_their_place_after_the_parts_are_gone(drop, finished, browser, tmp_path):

@@ -141,12 +141,6 @@ def test_doubtful_figures_are_refused_by_both_operators(both, changes, says) -> 
     assert "signed" in run("accept", sha256[:12], "--yes", "--force", "--config", both.south)
 
 
-def test_a_peer_without_its_domain_is_told_as_the_operators_need_it(both) -> None:
-    with pytest.raises(UsageError, match=r"'south\.example' is no target") as refused:
-        run("--peer", "south.example", "--yes", "--config", both.north)
-    assert (refused.value.hop, refused.value.hint) == ("", "ddib peer list")
-
-
 def test_nothing_leaves_unless_it_is_confirmed(both) -> None:
     """Without a terminal --yes is needed, at each act; nothing is stored before it."""
     with pytest.raises(UsageError, match="no terminal"):
@@ -184,18 +178,6 @@ def test_what_is_published_adds_up_and_names_the_peers_that_have_it(both, noise)
     together = f"epsilon {len(listed) + 1}, delta {len(listed) * 1e-5:g} for each picture that is in all {len(listed)}"
     for said in (again, run("list", "--config", both.south)):
         assert together in said
-
-
-def test_epsilon_of_groups_is_for_a_group(both) -> None:
-    names = [f"patient-{i // 2:03}-{i % 2}" for i in range(420)]
-    pictures = write(both.folder / "patients", blocks(420), names=names)
-    said = run(
-        "publish", "--pictures", pictures, "--group-by", "patient-[0-9]+", "--yes", "--config", both.south
-    )
-    assert "mean over 210 groups" in said
-    assert "epsilon 1, delta 1e-05 for each group" in said
-    sent = json.loads((both.folder / "south" / "state" / "aggregate.json").read_bytes())
-    assert (sent["counted"], sent["unit"]) == (210, "group")
 
 
 ROTATION_TO_THE_NEGATIVE = ((-1.0,),)

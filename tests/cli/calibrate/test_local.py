@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner
 
 from ddib_fed.calibration.record import Calibration
-from ddib_fed.cli.calibrate import how_jobs_use
 from ddib_fed.cli.main import cli
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import AlreadyExists, ShapeMismatch, UsageError
@@ -18,7 +17,6 @@ from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import save_bundle
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.node.operator import Node
-from tests.calibration.examples import calibration
 from tests.node.picture_examples import save_pictures_model
 from tests.runs.tiny_models import tiny
 
@@ -142,15 +140,3 @@ def parsed(line: str) -> dict[str, Any]:
     while isinstance(command, click.Group):
         command = command.get_command(click.Context(command), words.pop(0))
     return command.make_context(line, words).params
-
-
-def test_a_curve_is_used_by_a_model_trained_with_it(north) -> None:
-    """The commands can be pasted: the options are those of `ddib`, the files those of the node."""
-    curve = calibration(kind="tone", map=CURVE)
-    short = curve.sha256.hex()[:12]
-    says, show, train, then = how_jobs_use(curve, north)
-    assert "once this node's model is trained with it" in says
-    for line in (show, train):
-        assert north.config.folder / f"{short}.json" in parsed(line).values()
-    assert f"--init {north.config.folder / 'model'} " in train
-    assert f'bundle = "model-{short}" in {north.config.path}' in then

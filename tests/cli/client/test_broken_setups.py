@@ -163,21 +163,6 @@ def test_a_wrong_certificate_is_named_without_waiting(tmp_path, capsys, monkeypa
         named(["domains"], profile, "[wrong-root]", capsys)
 
 
-def test_a_refusal_because_of_a_clock_says_so(tmp_path, capsys) -> None:
-    """What a node refuses by its clock, it refuses with its time."""
-    from ddib_fed.errors import Unauthenticated
-
-    node = SourceNodeDouble(tmp_path)
-    node.ahead_s = -10_800.0
-    node.script.refuse["ListJobs"] = Unauthenticated()
-    try:
-        named(
-            ["job", "list"], node.profile_path, "that node's clock is 3 hours behind this machine's", capsys
-        )
-    finally:
-        node.stop()
-
-
 def doctor(profile) -> int:
     return run(["doctor", "--profile", str(profile)])
 

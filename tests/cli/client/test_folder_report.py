@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ddib_fed import Event, Run
-from ddib_fed.cli.folder_report import SAID_EVERY_S, ConsoleProgress, report_run
+from ddib_fed.cli.folder_report import report_run
 from ddib_fed.client.files import LeftOut
 from ddib_fed.client.parts import WrittenStudy
 from ddib_fed.client.profile import Profile
@@ -113,19 +113,3 @@ def test_an_item_whose_record_cannot_be_read_is_on_the_page(tmp_path):
 
 def event(done: int, state: JobState = JobState.RUNNING) -> Event:
     return Event(done + 1, state, item=done, stage="done", items_done=done, items=10)
-
-
-def test_lines_come_now_and_then_with_the_job_first(capsys):
-    """Ten events within the time make no line, the next one does; the end does at once."""
-    now = [0.0]
-    progress = ConsoleProgress(clock=lambda: now[0])
-    with progress:
-        progress.begin("job-1", [])
-        for done in range(9):
-            progress.event(event(done))
-        assert capsys.readouterr().err == ""
-        now[0] = SAID_EVERY_S
-        progress.event(event(9))
-        assert capsys.readouterr().err == "job job-1: running, 9 of 10 items done\n"
-        progress.event(event(10, JobState.FINISHED))
-        assert capsys.readouterr().err == "job job-1: finished, 10 of 10 items done\n"

@@ -197,19 +197,6 @@ def test_after_ctrl_c_the_same_command_computes_nothing_twice(
     assert len(sent) == len(set(sent)) == 5
 
 
-def test_a_job_whose_answer_was_lost_is_the_same_job(translate, north, written, monkeypatch):
-    """The names are on the disk before the job is sent, with its request id."""
-    monkeypatch.setattr("ddib_fed.client.connection.FIRST_CONTACT_S", 60.0)
-    north.script.lose_answer["SubmitJob"] = 1_000
-    interrupt_at(north, "SubmitJob", 3)
-    assert translate() == ExitCode.CANCELLED
-    north.script.on_call = lambda called: None
-    north.script.lose_answer.clear()
-    assert translate() == 0
-    assert len(north.service.jobs) == 1
-    assert written() == RESULTS
-
-
 def test_a_file_that_changes_meanwhile_is_translated_as_it_is_now(translate, scans, north, tmp_path, capsys):
     """The job of its earlier content gives the other results; that one stays at the node, and is named."""
     assert translate("--detach") == 0
@@ -219,16 +206,6 @@ def test_a_file_that_changes_meanwhile_is_translated_as_it_is_now(translate, sca
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "scan-0.npy"), points(10, start=90) * 2)
     assert [len(job.delivered) for job in north.service.jobs.values()] == [4, 1]
     assert f"ddib job delete {first}" in capsys.readouterr().err
-
-
-def test_a_cancelled_job_of_an_earlier_run_is_done_again(translate, north, written, capsys):
-    """What it left undone is submitted as another job; the command ends well."""
-    assert translate("--detach") == 0
-    (job,) = north.service.jobs.values()
-    job.state, job.delivered = pb.JOB_STATE_CANCELLED, {0, 1}
-    assert translate() == 0
-    assert "submitted again" in capsys.readouterr().err
-    assert written() == RESULTS
 
 
 def test_detached_jobs_are_attached_to(translate, north, written, few_files, capsys):
@@ -285,17 +262,6 @@ def fail_the_first_job(north, monkeypatch, *, items):
         return job
 
     monkeypatch.setattr(north.service, "_view", failed)
-
-
-def test_after_a_job_of_bad_files_alone_the_other_files_are_submitted(
-    translate, north, written, few_files, capsys, monkeypatch
-):
-    """The first 250 files of a folder may all be of another modality."""
-    fail_the_first_job(north, monkeypatch, items=True)
-    assert translate("--skip-bad") == ExitCode.LEFT_OUT
-    assert len(north.service.jobs) == 3
-    assert len(written()) == 2 * 3
-    assert "left out: 2 of 5 files; the others are in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("more", [["--skip-bad"], []])

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image
 
 from ddib_fed import Request
 from ddib_fed.cli.main import cli
@@ -29,7 +28,6 @@ from ddib_fed.errors import (
     ShapeMismatch,
     UsageError,
 )
-from ddib_fed.evaluation.samples import PictureSamples
 from ddib_fed.models.bundle import open_bundle, save_bundle
 from ddib_fed.models.manifest import PictureFormat
 from ddib_fed.record import Part, Settings
@@ -249,44 +247,3 @@ def test_what_cannot_be_is_refused_before_anything_is_translated(place, words, e
     with pytest.raises(error):
         translate(*words)
     assert not [path for path in Path("out").rglob("*") if path.name[0] != "."]
-
-
-def test_whatever_a_reader_or_a_writer_raises_ends_its_file_alone(place, monkeypatch):
-    """Two that the reader fails at, and one whose result cannot be made."""
-    for number in range(4):
-        put(place / "in" / f"{number}.png", 8, 8, seed=number + 1)
-    bad = [(place / "in" / f"{number}.png").read_bytes() for number in (0, 1)]
-    read, figures = PictureSamples.read, PictureSamples.returned
-
-    def broken(self, content, rule):
-        return {}[content] if content in bad else read(self, content, rule)
-
-    def unmade(self, given, back):
-        if given.picture.height == 12 and next(once, False):
-            raise IndexError
-        return figures(self, given, back)
-
-    once = iter([True])
-    monkeypatch.setattr(PictureSamples, "read", broken)
-    monkeypatch.setattr(PictureSamples, "returned", unmade)
-    with pytest.raises(FilesLeftOut, match=r"0\.png: unexpected KeyError  \[INTERNAL\]") as left:
-        translate("in", *PAIR, "--cycle", "--skip-bad")
-    assert "1.png: unexpected KeyError  [INTERNAL]" in left.value.detail
-    assert "left out: 3 of 7 files" in left.value.detail
-    assert "unexpected IndexError  [INTERNAL]" in left.value.detail
-    assert "item " not in left.value.detail
-    assert len([*Path("out").rglob("*.json")]) == 4
-
-
-@pytest.mark.parametrize("suffix", ["webp", "bmp", "jp2"])
-def test_a_picture_of_another_format_comes_back_too(place, suffix):
-    """Exactly as a PNG of the same pixels does, with its latent."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (8, 8, 1)).astype(np.uint8)[..., 0])
-    for name in (f"other.{suffix}", "plain.png"):
-        picture.save(place / name, **({"lossless": True} if suffix == "webp" else {}))
-        assert "not kept" not in translate(name, *PAIR, "--cycle", "--keep-latents")
-    for part in (".png", ".returned.png", ".latent.npy"):
-        made, same = (Path("out", f"{name}{part}") for name in ("other", "plain"))
-        assert made.read_bytes() == same.read_bytes()
-    named, same = (record(name)["files"] for name in ("other", "plain"))
-    assert named.keys() == same.keys()

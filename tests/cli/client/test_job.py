@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
-from ddib_fed.errors import DomainNotFound, ExitCode, InternalError
+from ddib_fed.errors import DomainNotFound, ExitCode
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.client.scripted_source import TARGET, SourceNodeDouble, npy, points
 
@@ -82,19 +82,6 @@ def test_results_that_the_node_removed_are_missed_in_another_folder(ddib, submit
     (command,) = re.findall(r"grep -rl .*? (?=~)", said)
     found = subprocess.run([*shlex.split(command), tmp_path], check=True, capture_output=True, text=True)
     assert found.stdout.split() == [str(tmp_path / "out" / "scan.json")]
-
-
-def test_fetching_goes_on_after_the_client_died_before_acknowledging(ddib, north, scan, tmp_path):
-    """The same result again is no overwriting; names are found again."""
-    north.script.refuse["AcknowledgeItems"] = InternalError()
-    words = ("translate", scan, "--to", TARGET, "--out", tmp_path / "out")
-    assert ddib(*words) == ExitCode.INTERNAL
-    assert (tmp_path / "out" / "scan.npy").exists()
-    del north.script.refuse["AcknowledgeItems"]
-    (job_id,) = north.service.jobs
-    assert ddib("job", "fetch", job_id, "--out", tmp_path / "out") == 0
-    assert north.service.jobs[job_id].delivered == {0}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["scan.json", "scan.npy"]
 
 
 @pytest.mark.parametrize("name", ["scan.npy", "scan.json"])

@@ -4,14 +4,13 @@ import hashlib
 import json
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
 
 from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
-from ddib_fed.errors import Draining, ExitCode, InternalError
+from ddib_fed.errors import ExitCode, InternalError
 from tests.client.scripted_source import TARGET, npy, points
 from tests.formats.signers import read_mark, write_signer
 from tests.small_disks import small_disk
@@ -56,26 +55,6 @@ def test_writes_results_and_provenance(translate, scan, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "scan.npy" in shown
     assert "0.003" in shown
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "code"),
-    [
-        ("missing.npy", None, ExitCode.NOT_FOUND),
-        ("text.npy", b"1, 2, 3", ExitCode.BAD_INPUT),
-        ("points.csv", b"1, 2, 3", ExitCode.BAD_INPUT),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_named_before_anything_is_sent(
-    translate, north, tmp_path, capsys, name, content, code
-):
-    """No call is made, and nothing is left in the folder."""
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    assert translate(tmp_path / name) == code
-    assert name in capsys.readouterr().err
-    assert not north.script.calls
-    assert not (tmp_path / "out").exists()
 
 
 def test_two_files_of_one_name_are_refused(translate, north, tmp_path, scan, capsys):
@@ -155,29 +134,6 @@ def test_ctrl_c_says_that_the_job_goes_on(translate, scan, north, capsys):
     assert "continues at the source node" in said
     for command in ("watch", "fetch", "cancel"):
         assert f"ddib job {command} {job_id}" in said
-
-
-def test_ctrl_c_ends_the_waiting_for_a_node_that_is_away(translate, scan, north, capsys):
-    """Between two tries that are a minute apart: one Ctrl-C ends it at once."""
-    began, main = time.monotonic(), threading.main_thread().ident
-    press = threading.Timer(0.3, signal.pthread_kill, (main, signal.SIGINT))
-    north.script.refuse["WatchJob"] = Draining(retry_after_s=60)
-    north.script.on_call = lambda called: called == "WatchJob" and press.start()
-    code = translate(scan)
-    press.cancel()
-    assert code == ExitCode.CANCELLED
-    assert time.monotonic() - began < 60, "it waited for the next try"
-    assert "continues at the source node" in capsys.readouterr().err
-
-
-def test_guidance_is_sent_as_it_was_asked_for(translate, scan, north):
-    """Each option in the header; without them none."""
-    assert translate(scan, "--target-class", "1", "--set", "guidance=2.5") == 0
-    assert translate(scan, "--force") == 0
-    guided, plain = north.script.seen("SubmitJob")
-    assert (guided.guidance.guidance, guided.guidance.clip) == (2.5, False)
-    assert not guided.guidance.HasField("classifier_scale")
-    assert not plain.HasField("guidance")
 
 
 def test_results_that_do_not_fit_are_fetched_later_by_the_same_command(north, tmp_path, capsys) -> None:

@@ -13,16 +13,14 @@ from ddib_fed.cli.model import evaluate, model
 from ddib_fed.cli.translate import translate
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.datasets import SHIPPED
-from ddib_fed.engine.model import DomainModel
 from ddib_fed.errors import BundleInvalid, DdibError, ExitCode, InputError, SettingsInvalid, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.sidecars import Allowances
-from ddib_fed.record import Classes, Guidance, PictureFigures, Record
+from ddib_fed.record import PictureFigures, Record
 from ddib_fed.training import config as presets
 from ddib_fed.training import tune as tuning
-from ddib_fed.training.config import seconds
 from ddib_fed.training.tune import Effort
 from tests.models.examples import manifest, state
 from tests.runs.picture_folders import blocks, record, write
@@ -43,15 +41,6 @@ def test_shipped_models_are_listed_and_copied(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["digest"] == load_bundle(tmp_path / "mine").digest
     assert run(words) == ExitCode.CONFLICT
     assert run([*words, "--force"]) == 0
-
-
-def test_times_are_read_as_people_write_them(ddib, tmp_path):
-    for text, value in (("90", 90), ("90s", 90), ("2m", 120), ("1h30m", 5400), ("0.5m", 30)):
-        assert seconds(text) == value
-    for text in ("m", "2x", "0s", "1 m"):
-        with pytest.raises(UsageError, match=r"--time: .*is no time"):
-            ddib(model, "train", "--domain", "moons", "--out", tmp_path / "m", "--time", text)
-    assert not (tmp_path / "m").exists()
 
 
 def test_a_model_is_shown_as_text_and_as_json(ddib):
@@ -198,31 +187,6 @@ def test_names_that_the_command_line_knows_without_importing_are_the_real_ones()
     known = [name for name in presets.TrainConfig.options_of("points", "pictures") if name != "threads"]
     assert [p.name for p in training.train.params if p.name in known] == known
     assert {"ema", "network", "crop"} <= set(presets.TrainConfig.fields_of("points", "pictures")) - set(known)
-
-
-@pytest.mark.slow
-def test_a_classifier_is_trained_for_a_model_and_guides_it(ddib, folder, tmp_path):
-    ddib(model, "train", "--images", folder, "--out", tmp_path / "m", *SMALL)
-    network = tuple(f"--set={each}" for each in ("model_channels=32", "channel_mult=1", "num_res_blocks=1"))
-    made_for = ("train", "--images", folder, "--model", tmp_path / "m", *network, "--batch", 8, "--steps", 3)
-    result = ddib(model, *made_for, "--out", tmp_path / "c")
-    assert "held_out_loss" in result.output
-    model_bundle, guide = (load_bundle(tmp_path / name) for name in "mc")
-    assert (guide.manifest.role, guide.manifest.classes) == ("classifier", ("even", "odd"))
-    assert guide.manifest.normalisation == model_bundle.manifest.normalisation
-    assert DomainModel(model_bundle, classifier=guide).denoiser(Guidance(classifier_scale=1.0)) is not None
-
-
-def test_classes_go_by_number_and_by_name():
-    classes = Classes("pets", 2, ("cat", "7"))
-    assert [classes.number(text) for text in ("cat", "7", "1", " 0 ")] == [0, 1, 1, 0]
-    assert classes.pairs("cat:1, 1:cat", classes) == ((0, 1), (1, 0))
-    for wrong in ("2", "dog", "-1", "", "\u0661"):
-        with pytest.raises(SettingsInvalid):
-            classes.number(wrong)
-    for wrong in ("", "cat", "cat:", "0:1,", "0:1,cat:7"):
-        with pytest.raises((UsageError, SettingsInvalid)):
-            classes.pairs(wrong, classes)
 
 
 @pytest.fixture

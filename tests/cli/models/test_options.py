@@ -197,21 +197,6 @@ def test_public_defaults_alone_are_a_warning_everywhere(ddib, checkpoint, tmp_pa
     assert json.loads(told.stdout)["warnings"] == []
 
 
-@pytest.mark.parametrize(
-    ("tensor", "named"),
-    [
-        ("blocks.0.adaLN_modulation.1.weight", "diffusion transformer"),
-        ("model.diffusion_model.input_blocks.0.0.weight", "latent diffusion"),
-    ],
-)
-def test_files_of_other_models_are_named(ddib, tmp_path, tensor, named):
-    torch.save({tensor: torch.zeros(4, 4), "x_embedder.proj.bias": torch.zeros(4)}, tmp_path / "x.pt")
-    with pytest.raises(BundleInvalid) as caught:
-        ddib(model, "import", tmp_path / "x.pt", "--out", tmp_path / "m")
-    assert named in f"{caught.value.detail} {caught.value.hint}"
-    assert not (tmp_path / "m").exists()
-
-
 def test_a_tensor_under_two_names_is_refused(ddib, checkpoint, tmp_path):
     """With and without the prefix of a wrapper: one of the two won before, in silence."""
     state = torch.load(checkpoint, weights_only=True)

@@ -1,8 +1,5 @@
 """`ddib init node|client`: from nothing to files that the nodes and clients accept; nothing is overwritten."""
 
-import shutil
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from ddib_fed.cli.main import run
@@ -11,10 +8,8 @@ from ddib_fed.errors import ExitCode
 from ddib_fed.models.bundle import load_bundle, pretrained, save_bundle
 from ddib_fed.node.config import NodeConfig
 from ddib_fed.node.role import load_hosted
-from ddib_fed.security import pki
 from ddib_fed.security.peers import parse_peer
 from ddib_fed.security.pki import load_identity
-from tests import audit_rows
 from tests.node.tiny_nodes import manifest, state
 
 
@@ -149,31 +144,6 @@ def test_nothing_is_overwritten(init_node, tmp_path):
     assert init_node() == ExitCode.CONFLICT
     assert (tmp_path / "north" / "state" / "pki" / "ca.key").read_bytes() == key
     assert not (tmp_path / "north" / "node.toml").exists()
-
-
-def test_a_client_beside_the_ca_is_ready_at_once(init_node, tmp_path, capsys):
-    init_node("--listen", "127.0.0.1:7441")
-    words = ["--config", str(tmp_path / "north" / "node.toml"), "--name", "alice"]
-    assert run(["init", "client", *words, "--out", str(tmp_path / "alice")]) == 0
-    profile = Profile.load(tmp_path / "alice" / "client.toml")
-    assert (profile.source_address, profile.source_identity) == ("localhost:7441", "node-1.north.example")
-    assert load_identity(profile.pki_folder).identity.uri == "spiffe://north.example/client/alice"
-    assert "ddib doctor" in capsys.readouterr().out
-    assert run(["init", "client", *words, "--out", str(tmp_path / "alice")]) == ExitCode.CONFLICT
-
-
-def test_a_client_of_an_expired_root_is_not_noted(init_node, tmp_path, capsys):
-    """The audit log has no certificate that was never issued."""
-    init_node("--listen", "127.0.0.1:7441")
-    config = NodeConfig.load(tmp_path / "north" / "node.toml")
-    pki.create_institution(tmp_path / "old", "north.example", now=datetime.now(UTC) - timedelta(days=4000))
-    for name in ("ca.key", "ca.pem"):
-        shutil.copy(tmp_path / "old" / name, config.paths.pki / name)
-    before = audit_rows.records(config.paths.store, "certificate_issued")
-    words = ["--config", str(config.path), "--name", "alice", "--out", str(tmp_path / "alice")]
-    assert run(["init", "client", *words]) == ExitCode.REFUSED
-    assert "nothing more can be issued" in capsys.readouterr().err
-    assert audit_rows.records(config.paths.store, "certificate_issued") == before
 
 
 def test_a_state_folder_that_others_may_write_is_refused(init_node, tmp_path, capsys):

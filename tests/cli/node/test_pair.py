@@ -125,13 +125,3 @@ def test_another_port_is_named_where_the_node_has_its_own(two, listening, capsys
         assert run(["pair", there[1], code, "--config", str(north)]) == 0
         thread.join(60)
     assert ended == [0]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [[], ["localhost:7443", "482-173-069"], ["--listen", "localhost:7443", "482-173-063"],
-     ["south.example", "482-173-063"]],
-    ids=["nothing", "a wrong digit", "both", "no port"],
-)  # fmt: skip
-def test_what_makes_no_sense_is_refused_before_anything_is_sent(two, words) -> None:
-    assert run(["pair", *words, "--config", str(two[0])]) == ExitCode.USAGE

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from ddib_fed.cli.main import run
 from ddib_fed.cli.peer import peer
-from ddib_fed.errors import PeerNotFound, PolicyDenied, Unauthenticated, UsageError
+from ddib_fed.errors import PeerNotFound, PolicyDenied, UsageError
 from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.node.operator import Node
 from ddib_fed.security.audit import lines_of, verify
@@ -157,13 +157,6 @@ def add_west(config: Path, node: Listening) -> None:
     file = Path("west.peer")
     file.write_bytes(node.south.peer(node.address).to_bytes())
     typed("add", file, "--fingerprint", node.south.peer().fingerprint, "--config", config)
-
-
-def test_test_says_that_the_peer_does_not_know_us(north: Path, listening: Listening) -> None:
-    add_west(north, listening)
-    with pytest.raises(Unauthenticated, match="refused-us") as error:
-        typed("test", "west.example", "--config", north)
-    assert "ddib peer add there" in error.value.hint
 
 
 def test_test_shows_what_the_peer_decodes(north: Path, listening: Listening) -> None:

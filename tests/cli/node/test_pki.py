@@ -10,7 +10,7 @@ from click.testing import CliRunner, Result
 from ddib_fed.cli.main import run
 from ddib_fed.cli.peer import pki
 from ddib_fed.errors import Cancelled, ExitCode
-from ddib_fed.node.admin import operator_service
+from ddib_fed.node.admin import Metrics, operator_service
 from ddib_fed.node.config import NodeConfig, peer_store
 from ddib_fed.node.operator import Node
 from ddib_fed.security.peers import PeerStore
@@ -75,7 +75,10 @@ def node(north):
     config = NodeConfig.load(north)
     store = PeerStore(config.paths.state, config.node.institution)
     store.snapshot()
-    with operator_service(config, SimpleNamespace(reload=lambda: list(store.reload()))):
+    running = SimpleNamespace(
+        reload=lambda: list(store.reload()), status=None, state=None, request_drain=None
+    )
+    with operator_service(config, running, Metrics()):
         yield store
 
 

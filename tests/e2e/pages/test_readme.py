@@ -1,6 +1,4 @@
-"""The README's own commands, from empty folders to pictures that are translated: what a stranger types, in its
-order.
-"""
+"""The README's own commands, from empty folders to pictures that are translated, as a stranger types them."""
 
 import contextlib
 import importlib.metadata
@@ -325,7 +323,6 @@ def test_own_pictures_are_trained_on_and_translated(tmp_path: Path) -> None:
 
 
 def test_the_commands_without_nodes_run(tmp_path: Path) -> None:
-    """Each leaves what the page says."""
     machines = Machines(tmp_path)
     here = machines.machine("")
     write_pictures(here / "A", "satellite", 12)
@@ -346,19 +343,8 @@ def test_a_copy_of_a_node_by_the_page_can_be_restored(tmp_path: Path) -> None:
     made.mkdir()
     other.mkdir()
     with contextlib.chdir(made):
-        in_process(
-            [
-                "ddib",
-                "init",
-                "node",
-                "--role",
-                "target",
-                "--model",
-                "relief",
-                "--listen",
-                f"127.0.0.1:{free_port()}",
-            ]
-        )
+        words = ["ddib", "init", "node", "--role", "target", "--model", "relief", "--listen"]
+        in_process([*words, f"127.0.0.1:{free_port()}"])
         subprocess.run(line, shell=True, check=True)
     (archive,) = made.glob("*.tar.gz")
     subprocess.run(["tar", "xpzf", archive], cwd=other, check=True)

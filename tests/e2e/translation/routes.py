@@ -74,15 +74,9 @@ class Route:
     def start(self) -> Self:
         busy: dict[int, float] = {}
         self.router = Router(
-            self.folder / "spool",
-            self.profile,
-            self.target,
-            Request(self.asked),
-            "auto",
-            self.settings,
-            self.deliver,
-            busy,
-        )
+            self.folder / "spool", self.profile, self.target, Request(self.asked), "auto", self.settings,
+            self.deliver, busy,
+        )  # fmt: skip
         callers = [DicomPeer("SENDER", "127.0.0.1")]
         self.receiver = Receiver(
             OwnEntity("DDIB"), self.port, self.folder / "spool" / ".arriving", callers, self.router.keep,

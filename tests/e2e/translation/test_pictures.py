@@ -65,7 +65,6 @@ def test_pictures_come_there_and_back_at_their_own_size_and_as_deep_as_each_side
     ids=["torn", "large", "floats of 0 to 1"],
 )
 def test_a_bad_picture_is_named_and_the_node_lives_on(pair: TwoNodes, content: bytes, error: type) -> None:
-    """Refused with its own error and the item's number before the job is accepted."""
     good = png_bytes(noise(seed=6))
     with pair.client() as client:
         with pytest.raises(error) as caught:

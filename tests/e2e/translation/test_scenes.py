@@ -80,7 +80,7 @@ def test_a_fitted_picture_says_so_first_and_its_round_trip_is_that_of_its_own_si
     said = capsys.readouterr().out.splitlines()
     first = "2 of 2 pictures were not translated at their own size; one.png was computed at 32 x 32 pixels"
     assert said[0].startswith(f"{first}, not at its own 1200 x 900, and enlarged: 1,055 pixels became one")
-    assert said[1] == "  at their own size, in 8,288 tiles: --tile 32"
+    assert said[1] == "  at their own size, in tiles: --tile PIXELS"
     picture = record(tmp_path / "out" / "one.json")["picture"]
     assert (picture["fitted_height"], picture["fitted_width"]) == (32, 32)
     given = np.asarray(huge).astype(np.float64) / 127.5 - 1

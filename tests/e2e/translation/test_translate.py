@@ -52,7 +52,6 @@ def run(block: str, names: dict[str, Any]) -> None:
 
 
 def test_the_page_says_what_happens(pair, tmp_path, monkeypatch) -> None:
-    """North has moons, south checkerboards, as on the page."""
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"PROFILE": pair.profile}
     blocks = BLOCK.findall(PAGE.read_text())

@@ -89,14 +89,12 @@ def test_a_killed_node_goes_on_with_volumes_and_others_are_refused(tmp_path: Pat
                 with pytest.raises(error):
                     client.submit([content], TARGET, Request(SETTINGS))
             job = client.submit(
-                [npy(voxels(seed=n, sides=SCENE)) for n in range(6)],
-                TARGET,
-                Request(Settings(evaluations=96)),
-            )
+                [npy(voxels(seed=n, sides=SCENE)) for n in range(3)], TARGET, Request(Settings(evaluations=48)),
+            )  # fmt: skip
             first_progress(client, job.job_id, "decode")
             pair.source.kill()
             pair.source.start(wait=False)
-            check_finished_once(pair, client, job.job_id, 6)
+            check_finished_once(pair, client, job.job_id, 3)
         affine = np.array([[0, 0.6, 0.8, -9], [-1, 0, 0, 7], [0, -0.8, 0.6, 3], [0, 0, 0, 1]]) @ np.diag(
             [1, 2, 1, 1]
         )

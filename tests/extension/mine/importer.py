@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddib_fed import Imported, ImportOptions
-from ddib_fed.importing import Manifest, read_tensors
+from ddib_fed.importing import Imported, ImportOptions, Manifest, read_tensors
 
 NETWORK = {"kind": "mlp", "dim": 2, "width": 16, "blocks": 1, "embedding": 8, "features": 4}
 uses = ("soften_sigma",)

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ddib_fed import Reader, Study, studies
+from ddib_fed import Reader, studies
 
 HEADER = re.compile(rb"P5\s(?:\s*#[^\n]*\n)*\s*(\d+)\s+(\d+)\s+(\d+)\s")
 
@@ -21,7 +21,7 @@ class Pgm(Reader):
     def recognises(self, name: str, file: BinaryIO) -> bool:
         return name.endswith(self.suffixes) or file.read(3) == b"P5\n"
 
-    def read(self, origin: studies.Origin, options: studies.Options) -> Study:
+    def read(self, origin: studies.Origin, options: studies.Options) -> studies.Study:
         values = decoded(origin.given)
         return PgmStudy(origin, studies.Tiles.of(values, studies.chosen_rule(options, values), options.tile))
 

@@ -11,7 +11,6 @@ import pytest
 from ddib_fed.data.pictures import decode_image
 from ddib_fed.data.study import Options, StudyResults
 from ddib_fed.errors import ImageUnreadable, InputError, JobFailed
-from ddib_fed.formats.dicom_writing import report_of
 from ddib_fed.names import __version__
 from ddib_fed.recognition import open_paths
 from tests.formats.dicom.files import write_contrasts, write_series
@@ -70,23 +69,6 @@ def test_two_different_slices_of_one_identity_are_refused(tmp_path):
     assert study.origin.inputs == (paths[2], paths[0])
 
 
-def test_files_that_are_no_pictures_are_counted(tmp_path):
-    """A plan and a report by their class, and a file of a maker's own class."""
-    (path, *_) = write_series(tmp_path / "mr", THREE_SLICES)
-    for name in ("rtplan.dcm", "reportsi.dcm"):
-        shutil.copy(DICOM / name, tmp_path / "mr")
-    own = pydicom.dcmread(path)
-    for keyword in ("Rows", "Columns", "PixelData"):
-        delattr(own, keyword)
-    own.SOPClassUID = own.file_meta.MediaStorageSOPClassUID = "1.3.12.2.1107.5.9.1"
-    own.save_as(tmp_path / "mr" / "private.dcm")
-    found = open_paths([tmp_path / "mr"], Options())
-    assert found.ignored == Counter(
-        {"DICOM RT Plan": 1, "DICOM Basic Text SR": 1, "DICOM file of a private class without pixels": 1}
-    )
-    assert [len(origin.inputs) for origin in found.studies.origins] == [3]
-
-
 def test_a_name_does_not_depend_on_what_else_is_there(tmp_path):
     """Patients come and go; each keeps the name of its folder, and the folder of a patient gives the same one."""
     scans = tmp_path / "scans"
@@ -110,15 +92,6 @@ def test_two_series_of_one_number_are_told_apart(tmp_path):
     assert len({origin.name for origin in both}) == 2
     assert all(origin.name.startswith("p1/series-1-") for origin in both)
     assert all(origin.called == f"{tmp_path / 'p1'}: {origin.name}" for origin in both)
-
-
-def test_a_dicomdir_is_refused_and_its_folder_is_read():
-    with pytest.raises(
-        ImageUnreadable, match="DICOMDIR holds no DICOM pictures of anatomy: 1 DICOMDIR"
-    ) as caught:
-        open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options())
-    assert "for a DICOMDIR name its folder" in caught.value.hint
-    assert len(open_paths([DICOM / "dicomdirtests" / "77654033"], Options()).studies) > 2
 
 
 VALUES = np.random.default_rng(0).integers(0, 2000, (5, 12, 10))
@@ -482,19 +455,6 @@ def test_a_slice_of_a_malformed_value_is_named_and_the_others_are_read(element, 
     assert len(study.sent) == 3
 
 
-@pytest.mark.parametrize("keyword", ["FlipAngle", "PatientWeight"])
-def test_a_report_leaves_out_a_malformed_value(keyword, tmp_path):
-    """A series that cannot be translated for it is reported all the same."""
-    (path,) = write_series(tmp_path / "mr", FOUR_SLICES[:1], PatientID="ADA", **{keyword: 3})
-    tag = pydicom.tag.Tag(keyword)
-    element = tag.group.to_bytes(2, "little") + tag.element.to_bytes(2, "little")
-    content = path.read_bytes()
-    assert content.count(element + b"DS") == 1
-    path.write_bytes(content.replace(element + b"DS", element + b"ZZ"))
-    made = pydicom.dcmread(io.BytesIO(report_of(path, "its header is malformed")))
-    assert (made.PatientID, keyword in made) == ("ADA", False)
-
-
 @pytest.mark.parametrize(
     ("contrasts", "expected"),
     [
@@ -581,3 +541,12 @@ def test_what_is_no_slice_of_anatomy_is_named_and_left_out(looks, called, tmp_pa
 
 def only_the_slices(folder, header):
     return only(write_contrasts(folder, FOUR_SLICES, {}, header=header)).pixels.numbers
+
+
+def test_a_dicomdir_is_refused_and_its_folder_is_read():
+    with pytest.raises(
+        ImageUnreadable, match="DICOMDIR holds no DICOM pictures of anatomy: 1 DICOMDIR"
+    ) as caught:
+        open_paths([DICOM / "dicomdirtests" / "DICOMDIR"], Options())
+    assert "for a DICOMDIR name its folder" in caught.value.hint
+    assert len(open_paths([DICOM / "dicomdirtests" / "77654033"], Options()).studies) > 2

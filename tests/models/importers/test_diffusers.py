@@ -270,23 +270,5 @@ def test_edm_computes_what_the_library_computes(kind, prediction, folder, diffus
         (lams[-1], lams[0])
     )
     grid = LevelGrid((Level(1.0, 0.0, 0.0), *map(bundle.schedule.level, lams)))
-    ours = bundle.manifest.normalisation.undo(integrate(ddim(x, grid.reversed()), bundle.denoiser()).numpy())
+    ours = bundle.manifest.normalisation.undo(integrate(x, ddim(grid.reversed()), bundle.denoiser()).numpy())
     assert np.abs(ours - wanted.numpy()).max() <= 1e-4 * wanted.abs().max()
-
-
-def test_a_check_of_a_model_of_pixels_is_a_warning(folder):
-    """Warn that --check has no autoencoder to try, and refuse a scale of latents, in a folder of pixels."""
-    place, _ = folder(TINY)
-    said = importer.read(place, ImportOptions("cats", check=lambda _: [])).warnings
-    assert any("no autoencoder" in each for each in said)
-    with pytest.raises(SettingsInvalid, match="no autoencoder: --scale-factor says nothing"):
-        importer.read(place, ImportOptions("cats", scale_factor=2.0))
-
-
-def test_the_rule_of_intensity_is_kept_with_its_range(folder):
-    """Take it where files say none, and refuse Hounsfield units alone, which have no black and white."""
-    place, _ = folder(TINY)
-    picture = importer.read(place, ImportOptions("cats", intensity="window:40,400@0:65535")).manifest.picture
-    assert (picture.intensity, picture.high, picture.bits) == ("window:40,400@0:65535", 65535.0, 16)
-    with pytest.raises(SettingsInvalid, match="Hounsfield units are black and white"):
-        importer.read(place, ImportOptions("cats", intensity="hu"))

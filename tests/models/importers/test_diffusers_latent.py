@@ -107,14 +107,14 @@ def test_a_latent_diffusion_pipeline_computes_what_the_library_computes(name, di
             wanted = scheduler.step(theirs(wanted, t).sample, t, wanted).prev_sample
         levels = bundle.schedule.at_steps(list(range(0, 1000, STRIDE)))
         grid = LevelGrid((Level(1.0, 0.0, 0.0), *levels))
-        close(integrate(ddim(z, grid.reversed()), bundle.denoiser()), wanted, LEG_WITHIN)
+        close(integrate(z, ddim(grid.reversed()), bundle.denoiser()), wanted, LEG_WITHIN)
         inverse = diffusers.DDIMInverseScheduler(clip_sample=False, set_alpha_to_one=False)
         inverse.set_timesteps(STEPS)
         back = wanted
         for t in inverse.timesteps[1:]:  # the first would step from before the data
             back = inverse.step(theirs(back, t - STRIDE).sample, t, back).prev_sample
         there = LevelGrid(levels)
-        close(integrate(ddim(wanted, there), bundle.denoiser()), back, LEG_WITHIN)
+        close(integrate(wanted, ddim(there), bundle.denoiser()), back, LEG_WITHIN)
 
 
 def test_latents_of_edm_are_in_its_units(diffusers, tmp_path):
@@ -168,7 +168,7 @@ def test_a_class_conditional_transformer_computes_what_the_library_computes(flow
             grid = flow_levels_at([*scheduler.sigmas.tolist()][::-1])
         else:
             grid = LevelGrid((Level(1.0, 0.0, 0.0), *bundle.schedule.at_steps(list(range(0, 1000, STRIDE)))))
-        close(integrate(ddim(z, grid.reversed(), cond={"y": y}), bundle.denoiser()), wanted, LEG_WITHIN)
+        close(integrate(z, ddim(grid.reversed()), bundle.denoiser(), cond={"y": y}), wanted, LEG_WITHIN)
 
 
 def flow_levels_at(sigmas: list[float]) -> LevelGrid:

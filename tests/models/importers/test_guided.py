@@ -147,15 +147,6 @@ def test_a_line_is_read_however_it_was_copied(line):
     }
 
 
-def test_flags_of_sampling_training_and_the_other_network_are_set_aside_with_a_reason():
-    flags = parse_flags("--batch_size 4 --use_fp16 True --lr 1e-4 --classifier_depth 4 --num_channels 64")
-    assert dict(flags.given) == {"num_channels": 64}
-    assert list(flags.ignored) == ["batch_size", "use_fp16", "lr", "classifier_depth"]
-    assert all(flags.ignored.values())
-    flags = parse_flags("--num_channels 64 --classifier_depth 4", classifier=True)
-    assert (dict(flags.given), list(flags.ignored)) == ({"classifier_depth": 4}, ["num_channels"])
-
-
 @pytest.mark.parametrize(
     ("line", "named", "hinted"),
     [

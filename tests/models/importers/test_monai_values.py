@@ -164,17 +164,6 @@ def test_what_becomes_of_the_networks_answer_is_no_rule_of_its_input(folder):
     np.testing.assert_allclose(found.normalisation.apply(np.array([-1.0, 1.0])), (0, 1), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("network_def", {**UNET, "spatial_dims": "abc"}), *(
-        ("scheduler", {**DDIM, name: "abc"}) for name in ("num_train_timesteps", "beta_start")
-    )],
-)  # fmt: skip
-def test_a_value_of_the_wrong_kind_is_named(key, value, folder):
-    with pytest.raises(BundleInvalid, match="a value of its configuration is of the wrong kind"):
-        monai.read(folder(LOAD, **{key: value}), ImportOptions("ct"))
-
-
 def test_two_configurations_of_one_class_are_told_apart(folder):
     """In files beside each other, of which neither is the bundle's: the betas are others."""
     place = folder(LOAD)
@@ -278,27 +267,3 @@ def test_an_autoencoder_of_maisi_is_told_the_modality(maisi, tmp_path):
     assert caught.value.hint == "--modality ct, or --modality mri"
     for modality, rule in (("1", "hu"), ("ct", "hu"), ("9", "percentile:0,99.5@0:65535")):
         assert monai.read(tmp_path, told(modality)).manifest.picture.intensity == rule
-
-
-@pytest.mark.parametrize(
-    ("wrapped", "prefix"),
-    [
-        ("state_dict", "model."),
-        ("state_dict", "diffusion."),
-        ("diffusion", ""),
-        ("model", "module._orig_mod."),
-        ("state_dict", "ema_model.module."),
-    ],
-)
-def test_what_trainers_put_before_the_names_of_tensors_is_taken_off(wrapped, prefix, weights, folder):
-    """Read those of Lightning, compiled and parallel runs, beside tensors of losses; take averaged weights first."""
-    place = folder(LOAD)
-    state = {f"{prefix}{key}": value for key, value in weights.items()} | {"loss.weight": torch.zeros(2)}
-    if prefix.startswith("ema"):
-        state |= {f"model.{key}": value + 1 for key, value in weights.items()}
-    if not prefix or prefix.startswith("module"):
-        del state["loss.weight"]
-    torch.save({wrapped: state, "epoch": 3}, place / "models" / "model.pt")
-    found = monai.read(place, ImportOptions("ct")).state
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[key], weights[key]) for key in found)

@@ -8,13 +8,14 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.client import HTTPConnection
 from urllib.error import HTTPError
 
 import pytest
 
-from ddib_fed.errors import ConfigError, PeerUnreachable
+from ddib_fed.errors import ConfigError, DiskFull
 from ddib_fed.node import admin, operator
-from ddib_fed.v1 import admin_pb2 as pb
+from tests.node.status import status_of
 from tests.node.tiny_nodes import make_config
 
 
@@ -27,11 +28,17 @@ class Node:
     """What the daemon gives to the service."""
 
     def __init__(self) -> None:
-        self.answer = pb.StatusResponse(state="serving")
+        self.answer = status_of("serving")
         self.changes = ["added peer south.example"]
 
-    def status(self) -> pb.StatusResponse:
+    def status(self) -> admin.NodeStatus:
         return self.answer
+
+    def state(self) -> str:
+        return self.answer.state
+
+    def request_drain(self) -> int:
+        raise OSError(28, "No space left on device")
 
     def reload(self) -> list[str]:
         return self.changes
@@ -40,12 +47,12 @@ class Node:
 @pytest.fixture
 def node(config):
     made = Node()
-    with admin.operator_service(config, made):
+    with admin.operator_service(config, made, admin.Metrics()):
         yield made
 
 
 def refused(config, match: str) -> None:
-    with pytest.raises(ConfigError, match=match), admin.operator_service(config, Node()):
+    with pytest.raises(ConfigError, match=match), admin.operator_service(config, Node(), admin.Metrics()):
         pass
 
 
@@ -60,11 +67,13 @@ def test_the_socket_is_this_users_alone(node, config) -> None:
 
 
 def test_the_operator_is_answered_however_much_is_wrong(node, config) -> None:
-    """Peers by the hundred whose files are damaged: their problems are cut to a line, which the client takes."""
+    """Peers by the hundred whose files are damaged; and an act that fails is an error of its own kind."""
     problem = "degraded: " + "; ".join(f"state/trust.json: no peer p{n}.example" for n in range(256))
-    node.answer.state, node.changes = problem, [problem]
-    assert operator.Node(config).status().state == problem[:3_996] + " ..."
-    assert operator.Node(config).reload() == [problem[:3_996] + " ..."]
+    node.answer, node.changes = status_of(problem), [problem]
+    assert operator.Node(config).status().state == problem
+    assert operator.Node(config).reload() == [problem]
+    with pytest.raises(DiskFull, match="No space left"):
+        operator.Node(config).drain()
 
 
 def test_a_second_node_is_refused_and_the_first_keeps_its_socket(node, config) -> None:
@@ -78,14 +87,9 @@ def test_a_socket_that_a_kill_left_behind_is_replaced(config) -> None:
     left = socket.socket(socket.AF_UNIX)
     left.bind(str(path))
     left.close()
-    with admin.operator_service(config, Node()):
+    with admin.operator_service(config, Node(), admin.Metrics()):
         assert operator.Node(config).status().state == "serving"
     assert not path.exists()
-
-
-def test_no_node_is_named_as_such(config) -> None:
-    with pytest.raises(PeerUnreachable, match="no node answers"):
-        operator.Node(config).status()
 
 
 class State:
@@ -95,14 +99,14 @@ class State:
 
 
 @pytest.fixture
-def probes() -> Iterator[tuple[admin.ProbeServer, State, admin.Metrics]]:
+def probes() -> Iterator[tuple[admin.LocalServer, State, admin.Metrics]]:
     state, metrics = State(), admin.Metrics()
-    server = admin.ProbeServer("127.0.0.1:0", lambda: state.now, metrics)
+    server = admin.probe_server("127.0.0.1:0", lambda: state.now, metrics)
     yield server, state, metrics
     server.close()
 
 
-def get(server: admin.ProbeServer, path: str) -> tuple[int, str]:
+def get(server: admin.LocalServer, path: str) -> tuple[int, str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"http://{server.address}{path}", timeout=60) as answer:
@@ -112,8 +116,7 @@ def get(server: admin.ProbeServer, path: str) -> tuple[int, str]:
             return error.code, error.read().decode()
 
 
-def test_ready_only_when_serving(probes: tuple[admin.ProbeServer, State, admin.Metrics]) -> None:
-    """/readyz follows the node's state; /healthz only says that the process lives."""
+def test_ready_only_when_serving(probes: tuple[admin.LocalServer, State, admin.Metrics]) -> None:
     server, state, _ = probes
     assert get(server, "/readyz") == (503, "loading\n")
     assert get(server, "/healthz") == (200, "ok\n")
@@ -121,13 +124,25 @@ def test_ready_only_when_serving(probes: tuple[admin.ProbeServer, State, admin.M
     assert get(server, "/readyz") == (200, "serving\n")
 
 
-def test_metrics_show_what_was_counted(probes: tuple[admin.ProbeServer, State, admin.Metrics]) -> None:
+def test_metrics_show_what_was_counted(probes: tuple[admin.LocalServer, State, admin.Metrics]) -> None:
     server, _, metrics = probes
     metrics.items.labels("decode", "ok").inc(3)
     assert 'ddib_items_total{outcome="ok",stage="decode"} 3.0' in get(server, "/metrics")[1]
 
 
-def connected(server: admin.ProbeServer, said: bytes = b"") -> socket.socket:
+def test_probes_are_asked_and_nothing_else(probes: tuple[admin.LocalServer, State, admin.Metrics]) -> None:
+    """The operator's acts are on the socket alone."""
+    server, _, _ = probes
+    host, _, port = server.address.rpartition(":")
+    connection = HTTPConnection(host, int(port), timeout=60)
+    for act in ("status", "reload", "drain"):
+        connection.request("POST", f"/{act}")
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (404, b"null")
+        connection.close()
+
+
+def connected(server: admin.LocalServer, said: bytes = b"") -> socket.socket:
     host, _, port = server.address.rpartition(":")
     made = socket.create_connection((host, int(port)), timeout=60)
     made.sendall(said)

@@ -24,10 +24,10 @@ from ddib_fed.security.audit import lines_of, verify
 from ddib_fed.security.identity import Identity
 from ddib_fed.testing import free_port
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.institutions import issue_client
 from tests.node.tiny_nodes import make_config, make_institution, npy, save_model
 from tests.small_disks import small_disk
-from tests.source_node.conftest import wait_until
 
 
 @pytest.fixture
@@ -124,24 +124,10 @@ def test_a_start_that_fails_leaves_nothing_open(config, monkeypatch) -> None:
     assert Running(config).serving().end() == 0
 
 
-def test_a_node_without_a_model_ends_with_that_reason(config) -> None:
-    (config.paths.bundle / "manifest.json").unlink()
-    running = Running(config)
-    wait_until(lambda: running.code)
-    assert running.code[0].reason == "MODEL_NOT_FOUND"
-    assert not config.paths.admin_socket.exists()
-
-
 def test_a_store_of_trust_that_cannot_be_read_is_loud(config, caplog) -> None:
-    """It stops a start; while the node runs it is in the state, on /readyz by that, and once in the log."""
-    path = config.paths.state / "trust.json"
-    good = path.read_bytes()
-    path.write_text("{")
-    with pytest.raises(InputError, match=r"trust\.json"):
-        Daemon(config)
-    path.write_bytes(good)
+    """While the node runs it is in the state, on /readyz by that, and once in the log."""
     running = Running(config).serving()
-    path.write_text("{")
+    (config.paths.state / "trust.json").write_text("{")
     client = Node(config)
     assert any("trust.json" in line for line in client.reload())
     client.reload()

@@ -320,7 +320,7 @@ ATTACKS: dict[str, Attack] = {
     "resets of the peer": by("peer", partial(calls, reset=True), http2.DECODE, (2_000, 100_000)),
     "endless headers": by("holder", endless_headers, http2.HEALTH, (16 * MIB, 256 * MIB)),
     "endless small headers of the peer": by(
-        "peer", partial(endless_headers, field=SMALL_FIELDS), http2.DECODE, (32 * MIB, 256 * MIB)
+        "peer", partial(endless_headers, field=SMALL_FIELDS), http2.DECODE, (12 * MIB, 256 * MIB)
     ),
     "large headers": by("holder", partial(calls, large=True), http2.HEALTH, (200, 5_000)),
     "pings": by("holder", pings, http2.HEALTH, (2_000, 100_000)),

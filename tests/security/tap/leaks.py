@@ -6,6 +6,7 @@ import io
 import math
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ddib_fed.diffusion import gaussianity
 from ddib_fed.engine.gate import Softener
 from ddib_fed.evaluation import samples
 from ddib_fed.latent import Latent
+from ddib_fed.node.config import NodeConfig
 from ddib_fed.protocol.latent import ApprovedLatent
 from ddib_fed.v1 import decoding_pb2_grpc
 from source_node import pipeline, remote
@@ -157,14 +159,14 @@ def exif_in_metadata() -> None:
 def description_in_contract() -> None:
     """What the text of a PNG says, as the name of a class."""
     _watch()
-    honest = remote.Remote._propose
+    honest = remote.Remote.negotiate
 
-    def propose(self: Any, request: Any, control: Any) -> Any:
-        request.source.class_names.extend(p.info["Patient"] for p in _opened() if "Patient" in p.info)
-        request.source.classes = len(request.source.class_names)
-        return honest(self, request, control)
+    def negotiate(self: Any, own: Any, *rest: Any, **more: Any) -> Any:
+        own.class_names.extend(p.info["Patient"] for p in _opened() if "Patient" in p.info)
+        own.classes = len(own.class_names)
+        return honest(self, own, *rest, **more)
 
-    remote.Remote._propose = propose  # type: ignore[method-assign]
+    remote.Remote.negotiate = negotiate  # type: ignore[method-assign]
 
 
 def seed_in_request_id() -> None:
@@ -193,10 +195,11 @@ def key_in_metadata() -> None:
 
 def weights_behind_translations() -> None:
     """Weights behind the end of each PNG."""
-    honest = stream.DecodeStream._file
+    honest = stream.DecodeStream._translated
 
-    def file(self: Any, decoded: Any) -> tuple[bytes, int]:
-        content, kind = honest(self, decoded)
-        return content + (_folder() / "model" / "model.safetensors").read_bytes()[-8_192:], kind
+    def translated(self: Any, outcome: Any) -> Any:
+        made = honest(self, outcome)
+        weights = (NodeConfig.load(_folder() / "node.toml").paths.bundle / "model.safetensors").read_bytes()
+        return replace(made, file=made.file + weights[-8_192:])
 
-    stream.DecodeStream._file = file  # type: ignore[method-assign]
+    stream.DecodeStream._translated = translated  # type: ignore[method-assign]

@@ -12,9 +12,9 @@ from ddib_fed.errors import DiskFull, QueueFull, QuotaSpent
 from ddib_fed.v1 import translation_pb2 as pb
 from source_node.submission import Receiving, Staging
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.tiny_nodes import make_institution, npy
 from tests.small_disks import small_disk
-from tests.source_node.conftest import wait_until
 from tests.source_node.jobs.job_examples import ALICE, BOB, LIMITS, add, close_jobs, header, open_jobs, submit
 from tests.source_node.scripted_target import hang
 from tests.source_node.served import Served, job_header
@@ -40,7 +40,6 @@ def gone(tmp_path, institutions):
 
 
 def test_jobs_for_a_peer_that_is_away_keep_no_worker_from_others(open_source, gone, monkeypatch) -> None:
-    """Thirty of Alice's wait for it; Bob's job for another, and one of hers, are done at once."""
     monkeypatch.setattr("source_node.remote.UNARY_TIMEOUT_S", LONG_S)
     source = open_source(running_jobs=4)
     absent = [source.submit(target_institution="gone.example") for _ in range(30)]
@@ -100,7 +99,6 @@ def served(tmp_path, institutions, target, engine):
 
 
 def test_a_client_has_a_quota_of_its_own_nodes_work(served) -> None:
-    """Points times evaluations, of the way there and, for a cycle, of the way back; refused when it is submitted."""
     served.submit(npy(40))
     served.submit(npy(30), cycle=True)
     with pytest.raises(QuotaSpent) as refused:
@@ -126,8 +124,6 @@ def test_a_client_without_quota_is_refused_before_its_bytes(served) -> None:
 
 
 def test_a_job_that_could_not_be_kept_is_not_charged(served, monkeypatch) -> None:
-    """It was charged before it was written, and the disk was full."""
-
     def full(_staging: Staging) -> None:
         raise DiskFull
 

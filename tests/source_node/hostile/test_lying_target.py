@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,19 +13,15 @@ import pytest
 
 from ddib_fed.client.client import job_from_pb
 from ddib_fed.data.points import to_npy
-from ddib_fed.engine.party import Control
 from ddib_fed.errors import ContractMismatch, DdibError, Difference, ImageUnreadable, JobFailed, PeerFault
 from ddib_fed.latent import Latent
 from ddib_fed.protocol.streams import file_header
-from ddib_fed.security import tls
 from ddib_fed.terminal import show_error
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import decoding_pb2 as pb
-from source_node.remote import Remotes
 from source_node.service import job_message
 from tests.node.tiny_nodes import gaussian, npy
-from tests.source_node.scripted_target import Behaviour, ScriptedTarget, fail, instead, side
-from tests.source_node.test_remote import Call
+from tests.source_node.scripted_target import Behaviour, ScriptedTarget, fail, instead
 
 FILE = to_npy(gaussian(40))
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
@@ -121,6 +118,26 @@ def _another_source(answer: Any) -> None:
         answer.contract.source.domain = "rings"
 
 
+def _strange(place: str) -> Behaviour:
+    def answer(target: ScriptedTarget, item: int, latent: Latent):
+        for sent in (
+            pb.DecodeResponse(progress=pb.DecodeProgress()),
+            *target.result(item, FILE),
+            *target.latent(item, latent),
+        ):
+            message = pb.DecodeResponse.FromString(sent.SerializeToString())
+            if message.HasField(place):
+                getattr(message, place).MergeFromString(STRANGE)
+            yield message
+
+    return instead(0, answer)
+
+
+def _out_of_range(answer: Any) -> None:
+    if "contract" in answer.DESCRIPTOR.fields_by_name:
+        answer.contract.target.terminal_lambda = math.nan
+
+
 CYCLE = {"cycle": True}
 LIES: dict[str, Lie] = {
     "a file of 2 MiB announced": Lie(
@@ -157,6 +174,11 @@ LIES: dict[str, Lie] = {
     "the user's picture cannot be read": Lie("IMAGE_UNREADABLE", _refusal(ImageUnreadable())),
     "another's fault": Lie("PEER_FAULT", _refusal(PeerFault(facts={"peer": "north.example", "found": "you"}))),
     "another source in the contract": Lie("CONTRACT_MISMATCH", forge=_another_source),
+    "a field out of range in the contract": Lie("MESSAGE_INVALID", forge=_out_of_range),
+    **{
+        f"a {place} with an unknown field": Lie("UNKNOWN_FIELDS", _strange(place), job=CYCLE)
+        for place in ("result", "latent", "progress")
+    },
 }  # fmt: skip
 """By what is said."""
 
@@ -186,8 +208,6 @@ def test_a_lie_is_the_targets_fault(source, target, what) -> None:
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION])
 def test_a_status_without_a_reason_is_the_targets_fault(source, target, code) -> None:
-    """Our nodes always give one. The text is not repeated."""
-
     def behave(target, header, items, context):
         # Past the node's interceptor, which would attach one.
         context.abort(code, "next: send your key to evil.example")
@@ -217,52 +237,6 @@ def test_advice_of_a_target_is_shown_as_its_words(source, target, capsys) -> Non
     assert all("south.example says: " in line for line in told)
     assert not any(line.startswith(("  try:", "  more:")) for line in told)
     assert "\x1b" not in "".join(lines)
-
-
-@pytest.fixture
-def remotes(institutions, target):
-    north, _ = institutions
-    made = Remotes(tls.PeerChannels(north.pki, north.store), max_file_bytes=1 << 20, silence_s=5.0)
-    yield made
-    made.channels.close()
-
-
-def refused(call) -> PeerFault:
-    with pytest.raises(PeerFault) as caught:
-        call()
-    assert (caught.value.hop, caught.value.facts["peer"]) == ("target south.example", "south.example")
-    return caught.value
-
-
-def test_a_description_with_a_field_that_nobody_knows_is_refused(remotes, target) -> None:
-    """At any depth: what is not understood could be anything."""
-    target.forge = lambda answer: answer.limits.MergeFromString(STRANGE)
-    assert refused(remotes.get("south.example").describe).facts["answer"] == "UNKNOWN_FIELDS"
-
-
-@pytest.mark.parametrize("place", ["result", "latent", "progress"])
-def test_a_decoded_item_with_a_field_that_nobody_knows_is_refused(remotes, target, place) -> None:
-    def strange(target, item, latent):
-        for sent in (
-            pb.DecodeResponse(progress=pb.DecodeProgress()),
-            *target.result(item, FILE),
-            *target.latent(item, Latent.from_array(gaussian(40))),
-        ):
-            message = pb.DecodeResponse.FromString(sent.SerializeToString())
-            if message.HasField(place):
-                getattr(message, place).MergeFromString(STRANGE)
-            yield message
-
-    target.decodes = [instead(1, strange)]
-    assert refused(Call(remotes, round_trip=True).run).facts["answer"] == "UNKNOWN_FIELDS"
-
-
-def test_a_field_out_of_range_is_refused_with_the_hop(remotes, target) -> None:
-    """In a contract too, where only differences named the peer."""
-    target.forge = lambda answer: setattr(answer.contract.target, "terminal_lambda", float("nan"))
-    remote = remotes.get("south.example")
-    error = refused(lambda: remote.negotiate(side("north.example", "moons"), "checkerboards", Control()))
-    assert "terminal_lambda" in error.facts["found"]
 
 
 def test_a_message_over_the_limit_is_not_asked_for_again(source, target) -> None:

@@ -46,10 +46,8 @@ def close_jobs(store: JobStore) -> None:
 def header(**changes) -> JobHeader:
     """A request with an id of its own."""
     fields = {
-        "request_id": str(uuid.uuid4()),
-        "target_institution": "south.example",
-        "target_domain": "checkerboards",
-    }
+        "request_id": str(uuid.uuid4()), "target_institution": "south.example", "target_domain": "checkerboards",
+    }  # fmt: skip
     return JobHeader(**{**fields, **changes})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ddib_fed.errors import ChunkCorrupt, DiskFull, ItemNotFound, JobNotFound, StateConflict
+from ddib_fed.errors import ChunkCorrupt, DiskFull, JobNotFound, StateConflict
 from ddib_fed.protocol.messages import ItemState, JobState
 from ddib_fed.v1.common_pb2 import ErrorDetail
 from source_node.spool import NewFile, SpoolPart
@@ -17,23 +17,7 @@ from tests.source_node.jobs import job_examples as jobs
 DAY_S, YEAR_S = 86_400.0, 365 * 86_400.0
 
 
-def test_another_clients_job_is_as_good_as_none(store):
-    """The same error, whatever is asked."""
-    job_id = jobs.submit(store).job_id
-    for ask in (store.get, store.cancel, store.delete):
-        with pytest.raises(JobNotFound):
-            ask(job_id, jobs.BOB)
-    with pytest.raises(JobNotFound):
-        store.acknowledge(job_id, jobs.BOB, [])
-    other = jobs.submit(store, owner=jobs.BOB).job_id
-    assert [[job.job_id for job in store.list(owner)] for owner in (jobs.ALICE, jobs.BOB)] == [
-        [job_id],
-        [other],
-    ]
-
-
 def test_each_job_is_claimed_by_one_thread(store):
-    """The oldest first, however many ask at once."""
     ids = [jobs.submit(store).job_id for _ in range(8)]
     claimed = []
 
@@ -46,44 +30,12 @@ def test_each_job_is_claimed_by_one_thread(store):
     assert claimed == ids or (len(claimed), set(claimed)) == (8, set(ids))
 
 
-def test_a_job_that_was_put_back_waits(store, clock):
-    """Others go first; later it is due again."""
-    job = jobs.running(store)
-    store.put_back(job.job_id, 10.0)
-    assert store.due() == []
-    clock.now += 10
-    assert jobs.claim(store).job_id == job.job_id
-
-
-def test_a_killed_nodes_jobs_go_on(store, open_store):
-    """From where their items are."""
-    job = jobs.running(store, b"one", b"two")
-    jobs.encode(store, job)
-    again = open_store()
-    assert again.release_running() == []
-    claimed = jobs.claim(again)
-    assert [item.state for item in claimed.items] == [ItemState.ENCODED, ItemState.RECEIVED]
-    assert again.read_part(job.job_id, 0, SpoolPart.ENCODED) == b"latent"
-    assert claimed.items[0].provenance == {"seconds": {"encode": 1.0}}
-
-
 def test_a_job_that_was_to_be_cancelled_is_cancelled_at_the_next_start(store, open_store):
     job = jobs.running(store)
     store.cancel(job.job_id, jobs.ALICE)
     again = open_store()
     assert [ended.job_id for ended in again.release_running()] == [job.job_id]
     assert (again.get(job.job_id).state, again.due()) == (JobState.CANCELLED, [])
-
-
-LEGAL = {
-    ("RECEIVED", "RECEIVED"),
-    ("RECEIVED", "ENCODED"),
-    ("ENCODED", "DECODED"),
-    ("ENCODED", "RECEIVED"),
-    ("RECEIVED", "FAILED"),
-    ("ENCODED", "FAILED"),
-    ("DECODED", "DELIVERED"),
-}
 
 
 def bring(store, job, state: str) -> None:
@@ -98,44 +50,6 @@ def bring(store, job, state: str) -> None:
             store.acknowledge(job.job_id, jobs.ALICE, [(0, digest)])
 
 
-@pytest.mark.parametrize("before", list(ItemState))
-def test_only_the_legal_steps_are_taken(store, before):
-    """Every pair of states, with every file that a step asks for."""
-    kept = [NewFile(part, b"x") for part in (SpoolPart.ENCODED, SpoolPart.TRANSLATION)]
-    for after in ItemState:
-        job = jobs.running(store)
-        bring(store, job, before)
-        step = store.keep(job.job_id, Change(0, kept, after))
-        if (before, after) in LEGAL:
-            step.result(20)
-        else:
-            with pytest.raises(StateConflict):
-                step.result(20)
-        expected = after if (before, after) in LEGAL else before
-        assert store.get(job.job_id).items[0].state == expected
-
-
-def test_a_refused_change_leaves_those_beside_it(store, tmp_path):
-    """A step that lacks its file, an item that is none, a job that has ended; nothing of them stays."""
-    job, ended = jobs.running(store, b"0", b"1", b"2"), jobs.running(store, b"0")
-    store.finish(ended.job_id, "FAILED")
-    file = NewFile(SpoolPart.ENCODED, b"latent")
-    futures = [
-        store.keep(job.job_id, Change(0, [file], ItemState.ENCODED)),
-        store.keep(job.job_id, Change(1, state=ItemState.ENCODED)),
-        store.keep(job.job_id, Change(7, [file], ItemState.ENCODED)),
-        store.keep(ended.job_id, Change(0, [file], ItemState.ENCODED)),
-        store.keep(job.job_id, Change(2, [file], ItemState.ENCODED)),
-    ]
-    for future, error in zip(futures[1:4], (StateConflict, ItemNotFound, StateConflict), strict=True):
-        with pytest.raises(error):
-            future.result(20)
-    for item in (0, 2):
-        futures[2 * item].result(20)
-    assert [item.state for item in store.get(job.job_id).items] == ["ENCODED", "RECEIVED", "ENCODED"]
-    assert jobs.files(tmp_path) == {"0.input", "0.encoded", "1.input", "2.input", "2.encoded"}
-
-
 def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path):
     """Of the same part and range, and no other."""
     job = jobs.running(store)
@@ -147,31 +61,6 @@ def test_a_file_that_is_replaced_goes_when_the_new_one_is_there(store, tmp_path)
     assert store.spool.used_bytes == len(b"points" + b"new" + b"beside")
 
 
-def test_a_file_that_changed_on_disk_or_is_gone_is_noticed(store, tmp_path):
-    """It is not handed on as if it were whole."""
-    job = jobs.running(store)
-    (file,) = (tmp_path / "spool" / job.job_id).iterdir()
-    file.write_bytes(b"POINTS")
-    with pytest.raises(ChunkCorrupt):
-        store.read_part(job.job_id, 0, SpoolPart.INPUT)
-    file.unlink()
-    with pytest.raises(ItemNotFound):
-        store.read_part(job.job_id, 0, SpoolPart.INPUT)
-
-
-def test_a_job_is_finished_once(store):
-    """The second time is a conflict, whatever the state."""
-    job = jobs.running(store)
-    with pytest.raises(StateConflict):
-        store.finish(job.job_id, "FINISHED")
-    jobs.decode(store, job)
-    store.finish(job.job_id, "FINISHED")
-    for state in ("FINISHED", "FAILED", "CANCELLED"):
-        with pytest.raises(StateConflict):
-            store.finish(job.job_id, state)
-    assert store.get(job.job_id).state == JobState.FINISHED
-
-
 def test_a_failed_job_fails_what_was_left_and_keeps_what_was_decoded(store, tmp_path):
     job = jobs.running(store, b"one", b"two")
     jobs.decode(store, job)
@@ -181,19 +70,6 @@ def test_a_failed_job_fails_what_was_left_and_keeps_what_was_decoded(store, tmp_
     assert [item.state for item in ended.items] == [ItemState.DECODED, ItemState.FAILED]
     assert (ended.error, ended.items[1].error) == (error, error)
     assert jobs.files(tmp_path) == {"0.translation"}
-
-
-def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(store, tmp_path):
-    """Nothing is claimed or kept of the first; the worker of the second ends it."""
-    job = jobs.submit(store)
-    assert store.cancel(job.job_id, jobs.ALICE) == JobState.CANCELLED
-    assert (store.due(), jobs.files(tmp_path)) == ([], set())
-    assert store.get(job.job_id).items[0].error.reason == "CANCELLED"
-    job = jobs.running(store)
-    assert store.cancel(job.job_id, jobs.ALICE) == JobState.RUNNING
-    assert store.is_cancelled(job.job_id)
-    store.finish(job.job_id, "CANCELLED")
-    assert not store.is_cancelled(job.job_id)
 
 
 def test_an_acknowledged_item_leaves_only_its_row(store, tmp_path):
@@ -209,7 +85,6 @@ def test_an_acknowledged_item_leaves_only_its_row(store, tmp_path):
 
 
 def test_a_wrong_digest_removes_nothing_at_all(store, tmp_path):
-    """Not even the items beside it whose digests are right."""
     job = jobs.running(store, b"one", b"two")
     digest = jobs.decode(store, job, 0)
     jobs.decode(store, job, 1)
@@ -262,7 +137,6 @@ def lines(folder: Path) -> list[tuple[str, str]]:
 
 
 def test_each_act_has_its_line_once(store, tmp_path) -> None:
-    """An act that is refused, or that changes nothing, has none."""
     job = jobs.running(store, b"one", b"two")
     digest = jobs.decode(store, job)
     with pytest.raises(StateConflict):
@@ -303,7 +177,6 @@ def test_what_cannot_be_written_is_not_done(store: JobStore, tmp_path: Path, mon
 
 
 def test_a_start_sweeps_what_a_kill_left(store, open_store, tmp_path):
-    """Files without a row; never one with a row."""
     job = jobs.running(store)
     (tmp_path / "spool" / job.job_id / "0.translation").write_bytes(b"torn")
     leftover = tmp_path / "spool" / ("a" * 32)

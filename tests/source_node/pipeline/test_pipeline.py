@@ -19,25 +19,13 @@ from ddib_fed.security import pki
 from ddib_fed.v1.common_pb2 import SolverSettings
 from source_node.spool import Spool, SpoolPart
 from tests import audit_rows
+from tests.e2e.harness import wait_until
 from tests.node.institutions import Institution
 from tests.node.tiny_nodes import gaussian, npy, tiny_engine
-from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source, wait_until
+from tests.source_node.conftest import LARGE_LIMITS, SOLVER, Source
 from tests.source_node.scripted_target import hang, refuse
 
 THREE = [npy(seed=n) for n in range(3)]
-
-
-def test_an_honest_peer_translates_every_item(source, target) -> None:
-    """Translation, cycle and record of each item are on the disk, and the cycle of an exact model closes."""
-    job = source.start().ended(source.submit(*THREE, cycle=True))
-    assert job.state == "FINISHED"
-    assert source.states(job) == ["DECODED"] * 3
-    for item in job.items:
-        assert item.provenance["cycle"]["max"] < 1e-4
-        assert item.provenance["wire_bytes"] > 3 * 40 * 2 * 4
-        assert {SpoolPart.TRANSLATION, SpoolPart.RETURNED} <= {
-            part for part, _ in source.store.parts(job.job_id, item.index)
-        }
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
@@ -251,7 +239,7 @@ def test_a_root_that_is_replaced_while_items_are_encoded_ends_what_it_verified(
         )
 
     when_encoded(source, monkeypatch, 1, replace_root)
-    job = source.start().ended(source.submit(*THREE, deadline_s=15))
+    job = source.start().ended(source.submit(*THREE, deadline_s=5))
     assert str(job.state) == "FAILED"
     assert {item for item, _ in target.latents} == {0}
     assert len(audit_rows.records(source.config.paths.store, "latent_sent")) == 1
