@@ -28,7 +28,7 @@ STEPS = dict.fromkeys(AUTOENCODERS, 15_000) | dict.fromkeys(("satellite", "relie
 STEPS |= dict.fromkeys(("etopo", "satellite-256", "relief-256"), 4_000)
 STEPS |= {"satellite-64": 2_000, "relief-64": 1_000, "satellite-256-as-relief-256": 600}
 # The heads stop early: on the other side's slabs, which are no test, the loss of brain-t1 no longer fell after 2,000 to
-# 4,000 steps, while the deviation of their latents rose from 1.00 to 1.08: one head is learned by heart.
+# 4,000 steps, while the deviation of their latents rose from 1.00 to 1.08: the networks overfit their one head.
 STEPS |= dict.fromkeys(("brain-t1", "brain-t2"), 2_500)
 STEPS |= dict.fromkeys(("brain-t1-volume", "brain-t2-volume"), 1_200)
 RETRAINED = "satellite-256-as-relief-256"

@@ -39,14 +39,21 @@ from ddib_fed.models.manifest import (
 from ddib_fed.models.units import Normalisation
 from ddib_fed.names import check_domain
 from ddib_fed.networks.build import network_shapes
-from ddib_fed.networks.config import AnyConfig, ClassifierConfig, LibraryConfig, SyntheticConfig, UNetConfig
+from ddib_fed.networks.config import (
+    AnyConfig,
+    ClassifierConfig,
+    LibraryConfig,
+    MlpConfig,
+    SyntheticConfig,
+    UNetConfig,
+)
 from ddib_fed.training.sources import own_samples, own_volumes
 
 __all__ = [
     "Bundle", "ClassifierConfig", "Fact", "ImportOptions", "Imported", "Importer", "LatentSpace", "LibraryConfig",
-    "Manifest", "Normalisation", "Parameterisation", "PictureFormat", "ScheduleConfig", "SyntheticConfig", "Training",
-    "UNetConfig", "WeightsFile", "import_note", "intensity_fields", "loaded_checkpoint", "network_shapes",
-    "read_tensors", "refused", "renamed", "require_fit", "schedule_from_config", "states_in", "unwrapped",
+    "Manifest", "MlpConfig", "Normalisation", "Parameterisation", "PictureFormat", "ScheduleConfig", "SyntheticConfig",
+    "Training", "UNetConfig", "WeightsFile", "import_note", "intensity_fields", "loaded_checkpoint",
+    "network_shapes", "read_tensors", "refused", "renamed", "require_fit", "schedule_from_config", "states_in", "unwrapped",
 ]  # fmt: skip
 
 CHECKED = 8

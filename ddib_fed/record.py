@@ -159,16 +159,16 @@ class Settings:
                 f"there is no quality {quality[:40]!r}", hint=f"one of {', '.join(QUALITIES)}"
             )
         default, chosen = Settings(), QUALITIES[quality]
-        for name in ("solver", "order", "evaluations", "grid"):
+        for name in CHOSEN:
             if getattr(self, name) != getattr(default, name):
                 raise SettingsInvalid(
                     f"the quality {quality} chooses {name} itself, and {getattr(self, name)} is given beside it",
                     hint=f"leave {name} or quality out",
                 )
-        own = {name: getattr(self, name) for name in ("depth", *DIAL)}
-        return replace(chosen, **own)
+        return replace(self, **{name: getattr(chosen, name) for name in CHOSEN})
 
 
+CHOSEN: Final = ("solver", "order", "evaluations", "grid")  # settings that a quality stands for
 DIAL: Final = ("share", "temperature", "blend")  # settings that a calibration brings where a job says nothing
 QUALITIES: Final[Mapping[str, Settings]] = MappingProxyType(
     {

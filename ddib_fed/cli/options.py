@@ -7,7 +7,7 @@ import importlib
 import os
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -340,7 +340,8 @@ def asked(settings: Mapping[str, Any], **further: Any) -> ddib_fed.Request:
     chosen = ddib_fed.Settings(solver=settings.get("solver", "unipc"), grid=settings.get("grid", "default"))
     chosen = replace(chosen, evaluations=evaluations or chosen.evaluations).of_quality(quality)
     weight = 1.0 if "classifier" in settings else None
-    names = [name for name in ("depth", "share", "temperature", "blend") if name in settings]
+    own = {field.name for field in fields(ddib_fed.Settings)} - {"solver", "grid"}  # which are in `chosen`
+    names = [name for name in settings if name in own]
     if is_given("evaluations"):
         names.append("evaluations")
         settings = {**settings, "evaluations": chosen.evaluations}

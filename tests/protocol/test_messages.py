@@ -2,6 +2,7 @@
 
 import pytest
 
+from dataclasses import fields
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import PublicLevels
 from ddib_fed.errors import MessageInvalid, SettingsInvalid
@@ -80,6 +81,9 @@ def test_a_quality_is_one_of_three_settings():
         evaluations=12, grid="learned", depth=0.5, share=0.75, temperature=0.9
     )
     assert asked.of_quality("standard") == asked
+    chosen = {"solver", "order", "evaluations", "grid"}
+    others = {field.name: 0.875 for field in fields(Settings) if field.name not in chosen}
+    assert {name: getattr(Settings(**others).of_quality("draft"), name) for name in others} == others
     assert asked.of_quality("exact").evaluations == 96
     with pytest.raises(SettingsInvalid, match="no quality 'best'"):
         asked.of_quality("best")

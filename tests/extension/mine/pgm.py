@@ -43,16 +43,17 @@ def decoded(path: Path) -> studies.Pixels:
         width, height, most = map(int, header.groups())
         limits.check_size(height, width)
         kind = np.dtype(">u2" if most > 255 else "u1")
+        limits.check_memory(height * width * kind.itemsize)
         values = np.frombuffer(content, kind, height * width, header.end())
         return values.astype(kind.newbyteorder("=")).reshape(height, width, 1)
 
 
 def encoded(pixels: studies.Pixels) -> bytes:
-    height, width, _ = pixels.shape
+    """Write (H, W, C); PGM is grey, so that the channels of a model in colours become their mean."""
+    (height, width), kind = pixels.shape[:2], pixels.dtype
+    grey = np.rint(pixels.mean(2)).astype(kind.newbyteorder(">"))
     most = 65535 if pixels.itemsize == 2 else 255
-    return (
-        b"P5\n%d %d\n%d\n" % (width, height, most) + pixels.astype(pixels.dtype.newbyteorder(">")).tobytes()
-    )
+    return b"P5\n%d %d\n%d\n" % (width, height, most) + grey.tobytes()
 
 
 PGM = Pgm()
