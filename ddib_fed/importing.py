@@ -53,7 +53,8 @@ __all__ = [
     "Bundle", "ClassifierConfig", "Fact", "ImportOptions", "Imported", "Importer", "LatentSpace", "LibraryConfig",
     "Manifest", "MlpConfig", "Normalisation", "Parameterisation", "PictureFormat", "ScheduleConfig", "SyntheticConfig",
     "Training", "UNetConfig", "WeightsFile", "import_note", "intensity_fields", "loaded_checkpoint",
-    "network_shapes", "read_tensors", "refused", "renamed", "require_fit", "schedule_from_config", "states_in", "unwrapped",
+    "network_shapes", "read_tensors", "refused", "renamed", "require_fit", "schedule_from_config", "states_in",
+    "unwrapped",
 ]  # fmt: skip
 
 CHECKED = 8

@@ -1,8 +1,9 @@
 """Settings and records become messages and come back."""
 
+from dataclasses import fields
+
 import pytest
 
-from dataclasses import fields
 from ddib_fed.diffusion.plans import SolverSettings
 from ddib_fed.diffusion.schedule import PublicLevels
 from ddib_fed.errors import MessageInvalid, SettingsInvalid
