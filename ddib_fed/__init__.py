@@ -32,12 +32,14 @@ if TYPE_CHECKING:
     from ddib_fed.rehearsal import Rehearsal
     from ddib_fed.training.calibrating import CalibrationRequest, calibrate
     from ddib_fed.training.config import TrainConfig
+    from ddib_fed.training.run import Opened
+    from ddib_fed.training.trainer import Task
 
 __all__ = [
     "Calibration", "CalibrationRequest", "Client", "DdibError", "Delivered", "Dial", "Domains", "Event",
-    "Figures", "Guidance", "Importer", "Job", "Model", "Node", "Party", "Profile", "Progress", "Reader", "Record",
-    "Rehearsal", "Request", "Run", "Settings", "Study", "TrainConfig", "Translated", "calibrate", "evaluate",
-    "measure_dial", "train", "translate",
+    "Figures", "Guidance", "Importer", "Job", "Model", "Node", "Opened", "Party", "Profile", "Progress", "Reader",
+    "Record", "Rehearsal", "Request", "Run", "Settings", "Study", "Task", "TrainConfig", "Translated", "calibrate",
+    "evaluate", "measure_dial", "train", "translate",
 ]  # fmt: skip
 _NAMES = {
     "ddib_fed.api": "translate",
@@ -61,6 +63,8 @@ _NAMES = {
     "ddib_fed.rehearsal": "Rehearsal",
     "ddib_fed.training.calibrating": "CalibrationRequest calibrate",
     "ddib_fed.training.config": "TrainConfig",
+    "ddib_fed.training.run": "Opened",
+    "ddib_fed.training.trainer": "Task",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -17,6 +17,7 @@ from packaging.requirements import Requirement
 
 from ddib_fed import extensions
 from ddib_fed.cli import main as entry
+from ddib_fed.cli import options
 from ddib_fed.cli.main import SECTIONS, cli, run
 from ddib_fed.errors import (
     NEXT_STEPS,
@@ -63,7 +64,8 @@ def test_a_broken_extension_is_named_with_its_distribution_and_ends_nothing_else
     broken = importlib.metadata.EntryPoint("scanner", "no_such_module:scanner", "ddib_fed.commands")
     points = {**extensions.extensions(broken.group), "scanner": broken}
     monkeypatch.setattr(extensions, "extensions", lambda group: points)
-    monkeypatch.setattr(entry, "extensions", lambda group: points)
+    for module in (entry, options):
+        monkeypatch.setattr(module, "extensions", lambda group: points)
     assert run(["--help"]) == 0
     listed = " ".join(capsys.readouterr().out.split())
     assert "dicom Receive studies from a PACS" in listed
