@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from ddib_fed.rehearsal import Rehearsal
     from ddib_fed.training.calibrating import CalibrationRequest, calibrate
     from ddib_fed.training.config import TrainConfig
+    from ddib_fed.training.run import Opened
+    from ddib_fed.training.trainer import Task
 
 __all__ = [
     "Calibration", "CalibrationRequest", "Client", "DdibError", "Delivered", "Dial", "Domains", "Event",
-    "Figures", "Guidance", "Job", "Model", "Node", "Party", "Profile", "Progress", "Reader", "Record",
-    "Rehearsal", "Request", "Run", "Settings", "TrainConfig", "Translated", "calibrate", "evaluate",
+    "Figures", "Guidance", "Job", "Model", "Node", "Opened", "Party", "Profile", "Progress", "Reader", "Record",
+    "Rehearsal", "Request", "Run", "Settings", "Task", "TrainConfig", "Translated", "calibrate", "evaluate",
     "measure_dial", "train", "translate",
 ]  # fmt: skip
 _NAMES = {
@@ -57,6 +59,8 @@ _NAMES = {
     "ddib_fed.rehearsal": "Rehearsal",
     "ddib_fed.training.calibrating": "CalibrationRequest calibrate",
     "ddib_fed.training.config": "TrainConfig",
+    "ddib_fed.training.run": "Opened",
+    "ddib_fed.training.trainer": "Task",
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 

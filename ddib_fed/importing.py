@@ -52,7 +52,7 @@ from ddib_fed.training.sources import own_samples, own_volumes
 __all__ = [
     "Bundle", "ClassifierConfig", "Fact", "ImportOptions", "Imported", "Importer", "LatentSpace", "LibraryConfig",
     "Manifest", "MlpConfig", "Normalisation", "Parameterisation", "PictureFormat", "ScheduleConfig", "SyntheticConfig",
-    "Training", "UNetConfig", "WeightsFile", "import_note", "intensity_fields", "loaded_checkpoint",
+    "Training", "UNetConfig", "WeightsFile", "import_note", "intensity_fields", "loaded_checkpoint", "make_bundle",
     "network_shapes", "read_tensors", "refused", "renamed", "require_fit", "schedule_from_config", "states_in",
     "unwrapped",
 ]  # fmt: skip

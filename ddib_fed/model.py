@@ -1,10 +1,11 @@
-"""`ddib_fed.Model` and `ddib_fed.train`: a model of this process draws, encodes, decodes, and is tuned and measured."""
+"""`ddib_fed.Model` and `ddib_fed.train`: a model of this process draws, encodes, decodes, and is measured."""
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cached_property, partial
@@ -14,18 +15,21 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ddib_fed.client.in_process import InProcess
+from ddib_fed.data.fitting import check_fit
+from ddib_fed.data.folder import load, scan
 from ddib_fed.data.pictures import ImageLimits
 from ddib_fed.data.points import to_npy
 from ddib_fed.datasets import DOMAINS
+from ddib_fed.diffusion.denoiser import LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings
-from ddib_fed.diffusion.plans import soften as softened
-from ddib_fed.diffusion.schedule import LearnedSteps
+from ddib_fed.diffusion.schedule import Level
+from ddib_fed.diffusion.solvers import integral_weights
 from ddib_fed.engine import arrays
 from ddib_fed.engine.gate import Made, measure_allowances, pass_latent, unmeasurable
 from ddib_fed.engine.local_party import LocalParty, only, open_party
-from ddib_fed.engine.model import DomainModel
 from ddib_fed.engine.party import ToDecode, ToEncode
 from ddib_fed.errors import AlreadyExists, InputError, LatentNotGaussian, SettingsInvalid, UsageError
 from ddib_fed.evaluation import sheets
@@ -33,24 +37,26 @@ from ddib_fed.evaluation.features import SampleVerdict
 from ddib_fed.evaluation.samples import samples_of
 from ddib_fed.files import write_file, write_json
 from ddib_fed.latent import Latent
-from ddib_fed.metrics import distances_to_domain, file_rule
-from ddib_fed.models.bundle import Bundle, load_bundle, open_bundle, put_beside, shipped_name
+from ddib_fed.metrics import calibrate_by_chance, distances_to_domain, file_rule, picture_rule
+from ddib_fed.models.bundle import Bundle, amend_bundle, load_bundle, open_bundle, put_beside, shipped_name
 from ddib_fed.models.catalogue import copy_shipped, shipped_models
-from ddib_fed.models.manifest import Manifest, carried_domain
-from ddib_fed.models.sidecars import MAX_LEARNED, Allowances, PrivacyReport, Tuned, TunedLeg
+from ddib_fed.models.manifest import Manifest, StructureThresholds, carried_domain
+from ddib_fed.models.sidecars import Allowances, PrivacyReport, Tuned, TunedLeg
 from ddib_fed.networks.config import SyntheticConfig
 from ddib_fed.networks.placement import torch_threads
 from ddib_fed.record import UNGUIDED, Classes, Guidance, Settings
-from ddib_fed.training import run, tune
+from ddib_fed.training import run
 from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import TrainingProgress
-from ddib_fed.training.sources import SEED, OwnSamples, PictureSource, own_samples
+from ddib_fed.training.sources import OwnSamples, PictureSource, own_samples
 from ddib_fed.training.sources import shipped_name as shipped_domain
 
 Samples = NDArray[np.float32]
 Label = int | str | None
 Told = Callable[[int, int], None]
 PLAIN = Settings()
+FEWEST_FOR_CHANCE, MOST_FOR_CHANCE = 8, 4_000
+"""Pictures for thresholds of structure: `metrics.CHANCE_PAIRS` pairs need no more, spread over the folder."""
 
 
 class Model:
@@ -435,6 +441,63 @@ class Model:
                 answers.append(model.denoiser()(part.to(model.device), level, classes).cpu())
         return torch.cat(answers).numpy()
 
+    def levels(self, settings: Settings = PLAIN, *, sigma: float = 0.0) -> tuple[float, ...]:
+        """Return lambda = log(alpha / sigma) at the nodes of an integration, from data to noise, of which `sigma` is
+        the noise level of the data end; one more than the evaluations.
+        """
+        plan = self.party.model.plan(SolverSettings.of(settings), sigma)
+        return tuple(level.lam for level in plan.encode_grid.levels)
+
+    def walk(
+        self,
+        x: Tensor,
+        lams: Tensor,
+        *,
+        order: int = 3,
+        whitened: bool = False,
+        labels: Sequence[int] | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Follow the ODE through levels of one's own: yield the state at each and the velocity there, None at the last.
+
+        Velocities are in the coordinates of the steps. Gradients flow to the states and to the levels between the
+        ends, unless torch.no_grad() says otherwise.
+
+        Parameters
+        ----------
+        x
+            States (N, *latent shape) in the units of the ODE.
+        lams
+            (n + 1,) float64 on the CPU: falling to encode, rising to decode.
+        order, whitened
+            Of the multistep solver, 1 to 5; whether a spectral model steps in the whitened frequencies of its pictures.
+        labels
+            The class of each.
+        """
+        model = self.party.model
+        denoiser = model.denoiser(whitened=whitened)
+        cond = model.condition(model.class_rows(None, len(x)) if labels is None else labels)
+        alphas, sigmas = torch.sigmoid(2.0 * lams).sqrt(), torch.sigmoid(-2.0 * lams).sqrt()
+        table = torch.stack([alphas, sigmas, self.bundle.schedule.t_of_lam(lams)], dim=1)
+        levels = [Level(*row) for row in table.tolist()]
+        axis = lams if whitened else torch.atan2(sigmas, alphas)
+        state = guess = denoiser.enter(x.to(model.device), levels[0])
+        history: deque[Tensor] = deque(maxlen=order + 1)
+
+        def advanced(first: int, last: int, end: int) -> Tensor:
+            """Return the state at node `end` by the polynomial through velocities of nodes `first` to `last`."""
+            weights = integral_weights(axis[max(0, first) : last + 1].flip(0), axis[end - 1], axis[end])
+            pairs = zip(weights.to(state.dtype), history, strict=False)
+            return state + torch.stack([weight * value for weight, value in pairs]).sum(0)
+
+        for i in range(len(lams) - 1):
+            v = denoiser.at(guess, Places(LevelTable(table[i : i + 1]), None, None, x.dtype), cond)
+            yield denoiser.leave(guess, levels[i]), v
+            history.appendleft(v)
+            if i > 0:
+                state = advanced(i - order, i, i)
+            guess = advanced(i + 1 - order, i, i + 1)
+        yield denoiser.leave(guess, levels[-1]), None
+
     @property
     def is_spectral(self) -> bool:
         """Whether a share of the network can encode; the rest is the linear estimate of its spectrum."""
@@ -448,6 +511,27 @@ class Model:
         `which` is a folder of pictures or a .npy file of points; None for the domain that ships, which has `test`.
         """
         return own_samples(self.manifest, which, train, held_out, test=test)
+
+    def own_folder(self) -> Path:
+        """Return the folder that may be written to; raise UsageError for a model that ships."""
+        if self.folder is None:
+            name = self.manifest.name
+            hint = f"ddib model get {name} --out DIR makes a copy"
+            raise UsageError(f"{name} ships with the package, which is not written to", hint=hint)
+        return self.folder
+
+    def put_steps(self, legs: Sequence[Mapping[str, Any]], *, command: str = "") -> Tuned:
+        """Check learned steps, and write them into steps.json; those of the same direction, softening and number go.
+
+        `Settings(grid="learned")` uses them. The digest stays.
+        """
+        weights = self.manifest.weights_sha256
+        tuned = (self.bundle.tuned or Tuned(weights_sha256=weights)).with_legs(
+            tuple(map(TunedLeg.model_validate, legs)), command
+        )
+        put_beside(self.own_folder(), tuned)
+        self._read_again(self.own_folder())
+        return tuned
 
     def put_privacy(self, values: Mapping[str, Any]) -> PrivacyReport:
         """Check the figures of a privacy report, and write privacy.json beside the weights of a model of one's own."""
@@ -492,68 +576,6 @@ class Model:
             SolverSettings.of(settings), target_class=number, guidance=guidance, seed=seed
         )
 
-    def tune(
-        self,
-        evaluations: Sequence[int] = (12, 16, 20),
-        *,
-        data: str | Path | None = None,
-        soften_sigma: float | None = None,
-        seed: int = 0,
-        on_progress: Callable[[str, int, int], None] = lambda *_: None,
-    ) -> Tuned:
-        """Learn where the solver steps, so that fewer evaluations are as exact; write steps.json and return it.
-
-        The digest stays. `Settings(grid="learned")` uses the steps.
-
-        Parameters
-        ----------
-        evaluations
-            Network evaluations of a leg to learn steps for, each 2 to 64.
-        data
-            A folder of pictures of the domain that the model was not trained on, or a .npy file of points; None for
-            the domain that ships.
-        soften_sigma, seed
-            Softening of the pictures that are encoded, None for the model's own; of all random draws.
-        on_progress
-            Called with (stage, done, in all).
-
-        Raises
-        ------
-        InputError, SettingsInvalid, UsageError
-            There are too few samples; a number cannot be learned; the model ships: copy it first.
-        """
-        folder, counts = self._own_folder(), sorted(set(evaluations))
-        for number in counts:
-            if not 2 <= number <= MAX_LEARNED:
-                hint = f"2 to {MAX_LEARNED}; above, --grid default"
-                raise SettingsInvalid(f"{number} evaluations cannot be learned", hint=hint)
-        model = DomainModel(replace(self.bundle, tuned=None), device=self._opening.get("device", "cpu"))
-        effort, sigma = tune.PICTURES if model.is_picture else tune.POINTS, model.sigma(soften_sigma)
-        with self._threads():
-            sets = [model.into_units(rows) for rows in tune.sets(model.manifest, data, effort)]
-            starts = [softened(x, sigma, tune.noise(x, seed + SEED - 1 - i)) for i, x in enumerate(sets)]
-            legs: list[TunedLeg] = []
-            for stage in ("encode", "decode"):
-                tell = partial(on_progress, f"reference of {stage}")
-                leg = tune.TuningLeg(model, stage, starts, sigma, seed, tell)
-                learned: list[LearnedSteps] = []
-                # The most evaluations first: their grid starts a candidate of the fewer.
-                for number in reversed(counts):
-                    tell = partial(on_progress, f"{stage} in {number}")
-                    learned.append(tune.learn(leg, number, effort, seed, learned, tell))
-                    legs.append(leg.measured(learned[-1]))
-                # Decoding is learned from noise, and in every other row of pictures from a latent: what a node decodes.
-                starts = [tune.noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)]
-                sigma = 0.0
-                if model.is_picture:
-                    for start, rows in zip(starts, leg.sets, strict=True):
-                        start[::2] = rows.end[::2]
-        words = f"tune MODEL --evaluations {' '.join(map(str, counts))}"
-        words += "" if soften_sigma is None else f" --soften-sigma {soften_sigma:g}"
-        tuned = tune.put_legs(folder, legs, command=_noted(words, data, seed))
-        self._read_again(folder)
-        return tuned
-
     def measure(
         self,
         *,
@@ -571,7 +593,9 @@ class Model:
         Parameters
         ----------
         data, seed
-            As of `tune`. Bounds need at least 40 pictures; with `skip_bad` those that cannot be read are left out.
+            A folder of pictures of the domain that the model was not trained on, or a .npy file of points; None for
+            the domain that ships. Of all random draws. Bounds need at least 40 pictures; with `skip_bad` those that
+            cannot be read are left out.
         on_encoding, on_scan
             Called with (done, in all).
 
@@ -585,7 +609,7 @@ class Model:
         InputError, UsageError
             Neither could be measured; the model ships: copy it first.
         """
-        folder, manifest, problem = self._own_folder(), self.manifest, None
+        folder, manifest, problem = self.own_folder(), self.manifest, None
         try:
             put_beside(folder, self._bounds(data, seed, on_encoding, skip_bad=skip_bad))
         except InputError as error:
@@ -593,7 +617,7 @@ class Model:
         generates = manifest.sample_kind == "picture" and manifest.role == "generator"
         lacks = manifest.structure is None and generates
         if lacks and data is not None and shipped_domain(manifest, data) is None:
-            tune.put_thresholds(folder, Path(data), skip_bad=skip_bad, progress=on_scan)
+            amend_bundle(folder, structure=self._thresholds(Path(data), on_scan, skip_bad=skip_bad))
         elif problem is not None:
             raise problem
         self._read_again(folder)
@@ -603,9 +627,9 @@ class Model:
         self, data: str | Path | None, seed: int, on_encoding: Told | None, *, skip_bad: bool
     ) -> Allowances:
         model, samples = self.party.model, np.empty(0, np.float32)
-        if not (why := unmeasurable(model, tune.GATE_PICTURES)):
-            own = own_samples(model.manifest, data, tune.GATE_PICTURES, tune.GATE_PICTURES, skip_bad=skip_bad)
-            samples = own.mixed()[: tune.GATE_PICTURES]
+        if not (why := unmeasurable(model, run.GATE_PICTURES)):
+            own = own_samples(model.manifest, data, run.GATE_PICTURES, run.GATE_PICTURES, skip_bad=skip_bad)
+            samples = own.mixed()[: run.GATE_PICTURES]
             why = unmeasurable(model, len(samples))
         if why:
             name = model.manifest.name
@@ -616,6 +640,16 @@ class Model:
         command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed)
         with self._threads():
             return measure_allowances(model, samples, command=command, seed=seed, tell=on_encoding)
+
+    def _thresholds(self, images: Path, progress: Told | None, *, skip_bad: bool) -> StructureThresholds:
+        rule = picture_rule(self.manifest)
+        check = partial(check_fit, rule=rule, windows=True)
+        entries = scan(images, skip_bad=skip_bad, check=check, progress=progress).entries
+        if len(entries) < FEWEST_FOR_CHANCE:
+            problem = f"{images} has {len(entries)} pictures; at least {FEWEST_FOR_CHANCE} are needed"
+            raise InputError(problem, hint="add pictures of the domain")
+        pictures = load(entries[:: -(-len(entries) // MOST_FOR_CHANCE)], rule)
+        return calibrate_by_chance(pictures[::2], pictures[1::2], units=self.manifest.normalisation)
 
     def export(self, path: str | Path) -> str:
         """Write a model of the public DDIB code's 2-D network as that code's checkpoint; return the flags it needs.
@@ -664,13 +698,6 @@ class Model:
     def _threads(self) -> AbstractContextManager[None]:
         threads = self._opening.get("threads")
         return nullcontext() if threads is None else torch_threads(threads)
-
-    def _own_folder(self) -> Path:
-        if self.folder is None:
-            name = self.manifest.name
-            hint = f"ddib model get {name} --out DIR makes a copy"
-            raise UsageError(f"{name} ships with the package, which is not written to", hint=hint)
-        return self.folder
 
 
 def _noise(count: int, dim: int, seed: int) -> Samples:

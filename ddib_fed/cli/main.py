@@ -15,8 +15,8 @@ from typing import NoReturn
 import click
 
 from ddib_fed.cli.options import Group
-from ddib_fed.errors import ConfigError, ExitCode
-from ddib_fed.extensions import extension, extensions
+from ddib_fed.errors import ExitCode
+from ddib_fed.extensions import extensions
 from ddib_fed.names import __version__
 from ddib_fed.terminal import escape, explained, relay, require_alone, say, show_error
 
@@ -71,39 +71,24 @@ class _Ddib(Group):
             require_alone(f"ddib {args[0]}")
         return super().resolve_command(ctx, args)
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *extensions(EXTENSIONS)})
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in COMMANDS or cmd_name not in extensions(EXTENSIONS):
-            return super().get_command(ctx, cmd_name)
-        found: click.Command = extension(EXTENSIONS, cmd_name)
-        return found
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands from the table, without importing any, and those of extensions."""
-        del ctx
         width = max(map(len, COMMANDS))
         for title, commands in SECTIONS.items():
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), text) for name, _, text in commands])
-        if rows := [(name.ljust(width), _help_of(name)) for name in sorted(extensions(EXTENSIONS))]:
+        names = sorted(extensions(EXTENSIONS).keys() - COMMANDS)
+        found = ((name, self.get_command(ctx, name)) for name in names)
+        rows = [(name.ljust(width), one.get_short_help_str(200)) for name, one in found if one is not None]
+        if rows:
             with formatter.section("Extensions"):
                 formatter.write_dl(rows)
-
-
-def _help_of(name: str) -> str:
-    """Return the first sentence of an extension's help, or why it cannot be loaded."""
-    try:
-        command: click.Command = extension(EXTENSIONS, name)
-    except ConfigError as error:
-        return error.detail
-    return command.get_short_help_str(200)
 
 
 @click.group(
     cls=_Ddib,
     hooks=COMMANDS,
+    extended=EXTENSIONS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`ddib COMMAND --help` explains a command. Start with `ddib demo`. Exit codes: docs/troubleshooting.md.",
 )

@@ -1,4 +1,4 @@
-"""`ddib model`: list, copy, import, export, show, tune and measure models; `ddib evaluate`: how good translations are.
+"""`ddib model`: list, copy, train, import, export, show and measure models; `ddib evaluate`: how good translations are.
 
 Heavy imports wait until a command runs.
 """
@@ -60,7 +60,7 @@ def _triple(text: str) -> tuple[float, ...]:
     return numbers
 
 
-@group(hooks={"distil": "ddib_fed.lab.training:distil"})
+@group(extended="ddib_fed.commands.model")
 def model() -> None:
     """List, copy, train, sample, show and import models."""
 
@@ -253,39 +253,6 @@ def _shown(model: ddib_fed.Model) -> dict[str, str]:
         also = "" if manifest.sample_kind != "point" else ", and points of each set are encoded again"
         shown["gate"] = f"fixed bounds{also or ' alone'}"
     return shown | ({} if bundle.privacy is None else listed("privacy ", bundle.privacy.values()))
-
-
-@model.command()
-@FOLDER
-@click.argument("further", metavar="[NUMBER]...", nargs=-1, type=click.IntRange(2, 64))
-@option(
-    "--evaluations N",
-    "Network evaluations of a leg to learn steps for; several numbers may follow.",
-    click.IntRange(2, 64),
-    multiple=True,
-    show_default="12 16 20",
-)
-@DATA
-@option("--soften-sigma SIGMA", "Softening of pictures; default: the model's own.", click.FloatRange(0, 1))
-@options.SEED
-@DEVICE
-@options.OUTCOME
-def tune(
-    *, folder: Path, further: tuple[int, ...], evaluations: tuple[int, ...], device: str, **given: Any
-) -> None:
-    """Learn where the solver steps on a model, so that fewer evaluations are as exact.
-
-    The steps are learned for encoding and for decoding, from this model alone, and written into steps.json beside its
-    weights with their error on held-out samples; the model's digest does not change. `--set grid=learned` uses them,
-    with one of the numbers learned: for example `ddib model tune models/a --evaluations 12 16 20`. Steps of encoding
-    belong to one softening. MODEL is the bundle's folder.
-    """
-    counts = {*evaluations, *further}
-    model = ddib_fed.Model.open(folder, device=device, threads=usual_threads())
-    with bar("tuning") as show:
-        given |= {"evaluations": sorted(counts)} if counts else {}
-        tuned = model.tune(on_progress=lambda what, done, total: show(done, total, what), **given)
-    emit(tuned.values(), lambda: lines({"steps": tuned.digest(), **listed("", tuned.values())}))
 
 
 @model.command()

@@ -10,13 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
 import ddib_fed
-from ddib_fed.errors import AlreadyExists, UsageError
+from ddib_fed.errors import AlreadyExists, ConfigError, UsageError
+from ddib_fed.extensions import extension, extensions
 from ddib_fed.names import CONFIG_VARIABLE, NODE_FILE, nearest, size_from
 from ddib_fed.terminal import escape, print_table, say, sentences_aside
 
@@ -31,23 +32,50 @@ _KINDS: Mapping[str, Any] = {
 
 
 class Group(click.Group):
-    """A group with `hooks`: commands by name, as `module:attribute`, that are imported when they are called."""
+    """A group with `hooks`: commands by name, as `module:attribute`, that are imported when they are called.
+
+    Further ones come in by the entry points of the group `extended`; one that cannot be loaded says so.
+    """
 
     group_class = type
 
     def __init__(
-        self, *args: Any, hooks: Mapping[str, str] = MappingProxyType({}), **attributes: Any
+        self,
+        *args: Any,
+        hooks: Mapping[str, str] = MappingProxyType({}),
+        extended: str = "",
+        **attributes: Any,
     ) -> None:
         super().__init__(*args, **attributes)
-        self.hooks = hooks
+        self.hooks, self.extended = hooks, extended
         self.commands = {**self.commands, **{name: click.Command(name) for name in hooks}}
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *extensions(self.extended)})
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if (place := self.hooks.get(cmd_name)) is None:
-            return super().get_command(ctx, cmd_name)
-        module, _, attribute = place.partition(":")
-        found: click.Command = getattr(importlib.import_module(module), attribute)
-        return found
+        if (place := self.hooks.get(cmd_name)) is not None:
+            module, _, attribute = place.partition(":")
+            found: click.Command = getattr(importlib.import_module(module), attribute)
+            return found
+        known = super().get_command(ctx, cmd_name)
+        return self._extension(cmd_name) if known is None and cmd_name in extensions(self.extended) else known
+
+    def _extension(self, name: str) -> click.Command:
+        try:
+            found: click.Command = extension(self.extended, name)
+        except ConfigError as error:
+            problem = error
+        else:
+            return found
+
+        def fail(rest: tuple[str, ...]) -> NoReturn:
+            del rest
+            raise problem
+
+        anything = {"ignore_unknown_options": True, "help_option_names": []}
+        rest = click.Argument(["rest"], nargs=-1, type=click.UNPROCESSED)
+        return click.Command(name, anything, fail, [rest], help=problem.detail)
 
 
 def group(**attributes: Any) -> Callable[[Callable[..., Any]], Group]:

@@ -89,7 +89,7 @@ def count_pictures(
         if group_by is not None:
             raise UsageError("--group-by is for a folder of pictures", hint="leave it out, or name a folder")
         whole = shipped_bytes(name)[0]
-        train = latents_of(bundle, thinned(whole, at_most)) if latents else whole
+        train = encoder(bundle)(thinned(whole, at_most)) if latents else whole
         counted = count_array(train, normalisation, manifest.domain, epsilon=epsilon, at_most=at_most)
         return replace(counted, notes=tuple(_left(counted.units, len(whole), "picture")))
     folder = Path(str(which))
@@ -107,8 +107,10 @@ def count_pictures(
     cells = default_cells(channels, count * epsilon)
     chosen = [units[row * len(units) // count] for row in range(count)]
 
+    encode: Callable[[Pictures], Pictures] = encoder(bundle) if latents else lambda pictures: pictures
+
     def in_units(pictures: Pictures) -> Pictures:
-        return normalisation.apply(latents_of(bundle, pictures) if latents else pictures)
+        return normalisation.apply(encode(pictures))
 
     shares, unread = _mean_histogram(chosen, rule, in_units, cells)
     notes = _left(count, len(units), unit)
@@ -370,13 +372,17 @@ def of_latents(kind: CalibrationKind, manifest: Manifest) -> bool:
     return kind == "rotation" and manifest.latents is not None
 
 
-def latents_of(bundle: Bundle, pictures: Pictures) -> Pictures:
-    """Encode pictures in [-1, 1] by the autoencoder, in its own units."""
+def encoder(bundle: Bundle) -> Callable[[Pictures], Pictures]:
+    """Return what encodes pictures in [-1, 1] by the autoencoder, in its own units."""
     model, latents = DomainModel(bundle), bundle.manifest.latents
     assert latents is not None
-    parts = np.array_split(pictures, -(-len(pictures) // LATENTS_TOGETHER))
-    encoded = [latents.normalisation.undo(model.into_units(expand(part)).numpy()) for part in parts]
-    return np.concatenate(encoded)
+    units = latents.normalisation
+
+    def encoded(pictures: Pictures) -> Pictures:
+        parts = np.array_split(pictures, -(-len(pictures) // LATENTS_TOGETHER))
+        return np.concatenate([units.undo(model.into_units(expand(part)).numpy()) for part in parts])
+
+    return encoded
 
 
 def make_calibration(
@@ -407,7 +413,7 @@ def make_calibration(
     on_note(*aggregate.describe().split("\n"))
     most = MOST_PICTURES if latents else MOST_COUNTED
     pictures = own_samples(manifest, request.pictures, most, 0).train
-    pictures = latents_of(bundle, pictures) if latents else pictures
+    pictures = encoder(bundle)(pictures) if latents else pictures
     return from_aggregate(pictures, (units, target.units(latents=latents)), aggregate, request, ends)
 
 

@@ -63,7 +63,11 @@ def seconds(value: Any) -> Any:
 
 
 class TrainConfig(Frozen):
-    """One training run; its kind follows from the data that are named."""
+    """One training run; its kind follows from the data that are named.
+
+    Another kind of run is a subclass, whose `opener` names the function that reads its data: called with the config,
+    pictures in memory or None, the folder, and what is told remarks and progress, it returns an `Opened`.
+    """
 
     free: ClassVar[frozenset[str]] = frozenset(
         {
@@ -75,7 +79,6 @@ class TrainConfig(Frozen):
     opener: ClassVar[str] = "ddib_fed.training.run:open_run"
     """What reads the data of such a run, imported when it is trained."""
     Private: ClassVar[type[PrivateTrainConfig]]
-    Distilled: ClassVar[type[DistilConfig]]
 
     kind: str
     domain: str | None = says(
@@ -466,35 +469,7 @@ class PrivateTrainConfig(TrainConfig):
             yield is_there, f"differential privacy does not go with {what}"
 
 
-class DistilConfig(TrainConfig):
-    """One run that distils a model of points into a flow map of both directions."""
-
-    free = TrainConfig.free | {"teacher"}
-    opener = "ddib_fed.training.distil:open_distil"
-
-    kind: str = "distilled"
-    teacher: str  # a shipped model by name, or a bundle's folder
-    teacher_evaluations: int = Field(24, ge=8, le=1000)  # of a path
-    uses: int = Field(PRESET, ge=1)  # steps that ask each batch of paths before it is replaced
-
-    @classmethod
-    def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            "batch": 2048, "learning_rate": 1e-3, "ema": 0.999, "checkpoint_every": 500, "uses": 16, "warmup": 100,
-            "samples": 10_000, "preset": "", "microbatch": int(given.get("batch", 2048)),
-        }  # fmt: skip
-
-    def faults(self) -> Iterable[tuple[bool, str]]:
-        both = self.domain is not None and self.data is not None
-        yield both or self.images is not None, "give one of: domain, data (points)"
-        yield self.steps is not None and self.time_s is not None, "give either steps or time_s"
-        yield bool(self.batch % 2), "batch is even: half starts from data, half from noise"
-
-    def usual_steps(self) -> int:
-        return 4_000
-
-
-TrainConfig.Private, TrainConfig.Distilled = PrivateTrainConfig, DistilConfig
+TrainConfig.Private = PrivateTrainConfig
 
 
 class RunPlan(Frozen):

@@ -154,15 +154,11 @@ class PointTask(Task):
 
 
 def open_points(config: TrainConfig) -> PointSource:
-    if config.domain is not None:
-        return domain_source(config.domain, config.batch, _HELD_OUT_SEED, step=config.seed)
-    return points_source(Path(str(config.data)), config.batch)
-
-
-def domain_source(domain: str, held_out_points: int, seed: int, *, step: int = 0) -> PointSource:
-    """Draw points of a synthetic domain without end."""
-    name = datasets.domain_name(domain)
-    held_out = datasets.draw(name, held_out_points, seed, step=step)
+    """Return points of a synthetic domain, without end, or those of a file."""
+    if config.domain is None:
+        return points_source(Path(str(config.data)), config.batch)
+    name = datasets.domain_name(config.domain)
+    held_out = datasets.draw(name, config.batch, _HELD_OUT_SEED, step=config.seed)
     take = partial(datasets.from_uniforms, name)
     return PointSource(2, 0.0, 1.0, f"domain:{name}", take, held_out, held_out[:0])
 

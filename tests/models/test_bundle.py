@@ -11,13 +11,13 @@ import torch
 
 from ddib_fed.errors import BundleInvalid
 from ddib_fed.files import copy_folder
+from ddib_fed.model import Model
 from ddib_fed.models import bundle
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import STEPS_FILE
 from ddib_fed.models.manifest import Manifest
 from ddib_fed.models.sidecars import Tuned
 from ddib_fed.networks.config import SyntheticConfig
-from ddib_fed.training.tune import put_legs
 from tests.models.examples import SMALL, manifest, state, tuned_leg
 
 
@@ -133,6 +133,10 @@ def test_a_file_that_cannot_be_read_is_no_damage(saved, name):
 
 
 # steps.json: its numbers are bounded, and the model's digest does not know of it
+
+
+def put_legs(folder, legs, command=""):
+    Model.open(folder).put_steps([leg.model_dump() for leg in legs], command=command)
 
 
 def damaged(folder, change):

@@ -15,13 +15,13 @@ from ddib_fed.data.pictures import encode_png
 from ddib_fed.datasets import SHIPPED
 from ddib_fed.errors import BundleInvalid, DdibError, ExitCode, InputError, SettingsInvalid, UsageError
 from ddib_fed.evaluation.sheets import to_pixels
+from ddib_fed.lab import tuning
+from ddib_fed.lab.tuning import Effort
 from ddib_fed.models.bundle import load_bundle, save_bundle
 from ddib_fed.models.catalogue import shipped_names
 from ddib_fed.models.sidecars import Allowances
 from ddib_fed.record import PictureFigures, Record
 from ddib_fed.training import config as presets
-from ddib_fed.training import tune as tuning
-from ddib_fed.training.tune import Effort
 from tests.models.examples import manifest, state
 from tests.runs.picture_folders import blocks, record, write
 from tests.runs.tiny_models import pictures, tiny

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from ddib_fed import Model
 from ddib_fed.diffusion.denoiser import LevelTable, Places
 from ddib_fed.diffusion.plans import SolverSettings, decode
-from ddib_fed.errors import SettingsInvalid
+from ddib_fed.errors import SettingsInvalid, UsageError
+from ddib_fed.lab.distil import Paths, Starts, asked, open_starts
+from ddib_fed.lab.training import DistilConfig
 from ddib_fed.models.bundle import make_bundle, pretrained
 from ddib_fed.models.units import Normalisation
-from ddib_fed.training.config import DistilConfig
-from ddib_fed.training.distil import Paths, asked, open_starts
-from ddib_fed.training.points import PointSource
 from ddib_fed.training.run import train
 from tests.models.examples import manifest, state
 
@@ -56,10 +56,11 @@ def test_a_few_steps_are_closer_to_the_teacher_than_its_own_few_steps(distilled)
 def test_a_teacher_that_is_only_called_after_a_domain_needs_its_points(tmp_path):
     """A file moons.npy whose points have units of their own; named, they come in the teacher's units."""
     units = Normalisation(mean=5.0, std=2.0)
-    teacher = make_bundle(manifest().model_copy(update={"name": "moons", "normalisation": units}), state())
-    with pytest.raises(SettingsInvalid, match="none are named") as refused:
+    made = manifest().model_copy(update={"name": "moons", "normalisation": units})
+    teacher = Model(make_bundle(made, state()))
+    with pytest.raises(UsageError, match="none are given") as refused:
         open_starts(config(), teacher)
-    assert "--data FILE.npy" in refused.value.hint
+    assert ".npy file of its points" in refused.value.hint
     np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(5.0, 2.0, (400, 2)))
     found = open_starts(config(data=tmp_path / "x.npy"), teacher)
     assert found.held_out.mean() == pytest.approx(0.0, abs=0.3)
@@ -72,14 +73,16 @@ def test_models_of_pictures_are_not_distilled(tmp_path):
     assert "ddib model tune" in refused.value.hint
 
 
+TEACHER = make_bundle(manifest(), {name: 3 * value for name, value in state().items()})
+
+
 def paths(evaluations=24):
     def take(u):
         return np.sin(37.0 * u[:, :1] + np.arange(2)).astype(np.float32)
 
-    starts = PointSource(2, 0.0, 1.0, "own", take, take(np.random.default_rng(0).random((8, 4))), None)
+    starts = Starts("own", take, take(np.random.default_rng(0).random((8, 4))))
     run = config(batch=12, seed=3, uses=2, teacher_evaluations=evaluations)
-    teacher = make_bundle(manifest(), {name: 3 * value for name, value in state().items()})
-    return Paths(teacher, starts, run, torch.device("cpu"))
+    return Paths(Model(TEACHER), starts, run, torch.device("cpu"))
 
 
 def test_an_answer_takes_its_question_to_another_node_of_its_path():
@@ -88,7 +91,7 @@ def test_an_answer_takes_its_question_to_another_node_of_its_path():
     known = found.batch(0, slice(0, 6))
     u = torch.rand(12, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u[:4, 2] = 0.0
-    questions = asked(known, u, found.denoiser)
+    questions = asked(known, u)
     phi = torch.atan(torch.exp(-torch.stack([questions.times, questions.to]).double()))
     reached = questions.x + (phi[1] - phi[0]).float()[:, None] * questions.target
     for k in range(12):
@@ -99,7 +102,7 @@ def test_an_answer_takes_its_question_to_another_node_of_its_path():
     assert {-1.0, 1.0} <= set(torch.sign(phi[1] - phi[0]).tolist())
     table = torch.stack([phi[0, :4].cos(), phi[0, :4].sin(), torch.zeros(4)], dim=1).double()
     places = Places.by_row(questions.x[:4], LevelTable(table), torch.arange(4))
-    still = found.denoiser.at(questions.x[:4], places)
+    still = TEACHER.denoiser().at(questions.x[:4], places)
     assert torch.allclose(questions.target[:4], still, atol=1e-5)
 
 
