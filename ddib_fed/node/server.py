@@ -162,18 +162,17 @@ class OpenCall:
     """One call, until its caller has taken all of the answer."""
 
     def __init__(
-        self, context: grpc.ServicerContext, method: str, admission: Admission | None, idle_s: float
+        self, context: grpc.ServicerContext, method: str, admission: Admission, idle_s: float
     ) -> None:
         self.context, self.method, self.admission = context, method, admission
-        self.account = "" if admission is None else admission.account
-        self.is_known = admission is None or admission.is_known
+        self.account, self.is_known = admission.account, admission.is_known
         self._idle_s = idle_s
         self._next_check = time.monotonic() + CHECK_EVERY_S
         self._wait: tuple[float, str] | None = None
 
     def check(self) -> None:
         """Raise unless the caller is still admitted; look at most every `CHECK_EVERY_S`."""
-        if self.admission is not None and time.monotonic() >= self._next_check:
+        if time.monotonic() >= self._next_check:
             self.admission.check()
             self._next_check = time.monotonic() + CHECK_EVERY_S
 
@@ -213,16 +212,13 @@ class OpenCall:
 
 
 class CallInterceptor(Interceptor):
-    """Every failure becomes a status, a fixed sentence and an `ErrorDetail`; every caller is authorised and bounded.
-
-    Without `peers` and `policy` (the operator's socket, which only one user can open) nobody is authorised.
-    """
+    """Every failure becomes a status, a fixed sentence and an `ErrorDetail`; every caller is authorised and bounded."""
 
     def __init__(
         self,
         institution: str,
-        peers: PeerStore | None = None,
-        policy: Authoriser | None = None,
+        peers: PeerStore,
+        policy: Authoriser,
         *,
         audit: AuditLog | None = None,
         guard: InboundGuard | None = None,
@@ -234,7 +230,7 @@ class CallInterceptor(Interceptor):
         self._institution, self._policy, self._clock = institution, policy, clock
         self._on_outcome, self._guard = on_outcome, guard
         self._limits = limits = limits or LimitsSection()
-        self._verifier = None if peers is None else Verifier(peers, self._now)
+        self._verifier = Verifier(peers, lambda: datetime.fromtimestamp(self._clock(), UTC))
         self.refusals = Refusals(audit)
         self.streams = Slots(max_streams_of_one or limits.max_streams, limits.max_streams)
         # Of callers that are known, and of all others.
@@ -319,15 +315,9 @@ class CallInterceptor(Interceptor):
         context.abort(grpc.StatusCode[failure.status], sentence)
         raise AssertionError  # abort has raised
 
-    def _now(self) -> datetime:
-        return datetime.fromtimestamp(self._clock(), UTC)
-
     @contextmanager
     def _opened(self, context: grpc.ServicerContext, method: str, streams: bool) -> Iterator[OpenCall]:
-        if self._verifier is None:
-            yield OpenCall(context, method, None, self._limits.idle_s)
-            return
-        admission = self._admit(context, method, self._verifier)
+        admission = self._admit(context, method)
         _CALLER.set(admission)
         call = OpenCall(context, method, admission, self._limits.idle_s)
         try:
@@ -345,12 +335,12 @@ class CallInterceptor(Interceptor):
             self.refusals.record(context, method, error, identity=admission.identity.uri)
             raise
 
-    def _admit(self, context: grpc.ServicerContext, method: str, verifier: Verifier) -> Admission:
+    def _admit(self, context: grpc.ServicerContext, method: str) -> Admission:
         self._on_message(context)
         pem = b""
         try:
             pem = presented_certificate(cast("AuthContext", context.auth_context()))
-            admission = Admission(pem, method, verifier, cast("Authoriser", self._policy))
+            admission = Admission(pem, method, self._verifier, self._policy)
         except RefusedError as error:
             self.refusals.record(context, method, error, identity=claimed_identity(pem))
             raise
@@ -396,8 +386,6 @@ class CallInterceptor(Interceptor):
         """Cancel calls of callers that are no longer admitted, idle streams included; return how many."""
         cancelled = 0
         for call in self.open_calls:
-            if call.admission is None:
-                continue
             try:
                 call.admission.check()
             except RefusedError as error:

@@ -17,8 +17,10 @@ from ddib_fed.client.profile import Profile
 from ddib_fed.data.pictures import decode_image, decode_volume, encode_png, encode_volume, holds_volume
 from ddib_fed.errors import DdibError, ItemsTooMany, JobNotFound
 from ddib_fed.node.operator import Node
+from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.streams import assemble, file_header, open_file, stream
+from ddib_fed.security.peers import PeerStore
 from ddib_fed.security.pki import load_identity
 from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
@@ -301,7 +303,9 @@ class SourceNodeDouble:
             self.client_roots_pem or self._own.roots_pem,
             require_client_auth=True,
         )
-        interceptors = (CallInterceptor(NORTH, clock=lambda: time.time() + self.ahead_s),)
+        policy = Policy(institution=NORTH, roles=("source",), issuer=False)
+        store = PeerStore(self.pki.parent, NORTH)
+        interceptors = (CallInterceptor(NORTH, store, policy, clock=lambda: time.time() + self.ahead_s),)
         self._server = grpc.server(
             ThreadPoolExecutor(4), interceptors=interceptors, options=(("grpc.so_reuseport", 0),)
         )

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from ddib_fed.data.points import to_npy
 from ddib_fed.diffusion import gaussianity
 from ddib_fed.latent import Latent
+from ddib_fed.node.policy import Policy
 from ddib_fed.node.server import CallInterceptor
 from ddib_fed.protocol.contract import PROTOCOL, Contract, agree
 from ddib_fed.protocol.latent import LatentOpener, approve
@@ -60,7 +61,8 @@ class ScriptedTarget(decoding_pb2_grpc.DecodingServiceServicer):
         self.release = threading.Event()
         self.contract: Contract | None = None
         credentials = tls.ServerCredentials(south.pki, south.store).grpc
-        interceptors = (CallInterceptor(south.name),)
+        policy = Policy(institution=south.name, roles=("target",), issuer=False)
+        interceptors = (CallInterceptor(south.name, south.store, policy),)
         self.server = grpc.server(ThreadPoolExecutor(8), interceptors=interceptors)
         decoding_pb2_grpc.add_DecodingServiceServicer_to_server(self, self.server)
         self.port = self.server.add_secure_port(address, credentials)
