@@ -57,6 +57,16 @@ def north(tmp_path):
     node.stop()
 
 
+@pytest.fixture(scope="session")
+def engine():
+    """A party whose network answers with zeros."""
+    from tests.node.tiny_nodes import tiny_engine
+
+    made = tiny_engine()
+    yield made
+    made.close()
+
+
 @dataclass
 class Evidence:
     """What a test found, for docs/benchmarks/trust."""

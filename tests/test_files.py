@@ -58,18 +58,23 @@ def test_a_private_file_is_private_and_others_follow_the_umask(tmp_path, mask):
     assert (tmp_path / "figures").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def synced(monkeypatch, look):
+    """What `look` says of each file and folder that is brought to the disk from now on, in their order."""
+    seen, real = [], os.fsync
+
+    def fsync(descriptor):
+        real(descriptor)
+        seen.append(look(Path(f"/proc/self/fd/{descriptor}")))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    return seen
+
+
 def test_a_file_and_its_name_are_on_the_disk_before_it_is_called_written(tmp_path, monkeypatch):
     """The content, then the name, then the folder: a power cut between leaves the old file."""
     path = tmp_path / "report"
     path.write_bytes(b"old")
-    seen = []
-    real = os.fsync
-
-    def fsync(descriptor):
-        real(descriptor)
-        seen.append((Path(f"/proc/self/fd/{descriptor}").is_dir(), path.read_bytes()))
-
-    monkeypatch.setattr(os, "fsync", fsync)
+    seen = synced(monkeypatch, lambda place: (place.is_dir(), path.read_bytes()))
     write_file(path, b"new")
     assert seen == [(False, b"old"), (True, b"new")]
 
@@ -79,14 +84,7 @@ def test_each_file_is_brought_to_the_disk_and_one_that_cannot_be_says_why(tmp_pa
     paths = [tmp_path / str(number) for number in range(count)]
     for path in paths:
         path.write_bytes(b"content")
-    seen = []
-    real = os.fsync
-
-    def fsync(descriptor):
-        real(descriptor)
-        seen.append(Path(f"/proc/self/fd/{descriptor}").readlink())
-
-    monkeypatch.setattr(os, "fsync", fsync)
+    seen = synced(monkeypatch, Path.readlink)
     assert sync_each(paths) == {}
     assert sorted(seen) == sorted(paths)
     failed = sync_each([*paths, tmp_path / "missing", *paths])

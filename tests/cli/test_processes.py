@@ -14,10 +14,8 @@ from ddib_fed.training.config import TrainConfig
 from ddib_fed.training.run import train
 from tests.runs.picture_folders import blocks, write
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1_800),
-]  # processes that start torch, on a machine that may be busy
+# Processes that start torch, on a machine that may be busy.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

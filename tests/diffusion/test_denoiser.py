@@ -42,15 +42,19 @@ def angle(times, rows, x):
     return torch.cos(phi), torch.sin(phi)
 
 
-class Mixture(torch.nn.Module):
-    """Exact eps of two equally likely Gaussians, or of the one that y names; class 2 stands for none."""
-
-    num_classes = 2
+class Exact(torch.nn.Module):
+    """A network of float64 without weights."""
 
     def __init__(self) -> None:
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
-        self.calls = []
+        self.calls: list[int] = []
+
+
+class Mixture(Exact):
+    """Exact eps of two equally likely Gaussians, or of the one that y names; class 2 stands for none."""
+
+    num_classes = 2
 
     def forward(self, x, times, rows=None, y=None):
         self.calls.append(len(x))
@@ -66,12 +70,8 @@ class Mixture(torch.nn.Module):
         return table[torch.arange(len(x)), y]
 
 
-class Bayes(torch.nn.Module):
+class Bayes(Exact):
     """Exact log p(y | x) of the mixture, as logits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.anchor = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, x, times, rows=None):
         alpha, sigma = angle(times, rows, x)
@@ -226,12 +226,8 @@ def test_a_round_trip_closes_where_tiles_disagree(sides) -> None:
 # Networks by what they predict
 
 
-class FlowOfGaussian(torch.nn.Module):
+class FlowOfGaussian(Exact):
     """E[eps - x0 | x_t] of flow matching where x0 ~ N(0.7, 0.5^2), asked in its own scale and time of 1,000 steps."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.anchor = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def forward(self, x, times, rows=None):
         t = (times if rows is None else times[rows]).reshape(-1, 1).to(x.dtype) / 1000

@@ -40,7 +40,7 @@ from ddib_fed.networks.spectrum import pictures as from_cosines
 from ddib_fed.record import Guidance
 from tests.engine.stages import translate_array
 from tests.models.examples import distilled, tuned_leg
-from tests.node.tiny_nodes import decode, encode, gaussian, tiny_bundle, tiny_engine
+from tests.node.tiny_nodes import decode, encode, gaussian, tiny_bundle
 from tests.runs.tiny_models import pictures, tiny
 from tests.source_node.conftest import wait_until
 
@@ -51,13 +51,6 @@ SETTINGS = SolverSettings(evaluations=8)
 def beside():
     party = open_party(tiny_bundle())
     made = LocalParty(party.model, Batcher(party.model, rows=8))
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def engine():
-    made = tiny_engine()
     yield made
     made.close()
 

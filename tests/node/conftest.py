@@ -14,8 +14,12 @@ def north(tmp_path: Path) -> Institution:
 
 
 @pytest.fixture
-def node(tmp_path: Path, north: Institution):
-    south = Institution("south.example", tmp_path / "south")
+def south(tmp_path: Path) -> Institution:
+    return Institution("south.example", tmp_path / "south")
+
+
+@pytest.fixture
+def node(north: Institution, south: Institution):
     south.admit(north)
     listening = Listening(south)
     yield listening

@@ -8,23 +8,21 @@ from ddib_fed.calibration.record import SignedCalibration
 from ddib_fed.node.calibrations import overview, usable_calibration
 from ddib_fed.node.role import NodeContext
 from tests.calibration.examples import calibration, signed
-from tests.node.tiny_nodes import make_config, make_context, make_institution, tiny_engine
+from tests.node.tiny_nodes import make_config, make_context, make_institution
 
 NORTH, SOUTH = ("north.example", "photos"), ("south.example", "maps")
 
 
 @pytest.fixture
-def node(tmp_path):
+def node(tmp_path, engine):
     """South's, which admits north, and both sign; `.signed` is what they agreed on."""
     north, south = (make_institution(tmp_path / name, f"{name}.example") for name in ("north", "south"))
     south.admit(north)
-    engine = tiny_engine()
     made = make_context(
         make_config(tmp_path / "south", south.name, "target", calibration='["rotation"]'), south, engine
     )
     yield made, signed(calibration(), north, south)
     made.audit.store.close()
-    engine.close()
 
 
 def use(node: NodeContext, held: SignedCalibration, **changes):

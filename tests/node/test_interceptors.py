@@ -34,11 +34,8 @@ def test_a_method_that_is_not_the_callers_is_refused_before_its_message_is_parse
 
 
 def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, north: Institution) -> None:
-    requests = Requests()
     with node.stub(north) as stub:
-        call = stub.Decode(requests, timeout=60)
-        requests.send(pb.DecodeRequest())
-        assert next(call).progress.item == 0
+        ((call, requests),) = open_streams(stub, 1)
         node.south.store.remove("north.example")
         time.sleep(2 * CHECK_EVERY_S)
         requests.send(pb.DecodeRequest())
@@ -51,11 +48,8 @@ def test_a_removed_peers_stream_ends_with_its_next_message(node: Listening, nort
 
 
 def test_a_removed_peers_idle_stream_is_swept(node: Listening, north: Institution) -> None:
-    requests = Requests()
     with node.stub(north) as stub:
-        call = stub.Decode(requests, timeout=60)
-        requests.send(pb.DecodeRequest())
-        next(call)
+        ((call, requests),) = open_streams(stub, 1)
         assert node.calls.sweep() == 0
         node.south.store.remove("north.example")
         assert node.calls.sweep() == 1

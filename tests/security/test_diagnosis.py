@@ -3,7 +3,6 @@
 `tests/cli/client/test_broken_setups.py` has each cause.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,19 +19,10 @@ from tests.security.connect_proxy import proxying
 
 
 @pytest.fixture
-def north(tmp_path: Path) -> Institution:
-    return Institution("north.example", tmp_path / "north")
-
-
-@pytest.fixture
-def node(tmp_path: Path, north: Institution) -> Iterator[Listening]:
+def node(node: Listening, north: Institution) -> Listening:
     """South's node, known to north."""
-    south = Institution("south.example", tmp_path / "south")
-    south.admit(north)
-    listening = Listening(south)
-    north.admit(south, listening.address)
-    yield listening
-    listening.close()
+    north.admit(node.south, node.address)
+    return node
 
 
 def look(node: Listening, north: Institution, proxy: Proxy | None, address: str = "") -> Diagnosis:

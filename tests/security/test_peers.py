@@ -25,16 +25,6 @@ ALICE = Identity("north.example", "client", "alice")
 
 
 @pytest.fixture
-def north(tmp_path: Path) -> Institution:
-    return Institution("north.example", tmp_path / "north")
-
-
-@pytest.fixture
-def south(tmp_path: Path) -> Institution:
-    return Institution("south.example", tmp_path / "south")
-
-
-@pytest.fixture
 def admitted(north: Institution, south: Institution) -> Institution:
     north.admit(south)
     return north

@@ -26,25 +26,6 @@ from tests.source_node.jobs.job_examples import Clock
 ASK = pb.DescribeDomainRequest(protocol=PROTOCOL)
 
 
-@pytest.fixture
-def north(tmp_path: Path) -> Institution:
-    return Institution("north.example", tmp_path / "north")
-
-
-@pytest.fixture
-def south(tmp_path: Path, north: Institution) -> Institution:
-    made = Institution("south.example", tmp_path / "south")
-    made.admit(north)
-    return made
-
-
-@pytest.fixture
-def node(south: Institution):
-    listening = Listening(south)
-    yield listening
-    listening.close()
-
-
 def refused(node: Listening, who: Institution, **overrides) -> grpc.StatusCode:
     with node.stub(who, **overrides) as stub, pytest.raises(grpc.RpcError) as error:
         stub.DescribeDomain(ASK, timeout=60)

@@ -8,7 +8,7 @@ from source_node.remote import Remotes
 from source_node.runner import EventHub, JobRunner
 from source_node.store import JobStore, StoredJob
 from tests.e2e.harness import wait_until
-from tests.node.tiny_nodes import make_config, make_context, make_institution, npy, tiny_engine
+from tests.node.tiny_nodes import make_config, make_context, make_institution, npy
 from tests.protocol.examples import limits_of
 from tests.source_node.jobs import job_examples
 from tests.source_node.scripted_target import ScriptedTarget
@@ -58,13 +58,6 @@ class Source:
 
     def states(self, job: StoredJob) -> list[str]:
         return [str(item.state) for item in job.items]
-
-
-@pytest.fixture(scope="session")
-def engine():
-    made = tiny_engine()
-    yield made
-    made.close()
 
 
 @pytest.fixture

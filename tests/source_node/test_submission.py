@@ -14,7 +14,7 @@ from ddib_fed.v1 import common_pb2
 from ddib_fed.v1 import translation_pb2 as pb
 from tests.e2e.harness import wait_until
 from tests.node.picture_examples import pictures_engine
-from tests.node.tiny_nodes import gaussian, npy, tiny_engine
+from tests.node.tiny_nodes import gaussian, npy
 from tests.source_node.served import Served, job_header, messages
 
 SCALES = common_pb2.GuidanceSettings
@@ -91,18 +91,16 @@ def test_an_item_that_is_refused_by_its_header_does_not_hide_those_before(
     served.close()
 
 
-def test_a_node_that_loads_or_drains_takes_no_job(tmp_path, institutions, target) -> None:
+def test_a_node_that_loads_or_drains_takes_no_job(tmp_path, institutions, target, engine) -> None:
     served = Served(tmp_path, institutions[0], None)
     with pytest.raises(errors.NotReady):
         served.submit(npy())
-    made = tiny_engine()
-    served.node.set_engine(made)
+    served.node.set_engine(engine)
     served.node.draining = True
     with pytest.raises(errors.Draining):
         served.submit(to_npy(gaussian(3)))
     assert not served.ask("ListJobs", pb.ListJobsRequest()).jobs
     served.close()
-    made.close()
 
 
 @pytest.fixture

@@ -82,13 +82,6 @@ def asking(method, request):
         raise from_rpc_error(error, "target south.example") from error
 
 
-@pytest.fixture(scope="session")
-def engine():
-    made = tiny_engine()
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def fresh_engine():
     made = tiny_engine()

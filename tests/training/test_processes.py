@@ -13,10 +13,8 @@ from ddib_fed.testing import free_port
 from ddib_fed.training.run import latest_checkpoint, train
 from tests.training.examples import tiny_pictures
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.timeout(1_800),
-]  # processes that start torch, on a machine that may be busy
+# Processes that start torch, on a machine that may be busy.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1_800)]
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "tests.training.endless"

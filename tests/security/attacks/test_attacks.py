@@ -41,6 +41,7 @@ from tests.e2e.processes import fork_node
 from tests.node.institutions import issue_client
 from tests.node.picture_examples import noise, png_bytes, save_pictures_model
 from tests.security.attacks import raw_http2 as http2
+from tests.source_node.jobs.job_examples import in_threads
 from tests.source_node.served import job_header
 
 pytestmark = [pytest.mark.e2e, pytest.mark.promise("standing"), pytest.mark.timeout(1_800)]
@@ -492,11 +493,7 @@ def _submit(port: int, pki: Path, file: bytes, over: Event, told: "Queue[set[str
                     error = call.exception()
                     reasons.add("" if error is None else from_rpc_error(error, "").reason)
 
-    threads = [threading.Thread(target=attack) for _ in range(JOBS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(attack, JOBS)
     told.put(reasons)
 
 

@@ -1,0 +1,3 @@
+from tests.node.conftest import node, north, south
+
+__all__ = ["node", "north", "south"]
