@@ -1,6 +1,7 @@
 """Writes the reference of the public Python interface as HTML: `make docs`, or python -m tests.api.reference FOLDER."""
 
 import sys
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,14 +11,18 @@ import pdoc
 import ddib_fed
 
 ROOT = Path(__file__).parents[2]
+BESIDE = ("errors", "studies", "importing", "datasets", "metrics", "testing")
 
 
 def write(folder: Path) -> None:
-    """Write a page for what `ddib_fed.__all__` names, and one for the errors."""
+    """Write a page for what `ddib_fed.__all__` names, and one for each public module beside it."""
     for name in ddib_fed.__all__:  # pdoc reads the module's dict, where names appear when they are first used
         setattr(ddib_fed, name, getattr(ddib_fed, name))
     pdoc.render.configure(docformat="numpy", show_source=False)
-    pdoc.pdoc("ddib_fed", "ddib_fed.errors", output_directory=folder)
+    with warnings.catch_warnings():
+        # Annotations of a base in another module: pdoc cannot look them up, and shows them as they are written.
+        warnings.filterwarnings("ignore", "Error parsing type annotation")
+        pdoc.pdoc("ddib_fed", *(f"ddib_fed.{name}" for name in BESIDE), output_directory=folder)
 
 
 class Page(HTMLParser):
