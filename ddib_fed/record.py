@@ -118,22 +118,29 @@ UNGUIDED = Guidance()
 class Settings:
     """Solver settings of one leg, the same at both nodes.
 
-    Attributes:
-        solver: ``unipc``, ``ddim`` or ``flow-map``.
-        order: 1 to 4 if the solver has orders, 0 for its default.
-        evaluations: Network evaluations of one leg, 1 to 10,000.
-        grid: ``default``, ``uniform-lambda``, ``integer``, or ``learned`` for the steps that the model's bundle holds
-            (with unipc, whose order they bring).
-        depth: Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops and
-            decoding starts; 1 for the whole way. A latent of less depth still holds some of the picture, and both
-            nodes' policies must allow it.
-        share: Of the network in the ODE by which the source encodes, and decodes what comes back to it, in [0, 1]; the
-            rest is the linear estimate of its spectrum, and 0 whitens the picture. The target's way is always the
-            network's. Below 1 the latent shows more of the picture, and both policies must allow it.
-        temperature: By which the target multiplies a latent before it decodes it, in [0.8, 1]; what it encodes again
-            is divided by it. Below 1 it invents less, and edges are softer.
-        blend: Share of the source's own picture, mapped by the calibration, in the result, in [0, 1]: nearer to what
-            the source shows, and less sharp. The source adds it to what comes back.
+    Attributes
+    ----------
+    solver, order
+        ``unipc``, ``ddim`` or ``flow-map``; 1 to 4 if the solver has orders, 0 for its default.
+    evaluations
+        Network evaluations of one leg, 1 to 10,000.
+    grid
+        ``default``, ``uniform-lambda``, ``integer``, or ``learned`` for the steps that the model's bundle holds (with
+        unipc, whose order they bring).
+    depth
+        Fraction of the schedule's angle phi, from its data end to its noise end, at which encoding stops and decoding
+        starts; 1 for the whole way. A latent of less depth still holds some of the picture, and both nodes' policies
+        must allow it.
+    share
+        Of the network in the ODE by which the source encodes, and decodes what comes back to it, in [0, 1]; the rest is
+        the linear estimate of its spectrum, and 0 whitens the picture. The target's way is always the network's. Below
+        1 the latent shows more of the picture, and both policies must allow it.
+    temperature
+        By which the target multiplies a latent before it decodes it, in [0.8, 1]; what it encodes again is divided by
+        it. Below 1 it invents less, and edges are softer.
+    blend
+        Share of the source's own picture, mapped by the calibration, in the result, in [0, 1]: nearer to what the
+        source shows, and less sharp. The source adds it to what comes back.
     """
 
     solver: str = "unipc"
