@@ -172,22 +172,22 @@ def nodes() -> Rows:
 
 
 def epsilon() -> Rows:
-    """pictures | epsilon | degrees from the paired rotation | PSNR dB | SSIM
-    {what} | {noise} | {degrees:.0f} | {psnr~1} | {ssim~2}"""
+    """pictures | epsilon | mirrored of nine draws | degrees from the paired rotation | SSIM
+    {what} | {epsilon} | {mirrored} | {degrees:.0f} | {ssim~2}"""
     for row in read("calibration/epsilon")["rows"]:
-        what = row["way"] if "way" in row else f"{row['pictures']:,}"
-        yield {
-            **row,
-            "what": what,
-            "noise": "no noise" if row.get("epsilon", "–") is None else row.get("epsilon", "–"),
-        }
+        if row.get("way") != "histogram matching":  # as in `calibration`
+            what = row["way"] if "way" in row else f"{row['pictures']:,}"
+            yield {"epsilon": "–", "mirrored": "–", **row, "what": what}
 
 
 def leaks() -> Rows:
     """share | depth | whiteness | read, dB | read, SSIM | the right one of 169 found
-    {share:g} | {depth:g} | {latent_ratio:.2f} | {psnr_read~1} | {ssim_read~2} | {re_identified~2}"""
+    {share} | {depth} | {whiteness} | {psnr_read~1} | {ssim_read~2} | {re_identified~2}"""
     for row in read("calibration/leaks")["rows"]:
-        yield {**row, "share": "no latent", "depth": "–"} if row["share"] is None else row
+        parts = ("no latent", "–", "–")
+        if row["share"] is not None:
+            parts = f"{row['share']:g}", f"{row['depth']:g}", f"{row['latent_ratio']:.2f}"
+        yield {**row, **dict(zip(("share", "depth", "whiteness"), parts, strict=True))}
 
 
 def lesions() -> Rows:
@@ -269,14 +269,15 @@ def reading() -> Rows:
 
 
 def dial() -> Rows:
-    """pair, calibration | setting | PSNR dB | SSIM | partner | feature distance | sharpness | wrong | read by 512 pairs, dB
-    {what} | {words} | {psnr~1} | {ssim~3} | {partner~2} | {frechet_early~0} | {sharpness~2} | {wrong~1%} | {leak~1}"""  # noqa: E501
+    """pair, calibration | setting | PSNR dB | SSIM | feature distance | sharpness | wrong | read by 512 pairs, dB
+    {what} | {words} | {psnr~1} | {ssim~3} | {frechet_early~0} | {sharpness~2} | {wrong~1%} | {leak~1}"""
     forms = {
         "proposed": "**share {share:g}, temperature {temperature:g}, blend {blend:g}**",
         "depth": "depth {depth:g}",
         "depth and blend": "depth {depth:g}, blend {blend:g}",
     }
-    for row in read("calibration/dial")["rows"]:
+    rows = read("calibration/dial")["rows"]
+    for row in (row for row in rows if row["setting"] != "histogram matching"):  # as in `calibration`
         what = f"{row['pair']}, {row['calibration']}" if row["setting"] == "the map alone" else ""
         yield {**row, "what": what, "words": forms.get(row["setting"], row["setting"]).format(**row)}
 

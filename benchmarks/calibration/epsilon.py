@@ -3,8 +3,8 @@
     python -m benchmarks.calibration.epsilon      12 minutes of one core
 
 Degrees from the rotation of the true pairs of all test pixels (Procrustes), and PSNR and SSIM of the test pictures that
-the calibration's map alone makes, without any network; beside them histogram matching and the paired rotation. Three
-draws of noise and search each, of which the middle one by SSIM counts; delta 1e-5.
+the calibration's map alone makes, without any network; beside them histogram matching and the paired rotation. Nine
+draws of noise and search each, of which the middle one by SSIM counts, and how many are mirrored; delta 1e-5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ddib_fed import CalibrationRequest
 from ddib_fed.metrics import Pictures, compare
 
 EPSILONS = (0.1, 0.3, 1.0, 3.0, 8.0)
-PICTURES, DRAWS = (500, 1_500, 4_000), 3
+PICTURES, DRAWS = (500, 1_500, 4_000), 9
+MIRRORED = 180.0
 Numbers = NDArray[np.float64]
 
 
@@ -47,7 +48,8 @@ def measure(run: Run) -> Rows:
                 seeds = range(run.pick(smoke=1, long=DRAWS))
                 draws = [one(directed, Path(folder), epsilon, seed, best) for seed in seeds]
                 middle = sorted(draws, key=lambda row: float(row["ssim"]["value"]))[len(draws) // 2]
-                yield {"pictures": pictures, "epsilon": epsilon, **middle}
+                mirrored = sum(draw["degrees"] == MIRRORED for draw in draws)
+                yield {"pictures": pictures, "epsilon": epsilon, "mirrored": mirrored, **middle}
 
 
 def one(directed: Directed, folder: Path, epsilon: float, seed: int, best: Numbers) -> dict[str, Any]:
@@ -92,7 +94,7 @@ def degrees(first: Numbers, second: Numbers) -> float:
     """Return the angle between two orthogonal maps; 180 where one of them mirrors."""
     between = first @ second.T
     if np.linalg.det(between) < 0:
-        return 180.0
+        return MIRRORED
     return float(np.degrees(np.arccos(np.clip((np.trace(between) - 1) / 2, -1.0, 1.0))))
 
 

@@ -30,7 +30,7 @@ def save_sheet(path: Path, rows: Mapping[str, Pictures]) -> None:
             shown = Image.fromarray(np.ascontiguousarray(picture))
             sheet.paste(shown, (left + column * (width + GAP), top))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.quantize(255).save(path, optimize=True)  # a third of the size in true colour
 
 
 def halved(pictures: Pictures) -> Pictures:
