@@ -11,7 +11,7 @@ import pdoc
 import ddib_fed
 
 ROOT = Path(__file__).parents[2]
-BESIDE = ("errors", "studies", "importing", "datasets", "metrics", "testing")
+BESIDE = ["errors", "studies", "importing", "datasets", "metrics", "testing"]
 
 
 def write(folder: Path) -> None:
@@ -19,10 +19,9 @@ def write(folder: Path) -> None:
     for name in ddib_fed.__all__:  # pdoc reads the module's dict, where names appear when they are first used
         setattr(ddib_fed, name, getattr(ddib_fed, name))
     pdoc.render.configure(docformat="numpy", show_source=False)
-    with warnings.catch_warnings():
-        # Annotations of a base in another module: pdoc cannot look them up, and shows them as they are written.
-        warnings.filterwarnings("ignore", "Error parsing type annotation")
-        pdoc.pdoc("ddib_fed", *(f"ddib_fed.{name}" for name in BESIDE), output_directory=folder)
+    # Annotations of a base in another module: pdoc cannot look them up, and shows them as they are written.
+    warnings.filterwarnings("ignore", "Error parsing type annotation")
+    pdoc.pdoc("ddib_fed", *map("ddib_fed.{}".format, BESIDE), output_directory=folder)
 
 
 class Page(HTMLParser):

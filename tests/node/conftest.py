@@ -1,4 +1,4 @@
-"""A listening server and an admitted peer."""
+"""North and south, each admitted at the other, and a listening server of south."""
 
 from pathlib import Path
 
@@ -22,5 +22,6 @@ def south(tmp_path: Path) -> Institution:
 def node(north: Institution, south: Institution):
     south.admit(north)
     listening = Listening(south)
+    north.admit(south, listening.address)
     yield listening
     listening.close()

@@ -18,13 +18,6 @@ from tests.node.listening import ASK, Listening
 from tests.security.connect_proxy import proxying
 
 
-@pytest.fixture
-def node(node: Listening, north: Institution) -> Listening:
-    """South's node, known to north."""
-    north.admit(node.south, node.address)
-    return node
-
-
 def look(node: Listening, north: Institution, proxy: Proxy | None, address: str = "") -> Diagnosis:
     return diagnose(
         address or node.address, server_name="node-1.south.example", pki_folder=north.pki,

@@ -70,7 +70,6 @@ def served(node: Listening, north: Institution) -> str:
 
 @pytest.fixture
 def channels(node: Listening, north: Institution):
-    north.admit(node.south, node.address)
     clock = Clock()
     made = tls.PeerChannels(north.pki, north.store, clock=clock)
     made.clock = clock  # type: ignore[attr-defined]
