@@ -247,7 +247,7 @@ def thinned(pictures: npt.NDArray[Any], at_most: int) -> npt.NDArray[Any]:
 
 
 def histogram(units: Floats, cells: Cells) -> Numbers:
-    """Return mean over pictures (N, C, H, W), in the model's units, of the shares of pixels in each cell."""
+    """Return the mean over pictures (N, C, H, W), in the model's units, of the shares of pixels in each cell."""
     scaled = (units + cells.reach) * (cells.bins / (2 * cells.reach))
     places = np.floor(scaled).clip(0, cells.bins - 1).astype(np.int64)
     flat = np.ravel_multi_index([place.ravel() for place in np.moveaxis(places, 1, 0)], cells.shape)
@@ -257,7 +257,7 @@ def histogram(units: Floats, cells: Cells) -> Numbers:
 
 
 def noise_sigma(counted: int, epsilon: float, delta: float) -> float:
-    """Return smallest deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M units."""
+    """Return the least deviation of Gaussian noise on shares with (epsilon, delta) under replacing one of M units."""
     low, high = 1e-3, 1e6
     for _ in range(200):
         middle = math.sqrt(low * high)

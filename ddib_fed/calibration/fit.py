@@ -269,13 +269,13 @@ def nearest_orthogonal(matrix: Numbers, *, proper: bool = False) -> Numbers:
 
 
 def random_orthogonal(channels: int, generator: np.random.Generator) -> Numbers:
-    """Return A uniform draw of the orthogonal matrices, of both determinants."""
+    """Return a uniform draw of the orthogonal matrices, of both determinants."""
     q, r = np.linalg.qr(generator.standard_normal((channels, channels)))
     return q * np.sign(np.diag(r))
 
 
 def degrees(first: Numbers, second: Numbers) -> float:
-    """Return angle between two orthogonal matrices; 180 where their determinants differ."""
+    """Return the angle between two orthogonal matrices; 180 where their determinants differ."""
     between = first @ second.T
     if np.linalg.det(between) < 0:
         return 180.0

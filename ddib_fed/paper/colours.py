@@ -79,7 +79,7 @@ def open_photograph(path: Path) -> Photograph:
 
 
 def photograph(name: str, pixels: NDArray[Any]) -> Photograph:
-    """Return A photograph of pixels (H, W, 3), of 8 or 16 bits and with colours that fill a volume."""
+    """Return a photograph of pixels (H, W, 3), of 8 or 16 bits and with colours that fill a volume."""
     if pixels.dtype not in {np.dtype(np.uint8), np.dtype(np.uint16)}:
         problem = f"{name} holds {pixels.dtype} numbers; colours are read from pictures of 8 or 16 bits"
         raise InputError(problem, hint="save it as PNG, JPEG or TIFF of 8 or 16 bits a channel")

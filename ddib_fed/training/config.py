@@ -42,7 +42,7 @@ _LISTS = ("channel_mult", "attention_resolutions")
 
 
 def says(default: Any, text: str, kinds: tuple[str, ...], **limits: Any) -> Any:
-    """Return A field with an option, its help, and the kinds of run that have it."""
+    """Return a field with an option, its help, and the kinds of run that have it."""
     extra: dict[str, Any] = {"kinds": list(kinds), "option": True}
     return Field(default, description=text, json_schema_extra=extra, **limits)
 

@@ -265,7 +265,7 @@ class _Run:
         return False
 
     def trainer(self) -> Trainer:
-        """Return A trainer at the newest checkpoint, or at step 0."""
+        """Return a trainer at the newest checkpoint, or at step 0."""
         task = self.opened.task(self.config)
         if self.opened.trainer is None:
             trainer = Trainer(task, self.world, self.plan)
