@@ -486,8 +486,10 @@ class Model:
         def advanced(first: int, last: int, end: int) -> Tensor:
             """Return the state at node `end` by the polynomial through velocities of nodes `first` to `last`."""
             weights = integral_weights(axis[max(0, first) : last + 1].flip(0), axis[end - 1], axis[end])
-            pairs = zip(weights.to(state.dtype), history, strict=False)
-            return state + torch.stack([weight * value for weight, value in pairs]).sum(0)
+            reached = state
+            for weight, value in zip(weights.to(state), history, strict=False):
+                reached = reached.addcmul(value, weight)
+            return reached
 
         for i in range(len(lams) - 1):
             v = denoiser.at(guess, Places(LevelTable(table[i : i + 1]), None, None, x.dtype), cond)

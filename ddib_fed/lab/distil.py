@@ -80,9 +80,8 @@ def check_teacher(manifest: Manifest) -> None:
 def open_starts(config: DistilConfig, teacher: Model) -> Starts:
     """Return the points that `config` names; without a name those that the teacher was drawn from."""
     domain = config.domain
-    if domain is None:
-        own = teacher.data(config.data, train=MOST * 9 // 10, held_out=MOST // 10)
-        domain = own.name if config.data is None else None
+    if domain is None and config.data is None:
+        domain = teacher.data().name
     if domain is not None:
         name = datasets.domain_name(domain)
         held_out = datasets.draw(name, HELD_OUT_POINTS, _STARTS_SEED)
@@ -92,6 +91,7 @@ def open_starts(config: DistilConfig, teacher: Model) -> Starts:
         take: Callable[[NDArray[np.float64]], Floats] = partial(datasets.from_uniforms, name)
         digest = f"domain:{name}"
     else:
+        own = teacher.data(config.data, train=MOST * 9 // 10, held_out=MOST // 10)
         kept, held_out = own.train, own.held_out[:HELD_OUT_POINTS]
         if len(kept) < FEWEST:
             problem = f"{own.name} holds {len(kept)} points to train on; at least {FEWEST} are needed"
