@@ -208,9 +208,9 @@ def membership() -> Rows:
 SHOWN = """
 honest latents, 48 evaluations; noise and picture, a = 0.3; noise and picture, a = 0.7
 latent and picture, a = 0.3; latent and picture, a = 0.7; pixels in another order
-a quarter of the latent is the picture; noise, no latent of any picture; the latent of another picture
-honest sets, near, 12 evaluations, 1024 points; raw data, 1 point; raw data, 8 points; raw data, 64 points
-raw data, 256 points; raw data, 1024 points; noise, no latent of any point, 64 points
+a quarter of the latent is the picture; noise, no latent of any picture
+honest sets, near, 12 evaluations, 1024 points; raw data, 1 point; raw data, 8 points
+raw data, 1024 points
 """
 
 
