@@ -394,7 +394,7 @@ class Model:
         steps = plan.decoder if back else plan.encoder
         tell = arrays.counting(settings.evaluations * len(parts), on_progress)
         ends = []
-        with self._threads():
+        with self.threads():
             for part in parts:
                 classes = model.condition(model.class_rows(None, len(part)))
                 start, share = part.to(model.device), settings.share
@@ -435,7 +435,7 @@ class Model:
         """
         model, level = self.party.model, self.bundle.schedule.level(lam)
         answers = []
-        with self._threads(), torch.no_grad():
+        with self.threads(), torch.no_grad():
             for part in torch.split(torch.from_numpy(x), self.party.executor.rows):
                 classes = model.condition(model.class_rows(None, len(part)))
                 answers.append(model.denoiser()(part.to(model.device), level, classes).cpu())
@@ -459,8 +459,8 @@ class Model:
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Follow the ODE through levels of one's own: yield the state at each and the velocity there, None at the last.
 
-        Velocities are in the coordinates of the steps. Gradients flow to the states and to the levels between the
-        ends, unless torch.no_grad() says otherwise.
+        States and velocities are in the coordinates of the steps, the last state in the units of the ODE. Gradients
+        flow to the states and to the levels between the ends, unless torch.no_grad() says otherwise.
 
         Parameters
         ----------
@@ -478,9 +478,9 @@ class Model:
         cond = model.condition(model.class_rows(None, len(x)) if labels is None else labels)
         alphas, sigmas = torch.sigmoid(2.0 * lams).sqrt(), torch.sigmoid(-2.0 * lams).sqrt()
         table = torch.stack([alphas, sigmas, self.bundle.schedule.t_of_lam(lams)], dim=1)
-        levels = [Level(*row) for row in table.tolist()]
+        first_level, last_level = (Level(*table[i].tolist()) for i in (0, -1))
         axis = lams if whitened else torch.atan2(sigmas, alphas)
-        state = guess = denoiser.enter(x.to(model.device), levels[0])
+        state = guess = denoiser.enter(x.to(model.device), first_level)
         history: deque[Tensor] = deque(maxlen=order + 1)
 
         def advanced(first: int, last: int, end: int) -> Tensor:
@@ -493,12 +493,12 @@ class Model:
 
         for i in range(len(lams) - 1):
             v = denoiser.at(guess, Places(LevelTable(table[i : i + 1]), None, None, x.dtype), cond)
-            yield denoiser.leave(guess, levels[i]), v
+            yield guess, v
             history.appendleft(v)
             if i > 0:
                 state = advanced(i - order, i, i)
             guess = advanced(i + 1 - order, i, i + 1)
-        yield denoiser.leave(guess, levels[-1]), None
+        yield denoiser.leave(guess, last_level), None
 
     @property
     def is_spectral(self) -> bool:
@@ -640,7 +640,7 @@ class Model:
                 hint=f"ddib model show {name} says what the model is; --data names a folder of pictures",
             )
         command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed)
-        with self._threads():
+        with self.threads():
             return measure_allowances(model, samples, command=command, seed=seed, tell=on_encoding)
 
     def _thresholds(self, images: Path, progress: Told | None, *, skip_bad: bool) -> StructureThresholds:
@@ -697,7 +697,8 @@ class Model:
         self.bundle = load_bundle(folder)
         self.__dict__.pop("party", None)
 
-    def _threads(self) -> AbstractContextManager[None]:
+    def threads(self) -> AbstractContextManager[None]:
+        """Run with the model's number of threads of torch, if one was given, and put the former number back."""
         threads = self._opening.get("threads")
         return nullcontext() if threads is None else torch_threads(threads)
 

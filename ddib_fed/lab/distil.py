@@ -5,7 +5,6 @@ u(x_t, t, s) = (x_s - x_t) / (phi_s - phi_t),    u(x_t, t, t) = v(x_t, t)
 """
 
 import hashlib
-import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from ddib_fed import Model, Opened, Settings, Task, datasets
 from ddib_fed.errors import InputError, SettingsInvalid, ShapeMismatch
 from ddib_fed.importing import Manifest, make_bundle
 from ddib_fed.lab.training import DistilConfig
+from ddib_fed.lab.tuning import noise, softened
 
 Floats = NDArray[np.float32]
 _OF_THE_TEACHER = (
@@ -182,7 +182,7 @@ def measured(teacher: Model, student: Model, clean: Floats) -> dict[str, Any]:
     """Return distances between the answers of a flow map and of its teacher for points (N, D), on the better grid."""
     sigma = teacher.manifest.soften_sigma
     # The softened sample is what is encoded, and so what a round trip comes back to.
-    x = softened(torch.from_numpy(clean), sigma, torch.Generator().manual_seed(_MEASURE_SEED)).numpy()
+    x = softened(clean, sigma, noise(torch.from_numpy(clean), _MEASURE_SEED).numpy())
     latent = teacher.integrate(x, REFERENCE, sigma=sigma)
     back = teacher.integrate(latent, REFERENCE, back=True)
     found: dict[str, list[dict[str, Any]]] = {grid: [] for grid in GRIDS}
@@ -213,11 +213,6 @@ def measured(teacher: Model, student: Model, clean: Floats) -> dict[str, Any]:
         "grid": best,
         "errors": found[best],
     }
-
-
-def softened(clean: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    noise, alpha = torch.randn(clean.shape, generator=generator), 1.0 / math.hypot(1.0, sigma)
-    return alpha * clean + alpha * sigma * noise
 
 
 class Course(NamedTuple):
@@ -294,8 +289,7 @@ class Paths:
         )
 
     def _from_data(self, clean: Tensor, noise: Tensor, jitter: Tensor) -> Course:
-        alpha = 1.0 / math.hypot(1.0, self._sigma)
-        return self._walk(alpha * clean + alpha * self._sigma * noise, self._grid(self._first, jitter))
+        return self._walk(softened(clean, self._sigma, noise), self._grid(self._first, jitter))
 
     def _from_noise(self, noise: Tensor, jitter: Tensor) -> Course:
         return self._walk(noise, self._grid(self._highest, jitter).flip(0))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddib_fed import Model, Settings, metrics
 from ddib_fed.errors import InputError
+from ddib_fed.lab.tuning import softened
 
 Array = NDArray[np.float32]
 Numbers = NDArray[Any]
@@ -273,8 +274,7 @@ def latents_along(
 ) -> Latents:
     """Return latents of samples in the model's units: of full depth (1.0), and of `depths`."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).numpy()
-    alpha = 1.0 / math.hypot(1.0, sigma)
-    x = (alpha * x + (alpha * sigma) * noise).astype(np.float32) if sigma else x
+    x = softened(x, sigma, noise)
     settings = {
         depth: Settings(evaluations=evaluations, depth=depth, share=share) for depth in (*depths, 1.0)
     }

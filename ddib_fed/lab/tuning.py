@@ -7,11 +7,12 @@ minimise over u, order and coordinates    log mean_i e_i + mean_i log e_i,    e_
 Rows to learn from, to choose by, and to measure the published errors with are three sets.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ddib_fed.metrics import resample
 
 Told = Callable[[int, int], None]  # told (done, in all)
 Floats = NDArray[np.float32]
+Array = TypeVar("Array", Tensor, Floats)
 Stage = Literal["encode", "decode"]
 YARDSTICK = Settings()  # what learned steps are held against: the default solver, grid and number
 REFERENCE = 128  # evaluations of a reference leg
@@ -95,25 +97,25 @@ def tune(
     pictures = model.manifest.sample_kind != "point"
     effort = PICTURES if pictures else POINTS
     sigma = model.manifest.soften_sigma if soften_sigma is None else soften_sigma
-    starts = [torch.from_numpy(model.units(rows)) for rows in sets(model, data, effort)]
-    alpha = (1.0 + sigma**2) ** -0.5
-    starts = [alpha * x + alpha * sigma * noise(x, seed + SEED - 1 - i) for i, x in enumerate(starts)]
-    legs: list[dict[str, Any]] = []
-    stages: tuple[Stage, ...] = ("encode", "decode")
-    for stage in stages:
-        leg = TuningLeg(model, stage, starts, sigma, seed, partial(on_progress, f"reference of {stage}"))
-        learned: list[Steps] = []
-        # The most evaluations first: their grid starts a candidate of the fewer.
-        for number in reversed(counts):
-            tell = partial(on_progress, f"{stage} in {number}")
-            learned.append(learn(leg, number, effort, seed, learned, tell))
-            legs.append(leg.measured(learned[-1]))
-        # Decoding is learned from noise, and in every other row of pictures from a latent: what a node decodes.
-        starts = [noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)]
-        sigma = 0.0
-        if pictures:
-            for start, rows in zip(starts, leg.sets, strict=True):
-                start[::2] = rows.end[::2]
+    with model.threads():
+        starts = [torch.from_numpy(model.units(rows)) for rows in sets(model, data, effort)]
+        starts = [softened(x, sigma, noise(x, seed + SEED - 1 - i)) for i, x in enumerate(starts)]
+        legs: list[dict[str, Any]] = []
+        stages: tuple[Stage, ...] = ("encode", "decode")
+        for stage in stages:
+            leg = TuningLeg(model, stage, starts, sigma, seed, partial(on_progress, f"reference of {stage}"))
+            learned: list[Steps] = []
+            # The most evaluations first: their grid starts a candidate of the fewer.
+            for number in reversed(counts):
+                tell = partial(on_progress, f"{stage} in {number}")
+                learned.append(learn(leg, number, effort, seed, learned, tell))
+                legs.append(leg.measured(learned[-1]))
+            # Decoding is learned from noise, and in every other row of pictures from a latent: what a node decodes.
+            starts = [noise(rows.x, seed + SEED + i) for i, rows in enumerate(leg.sets)]
+            sigma = 0.0
+            if pictures:
+                for start, rows in zip(starts, leg.sets, strict=True):
+                    start[::2] = rows.end[::2]
     words = f"ddib model tune MODEL --evaluations {' '.join(map(str, counts))}"
     words += "" if soften_sigma is None else f" --soften-sigma {soften_sigma:g}"
     words += f"{' --data PATH' if data else ''}{f' --seed {seed}' if seed else ''}"
@@ -131,6 +133,12 @@ def sets(model: Model, data: Path | None, effort: Effort) -> tuple[Floats, Float
     share = min(1.0, len(every) / total)
     held_out, choose, fit = (max(2, int(share * n)) for n in (effort.held_out, effort.choose, effort.fit))
     return every[choose + held_out :][:fit], every[held_out : held_out + choose], every[:held_out]
+
+
+def softened(x: Array, sigma: float, noise: Array) -> Array:
+    """Return alpha (x + sigma noise), alpha = 1 / sqrt(1 + sigma^2), of arrays or of tensors."""
+    alpha = 1.0 / math.hypot(1.0, sigma)
+    return alpha * x + alpha * sigma * noise
 
 
 def noise(like: Tensor, seed: int) -> Tensor:

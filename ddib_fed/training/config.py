@@ -66,7 +66,7 @@ class TrainConfig(Frozen):
     """One training run; its kind follows from the data that are named.
 
     Another kind of run is a subclass, whose `opener` names the function that reads its data: called with the config,
-    pictures in memory or None, the folder, and what is told remarks and progress, it returns an `Opened`.
+    pictures in memory or None, the folder, and callbacks for remarks and for progress, it returns an `Opened`.
     """
 
     free: ClassVar[frozenset[str]] = frozenset(
