@@ -21,9 +21,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 OURS = ("ddib_fed", "source_node", "target_node", "benchmarks", "tests")
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
-CODE = sorted(
-    path for name in ("ddib_fed", "source_node", "target_node") for path in (ROOT / name).rglob("*.py")
-)
+CODE = sorted(path for name in OURS[:3] for path in (ROOT / name).rglob("*.py"))
+OF_OTHERS = "--help --version --nproc-per-node --no-python --include --raw --bidx --proxytunnel --num-cpus --eta --key"
 
 
 def anchors(page: Path) -> set[str]:
@@ -60,10 +59,14 @@ def test_commands_of_the_pages_exist() -> None:
                 assert command is not None, f"{page.name}: ddib {line}"
 
 
-def test_pages_that_the_code_names_are_there() -> None:
+def test_pages_and_options_that_the_code_names_are_there() -> None:
+    """Also in its hints. Options with underscores are the public code's, a few those of other programs."""
+    rows = re.findall(r"^\| `(?:-\w, )?(--.*?)`", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE)
+    options = {*OF_OTHERS.split(), *re.findall(r"--[\w-]+", " ".join(rows))}
     for path in CODE:
-        for name in re.findall(r"docs/[\w/-]+\.md", path.read_text()):
-            assert (ROOT / name).exists(), f"{path.relative_to(ROOT)}: {name}"
+        named = re.findall(r"docs/[\w/-]+\.md|(?<![\w-])--[a-z][a-z-]+(?!\w)", path.read_text())
+        missing = [name for name in named if name not in options and not (ROOT / name).exists()]
+        assert not missing, path
 
 
 def test_the_tables_are_those_of_the_json(monkeypatch: pytest.MonkeyPatch) -> None:

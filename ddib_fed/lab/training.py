@@ -77,7 +77,7 @@ def distil(
 
     It needs the model and points of its domain, and nothing of another party: --data, or nothing for a model of a
     domain that packages carry. The new model follows the ODE of the old one; its manifest names that and the
-    measured error. Both models distilled, use --solver flow-map --evaluations 8; other solvers work with it too.
+    measured error. Both models distilled, take --set solver=flow-map --evaluations 8; other solvers work too.
 
     MODEL is the name of a shipped model (`ddib model list`), its index, or a bundle's folder.
     """

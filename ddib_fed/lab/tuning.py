@@ -92,7 +92,7 @@ def tune(
     counts = sorted(set(evaluations))
     for number in counts:
         if not 2 <= number <= MOST_LEARNED:
-            hint = f"2 to {MOST_LEARNED}; above, --grid default"
+            hint = f"2 to {MOST_LEARNED}; above, --set grid=default"
             raise SettingsInvalid(f"{number} evaluations cannot be learned", hint=hint)
     pictures = model.manifest.sample_kind != "point"
     effort = PICTURES if pictures else POINTS
