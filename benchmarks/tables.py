@@ -150,8 +150,8 @@ def _mean(figures: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def marks() -> Rows:
-    """pair, calibration, share | wrong pixels | bad pictures | by structure: found | by classes: marked | precision | recall | AUC
-    {pair}, {state}, {share:g}{few} | {wrong~0%} | {bad} | {by_structure[recall]~0%} | {by_classes[marked]} | {by_classes[precision]~2} | {by_classes[recall]~2} | {auc~2}"""  # noqa: E501
+    """pair, calibration, share | wrong pixels | bad pictures | marked | precision | recall | AUC
+    {pair}, {state}, {share:g}{few} | {wrong~0%} | {bad} | {by_classes[marked]} | {by_classes[precision]~2} | {by_classes[recall]~2} | {auc~2}"""  # noqa: E501
     for row in read("pictures/marks")["rows"]:
         few = "" if row["evaluations"] == 24 else f", {row['evaluations']} evaluations"
         yield {**row, "few": few}
@@ -237,8 +237,8 @@ def models() -> Rows:
 
 
 def scenes() -> Rows:
-    """way | wrong pixels | sea as land | PSNR dB | SSIM | differs from the map | marked | CPU s
-    {way} | {wrong~1%} | {sea_as_land~1%} | {psnr~1} | {ssim~3} | {differs~1%} | {marked} of {scenes} | {cpu_seconds:.0f}"""  # noqa: E501
+    """way | wrong pixels | PSNR dB | SSIM | differs from the map | marked | CPU s
+    {way} | {wrong~1%} | {psnr~1} | {ssim~3} | {differs~1%} | {marked} of {scenes} | {cpu_seconds:.0f}"""  # noqa: E501
     rows: Rows = read("calibration/scenes")["rows"]
     return rows
 
