@@ -238,7 +238,7 @@ def models() -> Rows:
 
 def scenes() -> Rows:
     """way | wrong pixels | PSNR dB | SSIM | differs from the map | marked | CPU s
-    {way} | {wrong~1%} | {psnr~1} | {ssim~3} | {differs~1%} | {marked} of {scenes} | {cpu_seconds:.0f}"""  # noqa: E501
+    {way} | {wrong~1%} | {psnr~1} | {ssim~3} | {differs~1%} | {marked} of {scenes} | {cpu_seconds:.0f}"""
     rows: Rows = read("calibration/scenes")["rows"]
     return rows
 

@@ -1,4 +1,4 @@
-"""Pictures by class for `--set pairs=`, and the user's own ILSVRC2012 development kit: classes with the numbers of models.
+"""Pictures by class for `--set pairs=`, and ILSVRC2012 development kits of users: classes by their numbers in models.
 
 A class of the kit is its WordNet id. Models number the 1,000 ids in alphabetical order from 0; the kit numbers them
 differently, from 1 (ILSVRC2012_ID); the two are never mixed here.
