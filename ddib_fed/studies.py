@@ -37,12 +37,23 @@ from ddib_fed.data.study import (
     safe_name,
 )
 from ddib_fed.data.tiles import Mask, PictureStudy, TiledStudy, Tiles
-from ddib_fed.data.volumes import PLANES, Slices, Volumes, orientation_of, sliced, spacing_of, unsliced
+from ddib_fed.data.volumes import (
+    PLANES,
+    Slices,
+    VolumeGeometry,
+    Volumes,
+    VolumeStudy,
+    orientation_of,
+    sliced,
+    spacing_of,
+    unsliced,
+)
 from ddib_fed.recognition import COPY, FoundStudies, beginning_of
 
 __all__ = [
     "COPY", "PERCENTILES", "PLANES", "Assembled", "FoundStudies", "ImageLimits", "Mask", "Options", "Origin",
     "PictureStudy", "Pixels", "Planes", "Slices", "Study", "StudyResults", "TiledStudy", "Tiles", "Unread",
-    "Volumes", "WrittenStudy", "beginning_of", "chosen_rule", "decode_pillow", "faults", "faults_as_unreadable",
-    "memory_of_values", "orientation_of", "parts_of", "read_content", "safe_name", "sliced", "spacing_of", "unsliced",
+    "VolumeGeometry", "VolumeStudy", "Volumes", "WrittenStudy", "beginning_of", "chosen_rule", "decode_pillow",
+    "faults", "faults_as_unreadable", "memory_of_values", "orientation_of", "parts_of", "read_content", "safe_name",
+    "sliced", "spacing_of", "unsliced",
 ]  # fmt: skip

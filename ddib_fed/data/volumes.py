@@ -9,6 +9,7 @@ keeps its own. Both grids have one centre. Along each axis, with r the model's s
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,7 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddib_fed.data.pictures import Pixels, encode_volume
-from ddib_fed.data.study import EMPTY, Grid, IntensityRule, Planes, StudyResults, is_empty, require_size
+from ddib_fed.data.study import (
+    EMPTY,
+    Assembled,
+    Grid,
+    IntensityRule,
+    Options,
+    Planes,
+    Study,
+    StudyResults,
+    chosen_rule,
+    is_empty,
+    require_size,
+)
 from ddib_fed.errors import ImageUnreadable, InputError
 from ddib_fed.record import PictureFigures
 
@@ -297,3 +310,87 @@ class Volumes(Slices):
             "outside": round(self.outside, 6),
         }
         return {**self.report(translated, "volumes", **fit), "shrink": self.shrink(())[0]}, self.warnings
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeGeometry:
+    """Where the values (i, j, k), a slice (i, j), or a time series (i, j, k, t) of a file lie in space.
+
+    Attributes
+    ----------
+    shape
+        Of the values in the file.
+    affine
+        (4, 4), from indices to right, anterior and superior, in `unit_mm` mm.
+    hint
+        What helps where the affine has no orientation.
+    """
+
+    shape: tuple[int, ...]
+    affine: NDArray[np.float64]
+    unit_mm: float = 1.0
+    hint: str = "export it again"
+
+    @property
+    def orientation(self) -> NDArray[Any]:
+        return orientation_of(self.affine, self.hint)
+
+    def plane(self, options: Options) -> str:
+        """Return the plane in which it is cut: that of the options, of a single slice its own."""
+        if len(self.shape) == 2:
+            through = int(self.orientation[2][0])
+            return next(name for name, axes in PLANES.items() if axes[0] == through)
+        return options.slices if options.volume is None else "axial"
+
+    def planes(self, values: NDArray[Any], plane: str) -> NDArray[Any]:
+        """Return the values of a file as (T, N, H, W, 1), one copy."""
+        slices = sliced(values.reshape((*self.shape, 1, 1)[:4]), self.orientation, plane)
+        return np.ascontiguousarray(np.moveaxis(slices, 3, 0)[..., None])
+
+    def pixels(self, planes: NDArray[Any], options: Options, modality: str = "") -> Slices:
+        """Return what a model takes of (T, N, H, W, 1)."""
+        rule = chosen_rule(options, planes, modality)
+        if options.volume is None:
+            return Slices.of(planes.reshape(-1, *planes.shape[2:]), rule)
+        spacing = [self.unit_mm * mm for mm in spacing_of(self.affine, self.orientation)]
+        return Volumes.fit(planes, rule, spacing, options.volume)
+
+    def restored(self, stack: Pixels, plane: str) -> Pixels:
+        """Return slices (T * N, H, W, C) as the values lie in their file; colours are one more axis, the fifth."""
+        times = (*self.shape, 1, 1)[3]
+        slices = np.moveaxis(stack.reshape(times, -1, *stack.shape[1:]), 0, 3)
+        volume = unsliced(slices, self.orientation, plane)
+        return volume.reshape(self.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeStudy(Study):
+    """A file of one volume, slice or time series; its results are a file of the same geometry."""
+
+    pixels: Slices
+    geometry: VolumeGeometry
+    plane: str
+
+    @abstractmethod
+    def encoded(self, volume: Pixels, translated: StudyResults) -> bytes:
+        """Return a file of the format with these values, which lie as those of the input do."""
+
+    def assemble(self, translated: StudyResults) -> Assembled:
+        from nibabel import aff2axcodes
+
+        stack = self.pixels.stack(translated)
+        report, said = self.pixels.summary(translated)
+        volume = self.geometry.restored(translated.scaled(stack), self.plane)
+        files = {self.origin.outputs[0]: self.encoded(volume, translated)}
+        if (there := self.pixels.covered(translated)) is not None:
+            (name,) = self.origin.beside
+            files[name] = self.encoded(self.geometry.restored(there, self.plane), translated)
+            said = (*said, f"what was not translated is 0 in {name}")
+        report["geometry"] = {
+            "plane": self.plane,
+            "shape": [int(side) for side in self.geometry.shape],
+            "affine": self.geometry.affine.tolist(),
+            "orientation": "".join(aff2axcodes(self.geometry.affine)),
+            "slices_in": "RAS: rows downwards, columns to the right of the head, or to the front of sagittal slices",
+        }
+        return Assembled(files, report, said)

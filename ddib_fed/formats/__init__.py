@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 # Tags of the GeoTIFF standard (OGC 19-008): pixel scale, tie points, transformation, key directory and its values; of
 # rational polynomials (RPC) and of Intergraph's matrix, which GDAL reads as places on the earth too.
 GEOTAGS: Final = frozenset({33550, 33922, 34264, 34735, 34736, 34737, 50844, 33920})
+_ITK: Final = {".mha": ".mha", ".mhd": ".mha", ".nrrd": ".nrrd", ".nhdr": ".nrrd"}
+"""Suffixes of MetaImage and NRRD, and of their results."""
 _PREAMBLE: Final = 128
 _MOST_TAGS: Final = 1 << 16
 _MOST_PAGES: Final = 10_000
@@ -85,6 +89,31 @@ class Nifti(Reader):
         return read_nifti(origin, options)
 
 
+class Itk(Reader):
+    """MetaImage and NRRD: a volume in slices, or whole. The result is one file, also where the input is two."""
+
+    kind = "MetaImage or NRRD volume"
+    suffixes = tuple(_ITK)
+    uses = ("intensity", "slices", "volume")
+    beside = (".mask{}",)
+
+    def origin(self, path: Path, options: Options, within: str = "") -> Origin:
+        from ddib_fed.formats.itk import read_header
+
+        origin = super().origin(path, options, within)
+        whole = _ITK[origin.suffix]
+        ends = {name: tuple(each.removesuffix(origin.suffix) + whole for each in getattr(origin, name))
+                for name in ("outputs", "beside")}  # fmt: skip
+        with suppress(Exception):  # what is wrong with it, `read` says
+            ends["inputs"] = tuple({path, read_header(path).data})
+        return replace(origin, **ends)
+
+    def read(self, origin: Origin, options: Options) -> Study:
+        from ddib_fed.formats.itk import read_itk
+
+        return read_itk(origin, options)
+
+
 class Pictures(Reader):
     """JPEG 2000, WebP and BMP, each a PNG out."""
 
@@ -112,7 +141,7 @@ class Pictures(Reader):
         return studies.PictureStudy.of(origin, studies.decode_pillow(content, kind), options, called)
 
 
-DICOM, GEOTIFF, NIFTI, PICTURES = Dicom(), GeoTiff(), Nifti(), Pictures()
+DICOM, GEOTIFF, ITK, NIFTI, PICTURES = Dicom(), GeoTiff(), Itk(), Nifti(), Pictures()
 
 
 def _tags(file: BinaryIO) -> set[int]:

@@ -1,4 +1,4 @@
-"""NIfTI: a volume in slices of canonical orientation or whole, and one of the same affine, orientation and spacing out.
+"""NIfTI: a volume, a slice or a time series, and one of the same affine, orientation and spacing out.
 
 Of the input's header only its place in space (both forms, with their codes), the spacing and the units go into the
 output; nothing leaves.
@@ -31,45 +31,14 @@ _MM: Final = {"meter": 1000.0, "micron": 0.001}
 
 
 @dataclass(frozen=True, slots=True)
-class NiftiStudy(studies.Study):
+class NiftiStudy(studies.VolumeStudy):
     """A volume, or several of one time series."""
 
-    pixels: studies.Slices
     image: Any
-    plane: str
 
     kind = "NIfTI volume"
 
-    def assemble(self, translated: studies.StudyResults) -> studies.Assembled:
-        """The volume of the results, as the input lies in its file."""
-        import nibabel
-
-        stack = self.pixels.stack(translated)
-        report, said = self.pixels.summary(translated)
-        files = {self.origin.outputs[0]: self._file(self._volume(translated.scaled(stack)), translated)}
-        if (there := self.pixels.covered(translated)) is not None:
-            (name,) = self.origin.beside
-            files[name] = self._file(self._volume(there), translated)
-            said = (*said, f"what was not translated is 0 in {name}")
-        report["geometry"] = {
-            "plane": self.plane,
-            "shape": [int(side) for side in self.image.shape],
-            "affine": self.image.affine.tolist(),
-            "orientation": "".join(nibabel.aff2axcodes(self.image.affine)),
-            "slices_in": "RAS: rows downwards, columns to the right of the head, or to the front of sagittal slices",
-        }
-        return studies.Assembled(files, report, said)
-
-    def _volume(self, stack: studies.Pixels) -> studies.Pixels:
-        """Slices (N, H, W, C) as the input lies in its file."""
-        image = self.image
-        times = (*image.shape, 1, 1)[3]
-        slices = np.moveaxis(stack.reshape(times, -1, *stack.shape[1:]), 0, 3)
-        volume = studies.unsliced(slices, studies.orientation_of(image.affine), self.plane)
-        # Colours are one more axis, as the 5th of NIfTI for vectors.
-        return volume.reshape(image.shape if volume.shape[4] == 1 else (*volume.shape[:4], 3))
-
-    def _file(self, volume: studies.Pixels, translated: studies.StudyResults) -> bytes:
+    def encoded(self, volume: studies.Pixels, translated: studies.StudyResults) -> bytes:
         from nibabel.spatialimages import HeaderDataError
 
         made = type(self.image)(np.ascontiguousarray(volume), None)
@@ -94,21 +63,11 @@ class NiftiStudy(studies.Study):
 def read_nifti(origin: studies.Origin, options: studies.Options) -> NiftiStudy:
     path = origin.given
     image = _opened(path)
-    values = _values(path, image)
-    orientation = studies.orientation_of(image.affine, _NO_PLACE)
-    plane = options.slices if options.volume is None else "axial"
-    if len(image.shape) == 2:
-        plane = next(name for name, axes in studies.PLANES.items() if axes[0] == int(orientation[2][0]))
-    rule = studies.chosen_rule(options, values)
-    slices = studies.sliced(values.reshape((*image.shape, 1, 1)[:4]), orientation, plane)
-    ordered = np.moveaxis(slices, 3, 0)[..., None]
-    if options.volume is not None:
-        unit = _MM.get(image.header.get_xyzt_units()[0], 1.0)
-        spacing = [unit * mm for mm in studies.spacing_of(image.affine, orientation)]
-        return NiftiStudy(origin, studies.Volumes.fit(ordered, rule, spacing, options.volume), image, plane)
-    values = ordered.reshape(-1, *ordered.shape[2:])
-    del slices, ordered  # of a large volume one copy is enough
-    return NiftiStudy(origin, studies.Slices.of(values, rule), image, plane)
+    unit_mm = _MM.get(image.header.get_xyzt_units()[0], 1.0)
+    geometry = studies.VolumeGeometry(image.shape, image.affine, unit_mm, _NO_PLACE)
+    plane = geometry.plane(options)
+    values = geometry.planes(_values(path, image), plane)
+    return NiftiStudy(origin, geometry.pixels(values, options), geometry, plane, image)
 
 
 def _values(path: Path, image: Any) -> NDArray[Any]:

@@ -1,0 +1,176 @@
+"""MetaImage and NRRD: there and back by slices, where they were in space, with values exactly theirs."""
+
+import zlib
+
+import nrrd
+import numpy as np
+import pytest
+
+from ddib_fed.data.study import StudyResults
+from ddib_fed.errors import ImageTooLarge, ImageUnreadable
+from ddib_fed.formats.itk import read_header
+from tests.formats.echoes import HOUNSFIELD, echo, only, require_pixels_alone, results
+
+VALUES = np.arange(720, dtype=np.int16).reshape(8, 9, 10, order="F")
+OBLIQUE = np.array([[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, -1.0]])  # by rows, a direction each
+SPACING, OFFSET = (0.9, 1.1, 3.0), (-10.0, 20.5, 30.25)
+META = (
+    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = {big}\nCompressedData = {deflated}\n"
+    f"TransformMatrix = {' '.join(map(str, OBLIQUE.ravel()))}\nOffset = {' '.join(map(str, OFFSET))}\n"
+    "CenterOfRotation = 0 0 0\nAnatomicalOrientation = LAI\nElementSpacing = 0.9 1.1 3\nPatientName = Ada\n"
+    "DimSize = 8 9 10\nElementType = MET_SHORT\nElementDataFile = {data}\n"
+)
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = np.diag([-1, -1, 1]) @ (OBLIQUE * np.array(SPACING)[:, None]).T
+AFFINE[:3, 3] = -10.0 * -1, -20.5, 30.25
+
+
+def meta(folder, *, big=False, deflated=False, beside=False):
+    raw = VALUES.astype(">i2" if big else "<i2").tobytes(order="F")
+    content = zlib.compress(raw) if deflated else raw
+    header = META.format(big=big, deflated=deflated, data="scan.raw" if beside else "LOCAL").encode()
+    path = folder / ("scan.mhd" if beside else "scan.mha")
+    path.write_bytes(header if beside else header + content)
+    if beside:
+        (folder / "scan.raw").write_bytes(content)
+    return path
+
+
+def output(folder, study, translated):
+    (name,) = study.origin.outputs
+    folder.mkdir()
+    (folder / name).write_bytes(study.assemble(translated).files[name])
+    return folder / name
+
+
+def values_of(path):
+    """The values of a file of ours by another reader than ours where there is one: pynrrd's."""
+    if path.suffix == ".nrrd":
+        return nrrd.read(path)[0]
+    header, content = read_header(path), path.read_bytes()
+    return np.frombuffer(zlib.decompress(content[header.skip :]), header.dtype).reshape(
+        header.shape, order="F"
+    )
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("deflated", [False, True])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_metaimage_comes_back_where_it_was(big, deflated, beside, tmp_path):
+    """Its directions are the rows of TransformMatrix, in left, posterior and superior; one file, whatever came in."""
+    path = meta(tmp_path, big=big, deflated=deflated, beside=beside)
+    study = only(path, intensity="values")
+    require_pixels_alone(study)
+    np.testing.assert_allclose(study.geometry.affine, AFFINE, atol=1e-12)
+    made = output(tmp_path / "out", study, echo(study, scale=HOUNSFIELD))
+    assert made.name == "scan.mha"
+    np.testing.assert_array_equal(values_of(made), VALUES)
+    np.testing.assert_array_equal(read_header(made).affine, study.geometry.affine)
+    assert b"SYNTHETIC south.example/relief" in made.read_bytes()
+    assert b"Ada" not in made.read_bytes()
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("space", ["left-posterior-superior", "right-anterior-superior", "LAS"])
+@pytest.mark.parametrize("detached", [False, True])
+def test_an_nrrd_comes_back_where_it_was(encoding, space, detached, tmp_path):
+    signs = {"le": (-1, -1, 1), "ri": (1, 1, 1), "LA": (-1, 1, 1)}[space[:2]]
+    steps = OBLIQUE * np.array(SPACING)[:, None]
+    given = {
+        "space": space,
+        "space directions": steps,
+        "space origin": OFFSET,
+        "encoding": encoding,
+        "name": "Ada",
+    }
+    path = tmp_path / ("scan.nhdr" if detached else "scan.nrrd")
+    nrrd.write(str(path), VALUES, given)
+    study = only(path, intensity="values")
+    np.testing.assert_allclose(study.geometry.affine[:3, :3], np.diag(signs) @ steps.T)
+    np.testing.assert_allclose(study.geometry.affine[:3, 3], np.multiply(signs, OFFSET))
+    made = output(tmp_path / "out", study, echo(study, scale=HOUNSFIELD))
+    values, header = nrrd.read(made)
+    np.testing.assert_array_equal(values, VALUES)
+    np.testing.assert_allclose(header["space directions"], steps)
+    np.testing.assert_allclose(header["space origin"], OFFSET)
+    assert header["space"] == space
+    assert header["synthetic"].startswith("SYNTHETIC south.example/relief")
+    assert "name" not in header
+
+
+def test_slices_are_cut_by_where_they_lie(tmp_path):
+    """The first item of coronal slices is the most posterior, with its rows from superior to inferior."""
+    values = np.zeros((8, 9, 10), np.uint8)
+    values[:, :, :] = np.arange(10) * 20
+    for name, space in (("ras", "right-anterior-superior"), ("lps", "left-posterior-superior")):
+        path = tmp_path / f"{name}.nrrd"
+        nrrd.write(
+            str(path), values, {"space": space, "space directions": np.eye(3), "space origin": (0, 0, 0)}
+        )
+        study = only(path, intensity="values", slices="coronal")
+        np.testing.assert_array_equal(study.pixels.numbers[0, :, 0, 0], np.arange(10)[::-1] * 20)
+
+
+def test_a_refused_slice_is_0_in_the_mask(tmp_path):
+    study = only(meta(tmp_path), intensity="values")
+    translated = results(study, scale=HOUNSFIELD)
+    translated[1] = None
+    files = study.assemble(StudyResults.of(translated)).files
+    assert set(files) == {"scan.mha", "scan.mask.mha"}
+    (tmp_path / "mask.mha").write_bytes(files["scan.mask.mha"])
+    there = values_of(tmp_path / "mask.mha")
+    assert (there.reshape(-1, 10, order="F").mean(axis=0) == 0).sum() == 1
+
+
+def test_a_header_reads_no_file_but_the_one_beside_it(tmp_path):
+    """Else the values of any file of this machine would leave as a picture."""
+    (tmp_path / "below").mkdir()
+    (tmp_path / "secret.raw").write_bytes(bytes(1440))
+    header = META.format(big=False, deflated=False, data="../secret.raw")
+    (tmp_path / "below" / "scan.mhd").write_text(header)
+    with pytest.raises(ImageUnreadable, match=r"'\.\./secret\.raw', which is no single file beside it"):
+        only(tmp_path / "below" / "scan.mhd")
+    (tmp_path / "scan.nhdr").write_text(
+        "NRRD0004\ntype: short\ndimension: 3\nspace: LPS\nsizes: 8 9 10\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
+        "encoding: raw\nendian: little\ndata file: /etc/hostname\n"
+    )
+    with pytest.raises(ImageUnreadable, match="no single file beside it"):
+        only(tmp_path / "scan.nhdr")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("DimSize = 8 9 10", "DimSize = 8 9 11"), "1584 bytes of values"),
+        (("DimSize = 8 9 10", "DimSize = 8 9"), "3 numbers where 2 belong"),
+        (("MET_SHORT", "MET_OTHER"), "MET_OTHER"),
+        (("ElementSpacing", "ElementNumberOfChannels = 3\nElementSpacing"), "3 numbers at each place"),
+        (("0.8 0.6 0.0", "0.0 0.0 0.0"), "no orientation"),
+        (("NDims", "no line\nNDims"), "no line of a MetaImage header"),
+    ],
+)
+def test_a_wrong_metaimage_is_named(change, said, tmp_path):
+    path = meta(tmp_path)
+    path.write_bytes(path.read_bytes().replace(*(part.encode() for part in change)))
+    with pytest.raises(ImageUnreadable, match=said) as caught:
+        only(path)
+    assert str(path) in caught.value.detail
+    assert caught.value.hint
+
+
+def test_deflated_values_unpack_to_what_the_header_says(tmp_path):
+    header = META.format(big=False, deflated=True, data="LOCAL").encode()
+    (tmp_path / "scan.mha").write_bytes(header + zlib.compress(bytes(1 << 28)))
+    with pytest.raises(ImageUnreadable, match="the file holds others"):
+        only(tmp_path / "scan.mha")
+    (tmp_path / "scan.mha").write_bytes(
+        header.replace(b"8 9 10", b"8000 9000 10000") + zlib.compress(bytes(9))
+    )
+    with pytest.raises(ImageTooLarge):
+        only(tmp_path / "scan.mha")
+
+
+def test_an_nrrd_without_a_space_is_asked_for_one(tmp_path):
+    nrrd.write(str(tmp_path / "scan.nrrd"), VALUES, {"spacings": [1, 1, 2]})
+    with pytest.raises(ImageUnreadable, match="does not say where its axes point"):
+        only(tmp_path / "scan.nrrd")
