@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("ddib_fed", "source_node", "target_node")
 GENERATED = ROOT / "ddib_fed" / "v1"
-BESIDE = ("formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py")
+BESIDE = ("bids.py", "formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py")
 
 
 def main() -> int:

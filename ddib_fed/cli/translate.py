@@ -139,7 +139,7 @@ def translate(
     ILSVRC2012_devkit_t12 beside it; results have the public code's names and the models' size.
     """
     reading = {"tile": tile} | {name: given.pop(name) for name in ("intensity", "slices")}
-    via, target = _where_to(target, source_model, target_model, settings, calibration, device, profile_path)
+    via, target = where_to(target, source_model, target_model, settings, calibration, device, profile_path)
     chosen = None if calibration == NONE else calibration
     without = calibration == NONE and isinstance(via, ddib_fed.Profile)
     request = options.asked(settings, calibration=chosen, without_calibration=without, **given)
@@ -179,7 +179,7 @@ def translate(
         archive.drop_fetched(out)
 
 
-def _where_to(
+def where_to(
     target: str | None,
     source: str | None,
     model: str | None,

@@ -102,11 +102,14 @@ class Itk(Reader):
 
         origin = super().origin(path, options, within)
         whole = _ITK[origin.suffix]
-        ends = {name: tuple(each.removesuffix(origin.suffix) + whole for each in getattr(origin, name))
-                for name in ("outputs", "beside")}  # fmt: skip
+        outputs, beside = (
+            tuple(name.removesuffix(origin.suffix) + whole for name in names)
+            for names in (origin.outputs, origin.beside)
+        )
+        origin = replace(origin, outputs=outputs, beside=beside)
         with suppress(Exception):  # what is wrong with it, `read` says
-            ends["inputs"] = tuple({path, read_header(path).data})
-        return replace(origin, **ends)
+            return replace(origin, inputs=tuple({path, read_header(path).data}))
+        return origin
 
     def read(self, origin: Origin, options: Options) -> Study:
         from ddib_fed.formats.itk import read_itk
