@@ -74,8 +74,14 @@ class ItkStudy(studies.VolumeStudy):
     """A volume of MetaImage or NRRD."""
 
     place: dict[str, Any]
+    is_longer: bool
 
     kind = "MetaImage or NRRD volume"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        longer = f"{self.origin.called}: it holds more values than its header says; the others are left out"
+        return (*super(ItkStudy, self).warnings, *((longer,) if self.is_longer else ()))
 
     def encoded(self, volume: studies.Pixels, translated: studies.StudyResults) -> bytes:
         said = f"SYNTHETIC {translated.target} ddib-fed {__version__}"
@@ -92,8 +98,9 @@ def read_itk(origin: studies.Origin, options: studies.Options) -> ItkStudy:
         header = read_header(path)
     geometry = studies.VolumeGeometry(header.shape, header.affine, hint=_ONE_FILE)
     plane = geometry.plane(options)
-    values = geometry.planes(_values(path, header), plane)
-    return ItkStudy(origin, geometry.pixels(values, options), geometry, plane, header.place)
+    values, is_longer = _values(path, header)
+    values = geometry.planes(values, plane)
+    return ItkStudy(origin, geometry.pixels(values, options), geometry, plane, header.place, is_longer)
 
 
 def _faults(path: Path) -> AbstractContextManager[None]:
@@ -219,26 +226,30 @@ def _affine(
     return np.diag([*signs, 1.0]) @ whole
 
 
-def _values(path: Path, header: Header) -> NDArray[Any]:
-    """Return the values in the axes of the file, if there is memory for them."""
-    count, size = math.prod(header.shape), header.dtype.itemsize
-    studies.ImageLimits().check_memory(studies.memory_of_values(count, size), "cut it into parts first")
+def _values(path: Path, header: Header) -> tuple[NDArray[Any], bool]:
+    """Return the values in the axes of the file, if there is memory for them, and whether the file holds more."""
+    size = math.prod(header.shape) * header.dtype.itemsize
+    need = studies.memory_of_values(math.prod(header.shape), header.dtype.itemsize)
+    studies.ImageLimits().check_memory(need, "cut it into parts first")
     with _faults(path):
-        content = _content(header, count * size)
-        if len(content) != count * size:
-            raise ValueError(f"its header says {count * size} bytes of values, the file holds others")
-        values = np.frombuffer(content, header.dtype).reshape(header.shape, order="F")
-        return values.astype(header.dtype.newbyteorder("="), copy=False)
+        content = _content(header, size)
+        if len(content) < size:
+            raise ValueError(f"its header says {size} bytes of values, the file holds {len(content)}")
+        values = np.frombuffer(content, header.dtype, math.prod(header.shape)).reshape(
+            header.shape, order="F"
+        )
+        return values.astype(header.dtype.newbyteorder("="), copy=False), len(content) > size
 
 
 def _content(header: Header, size: int) -> bytes | bytearray:
     """Return at most one byte more than `size` of the values: a few deflated bytes may unpack to any number."""
     with header.data.open("rb") as file:
-        file.seek(
-            *((-size, io.SEEK_END) if header.skip < 0 and not header.deflated else (max(0, header.skip),))
-        )
+        if header.skip < 0:
+            file.seek(-size, io.SEEK_END)
+        else:
+            file.seek(header.skip)
         if not header.deflated:
-            return file.read(size if header.data.suffix in {".mha", ".nrrd"} or header.skip < 0 else size + 1)
+            return file.read(size + 1)
         inflater, content = zlib.decompressobj(_EITHER), bytearray()
         while not inflater.eof and len(content) <= size and (packed := file.read(_PIECE)):
             while packed and len(content) <= size:

@@ -158,16 +158,21 @@ def test_a_wrong_metaimage_is_named(change, said, tmp_path):
     assert caught.value.hint
 
 
-def test_deflated_values_unpack_to_what_the_header_says(tmp_path):
+def test_values_are_as_many_as_the_header_says(tmp_path):
+    """Fewer are refused; of more, the first are read, and that is said. None are unpacked that nobody asked for."""
     header = META.format(big=False, deflated=True, data="LOCAL").encode()
-    (tmp_path / "scan.mha").write_bytes(header + zlib.compress(bytes(1 << 28)))
-    with pytest.raises(ImageUnreadable, match="the file holds others"):
-        only(tmp_path / "scan.mha")
-    (tmp_path / "scan.mha").write_bytes(
-        header.replace(b"8 9 10", b"8000 9000 10000") + zlib.compress(bytes(9))
-    )
+    path = tmp_path / "scan.mha"
+    path.write_bytes(header + zlib.compress(VALUES.tobytes(order="F") + bytes(1 << 28)))
+    study = only(path, intensity="values")
+    np.testing.assert_array_equal(study.geometry.restored(study.pixels.numbers, study.plane), VALUES)
+    (warning,) = study.warnings
+    assert warning.startswith(f"{path}: it holds more values than its header says")
+    path.write_bytes(header + zlib.compress(bytes(1000)))
+    with pytest.raises(ImageUnreadable, match="1440 bytes of values, the file holds 1000"):
+        only(path)
+    path.write_bytes(header.replace(b"8 9 10", b"8000 9000 10000") + zlib.compress(bytes(9)))
     with pytest.raises(ImageTooLarge):
-        only(tmp_path / "scan.mha")
+        only(path)
 
 
 def test_an_nrrd_without_a_space_is_asked_for_one(tmp_path):
