@@ -29,6 +29,7 @@ from ddib_fed.files import read_json, write_json
 VERSION: Final = "1.10.0"
 DESCRIPTION: Final = "dataset_description.json"
 WORK: Final = ".ddib"
+NO_SUFFIX: Final = ("CT",)  # that BIDS has yet, so that its validator leaves such files out
 _NAME: Final = re.compile(
     r"(?P<entities>sub-[A-Za-z0-9]+(?:_[a-z]+-[A-Za-z0-9+]+)*)_(?P<suffix>[A-Za-z0-9]+)(?P<end>\.nii(?:\.gz)?)"
 )
@@ -142,7 +143,7 @@ def bids(
     )
     run.open([image.path for image in chosen], intensity=intensity)
     run.read()
-    describe(root, out, name)
+    describe(root, out, name, new)
     try:
         run.translate()
     finally:
@@ -184,7 +185,7 @@ def check_output(out: Path) -> None:
         raise AlreadyExists(f"{out} holds what ddib bids did not write", hint="another OUT")
 
 
-def describe(root: Path, out: Path, name: str) -> None:
+def describe(root: Path, out: Path, name: str, suffix: str) -> None:
     """Write what makes the derivative dataset, and what its validator is to leave out."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -199,7 +200,8 @@ def describe(root: Path, out: Path, name: str) -> None:
     )
     text = "Images that diffusion models made of others (DDIB, ddib-fed), not acquired. Each sidecar has its source.\n"
     (out / "README").write_text(text, encoding="utf-8")
-    (out / ".bidsignore").write_text(f"{WORK}\n", encoding="utf-8")
+    ignored = [WORK, f"*_{suffix}.*"] if suffix in NO_SUFFIX else [WORK]
+    (out / ".bidsignore").write_text("\n".join([*ignored, ""]), encoding="utf-8")
 
 
 def place(

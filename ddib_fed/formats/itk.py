@@ -57,7 +57,7 @@ _SPACES: Final = {
 }  # fmt: skip
 
 
-class Header(NamedTuple):
+class ItkHeader(NamedTuple):
     """What a file says of its values, which lie `skip` bytes into `data`, or at its end if that is -1."""
 
     shape: tuple[int, ...]
@@ -110,7 +110,7 @@ def _faults(path: Path) -> AbstractContextManager[None]:
     return studies.faults(f"{path}: it cannot be read{f': it {what}' if is_other else ''}", how, "client")
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> ItkHeader:
     """Read a file's header; raise ImageUnreadable or ValueError on one that says something else than a volume."""
     with path.open("rb") as file:
         opening = file.read(_LONGEST_HEADER)
@@ -135,7 +135,7 @@ def _beside(path: Path, name: str) -> Path:
     return data
 
 
-def _meta_header(path: Path, opening: bytes) -> Header:
+def _meta_header(path: Path, opening: bytes) -> ItkHeader:
     fields, at = {}, 0
     while "ElementDataFile" not in fields:
         end = opening.find(b"\n", at)
@@ -162,7 +162,7 @@ def _meta_header(path: Path, opening: bytes) -> Header:
         "False",
     )
     local = fields["ElementDataFile"].upper() == "LOCAL"
-    return Header(
+    return ItkHeader(
         shape,
         np.dtype(_META[fields["ElementType"]]).newbyteorder(">" if big.lower() == "true" else "<"),
         _affine(directions * spacing[:, None], _numbers(origin, axes), (-1, -1, 1)),
@@ -173,7 +173,7 @@ def _meta_header(path: Path, opening: bytes) -> Header:
     )
 
 
-def _nrrd_header(path: Path, opening: bytes) -> Header:
+def _nrrd_header(path: Path, opening: bytes) -> ItkHeader:
     import nrrd
 
     file = io.BytesIO(opening)
@@ -194,7 +194,7 @@ def _nrrd_header(path: Path, opening: bytes) -> Header:
     if int(fields.get("line skip", 0)):
         raise ImageUnreadable("lines of text come before its values", hint=_ONE_FILE)
     name, skip = fields.get("data file") or fields.get("datafile"), int(fields.get("byte skip", 0))
-    return Header(
+    return ItkHeader(
         tuple(int(size) for size in fields["sizes"]),
         np.dtype(_NRRD[str(fields["type"]).lower()]).newbyteorder(
             ">" if fields.get("endian") == "big" else "<"
@@ -226,7 +226,7 @@ def _affine(
     return np.diag([*signs, 1.0]) @ whole
 
 
-def _values(path: Path, header: Header) -> tuple[NDArray[Any], bool]:
+def _values(path: Path, header: ItkHeader) -> tuple[NDArray[Any], bool]:
     """Return the values in the axes of the file, if there is memory for them, and whether the file holds more."""
     size = math.prod(header.shape) * header.dtype.itemsize
     need = studies.memory_of_values(math.prod(header.shape), header.dtype.itemsize)
@@ -241,7 +241,7 @@ def _values(path: Path, header: Header) -> tuple[NDArray[Any], bool]:
         return values.astype(header.dtype.newbyteorder("="), copy=False), len(content) > size
 
 
-def _content(header: Header, size: int) -> bytes | bytearray:
+def _content(header: ItkHeader, size: int) -> bytes | bytearray:
     """Return at most one byte more than `size` of the values: a few deflated bytes may unpack to any number."""
     with header.data.open("rb") as file:
         if header.skip < 0:
