@@ -13,7 +13,7 @@ slicer = pytest.importorskip("slicer", reason="no 3D Slicer: pip install slicer-
 import vtk  # noqa: E402
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy  # noqa: E402
 
-sys.path.append(str(Path(__file__).parents[1] / "slicer" / "DDIBTranslate"))
+sys.path.append(str(Path(__file__).parents[1] / "slicer-extension" / "DDIBTranslate"))
 import DDIBTranslate  # noqa: E402
 
 OBLIQUE = np.array([[-1.9, 0, -1.2, 11.5], [0, -2, 0, 20.25], [-0.6, 0, 3.8, -7], [0, 0, 0, 1.0]])
