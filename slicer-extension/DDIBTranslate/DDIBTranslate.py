@@ -9,8 +9,9 @@ import json
 import tempfile
 from pathlib import Path
 
-import ddib_fed
 import slicer
+
+import ddib_fed
 
 try:
     import ctk
