@@ -14,26 +14,33 @@ from tests.formats.echoes import HOUNSFIELD, echo, only, require_pixels_alone, r
 VALUES = np.arange(720, dtype=np.int16).reshape(8, 9, 10, order="F")
 OBLIQUE = np.array([[0.8, 0.6, 0.0], [-0.6, 0.8, 0.0], [0.0, 0.0, -1.0]])  # by rows, a direction each
 SPACING, OFFSET = (0.9, 1.1, 3.0), (-10.0, 20.5, 30.25)
-META = (
-    "ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = {big}\nCompressedData = {deflated}\n"
-    f"TransformMatrix = {' '.join(map(str, OBLIQUE.ravel()))}\nOffset = {' '.join(map(str, OFFSET))}\n"
-    "CenterOfRotation = 0 0 0\nAnatomicalOrientation = LAI\nElementSpacing = 0.9 1.1 3\nPatientName = Ada\n"
-    "DimSize = 8 9 10\nElementType = MET_SHORT\nElementDataFile = {data}\n"
-)
 AFFINE = np.eye(4)
 AFFINE[:3, :3] = np.diag([-1, -1, 1]) @ (OBLIQUE * np.array(SPACING)[:, None]).T
 AFFINE[:3, 3] = -10.0 * -1, -20.5, 30.25
 
 
+def header_of(shape=VALUES.shape, *, big=False, deflated=False, data="LOCAL"):
+    return (
+        f"ObjectType = Image\nNDims = 3\nBinaryData = True\nBinaryDataByteOrderMSB = {big}\n"
+        f"CompressedData = {deflated}\nTransformMatrix = {' '.join(map(str, OBLIQUE.ravel()))}\n"
+        f"Offset = {' '.join(map(str, OFFSET))}\nCenterOfRotation = 0 0 0\nAnatomicalOrientation = LAI\n"
+        f"ElementSpacing = 0.9 1.1 3\nPatientName = Ada\nDimSize = {' '.join(map(str, shape))}\n"
+        f"ElementType = MET_SHORT\nElementDataFile = {data}\n"
+    ).encode()
+
+
+def metaimage(raw, *, deflated=False, **said):
+    return header_of(deflated=deflated, **said) + (zlib.compress(raw) if deflated else raw)
+
+
 def meta(folder, *, big=False, deflated=False, beside=False):
     raw = VALUES.astype(">i2" if big else "<i2").tobytes(order="F")
-    content = zlib.compress(raw) if deflated else raw
-    header = META.format(big=big, deflated=deflated, data="scan.raw" if beside else "LOCAL").encode()
-    path = folder / ("scan.mhd" if beside else "scan.mha")
-    path.write_bytes(header if beside else header + content)
-    if beside:
-        (folder / "scan.raw").write_bytes(content)
-    return path
+    if not beside:
+        (folder / "scan.mha").write_bytes(metaimage(raw, big=big, deflated=deflated))
+        return folder / "scan.mha"
+    (folder / "scan.mhd").write_bytes(header_of(big=big, deflated=deflated, data="scan.raw"))
+    (folder / "scan.raw").write_bytes(zlib.compress(raw) if deflated else raw)
+    return folder / "scan.mhd"
 
 
 def output(folder, study, translated):
@@ -126,8 +133,7 @@ def test_a_header_reads_no_file_but_the_one_beside_it(tmp_path):
     """Else the values of any file of this machine would leave as a picture."""
     (tmp_path / "below").mkdir()
     (tmp_path / "secret.raw").write_bytes(bytes(1440))
-    header = META.format(big=False, deflated=False, data="../secret.raw")
-    (tmp_path / "below" / "scan.mhd").write_text(header)
+    (tmp_path / "below" / "scan.mhd").write_bytes(header_of(data="../secret.raw"))
     with pytest.raises(ImageUnreadable, match=r"'\.\./secret\.raw', which is no single file beside it"):
         only(tmp_path / "below" / "scan.mhd")
     (tmp_path / "scan.nhdr").write_text(
@@ -160,7 +166,7 @@ def test_a_wrong_metaimage_is_named(change, said, tmp_path):
 
 def test_values_are_as_many_as_the_header_says(tmp_path):
     """Fewer are refused; of more, the first are read, and that is said. None are unpacked that nobody asked for."""
-    header = META.format(big=False, deflated=True, data="LOCAL").encode()
+    header = header_of(deflated=True)
     path = tmp_path / "scan.mha"
     path.write_bytes(header + zlib.compress(VALUES.tobytes(order="F") + bytes(1 << 28)))
     study = only(path, intensity="values")

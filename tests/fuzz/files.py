@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import nibabel
+import nrrd
 import numpy as np
 from PIL import Image
 
@@ -20,6 +21,7 @@ from tests.data_modules import picture_examples as pictures
 from tests.formats.dicom.files import write_enhanced, write_series
 from tests.formats.echoes import DICOM
 from tests.formats.maps import write_map
+from tests.formats.test_itk import metaimage
 from tests.fuzz.target import LIMITS, MOST, Target, as_file
 
 
@@ -80,6 +82,24 @@ def _nifti() -> list[bytes]:
     ]
 
 
+def _metaimage() -> list[bytes]:
+    raw = np.arange(6 * 7 * 8, dtype="<i2").tobytes()
+    return [metaimage(raw, shape=(6, 7, 8)), metaimage(raw, shape=(6, 7, 8), deflated=True)]
+
+
+def _nrrd() -> list[bytes]:
+    space = {"space": "LPS", "space directions": np.eye(3), "space origin": (0, 0, 0)}
+    made = []
+    for encoding in ("raw", "gzip"):
+        nrrd.write(
+            file := io.BytesIO(),
+            np.arange(120, dtype=np.int16).reshape(4, 5, 6),
+            {**space, "encoding": encoding},
+        )
+        made.append(file.getvalue())
+    return made
+
+
 def _geotiff() -> list[bytes]:
     made = []
     with tempfile.TemporaryDirectory() as at, warnings.catch_warnings():
@@ -114,6 +134,8 @@ TARGETS: Final[Mapping[str, Target]] = {
     "nifti": Target(study("a.nii"), _nifti, slow=True),
     "nifti-gz": Target(study("a.nii.gz"), lambda: [gzip.compress(each) for each in _nifti()], slow=True),
     "nifti-volume": Target(study("a.nii", GRID), _nifti, slow=True),
+    "metaimage": Target(study("a.mha"), _metaimage, slow=True),
+    "nrrd": Target(study("a.nrrd"), _nrrd, slow=True),
     "geotiff": Target(study("a.tif"), _geotiff, slow=True),
     "dicom": Target(study("a.dcm"), _dicom, slow=True),
     "jpeg-2000": Target(study("a.jp2"), lambda: [pictures.saved(pictures.noise(16, 17, 3), "JPEG2000")], slow=True),
