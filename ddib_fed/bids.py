@@ -25,6 +25,7 @@ from ddib_fed.cli.folder_report import ConsoleProgress, report_run
 from ddib_fed.cli.translate import where_to
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.files import read_json, write_json
+from ddib_fed.terminal import say
 
 VERSION: Final = "1.10.0"
 DESCRIPTION: Final = "dataset_description.json"
@@ -149,6 +150,7 @@ def bids(
     finally:
         place(run, out, root, chosen, new, stripped)
     report_run(run, run.page())
+    say(f"dataset: {out}, {len(run.written)} {new} images")
     run.conclude()
 
 
