@@ -190,14 +190,14 @@ def cut_blocks(name: str, part: str) -> Bytes:
     half = np.array(head.shape) // BLOCK_MM
     small = head[tuple(slice(BLOCK_MM * side) for side in half)]
     small = small.reshape(half[0], BLOCK_MM, half[1], BLOCK_MM, half[2], BLOCK_MM).mean(axis=(1, 3, 5))
-    generator, found = np.random.default_rng(BLOCK_SEED), list[Bytes]()
+    generator, blocks = np.random.default_rng(BLOCK_SEED), list[Bytes]()
     line = np.arange(BLOCK) - (BLOCK - 1) / 2
     grid = np.stack(np.meshgrid(line, line, line, indexing="ij"))
     regions, top = REGIONS[part], half[0] // 2
     low, high = (
         (0, top) if part == "held_out" else (top - BLOCK // 2, half[0]) if part == "test" else (0, half[0])
     )
-    while len(found) < BLOCKS[part]:
+    while len(blocks) < BLOCKS[part]:
         back, front = (edge / BLOCK_MM for edge in regions[generator.integers(len(regions))])
         least, most = np.array([low, back, 0]), np.array([high, front, half[2]]) - 1
         room = np.maximum(most - least - BLOCK + 1, 0) / 2
@@ -212,8 +212,8 @@ def cut_blocks(name: str, part: str) -> Bytes:
         )
         block = ndimage.map_coordinates(small, where, order=1, mode="nearest")
         if (block > 0).mean() >= LEAST_BRAIN:
-            found.append(np.rint(block.clip(0.0, 1.0) * 255.0).astype(np.uint8))
-    return np.ascontiguousarray(np.stack(found)[:, None, :, ::-1])
+            blocks.append(np.rint(block.clip(0.0, 1.0) * 255.0).astype(np.uint8))
+    return np.ascontiguousarray(np.stack(blocks)[:, None, :, ::-1])
 
 
 def _turned(angles: NDArray[np.float64], scale: float) -> NDArray[np.float64]:
@@ -393,10 +393,10 @@ def shipped_bytes(name: str, parts: Sequence[str] = PARTS) -> tuple[Bytes, ...]:
     if not domain.map:
         return tuple(cut_head(name, domain.side, part) for part in parts)
     how = domain.detail, domain.crop
-    found = tuple(cut_map(domain.map, domain.side, part, *how) for part in parts)
+    pictures = tuple(cut_map(domain.map, domain.side, part, *how) for part in parts)
     if domain.crop == LARGE_CROP:
         _globe.cache_clear()  # 175 MB a map
-    return found
+    return pictures
 
 
 def load_shipped(name: str) -> ShippedPictures:

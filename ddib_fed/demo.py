@@ -62,12 +62,12 @@ def agree(nodes: TwoNodes, *words: str) -> ddib_fed.Calibration:
     """Propose a calibration to the target; return it once both operators have signed it."""
     source, target = nodes.source.config_path, nodes.target.config_path
     words = "--peer", nodes.to, *words, "--yes", "--format", "json"
-    found = json.loads(run("calibrate", *words, "--config", source))
-    name = found["sha256"][:12]
-    if found["state"] != "signed":
+    answer = json.loads(run("calibrate", *words, "--config", source))
+    name = answer["sha256"][:12]
+    if answer["state"] != "signed":
         run("calibrate", "accept", name, "--yes", "--config", target)
         say(*run("calibrate", "send", name, "--config", source).splitlines())
-    return ddib_fed.Calibration.open(nodes.source.config.paths.calibrations / f"{found['sha256']}.json")
+    return ddib_fed.Calibration.open(nodes.source.config.paths.calibrations / f"{answer['sha256']}.json")
 
 
 def say_what_to_try(nodes: TwoNodes, files: Path) -> None:

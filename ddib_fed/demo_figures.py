@@ -133,9 +133,9 @@ def measure_pictures(
     The map alone and the truth are also shown as the autoencoder of the target's model gives them back.
     """
     measured = evaluate(folder, source=sent, truth=truth, target=target)
-    found, ways = measured.translations, measured.report["ways"]
-    records = found.records
-    latents = [np.load(folder / f"{name}.latent.npy") for name in found.names]
+    translations, ways = measured.translations, measured.report["ways"]
+    records = translations.records
+    latents = [np.load(folder / f"{name}.latent.npy") for name in translations.names]
     latent = np.concatenate(latents).astype(np.float32)
     back = np.array([row["cycle_psnr"] for row in measured.report["pictures"]])
     kept = np.array([record.picture and record.picture.autoencoder_psnr for record in records], float)
@@ -167,11 +167,11 @@ def measure_pictures(
         Bound("pictures.latent.patch_correlation", correlation, MIXED_RATIO * noise),
     )
     stages = {
-        f"source: {first.source_domain}": found.source,
-        "the map alone": found.mapped,
+        f"source: {first.source_domain}": translations.source,
+        "the map alone": translations.mapped,
         "map, through the autoencoder": measured.through.get("map_through"),
-        f"{first.target_domain}, by the bridge": found.translated,
-        "ground truth": found.truth,
+        f"{first.target_domain}, by the bridge": translations.translated,
+        "ground truth": translations.truth,
         "truth, through the autoencoder": measured.through.get("truth_through"),
     }
     domains = (shipped_domain(name) for name in (first.source_domain, first.target_domain))
@@ -193,7 +193,7 @@ def measure_pictures(
     sheets.save_sheet(
         sheet,
         {name: stack for name, stack in stages.items() if stack is not None},
-        names=found.names,
+        names=translations.names,
         doubtful=doubtful,
         caption=caption,
     )

@@ -51,7 +51,7 @@ def loaded(group: str, kind: type = object) -> tuple[dict[str, Any], tuple[str, 
 
     Raise ConfigError if one of this package's own cannot be loaded.
     """
-    found, broken = dict[str, Any](), list[str]()
+    objects, broken = dict[str, Any](), list[str]()
     for name, point in extensions(group).items():
         try:
             value = extension(group, name)
@@ -61,7 +61,7 @@ def loaded(group: str, kind: type = object) -> tuple[dict[str, Any], tuple[str, 
             broken.append(error.detail)
             continue
         if isinstance(value, kind):
-            found[name] = value
+            objects[name] = value
         else:
             broken.append(f"{_distribution(point)}: its {name!r} of {group} is no {kind.__name__}")
-    return found, tuple(broken)
+    return objects, tuple(broken)

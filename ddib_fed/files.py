@@ -85,16 +85,16 @@ def _check_usable(path: Path, mode: int) -> None:
     """Check that a path is a folder (mode 0700) or a file (0600) which this user can use so."""
     name, folder, uid = shlex.quote(str(path)), mode == 0o700, os.geteuid()
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError as error:
         raise ConfigError(f"{path} cannot be used: {error.strerror}", hint=f"namei -l {name}") from error
-    if not (stat.S_ISDIR(found.st_mode) if folder else stat.S_ISREG(found.st_mode)):
+    if not (stat.S_ISDIR(status.st_mode) if folder else stat.S_ISREG(status.st_mode)):
         raise ConfigError(f"{path} is no {'folder' if folder else 'file'}", hint=f"move {path} away")
     if os.access(path, mode >> 6, effective_ids=os.access in os.supports_effective_ids):
         return
-    if found.st_uid != uid:
+    if status.st_uid != uid:
         hint = f"chown {uid} {name}"
-    elif found.st_mode & mode != mode:
+    elif status.st_mode & mode != mode:
         hint = f"chmod {mode:o} {name}"
     else:
         hint = f"findmnt -T {name} shows whether it is mounted read-only"
@@ -140,11 +140,11 @@ def sync_each(paths: Sequence[Path] | Sequence[str]) -> dict[int, OSError]:
         return None
 
     if len(paths) <= SHARED:
-        found = list((map if len(paths) < MANY else _syncing().map)(sync, paths))
+        results = list((map if len(paths) < MANY else _syncing().map)(sync, paths))
     else:  # with threads of its own: others would wait for all of them
         with ThreadPoolExecutor(SIDE_BY_SIDE, thread_name_prefix="sync") as threads:
-            found = list(threads.map(sync, paths))
-    return {place: error for place, error in enumerate(found) if error is not None}
+            results = list(threads.map(sync, paths))
+    return {place: error for place, error in enumerate(results) if error is not None}
 
 
 @cache
@@ -210,10 +210,10 @@ def parse_json(data: bytes | str) -> Any:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return the object in a JSON file; None if it cannot be read."""
     try:
-        found = parse_json(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 @contextmanager
@@ -256,19 +256,19 @@ def read_private(path: Path, *, hint: str = "", max_bytes: int = MAX_SMALL_FILE_
 def refuse_open_folder(folder: Path) -> None:
     """Raise unless only its owner, this user or root, can put files into a folder."""
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError as exc:
         raise FileMissing(f"there is no {folder}") from exc
-    _check_owner(folder, found)
-    if not found.st_mode & 0o022:
+    _check_owner(folder, status)
+    if not status.st_mode & 0o022:
         return
-    if found.st_mode & stat.S_ISVTX:  # /tmp: others need it as it is
+    if status.st_mode & stat.S_ISVTX:  # /tmp: others need it as it is
         raise ConfigError(
             f"{folder} is a folder that everybody shares, and keys lie in it",
             hint="move them to one of your own",
         )
     raise ConfigError(
-        f"{folder} can be written to by others than its owner (mode {stat.S_IMODE(found.st_mode):04o}), who could put "
+        f"{folder} can be written to by others than its owner (mode {stat.S_IMODE(status.st_mode):04o}), who could put "
         "other keys there",
         hint=f"chmod 700 {shlex.quote(str(folder))}",
     )
@@ -297,14 +297,14 @@ def read_small(
 
     try:
         with open(path, "rb", opener=None if pipe else without_waiting) as file:
-            found = os.fstat(file.fileno())
-            if not pipe and not stat.S_ISREG(found.st_mode):
+            status = os.fstat(file.fileno())
+            if not pipe and not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path} is no regular file", hint=hint or f"move {path} away")
             if private:
-                _check_owner(path, found)
-            if private and found.st_mode & 0o077:
+                _check_owner(path, status)
+            if private and status.st_mode & 0o077:
                 raise ConfigError(
-                    f"{path} can be read by others than its owner (mode {stat.S_IMODE(found.st_mode):04o})",
+                    f"{path} can be read by others than its owner (mode {stat.S_IMODE(status.st_mode):04o})",
                     hint=f"chmod 600 {shlex.quote(str(path))}",
                 )
             data = file.read(max_bytes + 1)

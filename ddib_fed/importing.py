@@ -289,18 +289,18 @@ def read_tensors(path: Path) -> WeightsFile:
         raise FileMissing(f"there is no file {path}")
     if path.suffix == ".safetensors":
         try:
-            found = safetensors.torch.load_file(path)
+            tensors = safetensors.torch.load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise BundleInvalid(f"{path}: it cannot be read as safetensors", hint="copy it again") from error
     else:
-        found = _unpickled(path)
+        tensors = _unpickled(path)
     averaged, raw = _AVERAGED.fullmatch(path.name), _RAW.fullmatch(path.name)
     remarks = []
     if averaged:
         remarks.append(f"weights averaged over training (rate {averaged[1]}, step {averaged[2]})")
     if raw:
         remarks.append("weights as they were trained; the averaged ones, ema_*.pt beside them, draw better")
-    plain = renamed(unwrapped(found, path), lambda key: _TRAINED.sub("", key), path)
+    plain = renamed(unwrapped(tensors, path), lambda key: _TRAINED.sub("", key), path)
     steps = int(averaged[2]) if averaged else int(raw[1]) if raw else 0
     return WeightsFile({key: tensor.float() for key, tensor in plain.items()}, steps, tuple(remarks))
 

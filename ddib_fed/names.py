@@ -54,8 +54,8 @@ def names_apart(
             for stem in [file.removesuffix(PurePath(file).suffix)]
         ]
         results = [{each.casefold() for each in made(name)} for name in names]
-        times = others + Counter(each for found in results for each in found)
-        clashing = {number for number, found in enumerate(results) if any(times[each] > 1 for each in found)}
+        times = others + Counter(each for group in results for each in group)
+        clashing = {number for number, group in enumerate(results) if any(times[each] > 1 for each in group)}
         if clashing <= whole:  # what is left has one file name in two folders
             return names
         whole |= clashing

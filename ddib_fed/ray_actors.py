@@ -86,9 +86,9 @@ class _Cluster:
 
     def __init__(self, address: str, cpus: int) -> None:
         ray = _ray(address, cpus, own=address == LOCAL)
-        found = ray.cluster_resources()
+        resources = ray.cluster_resources()
         self._address = ray.get_runtime_context().gcs_address if address == LOCAL else address
-        self._places = int(found.get("GPU", 0) or found.get("CPU", 0))
+        self._places = int(resources.get("GPU", 0) or resources.get("CPU", 0))
 
     def exchange(self, *_: object) -> tuple[str, int]:
         return self._address, self._places

@@ -203,10 +203,10 @@ def readers() -> Collection[Reader]:
 
     Raise ConfigError if this package's own are missing or broken: a header might leave.
     """
-    found, _ = loaded("ddib_fed.formats", Reader)
-    if not found:
+    by_name, _ = loaded("ddib_fed.formats", Reader)
+    if not by_name:
         raise ConfigError("no installed package reads formats", hint="install ddib-fed again")
-    return found.values()
+    return by_name.values()
 
 
 def broken_readers() -> Sequence[str]:
@@ -249,10 +249,10 @@ def recognise(paths: Sequence[Path], out: Path | None = None, larger: Reader | N
     ignored: Counter[str] = Counter()
     for path in paths:
         if path.is_dir():
-            found = _below(path, out, larger)
-            plain += found.plain
-            ignored += found.ignored
-            for each in found.studies:
+            below = _below(path, out, larger)
+            plain += below.plain
+            ignored += below.ignored
+            for each in below.studies:
                 studies.setdefault(each.path.absolute(), each)
         elif (reader := reader_of(path, larger)) is None:
             plain.append(path)
@@ -300,12 +300,12 @@ def open_recognised(recognised: Recognised, options: Options, *, bad: Bad | None
         reader, path = sighting.reader, sighting.path
         with _collected(path, bad):
             chosen = options if reader.is_picture else trained
-            found = reader.find(path, sighting.files, sighting.root, chosen)
-            unread.extend(found.studies)
-            ignored.update(found.others)
-            if not (found.studies or found.bad):  # whoever lists the files says what is wrong
+            studies = reader.find(path, sighting.files, sighting.root, chosen)
+            unread.extend(studies.studies)
+            ignored.update(studies.others)
+            if not (studies.studies or studies.bad):  # whoever lists the files says what is wrong
                 plain.append(path)
-            for file, error in found.bad:
+            for file, error in studies.bad:
                 with _collected(file, bad):
                     raise error
     return Choice(Studies(_named_apart(unread)), tuple(plain), ignored)
@@ -354,7 +354,7 @@ class Below:
 def files_below(root: Path, out: Path | None) -> Below:
     """The files below a folder; neither hidden folders nor `out` nor links to folders are looked into."""
     without = None if out is None else out.resolve()
-    found: list[Path] = []
+    files: list[Path] = []
     unreadable: list[Path] = []
     ignored: Counter[str] = Counter()
     for at, folders, names in os.walk(root, onerror=lambda error: unreadable.append(Path(error.filename))):
@@ -365,8 +365,8 @@ def files_below(root: Path, out: Path | None) -> Below:
             if path.exists() and not path.is_file():
                 ignored[_suffix(path)] += 1
             else:
-                found.append(path)
-    return Below(tuple(sorted(found)), tuple(sorted(unreadable)), +ignored)
+                files.append(path)
+    return Below(tuple(sorted(files)), tuple(sorted(unreadable)), +ignored)
 
 
 def _suffix(path: Path) -> str:
@@ -398,18 +398,18 @@ def _reader(name: str, file: BinaryIO, larger: Reader | None) -> Reader | None:
 
 def beginning(content: bytes, path: Path) -> tuple[str, str]:
     """Say what a file is by its first bytes (352 are enough), and which command helps."""
-    found = next((suffix for suffix, openings in OPENINGS.items() if content.startswith(openings)), "")
+    kind = next((suffix for suffix, openings in OPENINGS.items() if content.startswith(openings)), "")
     if content[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
-        found = DICOM_SUFFIX
+        kind = DICOM_SUFFIX
     elif content[344:348] == b"n+1\0" or content[4:8] == b"n+2\0":
-        found = ".nii"
+        kind = ".nii"
     given, bare = shlex.quote(str(path)), path.with_suffix("") if path.suffix == ".gz" else path
-    if found in {".gz", ".zip"} and not path.name.lower().endswith(NIFTI_SUFFIXES):
+    if kind in {".gz", ".zip"} and not path.name.lower().endswith(NIFTI_SUFFIXES):
         folder = shlex.quote(str(path.with_suffix("")))
-        return f"is a {found} file", f"gzip -dk {given}" if found == ".gz" else f"unzip {given} -d {folder}"
-    if found:
-        right = f"{bare}.gz" if found == ".gz" else str(bare.with_suffix(found))
-        return f"is a {found} file", COPY if right == str(path) else f"mv -n {given} {shlex.quote(right)}"
+        return f"is a {kind} file", f"gzip -dk {given}" if kind == ".gz" else f"unzip {given} -d {folder}"
+    if kind:
+        right = f"{bare}.gz" if kind == ".gz" else str(bare.with_suffix(kind))
+        return f"is a {kind} file", COPY if right == str(path) else f"mv -n {given} {shlex.quote(right)}"
     if content.startswith(_BARE_DICOM):
         whole = shlex.quote(str(path.with_name(f"{path.stem}-whole{DICOM_SUFFIX}")))
         how = f"dcmconv {given} {whole}   (dcmtk writes it)"

@@ -76,15 +76,15 @@ class Classes:
 
     def pairs(self, text: str, others: Classes) -> tuple[tuple[int, int], ...]:
         """Return pairs of classes of this model and another by number, of a text such as ``260:261,cat:dog``."""
-        found = []
+        named = []
         for part in text.split(","):
             source, mark, target = part.partition(":")
             if not mark:
                 raise UsageError(f"{part!r} is no pair of classes", hint="write 260:261, or cat:dog")
-            found.append((self.number(source), others.number(target)))
-        if len(set(found)) != len(found):
+            named.append((self.number(source), others.number(target)))
+        if len(set(named)) != len(named):
             raise UsageError(f"a pair is there twice in {text!r}", hint="write each pair once")
-        return tuple(found)
+        return tuple(named)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,8 +379,8 @@ class Record(_Section):
             repair = f"A {share} repairs many such pictures: --set share, or ddib calibrate dial."
         better = "More pictures, or anchors, make a better one: ddib calibrate (docs/calibration.md)."
         repairs = {"edge_correlation": repair, "differs": repair, "calibration": better}
-        found = zip(self.seen, self.doubts or (), strict=True)
-        return tuple(f"{seen} {repairs.get(doubt, '')}".rstrip() for seen, doubt in found)
+        judged = zip(self.seen, self.doubts or (), strict=True)
+        return tuple(f"{seen} {repairs.get(doubt, '')}".rstrip() for seen, doubt in judged)
 
     @property
     def lost(self) -> str:
@@ -421,13 +421,13 @@ class Record(_Section):
     @staticmethod
     def fitted_line(named: Sequence[tuple[str, Record]]) -> str:
         """Say which pictures were not translated at their own size, and what that lost; empty for none."""
-        found = [(name, record.picture) for name, record in named if record.picture and record.picture.lost]
-        if not found:
+        lost = [(name, record.picture) for name, record in named if record.picture and record.picture.lost]
+        if not lost:
             return ""
-        worst, figures = max(found, key=lambda each: each[1].height * each[1].width)
+        worst, figures = max(lost, key=lambda each: each[1].height * each[1].width)
         if len(named) == 1:
             return f"{worst} {figures.lost}"
-        count = f"{len(found):,} of {len(named):,} pictures were not translated at their own size"
+        count = f"{len(lost):,} of {len(named):,} pictures were not translated at their own size"
         return f"{count}; {worst} {figures.lost}"
 
     @staticmethod
@@ -517,5 +517,5 @@ def undigits(text: str, size: tuple[int, int]) -> NDArray[np.float32]:
     rows, columns = (
         np.arange(length) * count // length for length, count in zip(size, grid.shape, strict=True)
     )
-    found: NDArray[np.float32] = grid[rows][:, columns]
-    return found
+    values: NDArray[np.float32] = grid[rows][:, columns]
+    return values

@@ -214,19 +214,19 @@ def _translate(
 
 def _sheet(figures: Figures) -> bytes:
     """Draw some held-out pictures, spread evenly, their translations and what came back."""
-    found = figures.translations
-    count = len(found.names)
+    translations = figures.translations
+    count = len(translations.names)
     rows = np.linspace(0, count - 1, min(48, count)).astype(int)
     stacks = {
-        "source": found.source,
-        "the map alone": found.mapped,
+        "source": translations.source,
+        "the map alone": translations.mapped,
         "map, through the autoencoder": figures.through.get("map_through"),
-        "translated": found.translated,
-        "returned": found.back,
+        "translated": translations.translated,
+        "returned": translations.back,
     }
     return contact_sheet(
         {kind: stack[rows] for kind, stack in stacks.items() if stack is not None},
-        names=[Path(found.names[row]).name for row in rows],
+        names=[Path(translations.names[row]).name for row in rows],
         doubtful=[bool(figures.report["pictures"][row].get("doubtful")) for row in rows],
     )
 

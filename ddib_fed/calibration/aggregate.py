@@ -251,8 +251,8 @@ def histogram(units: Floats, cells: Cells) -> Numbers:
     scaled = (units + cells.reach) * (cells.bins / (2 * cells.reach))
     places = np.floor(scaled).clip(0, cells.bins - 1).astype(np.int64)
     flat = np.ravel_multi_index([place.ravel() for place in np.moveaxis(places, 1, 0)], cells.shape)
-    found = np.bincount(flat, minlength=cells.count).astype(np.float64)
-    shaped: Numbers = (found / flat.size).reshape(cells.shape)
+    counts = np.bincount(flat, minlength=cells.count).astype(np.float64)
+    shaped: Numbers = (counts / flat.size).reshape(cells.shape)
     return shaped
 
 

@@ -109,10 +109,10 @@ def propose(
         curve = fit_tone(*pairs)
         effect = effect_of((curve.apply,), own[..., None], others[:, None], seed=seed)
         return Proposal(curve, judged(effect, force=force))
-    found = search(cloud, target, seed=seed)
-    best = found.best.matrix
+    outcome = search(cloud, target, seed=seed)
+    best = outcome.best.matrix
     mapped = as_map(best) if kind == "rotation" else fit_colour_map(cloud, target, best)
-    maps = (mapped.apply, lambda u: u @ found.best.matrix.T, lambda u: u @ found.other.matrix.T)
+    maps = (mapped.apply, lambda u: u @ outcome.best.matrix.T, lambda u: u @ outcome.other.matrix.T)
     return Proposal(mapped, judged(effect_of(maps, colours, target, seed=seed), force=force))
 
 
@@ -143,9 +143,9 @@ def without_noise(shares: Numbers, sigma: float) -> Numbers:
     held = (smooth > SMOOTHED_SIGMAS * deviation) | (shares > SINGLE_SIGMAS * sigma)
     if not held.any():
         held = shares == shares.max()
-    found = np.zeros_like(shares)
-    found[held] = on_simplex(shares[held])
-    return found
+    cleaned = np.zeros_like(shares)
+    cleaned[held] = on_simplex(shares[held])
+    return cleaned
 
 
 def on_simplex(values: Numbers) -> Numbers:
@@ -217,7 +217,7 @@ class RotationCost:
 def search(source: Numbers, target: Numbers, *, seed: int = 0, starts: int = STARTS) -> Search:
     """Return the best rotation and the next distinct one; of grey the two signs."""
     cost, channels = RotationCost(source[:FINE], target), source.shape[1]
-    found = [np.eye(1), -np.eye(1)]
+    candidates = [np.eye(1), -np.eye(1)]
     if channels > 1:
         # Optima of few colours from the best of random starts, one for each that is distinct; then of all colours.
         generator, rough = np.random.default_rng(seed), RotationCost(source[:COARSE], target)
@@ -226,8 +226,8 @@ def search(source: Numbers, target: Numbers, *, seed: int = 0, starts: int = STA
         for turned in map(rough.settled, tried[:KEPT]):
             if all(degrees(turned, other) > DISTINCT_DEGREES / 3 for other in coarse):
                 coarse.append(turned)
-        found = [cost.settled(each) for each in coarse]
-    optima = sorted((Optimum(each, cost(each)) for each in found), key=lambda one: one.cost)
+        candidates = [cost.settled(each) for each in coarse]
+    optima = sorted((Optimum(each, cost(each)) for each in candidates), key=lambda one: one.cost)
     best = optima[0]
     others = [one for one in optima if degrees(one.matrix, best.matrix) > DISTINCT_DEGREES]
     return Search(best, others[0] if others else Optimum(-best.matrix, cost(-best.matrix)))
@@ -240,8 +240,8 @@ def directions(channels: int) -> Numbers:
         return np.ones((1, 1))
     if channels != 3:
         drawn = np.random.default_rng(channels).standard_normal((DIRECTIONS * channels // 2, channels))
-        found: Numbers = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
-        return found
+        vectors: Numbers = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+        return vectors
     i = np.arange(DIRECTIONS) + 0.5
     height, turn = 1 - i / DIRECTIONS, np.pi * (1 + 5**0.5) * i
     radius = np.sqrt(1 - height**2)
@@ -251,8 +251,8 @@ def directions(channels: int) -> Numbers:
 def quantiles(values: Numbers) -> Numbers:
     """Return QUANTILES quantiles of values (N, K) along N: (QUANTILES, K)."""
     rows = ((np.arange(QUANTILES) + 0.5) / QUANTILES * len(values)).astype(int)
-    found: Numbers = np.sort(values, axis=0)[rows]
-    return found
+    at_ranks: Numbers = np.sort(values, axis=0)[rows]
+    return at_ranks
 
 
 def as_map(matrix: Numbers) -> ChannelMap:
@@ -264,8 +264,8 @@ def nearest_orthogonal(matrix: Numbers, *, proper: bool = False) -> Numbers:
     left, _, right = np.linalg.svd(matrix)
     if proper:
         left[:, -1] *= np.sign(np.linalg.det(left @ right))
-    found: Numbers = left @ right
-    return found
+    rotation: Numbers = left @ right
+    return rotation
 
 
 def random_orthogonal(channels: int, generator: np.random.Generator) -> Numbers:
@@ -336,8 +336,8 @@ def least_slopes(weights: Numbers, u: Numbers) -> Numbers:
     rows, columns = np.triu_indices(3)
     square[:, rows, columns] = weights[:, 4:]
     slopes = weights[:, 1:4] + np.einsum("cij,nj->nci", square + square.swapaxes(1, 2), u)
-    found: Numbers = np.sign(np.linalg.det(slopes)) * np.linalg.svd(slopes, compute_uv=False)[:, -1]
-    return found
+    least: Numbers = np.sign(np.linalg.det(slopes)) * np.linalg.svd(slopes, compute_uv=False)[:, -1]
+    return least
 
 
 def fit(
@@ -367,13 +367,13 @@ def fit(
     )
     fitted = {"rotation": fit_rotation, "tone": fit_tone, "colour-map": fit_colours}[kind]
     without = [fitted(np.delete(u, i, 0), np.delete(v, i, 0)).apply(u[i : i + 1])[0] for i in range(len(u))]
-    found = fitted(u, v)
+    fitted_map = fitted(u, v)
     before, after = _squares(u, v), _squares(np.stack(without), v)
     # A map that knows nothing of the source gives the mean colour; a rotation cannot.
     mean = _squares(v.mean((0, 2, 3), keepdims=True), v)
     plain = before if kind == "rotation" or before.mean() < mean.mean() else mean
     shown = (target, *(np.clip(units[1].plain.undo(part), -1, 1) for part in (u, np.stack(without))))
-    back = np.clip(units[0].plain.undo(found.undo(found.apply(u).astype(np.float32))), -1, 1)
+    back = np.clip(units[0].plain.undo(fitted_map.undo(fitted_map.apply(u).astype(np.float32))), -1, 1)
     draws = np.random.default_rng(seed).integers(0, len(u), (ANCHOR_RESAMPLES, len(u)))
 
     def figure(values: Numbers, over: Numbers | None = None) -> Figure:
@@ -394,12 +394,12 @@ def fit(
             "undone_psnr": psnr(_squares(back, source)),
         },
     )
-    return Proposal(found, judged(effect, force=force))
+    return Proposal(fitted_map, judged(effect, force=force))
 
 
 def _squares(one: Floats, other: Floats) -> Numbers:
-    found: Numbers = ((one.astype(np.float64) - other) ** 2).mean(axis=(1, 2, 3))
-    return found
+    squares: Numbers = ((one.astype(np.float64) - other) ** 2).mean(axis=(1, 2, 3))
+    return squares
 
 
 def fit_rotation(u: Floats, v: Floats) -> ChannelMap:

@@ -555,23 +555,23 @@ def parse_calibration(data: bytes, what: str) -> Calibration:
             f"{what} is larger than {MAX_CALIBRATION_BYTES} bytes", facts={"limit": MAX_CALIBRATION_BYTES}
         )
     try:
-        found = Calibration.model_validate_json(data)
-        canonical = found.canonical
+        calibration = Calibration.model_validate_json(data)
+        canonical = calibration.canonical
     except ValueError as error:
         raise CalibrationInvalid(f"{what} is no calibration: {_problem(error)}") from error
     if canonical != data:
         raise CalibrationInvalid(f"{what} is not in the canonical form that is signed")
-    return found
+    return calibration
 
 
 def parse_signed(data: bytes, what: str) -> SignedCalibration:
     """Read a signed calibration in JSON; nothing is verified."""
     try:
-        found = SignedCalibration.model_validate_json(data)
-        _ = found.sha256
+        signed = SignedCalibration.model_validate_json(data)
+        _ = signed.sha256
     except ValueError as error:
         raise CalibrationInvalid(f"{what} is no signed calibration: {_problem(error)}") from error
-    return found
+    return signed
 
 
 class CalibrationStore:
@@ -603,20 +603,20 @@ class CalibrationStore:
 
     def named(self, prefix: str) -> SignedCalibration:
         """Return the calibration whose digest in hexadecimal begins with `prefix`, of at least `MIN_PREFIX` digits."""
-        found = [s for s in self.list() if s.sha256.hex().startswith(prefix.lower())]
-        if len(prefix) < MIN_PREFIX or len(found) != 1:
+        matching = [s for s in self.list() if s.sha256.hex().startswith(prefix.lower())]
+        if len(prefix) < MIN_PREFIX or len(matching) != 1:
             raise CalibrationUnknown(
-                f"{len(found)} calibrations here begin with {prefix!a}; one is needed, named by {MIN_PREFIX} or "
+                f"{len(matching)} calibrations here begin with {prefix!a}; one is needed, named by {MIN_PREFIX} or "
                 "more digits",
                 hint="ddib calibrate list",
             )
-        return found[0]
+        return matching[0]
 
     def list(self) -> tuple[SignedCalibration, ...]:
         """Return every readable calibration, the newest first."""
-        found = [each for each in self._all() if isinstance(each, SignedCalibration)]
+        signed = [each for each in self._all() if isinstance(each, SignedCalibration)]
         return tuple(
-            sorted(found, key=lambda s: (s.added or s.calibration.made.created, s.sha256), reverse=True)
+            sorted(signed, key=lambda s: (s.added or s.calibration.made.created, s.sha256), reverse=True)
         )
 
     def between(self, source: Place, target: Place) -> tuple[SignedCalibration, ...]:

@@ -72,12 +72,12 @@ def _findings(profile_path: Path | None) -> Iterator[str]:
 @options.for_client
 def domains(client: ddib_fed.Client) -> None:
     """List the available target domains, and whether each is ready."""
-    found = client.domains()
-    values = plain(asdict(found))
+    listed = client.domains()
+    values = plain(asdict(listed))
     for each in values["domains"]:
         if each["calibration"] is not None:
             each["calibration"]["expires"] = moment(each["calibration"]["expires"])
-    emit(values, lambda: _say_domains(found))
+    emit(values, lambda: _say_domains(listed))
 
 
 def _say_domains(found: ddib_fed.Domains) -> None:

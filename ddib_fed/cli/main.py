@@ -78,8 +78,8 @@ class _Ddib(Group):
             with formatter.section(title):
                 formatter.write_dl([(name.ljust(width), text) for name, _, text in commands])
         names = sorted(extensions(EXTENSIONS).keys() - COMMANDS)
-        found = ((name, self.get_command(ctx, name)) for name in names)
-        rows = [(name.ljust(width), one.get_short_help_str(200)) for name, one in found if one is not None]
+        loaded = ((name, self.get_command(ctx, name)) for name in names)
+        rows = [(name.ljust(width), one.get_short_help_str(200)) for name, one in loaded if one is not None]
         if rows:
             with formatter.section("Extensions"):
                 formatter.write_dl(rows)
@@ -117,9 +117,9 @@ def run(args: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
     except Exception as error:  # noqa: BLE001 - this is the edge: anything becomes a message and a code
-        found = explained(error)
-        show_error(found)
-        return found.exit_code
+        explanation = explained(error)
+        show_error(explanation)
+        return explanation.exit_code
     return result if isinstance(result, int) else ExitCode.OK
 
 

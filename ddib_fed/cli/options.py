@@ -56,18 +56,18 @@ class Group(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if (place := self.hooks.get(cmd_name)) is not None:
             module, _, attribute = place.partition(":")
-            found: click.Command = getattr(importlib.import_module(module), attribute)
-            return found
+            command: click.Command = getattr(importlib.import_module(module), attribute)
+            return command
         known = super().get_command(ctx, cmd_name)
         return self._extension(cmd_name) if known is None and cmd_name in extensions(self.extended) else known
 
     def _extension(self, name: str) -> click.Command:
         try:
-            found: click.Command = extension(self.extended, name)
+            command: click.Command = extension(self.extended, name)
         except ConfigError as error:
             problem = error
         else:
-            return found
+            return command
 
         def fail(rest: tuple[str, ...]) -> NoReturn:
             del rest
@@ -337,7 +337,7 @@ def _read_settings(ctx: click.Context, param: click.Parameter, values: tuple[str
             [f"{each.name}={each.metavar}", "yes" if each.here else "", each.text] for each in SETTINGS.values()
         ])  # fmt: skip
         ctx.exit()
-    found: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     for each in values:
         name, mark, value = each.partition("=")
         if not mark:
@@ -347,10 +347,10 @@ def _read_settings(ctx: click.Context, param: click.Parameter, values: tuple[str
             raise UsageError(
                 f"--set: there is no setting {name!r}{close and f'; did you mean {close}?'}", hint=TABLE
             )
-        if name in found:
+        if name in read:
             raise UsageError(f"--set {name} is given twice", hint="leave one out")
-        found[name] = setting.read(value)
-    return found
+        read[name] = setting.read(value)
+    return read
 
 
 SET = option(

@@ -319,11 +319,11 @@ class Client(Connection):
         yield "certificate", f"{own.identity}, {until}{warning and f'; {warning}'}"
 
         # Both sides accept the other's certificate over TLS 1.3.
-        found = profile.diagnosis()
-        if not found.ok:
-            raise found.as_error(profile.hop)
+        causes = profile.diagnosis()
+        if not causes.ok:
+            raise causes.as_error(profile.hop)
         through = f" through the proxy {profile.way.address}" if profile.way is not None else ""
-        yield "connection", f"{profile.source_address}{through}: {found.text}"
+        yield "connection", f"{profile.source_address}{through}: {causes.text}"
 
         try:
             with cls.for_command(profile, patience_s=0) as client:
@@ -643,8 +643,8 @@ def name_item(error: errors.DdibError, items: Sequence[Payload]) -> None:
     from ddib_fed.data.points import name_file
 
     origin = items[int(number)].origin
-    found = name_file(error, f"item {number}" if isinstance(origin, bytes) else str(origin))
-    error.detail, error.hint = found.detail, found.hint
+    named = name_file(error, f"item {number}" if isinstance(origin, bytes) else str(origin))
+    error.detail, error.hint = named.detail, named.hint
 
 
 @contextmanager

@@ -201,13 +201,13 @@ class Connection:
 
     def give_way(self, patience: Patience, error: grpc.RpcError) -> None:
         """Wait for the node after a failed call; the channel is dropped, unless the node only said that it is busy."""
-        found = self._sooner(self.failure(error))
+        sooner = self._sooner(self.failure(error))
         try:
-            patience.wait(found)
+            patience.wait(sooner)
         except DdibError as failure:
             raise self.explained(failure) from error
         finally:
-            if not isinstance(found, ExhaustedError):
+            if not isinstance(sooner, ExhaustedError):
                 self.drop()
 
     def explained(self, failure: DdibError) -> DdibError:
@@ -219,7 +219,7 @@ class Connection:
         """Raise the cause once if the node never answered: a wrong address or certificate stays wrong."""
         if self.reached or self._diagnosed > -math.inf:
             return failure
-        found = self.explained(failure)
-        if "cause" in found.facts and found.facts["cause"] not in diagnosis.PASSING:
-            raise found
+        explanation = self.explained(failure)
+        if "cause" in explanation.facts and explanation.facts["cause"] not in diagnosis.PASSING:
+            raise explanation
         return failure

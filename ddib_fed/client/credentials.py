@@ -63,10 +63,10 @@ class Credentials:
         if algorithm is None:
             why = f"{key}: C2PA signs with ECDSA (P-256, P-384, P-521), Ed25519 or RSA"
             raise ConfigError(why, hop="client", hint=_HOW)
-        found = cls(chain.decode("ascii", "replace"), secret.decode("ascii", "replace"), algorithm)
+        signer = cls(chain.decode("ascii", "replace"), secret.decode("ascii", "replace"), algorithm)
         # Signing a picture shows whether a certificate is accepted.
-        _sign(encode_png(np.zeros((1, 1, 1), np.uint8)), _statement("A trial of the certificate", {}), found)
-        return found
+        _sign(encode_png(np.zeros((1, 1, 1), np.uint8)), _statement("A trial of the certificate", {}), signer)
+        return signer
 
 
 def mark(content: bytes, record: Record, credentials: Credentials) -> bytes:

@@ -190,10 +190,10 @@ def find_items(
     """The files that are given, and those below folders but for `out`, each once; and what has to be said of them."""
     elsewhere = {path.absolute() for path in without}
     ignored: Counter[str] = Counter()
-    found: dict[Path, tuple[Path, str]] = {}
+    by_path: dict[Path, tuple[Path, str]] = {}
     for path in given:
         if not path.is_dir():
-            found.setdefault(path.absolute(), (path, path.name))
+            by_path.setdefault(path.absolute(), (path, path.name))
             continue
         below = [file for file in _below(path, out, ignored) if file.absolute() not in elsewhere]
         if not below:
@@ -201,11 +201,11 @@ def find_items(
             hint = f"known are {known}; `ls -la {quoted}` shows what is there"
             raise errors.FileMissing(f"{path} holds no file to translate", hint=hint, hop="client")
         for file in below:
-            found.setdefault(file.absolute(), (file, file.relative_to(path).as_posix()))
-    files = [file for _, file in found.values()]
+            by_path.setdefault(file.absolute(), (file, file.relative_to(path).as_posix()))
+    files = [file for _, file in by_path.values()]
     names = names_apart(files, lambda name: (each for each, _ in FileItem(name, "").file_names()), taken)
     items = [
-        FileItem(name, file, path=path) for name, (path, file) in zip(names, found.values(), strict=True)
+        FileItem(name, file, path=path) for name, (path, file) in zip(names, by_path.values(), strict=True)
     ]
     longer = [f"{i.file} as {i.name}" for i in items if i.name != i.file.removesuffix(Path(i.file).suffix)]
     clash = f"named by their suffix too, as results would clash: {', '.join(longer)}" if longer else ""
@@ -221,16 +221,16 @@ def _ignored_line(ignored: Counter[str]) -> str:
 def _below(root: Path, out: Path | None, ignored: Counter[str]) -> list[Path]:
     below = recognition.files_below(root, out)
     ignored += below.ignored
-    found = list(below.unreadable)
+    kept = list(below.unreadable)
     for path in below.files:
         suffix = path.suffix.lower()
         if recognition.reader_of(path) is not None:
             continue
         if suffix in recognition.TAKEN:
-            found.append(path)
+            kept.append(path)
         else:
             ignored[suffix or "without suffix"] += 1
-    return sorted(found)
+    return sorted(kept)
 
 
 def check_names(items: Sequence[FileItem], out: Path) -> None:
@@ -259,21 +259,21 @@ def open_inputs(
     how volumes, maps and larger pictures are read; `say` gets warnings.
     """
     check_intensity(reading["intensity"])  # before the node is asked
-    found, auto, source = recognition.recognise(files, out), reading["tile"] == "auto", None
+    recognised, auto, source = recognition.recognise(files, out), reading["tile"] == "auto", None
     of_maps = of_pictures = _tile(reading["tile"])
     for line in recognition.broken_readers():
         say(f"warning: {line}")
-    if any(not each.reader.is_picture for each in found.studies) or (auto and _any_picture(found)):
+    if any(not each.reader.is_picture for each in recognised.studies) or (auto and _any_picture(recognised)):
         source = own_domain()
     if auto and source is not None and len(source.sample_shape) == 3:
         of_maps = (source.sample_shape[1], source.sample_shape[2])
         of_pictures = of_maps if source.tiles else None
     most = MOST_TILES if auto else None
-    if of_pictures is not None and found.plain:
-        found = recognition.recognise(files, out, recognition.LargerPictures(of_pictures, most))
+    if of_pictures is not None and recognised.plain:
+        recognised = recognition.recognise(files, out, recognition.LargerPictures(of_pictures, most))
     left_out: list[LeftOut] = []
     studies, taken, without = None, list[str](), list[Path]()
-    if found.studies:
+    if recognised.studies:
         from ddib_fed.data.study import Grid, Options
 
         intensity, slices, own_rule, volume = reading["intensity"], "axial", "", None
@@ -284,7 +284,7 @@ def open_inputs(
                 volume = Grid(tuple(source.sample_shape[1:]), tuple(source.spacing_mm))
         bad: recognition.Bad = []
         options = Options(intensity, slices, of_maps, of_pictures, most, own_rule, volume)
-        choice = recognition.open_recognised(found, options, bad=bad)
+        choice = recognition.open_recognised(recognised, options, bad=bad)
         if line := _ignored_line(choice.ignored):
             say(line)
         files, studies = choice.plain, choice.studies
@@ -397,10 +397,12 @@ def read_items(
     for number, item in enumerate(items):
         try:
             _check_name(item)
-            found = payload(item.path)
-            if decode and found.suffix != ".npy":
-                _check_picture(found)
-            read.append(replace(item, sha256=found.sha256.hex(), asked=digest(item.classes), payload=found))
+            content = payload(item.path)
+            if decode and content.suffix != ".npy":
+                _check_picture(content)
+            read.append(
+                replace(item, sha256=content.sha256.hex(), asked=digest(item.classes), payload=content)
+            )
         except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its file alone
             bad.append(LeftOut.of(item.path, error))
         if on_read is not None:

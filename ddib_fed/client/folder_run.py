@@ -369,9 +369,9 @@ class Run:
             self._take_finished(self.items)
         self.earlier = len(self.results)
         jobs: dict[str, JobFile] = {}
-        if found := outputs.unfinished(self.items, self.out):
+        if earlier := outputs.unfinished(self.items, self.out):
             ids = {job.request_id: job.job_id for job in client.list(MOST_JOBS)}
-            for job in found:
+            for job in earlier:
                 if job.request_id in ids:
                     jobs[ids[job.request_id]] = job
                 else:  # the node has removed it, or not accepted it yet: then the same id is the same job
@@ -739,8 +739,8 @@ class Run:
         """Return what was asked and made, as values; of each result its files and, as `record`, what is known of it."""
         jobs = [{"job_id": job.job_id, "state": job.state} for job in self.jobs]
         bad = {
-            name: [{"file": each.path, "reason": each.reason, "why": each.why} for each in found]
-            for name, found in (("left_out", self.left_out), ("failed", self.failed))
+            name: [{"file": each.path, "reason": each.reason, "why": each.why} for each in files]
+            for name, files in (("left_out", self.left_out), ("failed", self.failed))
         }
         items = [
             {

@@ -199,11 +199,11 @@ class InProcess(Client):
                 given = self._samples.read(item.read(), self._size_rule)
                 check_given(self._source.model, given.samples)
             except Exception as error:  # noqa: BLE001 - whatever a reader raises is about its file alone
-                found = explained(error, _called(item, number))
-                found.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
-                if not isinstance(found, InputError):
-                    raise found from None
-                refused[number] = found.kept()
+                explanation = explained(error, _called(item, number))
+                explanation.facts |= {"item": str(number), "model": self._source.model.manifest.domain}
+                if not isinstance(explanation, InputError):
+                    raise explanation from None
+                refused[number] = explanation.kept()
         if refused:
             first = first_of(refused)
             name_item(first, items)

@@ -51,12 +51,12 @@ class WrittenStudy:
     @property
     def refused(self) -> str:
         """Say which items were refused, and why; empty if none was."""
-        found = [item for item in self.report["items"] if item.get("refused")]
-        if not found:
+        left = [item for item in self.report["items"] if item.get("refused")]
+        if not left:
             return ""
-        why = "; ".join(dict.fromkeys(item["why"] for item in found if item.get("why")))
-        planes = _numbers([item["plane"] for item in found])
-        said = f"{len(found)} of {self.items} items were refused, and are background ({planes})"
+        why = "; ".join(dict.fromkeys(item["why"] for item in left if item.get("why")))
+        planes = _numbers([item["plane"] for item in left])
+        said = f"{len(left)} of {self.items} items were refused, and are background ({planes})"
         return f"{said}: {why}" if why else said
 
     @property
@@ -128,8 +128,8 @@ def check_outputs(origin: Origin, out: Path, *, force: bool) -> None:
                 f"{path} is there already, and is no result of this request for {origin.called}",
                 hint="choose another --out folder, or add --force",
             )
-    found = (read_json(record) or {}).get("study") if origin.series_sha256 and record.exists() else None
-    other = found.get("series_sha256") if isinstance(found, dict) else None
+    study = (read_json(record) or {}).get("study") if origin.series_sha256 and record.exists() else None
+    other = study.get("series_sha256") if isinstance(study, dict) else None
     if other not in {None, origin.series_sha256}:
         raise AlreadyExists(
             f"{record} is the record of another series than {origin.called}, which is not overwritten",
@@ -320,8 +320,8 @@ def _figures(records: Sequence[Record]) -> dict[str, Any]:
         "structure_doubtful": _any(each.structure_doubtful for each in pictures),
     }
     for name, how in _OVER_ITEMS.items():
-        found = [value for each in pictures if (value := getattr(each, name)) is not None]
-        figures[name] = float(how(found)) if found else None
+        values = [value for each in pictures if (value := getattr(each, name)) is not None]
+        figures[name] = float(how(values)) if values else None
     return figures
 
 

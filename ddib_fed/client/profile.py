@@ -167,13 +167,13 @@ def candidates(environ: Mapping[str, str] = os.environ) -> tuple[Path, ...]:
 
 def find_profile(environ: Mapping[str, str] = os.environ) -> Path:
     places = candidates(environ)
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    profile = next((place for place in places if place.is_file()), None)
+    if profile is None:
         raise FileMissing(
             f"no client profile found; looked at {', '.join(map(str, places))}",
             hint="--profile FILE names one; ddib init client --help says how one is made",
         )
-    return found
+    return profile
 
 
 _TEMPLATE = """\

@@ -237,10 +237,10 @@ def check_free(items: Sequence[FileItem], inputs: Iterable[Path], out: Path, *, 
 
 def _place_of(path: Path) -> tuple[int, int] | None:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def not_written(error: OSError, out: Path, kept: str) -> errors.DdibError:
@@ -294,9 +294,9 @@ def _check_ours(record: Path, item: FileItem, result: Translated) -> None:
     """Raise unless the record's place is free, or has one of the same request for the same input."""
     if not os.path.lexists(record):
         return
-    found = Record.read(record)
+    earlier = Record.read(record)
     wanted = item.asked or None, result.record.input_sha256
-    if found is None or (found.asked_sha256 or None, found.input_sha256) != wanted:
+    if earlier is None or (earlier.asked_sha256 or None, earlier.input_sha256) != wanted:
         raise errors.AlreadyExists(
             f"{record} exists already, and is no record of this result",
             hint="choose another --out, or add --force",
@@ -321,8 +321,8 @@ def finished(items: Sequence[FileItem], out: Path) -> Iterator[Delivered]:
 def unfinished(items: Sequence[FileItem], out: Path) -> list[JobFile]:
     """Return the unfinished jobs in a folder that share an unchanged item with `items`."""
     current = set(items)
-    found = (JobFile.read(path) for path in sorted(out.glob(f"{STATE_PREFIX}*.json")))
-    return [job for job in found if not current.isdisjoint(job.items)]
+    states = (JobFile.read(path) for path in sorted(out.glob(f"{STATE_PREFIX}*.json")))
+    return [job for job in states if not current.isdisjoint(job.items)]
 
 
 def remove_broken(out: Path, items: Sequence[FileItem]) -> None:

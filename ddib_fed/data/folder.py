@@ -168,11 +168,11 @@ def _files(root: Path) -> Iterator[Path]:
     if root.is_file():
         yield root
         return
-    found: list[Path] = []
+    files: list[Path] = []
     for folder, below, names in os.walk(root):
         below[:] = [d for d in below if not d.startswith(".") and d != "__MACOSX"]
-        found += [Path(folder) / n for n in names if not n.startswith(".")]
-    yield from sorted(found, key=lambda p: p.relative_to(root).as_posix())
+        files += [Path(folder) / n for n in names if not n.startswith(".")]
+    yield from sorted(files, key=lambda p: p.relative_to(root).as_posix())
 
 
 def _begins_like_one(path: Path) -> bool:
@@ -293,13 +293,13 @@ def choose_range(folder: Folder, spec: str = "type") -> Range:
         if (name := next(iter(types))) not in TYPE_RANGES:
             raise SettingsInvalid(f"{name} has no range of its own", hint=hint)
         low, high = TYPE_RANGES[name]
-    elif found := _PERCENTILES.fullmatch(spec):
-        shares = [float(p) for p in found.groups()]
+    elif match := _PERCENTILES.fullmatch(spec):
+        shares = [float(p) for p in match.groups()]
         if not 0 <= shares[0] < shares[1] <= 100:
             raise SettingsInvalid(f"the percentiles of {spec} do not rise from 0 to 100", hint=hint)
         low, high = (float(v) for v in np.percentile(values, shares))
-    elif found := _VALUES.fullmatch(spec):
-        low, high = float(found[1]), float(found[2])
+    elif match := _VALUES.fullmatch(spec):
+        low, high = float(match[1]), float(match[2])
     else:
         raise SettingsInvalid(f"{spec!r} is no range", hint=hint)
     if not (np.isfinite(low) and np.isfinite(high) and low < high):
@@ -338,10 +338,10 @@ def _several_types(folder: Folder, counts: Counter[str]) -> SettingsInvalid:
 
 def range_check(spec: str) -> Check | None:
     """A check that refuses pictures outside the units of a range `LOW:HIGH`; None for a range derived from them."""
-    found = _VALUES.fullmatch(spec.strip())
-    if found is None or not float(found[1]) < float(found[2]):
+    match = _VALUES.fullmatch(spec.strip())
+    if match is None or not float(match[1]) < float(match[2]):
         return None
-    return lambda picture: check_numbers(picture, float(found[1]), float(found[2]), windows=True)
+    return lambda picture: check_numbers(picture, float(match[1]), float(match[2]), windows=True)
 
 
 def split(entries: Sequence[Entry], share: float = 0.1) -> tuple[tuple[Entry, ...], tuple[Entry, ...]]:

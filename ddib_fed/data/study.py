@@ -62,14 +62,14 @@ class IntensityRule:
     @classmethod
     def parse(cls, text: str) -> IntensityRule:
         """Parse `values`, `hu`, `window:40,400`, `percentile:0.5,99.5` or `percentile:0.5,99.5@0:65535`."""
-        found = _RULE.fullmatch(text)
-        if found is not None:
-            name = found["name"].partition(":")[0]
-            first = float(found["centre"] or found["least"] or 0)
-            second = float(found["width"] or found["most"] or 0)
-            low, high = float(found["low"] or 0.0), float(found["high"] or 255.0)
+        match = _RULE.fullmatch(text)
+        if match is not None:
+            name = match["name"].partition(":")[0]
+            first = float(match["centre"] or match["least"] or 0)
+            second = float(match["width"] or match["most"] or 0)
+            low, high = float(match["low"] or 0.0), float(match["high"] or 255.0)
             right = {"window": second > 0, "percentile": 0 <= first < second <= 100}
-            if low < high and right.get(name, found["low"] is None):
+            if low < high and right.get(name, match["low"] is None):
                 return cls(name, first, second, low, high)
         hint = f"--intensity auto, {_FORMS} (docs/formats.md)"
         raise UsageError(f"--intensity {text!r} is no rule", hint=hint)
@@ -303,8 +303,8 @@ class Options:
         values = {name: getattr(self, name) for name in names if name != "volume"}
         if self.volume is not None:
             values = {**values, "slices": None, "volume": tuple(map(list, self.volume))}
-        found = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-        return {**found, **({"intensity_of": "model"} if self.of_model else {})}
+        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {**listed, **({"intensity_of": "model"} if self.of_model else {})}
 
 
 @dataclass(frozen=True, slots=True)
@@ -553,8 +553,8 @@ class Studies:
 def require_size(plane: Pixels, size: tuple[int, int]) -> None:
     """Raise InputError unless a result (H, W, C) has the size that was sent."""
     if plane.shape[:2] != size:
-        found, sent = (f"{height} x {width}" for height, width in (plane.shape[:2], size))
+        came, sent = (f"{height} x {width}" for height, width in (plane.shape[:2], size))
         raise InputError(
-            f"results have {found} pixels, {sent} were sent: the model crops pictures, so they cannot be put together",
+            f"results have {came} pixels, {sent} were sent: the model crops pictures, so they cannot be put together",
             hint="a source whose model has the size rule resize or pad (ddib domains)",
         )

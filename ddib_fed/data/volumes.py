@@ -54,8 +54,8 @@ class Axis:
     @property
     def offset(self) -> float:
         """Where the model's first voxel lies among the volume's; a whole number where nothing is resampled."""
-        found = (self.own - 1) / 2 - self.ratio * (self.model - 1) / 2
-        return float(np.floor(found)) if self.ratio == 1.0 else found
+        start = (self.own - 1) / 2 - self.ratio * (self.model - 1) / 2
+        return float(np.floor(start)) if self.ratio == 1.0 else start
 
     @property
     def places(self) -> NDArray[np.floating]:
@@ -93,11 +93,11 @@ def _weights(places: NDArray[np.floating], count: int, width: float) -> Floats:
 
 def _resampled(volume: Pixels, weights: Sequence[Floats], background: float) -> Pixels:
     """(D, H, W, C) on another grid, in the volume's type."""
-    found: Floats = volume.astype(np.float32) - np.float32(background)
+    resampled: Floats = volume.astype(np.float32) - np.float32(background)
     for axis, matrix in enumerate(weights):
-        found = np.moveaxis(np.tensordot(matrix, found, axes=(1, axis)), 0, axis)
-    found = found + np.float32(background)
-    return (found if volume.dtype.kind == "f" else np.rint(found)).astype(volume.dtype)
+        resampled = np.moveaxis(np.tensordot(matrix, resampled, axes=(1, axis)), 0, axis)
+    resampled = resampled + np.float32(background)
+    return (resampled if volume.dtype.kind == "f" else np.rint(resampled)).astype(volume.dtype)
 
 
 def orientation_of(affine: NDArray[np.float64], hint: str = "export it again") -> NDArray[Any]:

@@ -109,8 +109,8 @@ def check(statistics: LatentStatistics, *, structured: bool = False) -> None:
         bounds["kurtosis"] = LIGHT_TAILS - tails, heavy_tails + tails
     if count >= MIN_FOR_CORRELATION:
         bounds["correlation"] = -1.0, CORRELATION_ALLOWANCE + 2.0 * spread
-    found = {name: getattr(statistics, name) for name in bounds}
-    beyond = {name: value for name, value in found.items() if not bounds[name][0] <= value <= bounds[name][1]}
+    own = {name: getattr(statistics, name) for name in bounds}
+    beyond = {name: value for name, value in own.items() if not bounds[name][0] <= value <= bounds[name][1]}
     if beyond:
         said = (
             f"{n} is {v:.3g}, {bounds[n][0]:.3g} to {bounds[n][1]:.3g} is allowed" for n, v in beyond.items()
@@ -143,5 +143,5 @@ def _correlation(z: Tensor) -> float:
     unit = centred / torch.where(scale > 0, scale, 1.0)  # 0 for a column that is constant
     matrix = unit.T @ unit
     above = torch.triu_indices(matrix.shape[0], matrix.shape[0], offset=1)
-    found = matrix[above[0], above[1]].abs()
-    return float(found.max() if points else found.mean())
+    correlations = matrix[above[0], above[1]].abs()
+    return float(correlations.max() if points else correlations.mean())

@@ -177,8 +177,8 @@ class Tiled(Wrapped):
             parts = [x[rows, :, *parts_of[number]] for number in numbers]
             which = torch.arange(rows.start, rows.stop).repeat(len(numbers))
             own = {key: value[on_device(which, value.device)] for key, value in (cond or {}).items()} or None
-            found = self.inner.at(torch.cat(parts), places.chosen(which), own)
-            for number, v in zip(numbers, found.chunk(len(numbers)), strict=True):
+            answers = self.inner.at(torch.cat(parts), places.chosen(which), own)
+            for number, v in zip(numbers, answers.chunk(len(numbers)), strict=True):
                 blended[rows, :, *parts_of[number]] += self._weights[number].to(x.dtype) * v
         return blended
 

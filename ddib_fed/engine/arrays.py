@@ -145,9 +145,9 @@ def public_sampling(
     flags: str, manifests: Sequence[Manifest], evaluations: int | None = None
 ) -> tuple[SolverSettings, bool | None]:
     """Return how the public code samples models by its flags, and whether they say to clip."""
-    found: dict[str, Any] = extension("ddib_fed.importers", "guided").parse_sampling(flags)
+    sampling: dict[str, Any] = extension("ddib_fed.importers", "guided").parse_sampling(flags)
     names = ("noise_schedule", ""), ("diffusion_steps", 0), ("timestep_respacing", "")
-    levels = PublicLevels(*(found.get(name, default) for name, default in names))
+    levels = PublicLevels(*(sampling.get(name, default) for name, default in names))
     if evaluations is None and levels.respacing:
         kept = {levels.kept(schedule_from_config(manifest.schedule)) for manifest in manifests}
         if len(kept) > 1:
@@ -164,7 +164,7 @@ def public_sampling(
         evaluations or levels.diffusion_steps or min([SolverSettings().evaluations, *own]),
         COMPAT_GRID,
         levels=levels,
-        eta=found.get("eta", 0.0),
-        ancestral=found.get("use_ddpm", not found.get("use_ddim", True)),
+        eta=sampling.get("eta", 0.0),
+        ancestral=sampling.get("use_ddpm", not sampling.get("use_ddim", True)),
     )
-    return settings, found.get("clip_denoised")
+    return settings, sampling.get("clip_denoised")

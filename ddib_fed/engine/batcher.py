@@ -497,22 +497,22 @@ def sweep(
     clock: Callable[[], float],
 ) -> dict[int, float]:
     """Return seconds of a call by its rows: the least of a few calls after one that is not counted."""
-    found: dict[int, float] = {}
+    times: dict[int, float] = {}
     started = clock()
     for rows in sizes:
         try:
-            found[rows] = _least(call(rows), clock)
+            times[rows] = _least(call(rows), clock)
         except (torch.OutOfMemoryError, MemoryError):
-            if not found:
+            if not times:
                 raise
             break
         spent = clock() - started
-        per_row = [cost / size for size, cost in found.items()]
+        per_row = [cost / size for size, cost in times.items()]
         flat = len(per_row) > 2 and min(per_row[-2:]) > min(per_row[:-2]) / FLAT
         # The next one costs at most twice as much: one that would end far beyond the limit is not begun.
-        if flat or spent + 2 * found[rows] > limit_s:
+        if flat or spent + 2 * times[rows] > limit_s:
             break
-    return found
+    return times
 
 
 def measured(model: DomainModel, threads: int, *, limit_s: float = SWEEP_S) -> Budget:

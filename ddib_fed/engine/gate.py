@@ -101,21 +101,21 @@ def pass_latent(latent: Tensor, leg: Leg, made: Made | None = None) -> LatentSta
 
 def unusual(pictures: Samples, normalised: Tensor) -> str:
     """Describe what is unusual about pictures (N, C, *sides); return an empty text for nothing."""
-    found = []
+    reasons = []
     colours = np.moveaxis(pictures, 1, -1).reshape(-1, pictures.shape[1])
     _, counts = np.unique(colours, axis=0, return_counts=True)
     deviation = float(normalised.std())
     if float(pictures.std(axis=tuple(range(2, pictures.ndim))).max()) < UNIFORM:
-        found.append("nearly uniform")
+        reasons.append("nearly uniform")
     elif len(counts) <= FEW_LEVELS:
-        found.append(f"of only {len(counts)} different values")
+        reasons.append(f"of only {len(counts)} different values")
     elif counts.max() > FLAT * counts.sum():
-        found.append(f"to {counts.max() / counts.sum():.0%} of one value, as where there are no data")
-    if deviation > WIDE or (deviation < NARROW and not found):
-        found.append(f"of {deviation:.1f} times the contrast of the training pictures")
+        reasons.append(f"to {counts.max() / counts.sum():.0%} of one value, as where there are no data")
+    if deviation > WIDE or (deviation < NARROW and not reasons):
+        reasons.append(f"of {deviation:.1f} times the contrast of the training pictures")
     if abs(float(normalised.mean())) > WIDE:
-        found.append(f"much {'brighter' if normalised.mean() > 0 else 'darker'} than the training pictures")
-    return " and ".join(found)
+        reasons.append(f"much {'brighter' if normalised.mean() > 0 else 'darker'} than the training pictures")
+    return " and ".join(reasons)
 
 
 def _suspects(latent: Tensor, leg: Leg, made: Made, statistics: LatentStatistics) -> list[int]:
@@ -131,7 +131,7 @@ def _suspects(latent: Tensor, leg: Leg, made: Made, statistics: LatentStatistics
         back = torch.from_numpy(leg.calibration.matrix).T.to(latent.dtype)
         known, z, x = None, rotated(z, back), rotated(x, back)
     profiles = (profile(*pair, correlation=known).numpy() for pair in zip(z, x, strict=True))
-    return [row for row, found in enumerate(profiles) if beyond(found, allowed)]
+    return [row for row, measured in enumerate(profiles) if beyond(measured, allowed)]
 
 
 def _outside(figures: Iterable[tuple[str, float, float, float]]) -> dict[str, tuple[float, float]]:
@@ -168,8 +168,8 @@ class SetFigures:
 @lru_cache(maxsize=1)
 def usual_sets() -> dict[int, SetAllowances]:
     content = (resources.files("ddib_fed.engine") / FILE).read_bytes()
-    found = [SetAllowances.model_validate(each) for each in json.loads(content)]
-    return {each.count: each for each in found}
+    sets = [SetAllowances.model_validate(each) for each in json.loads(content)]
+    return {each.count: each for each in sets}
 
 
 def _check_set(latent: Tensor) -> None:
@@ -185,19 +185,19 @@ def _check_set(latent: Tensor) -> None:
     allowed = None if figures is None else usual_sets().get(figures.count)
     if figures is None or allowed is None:
         return
-    found = _outside(
+    outside = _outside(
         [
             ("slope", figures.slope, allowed.slope_low, allowed.slope_high),
             ("shift", figures.shift, -math.inf, allowed.shift),
             ("dimension", figures.dimension, allowed.dimension, math.inf),
         ]
     )
-    if found:
-        said = "; ".join(f"{name} is {v:.3g}, {bound:.3g} is allowed" for name, (v, bound) in found.items())
+    if outside:
+        said = "; ".join(f"{name} is {v:.3g}, {bound:.3g} is allowed" for name, (v, bound) in outside.items())
         raise LatentNotGaussian(
             f"{len(latent)} points unlike those that a model makes: {said}",
             hint="are the points in the units of the domain (ddib model show), and of more than a small piece of it?",
-            facts={name: f"{value:.4g}" for name, (value, _) in found.items()},
+            facts={name: f"{value:.4g}" for name, (value, _) in outside.items()},
         )
 
 
@@ -228,12 +228,12 @@ def _density(z: Tensor) -> tuple[float, float, float, float, float]:
     density = -dim * near.log()
     seen = torch.cat([torch.ones(count, 1, dtype=z.dtype), z, -z.square().sum(1, keepdim=True) / 2], dim=1)
     gram = torch.linalg.pinv(seen.T @ seen, hermitian=True)
-    found = gram @ (seen.T @ density)
-    variance = (density - seen @ found).square().sum() / (count - dim - 2)
+    densities = gram @ (seen.T @ density)
+    variance = (density - seen @ densities).square().sum() / (count - dim - 2)
     errors = (NEIGHBOUR * variance * gram.diagonal()).clamp_min(TINY).sqrt()
     spread = float((far / near).log().mean())
     dimension = math.log(4.0) / spread if spread > 0 else math.inf
-    slope, shift = float(found[-1]), float(found[1:-1].norm())
+    slope, shift = float(densities[-1]), float(densities[1:-1].norm())
     return slope, float(errors[-1]), shift, float(errors[1:-1].max()), dimension
 
 
@@ -241,8 +241,8 @@ def _density(z: Tensor) -> tuple[float, float, float, float, float]:
 def _of_noise(count: int, dim: int) -> tuple[float, float]:
     generator = torch.Generator().manual_seed(dim)
     sets = (torch.randn(count, dim, generator=generator, dtype=torch.float64) for _ in range(DRAWS))
-    found = [_density(z) for z in sets]
-    return sum(each[0] for each in found) / DRAWS, sum(each[4] for each in found) / DRAWS
+    densities = [_density(z) for z in sets]
+    return sum(each[0] for each in densities) / DRAWS, sum(each[4] for each in densities) / DRAWS
 
 
 RINGS = (0.0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 1.0, 1.5)
@@ -276,7 +276,7 @@ def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float
     *rings, across, down = (means @ waves.square().mean(0).flatten()).tolist()
     blocks = patches_of(z[None]).var(-1).clamp_min(TINY).log().std()
     patches = measure(latent[None]).correlation if correlation is None else correlation
-    found = [
+    figures = [
         *map(_log, rings),
         _log(across) - _log(down),
         *_channels(z),
@@ -287,22 +287,22 @@ def profile(latent: Tensor, picture: Tensor | None = None, *, correlation: float
     if picture is not None:
         x = picture.detach().cpu().double()
         a, b = z - z.mean(), x - x.mean()
-        found.append(_share(float((a * b).sum()), float(a.norm() * b.norm())))
+        figures.append(_share(float((a * b).sum()), float(a.norm() * b.norm())))
         others = cosines(x, x.ndim - 1)
         products = (
             torch.stack([waves * others, waves.square(), others.square()], dim=-1).sum(0).flatten(0, -2)
         )
         each = [_share(both, math.sqrt(of_z * of_x)) for both, of_z, of_x in (sums @ products).tolist()]
         coarse, fine = each[:FIRST_FINE], each[FIRST_FINE:]
-        found += [sum(coarse) / len(coarse), sum(fine) / len(fine)]
-    return torch.tensor(found, dtype=torch.float64)
+        figures += [sum(coarse) / len(coarse), sum(fine) / len(fine)]
+    return torch.tensor(figures, dtype=torch.float64)
 
 
 def _channels(z: Tensor) -> list[float]:
     rows = z.flatten(1)
     rows = rows - rows.mean(1, keepdim=True)
-    found = np.linalg.eigvalsh((rows @ rows.T / rows.shape[1]).numpy())
-    return [_log(float(found[0])), _log(float(found[-1]))]
+    eigenvalues = np.linalg.eigvalsh((rows @ rows.T / rows.shape[1]).numpy())
+    return [_log(float(eigenvalues[0])), _log(float(eigenvalues[-1]))]
 
 
 def _shape(z: Tensor) -> list[float]:

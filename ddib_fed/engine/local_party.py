@@ -163,16 +163,16 @@ class LocalParty:
             try:
                 while True:
                     try:
-                        found = under_way.get(timeout=own.remaining_s())
+                        answer = under_way.get(timeout=own.remaining_s())
                     except queue.Empty:
                         own.check()
                         continue
-                    if not isinstance(found, tuple):
+                    if not isinstance(answer, tuple):
                         own.check()
-                        if found is not None:
-                            raise found
+                        if answer is not None:
+                            raise answer
                         return
-                    begun, count = found
+                    begun, count = answer
                     begun.future.exception()  # an executor fails what is cancelled or late at its next step
                     window.add(-count)
                     yield begun.finish()
@@ -209,11 +209,11 @@ class LocalParty:
             return trajectory.part(rows).on(model).run(control.check).cpu()
 
         def finish() -> Encoded | Failed:
-            found = future.result()
+            outcome = future.result()
             try:
-                began = (x if found.beside is None else found.beside).cpu()
-                made = Made(found.evaluations, began, again, self._allowances(leg, sigma), item.samples)
-                return self._encoded(item.number, found, leg, made)
+                began = (x if outcome.beside is None else outcome.beside).cpu()
+                made = Made(outcome.evaluations, began, again, self._allowances(leg, sigma), item.samples)
+                return self._encoded(item.number, outcome, leg, made)
             except ITEM_ERRORS as error:
                 return Failed(item.number, error)
 
@@ -261,19 +261,19 @@ class LocalParty:
             returned = then(first, encode_again)
 
         def finish() -> Decoded | Failed:
-            found, again = first.result(), returned.result()
+            outcome, again = first.result(), returned.result()
             try:
-                normalised = model.out_of_basis(found.x, leg.calibration).cpu().numpy()
+                normalised = model.out_of_basis(outcome.x, leg.calibration).cpu().numpy()
                 check_samples(model, normalised, latents=True)
                 latent = (
                     self._encoded(number, again._replace(x=again.x / heat), leg, Made(again.evaluations))
                     if leg.round_trip
                     else None
                 )
-                units = normalised if found.beside is None else found.beside.cpu().numpy()
+                units = normalised if outcome.beside is None else outcome.beside.cpu().numpy()
                 check_samples(model, units)
                 samples = model.denormalise(units)
-                return Decoded(number, samples, normalised, found.seconds, latent)
+                return Decoded(number, samples, normalised, outcome.seconds, latent)
             except ITEM_ERRORS as error:
                 return Failed(number, error)
 

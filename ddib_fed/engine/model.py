@@ -100,23 +100,23 @@ class DomainModel:
     def _wrapped(
         self, guidance: Guidance, calibration: ChannelMap | None, share: float, whitened: bool
     ) -> Denoiser:
-        found: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
+        denoiser: Denoiser = Clipped(self.plain) if guidance.clip else self.plain
         null_class = self.manifest.null_class
         if guidance.guidance is not None and null_class is not None:
-            found = ClassifierFree(found, guidance.guidance, null_class)
+            denoiser = ClassifierFree(denoiser, guidance.guidance, null_class)
         elif guidance.classifier_scale is not None:
-            found = ClassifierGuided(found, self._classifier, guidance.classifier_scale)
+            denoiser = ClassifierGuided(denoiser, self._classifier, guidance.classifier_scale)
         if share < 1.0:
             self.check_share(share, guidance)
-            found = SharedWithLinear(found, share)
+            denoiser = SharedWithLinear(denoiser, share)
         require(
             self.spectral or not whitened,
             "the learned steps are for pictures of the model's own size, whitened by its spectrum",
             "use grid=default here",
             grid=LEARNED_GRID,
         )
-        found = Whitened(found) if whitened else self.bundle.over_samples(found)
-        return found if calibration is None else Rotated(found, self._rotation(calibration))
+        denoiser = Whitened(denoiser) if whitened else self.bundle.over_samples(denoiser)
+        return denoiser if calibration is None else Rotated(denoiser, self._rotation(calibration))
 
     @cached_property
     def _classifier(self) -> Classifier:
@@ -157,8 +157,8 @@ class DomainModel:
     def out_of_units(self, x: Tensor) -> Array:
         """The inverse of `into_units`, but for what an autoencoder loses."""
         codec = self.codec
-        found = x if codec is None else codec.decode(x.to(self.device), self.sample_shape[1:])
-        return self.denormalise(found.cpu().numpy())
+        samples = x if codec is None else codec.decode(x.to(self.device), self.sample_shape[1:])
+        return self.denormalise(samples.cpu().numpy())
 
     def normalise(self, samples: Array) -> Array:
         """Samples in the units of the first network, which may be an autoencoder's."""
@@ -227,8 +227,8 @@ def out_of_network(bundle: Bundle, samples: Array) -> Array:
     units, encoder = bundle.manifest.normalisation, bundle.autoencoder
     if encoder is None:
         return units.undo(samples)
-    found = encoder.manifest.normalisation.undo(samples)
-    return found if units.calibrated is None else units.undo(units.plain.apply(found))
+    pictures = encoder.manifest.normalisation.undo(samples)
+    return pictures if units.calibrated is None else units.undo(units.plain.apply(pictures))
 
 
 class Codec:
@@ -251,17 +251,17 @@ class Codec:
         room = [(-side) % self._factor for side in reversed(x.shape[2:])]
         if any(room):
             x = functional.pad(x, [each for side in room for each in (0, side)], mode="replicate")
-        found = self._each(x, self._network.encode, self._channels[0], self._factor, 1)
-        return (found - self._mean) / self._std
+        latents = self._each(x, self._network.encode, self._channels[0], self._factor, 1)
+        return (latents - self._mean) / self._std
 
     @torch.no_grad()
     def decode(self, z: Tensor, sides: tuple[int, ...]) -> Tensor:
         """Samples (N, C, *sides) of latents."""
         z = z * self._std + self._mean
-        found = self._each(z, self._network.decode, self._channels[1], 1, self._factor)
+        pictures = self._each(z, self._network.decode, self._channels[1], 1, self._factor)
         for axis, side in enumerate(sides, start=2):
-            found = found.narrow(axis, 0, side)
-        return found
+            pictures = pictures.narrow(axis, 0, side)
+        return pictures
 
     def _each(
         self, x: Tensor, call: Callable[[Tensor], Tensor], channels: int, given: int, made: int
@@ -274,14 +274,14 @@ class Codec:
             return torch.cat([call(part) for part in torch.split(x, rows)])
         tile = tuple(min(side, length) for side, length in zip(self._tile, latent, strict=True))
         tiling = Tiling(latent, tile, made)
-        found = x.new_zeros(len(x), channels, *(made * side for side in latent))
+        whole = x.new_zeros(len(x), channels, *(made * side for side in latent))
         for part, weight in zip(tiling.parts, tiling.weights, strict=True):
             own = weight.to(x.device)
             taken: Part = (slice(None), *scaled(part, given))
             put: Part = (slice(None), *scaled(part, made))
-            for row, into in zip(x, found, strict=True):
+            for row, into in zip(x, whole, strict=True):
                 into[put] += own * call(row[taken][None])[0]
-        return found
+        return whole
 
 
 def pixels(model: DomainModel) -> int:
@@ -381,8 +381,8 @@ def check_label(model: DomainModel, label: Labels, guidance: Guidance = UNGUIDED
         )
         return
     require(classes > 0, f"{manifest.name} has no classes", hint="leave the class out", **facts)
-    found = np.atleast_1d(np.asarray(label, dtype=np.int64))
-    there = found.size > 0 and found.min() >= 0 and found.max() < classes
+    labels = np.atleast_1d(np.asarray(label, dtype=np.int64))
+    there = labels.size > 0 and labels.min() >= 0 and labels.max() < classes
     known = f"{manifest.name} has the classes 0 to {classes - 1}, not {label}"
     require(there, known, hint="ddib model show lists them", **facts)
 

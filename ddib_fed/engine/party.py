@@ -274,8 +274,8 @@ def translate(
     with closing(ends):
         for end in ends:
             number = end.number
-            found = encoded.pop(number), decoded.pop(number), end if leg.round_trip else None
-            yield TranslatedItem(known.pop(number), *found)
+            whole = encoded.pop(number), decoded.pop(number), end if leg.round_trip else None
+            yield TranslatedItem(known.pop(number), *whole)
             while failed:
                 yield failed.pop(0)
     yield from failed

@@ -100,7 +100,7 @@ def judge(
         "count": count,
         "shape": list(shape),
         "clusters": None if clusters is None else drawn.counts.shape[1],
-        "ways": {name: found for name, found in ways.items() if found},
+        "ways": {name: figures for name, figures in ways.items() if figures},
         "spread": {
             key: {**metrics.spread(column), **drawn.mean(column), "chance": chance.get(key)}
             for key, column in columns.items()
@@ -208,9 +208,9 @@ def tables(report: Report) -> list[FigureTable]:
     shown = []
     for title, columns, note in _OF_WAYS:
         rows = [
-            (TITLES[name], *(_ranged(found.get(key)) for key in columns))
-            for name, found in report["ways"].items()
-            if columns.keys() & found.keys()
+            (TITLES[name], *(_ranged(figures.get(key)) for key in columns))
+            for name, figures in report["ways"].items()
+            if columns.keys() & figures.keys()
         ]
         if any(name != TITLES["chance"] for name, *_ in rows):
             shown.append(FigureTable(title, ("", *columns.values()), tuple(rows), f"{note} {brackets}"))

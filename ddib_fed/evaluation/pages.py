@@ -246,9 +246,9 @@ class SideFound:
 
     @property
     def verdict(self) -> str:
-        if (found := SampleVerdict.of_figures(self.manifest.training.figures)) is None:
+        if (judged := SampleVerdict.of_figures(self.manifest.training.figures)) is None:
             return "Too few pictures were held out to judge the samples."
-        return found.sentence(self.manifest.training.steps)
+        return judged.sentence(self.manifest.training.steps)
 
     @property
     def figures(self) -> list[tuple[str, Any]]:

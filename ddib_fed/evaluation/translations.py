@@ -98,14 +98,14 @@ class _Reader:
                     f"{path} is of {size}, and the translations are volumes of {self.size}",
                     hint="bring all to the size of the translations",
                 )
-            found = file_range(picture.pixels, span, scale)
-            if found is None:
+            own_range = file_range(picture.pixels, span, scale)
+            if own_range is None:
                 raise UsageError(
                     f"{path} holds {picture.pixels.dtype}, which has no range of its own",
                     hint="name the raw values that are black and white: --range LOW:HIGH",
                 )
             rows, width = math.prod(self.size[:-1]), self.size[-1]
-            rule = PictureRule(picture.pixels.shape[2], rows, width, self._fit, *found, 8)
+            rule = PictureRule(picture.pixels.shape[2], rows, width, self._fit, *own_range, 8)
             array = _original(picture, path, rule) if scale == _RAW else to_array(picture, rule)[0]
             arrays.append(array.reshape(-1, *self.size))
             self.done += 1
@@ -181,14 +181,14 @@ def read_translations(
 
     The mapping counts only if every record names its calibration.
     """
-    found = find_pictures(folder)
-    pictures = [each.picture for each in found]
+    located = find_pictures(folder)
+    pictures = [each.picture for each in located]
     notes: list[str] = []
     paths = {
-        "translated": [each.translated for each in found],
-        "source": _matched(found, source) if source else _recorded(found, Part.SOURCE, "source", notes),
-        "truth": _matched(found, truth) if truth else [],
-        "back": _recorded(found, Part.RETURNED, "back", notes),
+        "translated": [each.translated for each in located],
+        "source": _matched(located, source) if source else _recorded(located, Part.SOURCE, "source", notes),
+        "truth": _matched(located, truth) if truth else [],
+        "back": _recorded(located, Part.RETURNED, "back", notes),
         "domain": _thinned(domain) if isinstance(domain, Path) else [],
     }
     own, theirs = (
@@ -208,13 +208,13 @@ def read_translations(
     elif paths["back"] and (own is not None or theirs not in {None, *OWN_RANGES}):
         paths["back"] = []
         notes.append("back: the records do not say what its numbers mean; its error is that of the records")
-    used = {each.record.calibration_sha256 for each in found}
+    used = {each.record.calibration_sha256 for each in located}
     if mapping is not None and used != {mapping.sha256}:
         mapping = None
         notes.append(
             "the map alone is left out: not all results are of the calibration that is kept beside them"
         )
-    sides = (size, size) if size else _read(found[0].translated)[1]
+    sides = (size, size) if size else _read(located[0].translated)[1]
     reader = _Reader(sides, sum(map(len, paths.values())), on_read, fit)
     chosen = {kind: files for kind, files in paths.items() if files}
     stacks = {kind: reader.stack(files, spans[kind], scales.get(kind, ())) for kind, files in chosen.items()}
@@ -230,8 +230,8 @@ def read_translations(
         if kind in stacks and like in stacks:
             stacks[kind] = to_channels(stacks[kind], stacks[like].shape[1])
     return Translations(
-        names=tuple(each.name for each in found),
-        records=tuple(each.record for each in found),
+        names=tuple(each.name for each in located),
+        records=tuple(each.record for each in located),
         translated=stacks["translated"],
         **{kind: stacks.get(kind) for kind in ("source", "truth", "back", "domain")},
         notes=tuple(notes),

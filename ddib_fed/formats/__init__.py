@@ -159,7 +159,7 @@ def _tags(file: BinaryIO) -> set[int]:
     head, entry, place, first = of_version[version]
     head, place = f"{order}{head}", f"{order}{place}"
     (at,) = struct.unpack_from(place, opening, first)
-    found: set[int] = set()
+    tags: set[int] = set()
     seen: set[int] = set()
     try:
         while at and at not in seen and len(seen) < _MOST_PAGES:
@@ -167,10 +167,10 @@ def _tags(file: BinaryIO) -> set[int]:
             file.seek(min(at, 2**62))
             (count,) = struct.unpack(head, file.read(struct.calcsize(head)))
             table = file.read(min(count, _MOST_TAGS) * entry)
-            found |= {
+            tags |= {
                 struct.unpack_from(f"{order}H", table, tag)[0] for tag in range(0, len(table) - 1, entry)
             }
             (at,) = struct.unpack(place, file.read(struct.calcsize(place)))
     except struct.error:  # it ends in the middle of a page
         pass
-    return found
+    return tags

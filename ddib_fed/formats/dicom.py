@@ -87,8 +87,8 @@ class Series:
     @property
     def without_units(self) -> tuple[str, ...]:
         """Name the slices of a CT whose values are in no Hounsfield units, and why; none for another modality."""
-        found = zip(self.paths, map(_not_hounsfield, self.headers), strict=True)
-        return tuple(f"{path} {why}" for path, why in found if why and self.modality == "CT")
+        pairs = zip(self.paths, map(_not_hounsfield, self.headers), strict=True)
+        return tuple(f"{path} {why}" for path, why in pairs if why and self.modality == "CT")
 
 
 def _bad(why: str, hint: str, kind: type[DdibError] = ImageUnreadable) -> DdibError:
@@ -144,7 +144,7 @@ def slices_of(header: Any) -> list[Any]:
     whole = pydicom().Dataset()
     left = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
     whole.update({e.tag: e for e in header if e.keyword not in left})
-    found = []
+    slices = []
     for number, own in enumerate(frames, 1):
         frame = pydicom().Dataset()
         frame.update(whole)
@@ -152,8 +152,8 @@ def slices_of(header: Any) -> list[Any]:
             for items in (groups.get(keyword) for keyword in _FLATTENED):
                 frame.update(items[0] if items else {})
         frame.InstanceNumber = frame.ReferencedFrameNumber = number
-        found.append(frame)
-    return found
+        slices.append(frame)
+    return slices
 
 
 def frame_of(header: Any) -> int:
@@ -165,8 +165,8 @@ def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
     """Decode all slices; return those of whole files, and the error of each file with a bad frame."""
     good: Members = []
     bad: list[tuple[Path, DdibError]] = []
-    for path, found in _by_file(members).items():
-        slices = [(path, header) for _, header in found]
+    for path, entries in _by_file(members).items():
+        slices = [(path, header) for _, header in entries]
         try:
             _require_readable(str(path), slices)
             with _faults(path):
@@ -182,10 +182,10 @@ def readable(members: Members) -> tuple[Members, list[tuple[Path, DdibError]]]:
 
 def _by_file(members: Members) -> dict[Path, list[tuple[int, Any]]]:
     """Group slices by file, with their index among all."""
-    found: dict[Path, list[tuple[int, Any]]] = {}
+    groups: dict[Path, list[tuple[int, Any]]] = {}
     for at, (path, header) in enumerate(members):
-        found.setdefault(path, []).append((at, header))
-    return found
+        groups.setdefault(path, []).append((at, header))
+    return groups
 
 
 def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Series, NDArray[Any]]:
@@ -195,8 +195,8 @@ def read_series(called: str, headers: Members, contrast: str = "") -> tuple[Seri
     paths, sorted_by = zip(*ordered, strict=True)
     values: NDArray[Any] = np.empty(0)
     read: list[Any] = [None] * len(paths)
-    for path, found in _by_file(ordered).items():
-        places, frames = [at for at, _ in found], [frame_of(header) for _, header in found]
+    for path, entries in _by_file(ordered).items():
+        places, frames = [at for at, _ in entries], [frame_of(header) for _, header in entries]
         for at, (header, plane) in zip(places, _planes(path, frames), strict=True):
             if not values.size:
                 values = np.empty((len(paths), *plane.shape), dtype=plane.dtype)
@@ -227,9 +227,9 @@ def in_space(members: Members) -> Members:
 
 def floats(header: Any, keyword: str, count: int) -> NDArray[np.float64] | None:
     """Return an attribute's numbers; None unless there are `count` of them."""
-    found = header.get(keyword)
+    value = header.get(keyword)
     with suppress(TypeError, ValueError):  # what is no number says nothing
-        return np.array([float(v) for v in found]) if found and len(found) == count else None
+        return np.array([float(v) for v in value]) if value and len(value) == count else None
     return None
 
 
@@ -261,15 +261,17 @@ def affine_of(headers: Sequence[Any]) -> NDArray[np.float64]:
     through = np.cross(directions[:3], directions[3:])
     if len(headers) > 1:
         through = (corners[1] - corners[0]) / (len(headers) - 1)
-    found = np.eye(4)
-    found[:3] = np.stack([through, down, across, corners[0]], axis=1) * [[-1.0], [-1.0], [1.0]]
-    return found
+    affine = np.eye(4)
+    affine[:3] = np.stack([through, down, across, corners[0]], axis=1) * [[-1.0], [-1.0], [1.0]]
+    return affine
 
 
 def is_parallel(headers: Sequence[Any]) -> bool:
     """Return whether all slices have the same direction, or the direction of one is unknown."""
-    found = [floats(header, "ImageOrientationPatient", 6) for header in headers]
-    return any(each is None for each in found) or bool(np.ptp(np.array(found), axis=0).max() < 1e-3)
+    orientations = [floats(header, "ImageOrientationPatient", 6) for header in headers]
+    return any(each is None for each in orientations) or bool(
+        np.ptp(np.array(orientations), axis=0).max() < 1e-3
+    )
 
 
 def _check(path: Path, header: Any) -> None:
@@ -326,8 +328,8 @@ def _planes(path: Path, frames: Sequence[int]) -> Iterator[tuple[Any, NDArray[An
         decoders = package.pixels.get_decoder(syntax).available_plugins
         # GDCM, where it is installed, ends the whole process on some damaged frames.
         plugin = next((p for p in ("pydicom", "imagecodecs", "pylibjpeg", "pillow") if p in decoders), "")
-        found = package.pixels.iter_pixels(source, indices=frames, decoding_plugin=plugin)
-        for at, pixels in zip(frames, found, strict=True):
+        decoded = package.pixels.iter_pixels(source, indices=frames, decoding_plugin=plugin)
+        for at, pixels in zip(frames, decoded, strict=True):
             yield headers[at], _in_units(path, headers[at], pixels)
 
 
@@ -379,8 +381,8 @@ def _require_size(path: Path, dataset: Any, frame: bytes) -> None:
         raise ValueError(f"a compressed picture states no size, or holds more than {MAX_SCANS} scans")
     if size != said:
         differ = 2 if size[:2] != said[:2] else 3
-        found, stated = (" x ".join(map(str, each[:differ])) for each in (size, said))
-        raise _bad(f"{path} holds {found} pixels, its header says {stated}", COPY)
+        came, stated = (" x ".join(map(str, each[:differ])) for each in (size, said))
+        raise _bad(f"{path} holds {came} pixels, its header says {stated}", COPY)
 
 
 def _require_runs(path: Path, frame: bytes, pixels: int) -> None:
@@ -466,12 +468,12 @@ def _faults(path: Path) -> AbstractContextManager[None]:
 def readable_syntaxes() -> list[str]:
     """List the transfer syntaxes for which a decoder is installed, uncompressed ones first."""
     uids = pydicom().uid
-    found = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
+    syntaxes = [uids.ExplicitVRLittleEndian, uids.ImplicitVRLittleEndian, uids.ExplicitVRBigEndian]
     for syntax in (uids.DeflatedExplicitVRLittleEndian, *uids.AllTransferSyntaxes):
         with suppress(NotImplementedError):  # pydicom raises it for a syntax that it has no decoder for
-            if syntax not in found and pydicom().pixels.get_decoder(syntax).is_available:
-                found.append(syntax)
-    return found
+            if syntax not in syntaxes and pydicom().pixels.get_decoder(syntax).is_available:
+                syntaxes.append(syntax)
+    return syntaxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -560,11 +562,11 @@ def _class_without_pixels(header: Any) -> str:
     """Name the class of a file that is no picture; empty for a picture or an unknown class."""
     uids = pydicom().uid
     of_file = str(header.file_meta.get("MediaStorageSOPClassUID", ""))
-    found = {of_file, str(header.get("SOPClassUID", ""))}
-    uid = uids.UID(max(found))
+    classes = {of_file, str(header.get("SOPClassUID", ""))}
+    uid = uids.UID(max(classes))
     if of_file == uids.MediaStorageDirectoryStorage:
         return "DICOMDIR"
-    if len(found) > 1 or not uid:
+    if len(classes) > 1 or not uid:
         return ""
     if uid.is_private:
         return "DICOM file of a private class without pixels"
@@ -587,8 +589,8 @@ def no_anatomy(header: Any) -> str:
 def comparable(header: Any, keyword: str) -> tuple[tuple[float, str], ...]:
     """Return the values of an attribute in a form that can be sorted; empty if none is valid."""
     with suppress(TypeError, ValueError, OverflowError):
-        found = header.get(keyword)
-        values = found if isinstance(found, MutableSequence) else [found]
+        content = header.get(keyword)
+        values = content if isinstance(content, MutableSequence) else [content]
         kept = [value for value in values if value not in {None, ""}]
         return tuple((0.0, v.strip()) if isinstance(v, str) else (round(float(v), 3), "") for v in kept)
     return ()

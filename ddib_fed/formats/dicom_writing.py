@@ -321,9 +321,9 @@ def _set_frames(dataset: Any, source: Any, frames: Sequence[int], keywords: Sequ
     for number in frames:
         frame = _copied(source.PerFrameFunctionalGroupsSequence[number], keywords)
         for content in frame.get("FrameContentSequence", ()):
-            if found := content.get("DimensionIndexValues"):
-                found = [found] if isinstance(found, int) else found
-                content.DimensionIndexValues = [found[at] for at in places if at < len(found)]
+            if values := content.get("DimensionIndexValues"):
+                values = [values] if isinstance(values, int) else values
+                content.DimensionIndexValues = [values[at] for at in places if at < len(values)]
         derivation = _dataset(DerivationCodeSequence=dataset.DerivationCodeSequence)
         derivation.SourceImageSequence = [_reference(source, number + 1)]
         frame.DerivationImageSequence = [derivation]
@@ -468,14 +468,14 @@ def _repeats(members: Members, contrasts: Sequence[Any]) -> list[int]:
         when = ("TriggerTime", "AcquisitionDate", "AcquisitionTime", "InstanceNumber")
         return *(comparable(header, keyword) for keyword in when), str(path)
 
-    seen, found = Counter[Any](), [0] * len(members)
+    seen, repeats = Counter[Any](), [0] * len(members)
     for at in sorted(range(len(members)), key=acquired):
         header = members[at][1]
         place = comparable(header, "ImagePositionPatient"), comparable(header, "ImageOrientationPatient")
         if place[0]:
-            found[at] = seen[contrasts[at], place]
+            repeats[at] = seen[contrasts[at], place]
             seen[contrasts[at], place] += 1
-    return found
+    return repeats
 
 
 def read_dicom(

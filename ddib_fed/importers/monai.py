@@ -93,7 +93,9 @@ def _imported(folder: Path, given: ImportOptions) -> Imported:
     configs, facts = Configs(folder, _of_flip), list[Fact]()
     denoiser, encoder = _chosen(configs, DENOISERS), _chosen(configs, AUTOENCODERS)
     if denoiser is None and encoder is None:
-        others = ", ".join(sorted({f"{found.key} ({found.target})" for found in configs.definitions()})[:6])
+        others = ", ".join(
+            sorted({f"{definition.key} ({definition.target})" for definition in configs.definitions()})[:6]
+        )
         raise SettingsInvalid(
             f"{folder}: no configuration defines a network that is read: {others or 'there is no _target_'}",
             hint=f"{', '.join(NETWORKS)} of MONAI are read",
@@ -150,11 +152,11 @@ def _chosen(configs: Configs, kinds: tuple[str, ...]) -> Found | None:
     if not usual and len(fitting) > 1:
         others = ", ".join(each.key for each in fitting[1:])
         raise fitting[0].refused("", f"and {others} are of one kind", f"call the one {names[0]} in the file")
-    for found in (*usual, *fitting):
-        if other := configs.twice.get(found.key.partition("::")[0]):
+    for definition in (*usual, *fitting):
+        if other := configs.twice.get(definition.key.partition("::")[0]):
             hint = "keep only the configuration of the model that is meant in the folder"
-            raise found.refused("", f"is defined otherwise in {other}", hint)
-        return found
+            raise definition.refused("", f"is defined otherwise in {other}", hint)
+        return definition
     return None
 
 
@@ -274,39 +276,43 @@ def _of_sample(values: tuple[Any, ...], axes: tuple[int, ...]) -> tuple[Any, ...
 def _schedule(
     configs: Configs, further: Mapping[str, Any], facts: list[Fact]
 ) -> tuple[ScheduleConfig, Parameterisation]:
-    found = _chosen(configs, SCHEDULERS)
-    if found is None:
+    scheduler = _chosen(configs, SCHEDULERS)
+    if scheduler is None:
         raise SettingsInvalid(
             f"{configs.folder}: no configuration defines a scheduler, which tells what the network was trained on",
             hint='add "noise_scheduler": {"_target_": "monai.networks.schedulers.DDPMScheduler", ...}, as in training',
             facts={"field": "noise_scheduler"},
         )
     inexact = "a schedule that cannot be computed exactly is not imported"
-    arguments = configs.arguments(found)
+    arguments = configs.arguments(scheduler)
     steps = int(arguments.pop("num_train_timesteps", 1000))
     if steps != (trained := further.get("num_train_timesteps", steps)):
-        raise found.refused(
+        raise scheduler.refused(
             "num_train_timesteps", f"is {steps}: the checkpoint was trained on {trained}", inexact
         )
-    basis = FLIP if found.arguments is FLIP_SCHEDULER else f"{found.key} in {found.file}"
-    if found.name == "RFlowScheduler":
+    basis = FLIP if scheduler.arguments is FLIP_SCHEDULER else f"{scheduler.key} in {scheduler.file}"
+    if scheduler.name == "RFlowScheduler":
         if offset := arguments.get("steps_offset"):
-            raise found.refused("steps_offset", f"is {offset}: the network would get other times", inexact)
+            raise scheduler.refused(
+                "steps_offset", f"is {offset}: the network would get other times", inexact
+            )
         facts.append(Fact("schedule", f"flow, times 0 to {steps}", basis))
         return ScheduleConfig("flow", scale=float(steps)), "flow"
     prediction = str(arguments.pop("prediction_type", "epsilon"))
     kind = str(arguments.pop("schedule", arguments.pop("beta_schedule", "linear_beta")))
     ends = arguments.pop("beta_start", 1e-4), arguments.pop("beta_end", 2e-2)
-    if kind not in BETAS or (kind == "cosine" and found.old):
-        raise found.refused(
+    if kind not in BETAS or (kind == "cosine" and scheduler.old):
+        raise scheduler.refused(
             "schedule", f"is {kind}: {', '.join(BETAS)} are read, cosine of monai alone", inexact
         )
     if prediction not in PREDICTIONS:
-        raise found.refused("prediction_type", f"is {prediction}: {', '.join(PREDICTIONS)} are read", inexact)
+        raise scheduler.refused(
+            "prediction_type", f"is {prediction}: {', '.join(PREDICTIONS)} are read", inexact
+        )
     usual = {"s": 8e-3, "sig_range": 6}
     for key, value in arguments.items():
         if key not in OF_SAMPLING and usual.get(key) != value:
-            raise found.refused(key, f"is {value}, which is not read", inexact)
+            raise scheduler.refused(key, f"is {value}, which is not read", inexact)
     schedule = step_schedule(BETAS[kind], steps, ends)
     between = "" if kind == "cosine" else f", betas {ends[0]:g} to {ends[1]:g}"
     facts.append(Fact("schedule", f"{BETAS[kind]}, {steps} steps{between}, predicts {prediction}", basis))
@@ -397,15 +403,15 @@ def _weights(configs: Configs, network: LibraryConfig) -> tuple[Read, Mapping[st
             hint="--modality names the network of MAISI that is meant; or keep only its file in the folder",
             facts={"file": fitting[0][0].name[:100]},
         )
-    found, further = fitting[0][1:] if fitting else (nearest, {})
-    if not wanted.keys() & found.state.keys():
+    mapped, further = fitting[0][1:] if fitting else (nearest, {})
+    if not wanted.keys() & mapped.state.keys():
         raise FileMissing(
             f"{configs.folder}: no file holds the weights of the {network.name}",
             hint=f"copy them into models/, as {' or '.join(WEIGHTS)}",
         )
     hint = f"no file of the folder has the tensors of the {network.name} of its configuration"
-    require_fit(network, found.state, found.source, hint)
-    return found, further
+    require_fit(network, mapped.state, mapped.source, hint)
+    return mapped, further
 
 
 def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Any]]]:
@@ -422,8 +428,8 @@ def _parts(path: Path, first: str) -> Iterator[tuple[Mapping[str, Tensor], Mappi
         state = unwrapped(each, path)
         starts = {key.removesuffix(first) for key in state if f".{key}".endswith(f".{first}")}
         for start in sorted(starts, key=lambda start: ("ema" not in start, start)):  # averaged weights first
-            found = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
-            yield {key: value.float() for key, value in found.items()}, further
+            part = {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+            yield {key: value.float() for key, value in part.items()}, further
 
 
 def _renamed(wanted: Mapping[str, Any], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

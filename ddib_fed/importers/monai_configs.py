@@ -74,12 +74,12 @@ class Configs:
         self.twice = dict[str, str]()  # ids defined differently in a second file of the same rank
         self._items, self._file, self._left = dict[str, Any](), dict[str, str](), MOST_VALUES
         for path in sorted(paths, key=lambda path: not path.stem.startswith("inference")):
-            found, text = _parsed(path)
+            content, text = _parsed(path)
             if path.stem == "metadata":
-                self.metadata |= found
+                self.metadata |= content
                 continue
             self.text += text
-            for key, value in translate(found).items():
+            for key, value in translate(content).items():
                 first = self._file.get(key)
                 peers = first and not any(name.startswith(RANKED) for name in (path.name, first))
                 if (
@@ -101,8 +101,10 @@ class Configs:
     def definitions(self, *names: str) -> Iterator[Found]:
         """Yield every definition that is not disabled, or only definitions of classes of these names."""
         for key, value in self._all:
-            if (found := self._definition(key, value)) is not None and (not names or found.name in names):
-                yield found
+            if (definition := self._definition(key, value)) is not None and (
+                not names or definition.name in names
+            ):
+                yield definition
 
     def lists(self) -> Iterator[list[Found]]:
         """Yield the definitions in each list, in its order, with those it refers to; code counts as a class."""
@@ -110,17 +112,17 @@ class Configs:
             if isinstance(value, str) and MAKING.match(value):
                 yield [Found(key, self._file_of(key), value, {})]
             elif isinstance(value, list):
-                found = [self._element(f"{key}::{place}", each) for place, each in enumerate(value)]
-                yield [each for each in found if each is not None]
+                elements = [self._element(f"{key}::{place}", each) for place, each in enumerate(value)]
+                yield [each for each in elements if each is not None]
 
     def _element(self, key: str, value: Any) -> Found | None:
         for _ in range(DEEPEST):
             if not isinstance(value, str) or not REFERENCE.fullmatch(re.sub(r"^\$?[@%]", "@", value.strip())):
                 break
             key = value.strip().lstrip("$@%").replace("#", "::")
-            if (found := self._raw(key)) is None:
+            if (raw := self._raw(key)) is None:
                 break
-            value = found
+            value = raw
         if isinstance(value, str) and value.startswith(("$", "@", "%")):
             return Found(key, self._file_of(key), value, {})
         return self._definition(key, value)
@@ -200,13 +202,13 @@ class Configs:
         if depth > DEEPEST:
             raise self._refused(key, raw, "its references go round in a circle")
         if raw[0] != "$":
-            if (found := self._raw(raw[1:])) is None:
+            if (nested := self._raw(raw[1:])) is None:
                 raise self._refused(key, raw, "there is no such id")
-            return self.value(found, raw[1:], depth + 1)
+            return self.value(nested, raw[1:], depth + 1)
         if len(raw) > LONGEST:
             raise self._refused(key, raw, f"it is longer than {LONGEST} characters")
         names = {each: f"_{number}" for number, each in enumerate(REFERENCE.findall(raw))}
-        text = REFERENCE.sub(lambda found: names[found[0]], raw[1:].strip())
+        text = REFERENCE.sub(lambda match: names[match[0]], raw[1:].strip())
         try:
             tree = ast.parse(text, mode="eval").body
             operands = {name: self.value(each, key, depth + 1) for each, name in names.items()}
@@ -218,8 +220,8 @@ class Configs:
             raise self._refused(key, raw, why) from error
 
     def _refused(self, key: str, raw: str, why: str) -> SettingsInvalid:
-        found = Found(key, self._file_of(key), raw, {})
-        return found.refused("", f"is {raw[:80]}: {why}", f"write the value of {key} there")
+        definition = Found(key, self._file_of(key), raw, {})
+        return definition.refused("", f"is {raw[:80]}: {why}", f"write the value of {key} there")
 
 
 def _parsed(path: Path) -> tuple[Mapping[str, Any], str]:
@@ -333,7 +335,7 @@ def units_of(
     configs: Configs, given: ImportOptions, facts: list[Fact], read: Read
 ) -> tuple[Normalisation, dict[str, Any]]:
     """Return units of the network's samples, and fields of a `PictureFormat` for values in files."""
-    found = dict[Scaled, str]()
+    kinds = dict[Scaled, str]()
     for transforms in _lists(configs):
         place = transforms[-1].key.rpartition("::")[0] or transforms[-1].key
         try:
@@ -343,15 +345,15 @@ def units_of(
                 raise
             scaled = None
         if scaled is not None:
-            found.setdefault(scaled, f"the transforms of {place}")
-    if len(found) > 1 and None in {given.intensity, given.values}:
-        places = " and ".join(found.values())
+            kinds.setdefault(scaled, f"the transforms of {place}")
+    if len(kinds) > 1 and None in {given.intensity, given.values}:
+        places = " and ".join(kinds.values())
         raise SettingsInvalid(f"{configs.folder}: {places} scale values differently", hint=RULE_HINT)
-    found = found if len(found) == 1 else {}
-    if not found and read.network.name.endswith("Maisi") and (kind := _kind(read, given)):
-        found = {MAISI[kind]: f"MAISI's training on {kind.upper()}"}
+    kinds = kinds if len(kinds) == 1 else {}
+    if not kinds and read.network.name.endswith("Maisi") and (kind := _kind(read, given)):
+        kinds = {MAISI[kind]: f"MAISI's training on {kind.upper()}"}
     usual = Scaled("values", 0.0, 255.0), "assumed, as MONAI's; --range LOW:HIGH says another"
-    scaled, basis = next(iter(found.items()), usual)
+    scaled, basis = next(iter(kinds.items()), usual)
     form, (low, high) = scaled.fields(), given.values or (scaled.low, scaled.high)
     facts.append(Fact("range", f"{low:g} to {high:g}", "--range" if given.values else basis))
     if given.intensity is not None:
@@ -400,16 +402,16 @@ def _lists(configs: Configs) -> Iterator[list[Found]]:
     def answers(names: list[str]) -> bool:
         return any(map(ANSWERING.fullmatch, names)) and not any(map(LOADING.match, names))
 
-    every = [found for found in configs.lists() if any(map(transforms, found))]
-    inside = {each.key for found in every for each in found}
+    every = [elements for elements in configs.lists() if any(map(transforms, elements))]
+    inside = {each.key for elements in every for each in elements}
     every += [[each] for each in configs.definitions() if each.key not in inside and transforms(each)]
-    lists = [found for found in every if not answers([each.name for each in found])]
-    keys = {each.key: _listed(configs.get(f"{each.key}::keys")) for found in lists for each in found}
+    lists = [elements for elements in every if not answers([each.name for each in elements])]
+    keys = {each.key: _listed(configs.get(f"{each.key}::keys")) for elements in lists for each in elements}
     names = [name for told in keys.values() for name in told]
     sample = next((name for name in ("image", *names) if name in names), "")
-    for found in lists:
-        own = [each for each in found if not keys[each.key] or sample in keys[each.key]]
-        if own and not any(part.startswith("post") for part in found[0].key.split("::")):
+    for elements in lists:
+        own = [each for each in elements if not keys[each.key] or sample in keys[each.key]]
+        if own and not any(part.startswith("post") for part in elements[0].key.split("::")):
             yield own
 
 

@@ -128,8 +128,8 @@ class DistilTask(Task):
 
     def loss(self, network: nn.Module, piece: Any, samples: "Questions") -> tuple[Tensor, Tensor]:
         del piece
-        found = self._losses(network, samples)
-        return found.sum() / self.config.batch, found
+        losses = self._losses(network, samples)
+        return losses.sum() / self.config.batch, losses
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         del at_once
@@ -185,8 +185,8 @@ def measured(teacher: Model, student: Model, clean: Floats) -> dict[str, Any]:
     x = softened(clean, sigma, noise(torch.from_numpy(clean), _MEASURE_SEED).numpy())
     latent = teacher.integrate(x, REFERENCE, sigma=sigma)
     back = teacher.integrate(latent, REFERENCE, back=True)
-    found: dict[str, list[dict[str, Any]]] = {grid: [] for grid in GRIDS}
-    for grid, errors in found.items():
+    measures: dict[str, list[dict[str, Any]]] = {grid: [] for grid in GRIDS}
+    for grid, errors in measures.items():
         for count in EVALUATIONS:
             settings = Settings("flow-map", evaluations=count, grid=grid)
             own = student.integrate(x, settings, sigma=sigma)
@@ -203,7 +203,7 @@ def measured(teacher: Model, student: Model, clean: Floats) -> dict[str, Any]:
             }  # fmt: skip
             rounded = {name: float(f"{float(value):.4g}") for name, value in figures.items()}
             errors.append({"evaluations": count, **rounded})
-    best = min(GRIDS, key=lambda grid: found[grid][-1]["encode"] + found[grid][-1]["decode"])
+    best = min(GRIDS, key=lambda grid: measures[grid][-1]["encode"] + measures[grid][-1]["decode"])
     return {
         "teacher": teacher.digest,
         "teacher_name": teacher.manifest.name,
@@ -211,7 +211,7 @@ def measured(teacher: Model, student: Model, clean: Floats) -> dict[str, Any]:
         "evaluations": REFERENCE.evaluations,
         "samples": len(clean),
         "grid": best,
-        "errors": found[best],
+        "errors": measures[best],
     }
 
 
@@ -260,8 +260,8 @@ class Paths:
         if paths is None:
             paths = self._kept[number, first, last] = self.batch(number, slice(first, last))
         u = torch.from_numpy(datasets.uniforms(config.seed + 1, step, config.batch, 4)[2 * first : 2 * last])
-        found = asked(paths, u)
-        return Questions(*(each[part.start - 2 * first : part.stop - 2 * first] for each in found))
+        answers = asked(paths, u)
+        return Questions(*(each[part.start - 2 * first : part.stop - 2 * first] for each in answers))
 
     def batch(self, number: int, part: slice) -> tuple[Course, Course]:
         """Return rows `part` of each direction of batch `number`: paths from data and paths from noise."""

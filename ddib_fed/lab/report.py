@@ -46,10 +46,10 @@ def fit_inverter(latents: Array, originals: Array, *, steps: int = 300, seed: in
     """Fit the surrogates to latents and their pictures (N, C, H, W); without `steps` the linear one alone."""
     fitted, held = _set_aside(latents, originals)
     linear = _best([metrics.by_frequency(*fitted, penalty) for penalty in PENALTIES], held)
-    found = [Inverter("frequency", linear)]
+    inverters = [Inverter("frequency", linear)]
     if steps:
-        found.append(Inverter("network", _network(*fitted, linear, steps, seed)))
-    return min(found, key=lambda each: _error(each.inverse, held))
+        inverters.append(Inverter("network", _network(*fitted, linear, steps, seed)))
+    return min(inverters, key=lambda each: _error(each.inverse, held))
 
 
 def fit_point_inverter(latents: Array, originals: Array) -> Inverter:
@@ -84,8 +84,8 @@ def _kernel_ridge(latents: Array, originals: Array, width: float, penalty: float
     dual = torch.linalg.solve(kernel(own) + penalty * torch.eye(len(own), dtype=own.dtype), x - centre)
 
     def inverse(given: Array) -> Array:
-        found: Array = (kernel(torch.from_numpy(given).double() / scale) @ dual + centre).float().numpy()
-        return found
+        estimate: Array = (kernel(torch.from_numpy(given).double() / scale) @ dual + centre).float().numpy()
+        return estimate
 
     return inverse
 
@@ -113,8 +113,8 @@ class _Corrector(nn.Module):
         h = self.enter(torch.cat([latent, estimate], dim=1))
         for block in self.blocks:
             h = h + block(h)
-        found: Tensor = estimate + self.leave(nn.functional.silu(h))
-        return found
+        predicted: Tensor = estimate + self.leave(nn.functional.silu(h))
+        return predicted
 
 
 def _network(latents: Array, originals: Array, first: Inverse, steps: int, seed: int) -> Inverse:
@@ -136,8 +136,8 @@ def _network(latents: Array, originals: Array, first: Inverse, steps: int, seed:
     network.requires_grad_(requires_grad=False)
 
     def inverse(given: Array) -> Array:
-        found: Array = network(torch.from_numpy(given), torch.from_numpy(first(given))).numpy()
-        return found
+        estimate: Array = network(torch.from_numpy(given), torch.from_numpy(first(given))).numpy()
+        return estimate
 
     return inverse
 
@@ -147,8 +147,8 @@ def correlation_matrix(latents: Numbers, originals: Numbers) -> NDArray[np.float
     flat = [each.reshape(len(each), -1).astype(np.float64) for each in (latents, originals)]
     flat = [each - each.mean(axis=1, keepdims=True) for each in flat]
     unit = [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), TINY) for each in flat]
-    found: NDArray[np.float64] = unit[0] @ unit[1].T
-    return found
+    correlations: NDArray[np.float64] = unit[0] @ unit[1].T
+    return correlations
 
 
 def first_by_correlation(found: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -231,8 +231,8 @@ def _readings(model: Model, known: Array, attacked: Array, attack: Attack) -> It
             ]
             for depth in sorted(latents[0], reverse=True):
                 pairs = (latents[0][depth], known), (latents[1][depth], attacked)
-                found = _reading(model, *pairs, attack.seed)
-                yield {"soften_sigma": sigma, "depth": depth, "share": share, **found}
+                reading = _reading(model, *pairs, attack.seed)
+                yield {"soften_sigma": sigma, "depth": depth, "share": share, **reading}
 
 
 def _reading(
@@ -240,7 +240,10 @@ def _reading(
 ) -> dict[str, Any]:
     """Return what is read from attacked latents, by whoever has known ones, each with their samples."""
     (latents, truth), (seen, originals) = attacked, (known[0], model.units(known[1]))
-    found, pictures = correlation_matrix(latents, model.units(truth)), model.manifest.sample_kind != "point"
+    correlations, pictures = (
+        correlation_matrix(latents, model.units(truth)),
+        model.manifest.sample_kind != "point",
+    )
     inverter = (
         fit_inverter(seen, originals, steps=STEPS, seed=seed)
         if pictures
@@ -254,8 +257,8 @@ def _reading(
         quality = np.sqrt(np.square((read - truth) / truth.std(axis=0)).mean(axis=1))
         hits = metrics.ranks(read, truth) < 1
     return {
-        "correlation": _figure(np.mean, np.diagonal(found)),
-        "found_by_correlation": _figure(np.mean, first_by_correlation(found)),
+        "correlation": _figure(np.mean, np.diagonal(correlations)),
+        "found_by_correlation": _figure(np.mean, first_by_correlation(correlations)),
         "surrogate": inverter.name,
         "read": _figure(np.mean, quality),
         "found_by_reading": _figure(np.mean, hits),
@@ -283,7 +286,7 @@ def latents_along(
 
 def membership_of(model: Model, members: Array, others: Array, attack: Attack) -> list[dict[str, Any]]:
     """Tell training samples from others, by the norm of the latent and by the model's loss; return how well."""
-    own, chosen, found = model.manifest.soften_sigma, spaced(members, len(others)), []
+    own, chosen, scores = model.manifest.soften_sigma, spaced(members, len(others)), []
     for sigma in (own, 0.0) if own else (0.0,):
         attack.say(f"membership, softened {sigma:g}")
         norms, losses = [], []
@@ -294,8 +297,8 @@ def membership_of(model: Model, members: Array, others: Array, attack: Attack) -
             losses.append(-_losses(model, x, attack.seed))
         sizes = {"soften_sigma": sigma, "members": len(chosen), "others": len(others)}
         figures = {"norm": norms, "loss": losses}
-        found.append({**sizes, **{key: _figure(_told_apart(*each), *each) for key, each in figures.items()}})
-    return found
+        scores.append({**sizes, **{key: _figure(_told_apart(*each), *each) for key, each in figures.items()}})
+    return scores
 
 
 def _told_apart(inside: Numbers, outside: Numbers) -> Callable[[Numbers, Numbers], float]:

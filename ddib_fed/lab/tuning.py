@@ -125,10 +125,10 @@ def tune(
 def sets(model: Model, data: Path | None, effort: Effort) -> tuple[Floats, Floats, Floats]:
     """Return samples to learn from, to choose with, and to measure with; held-out ones first go to the last two."""
     total = effort.fit + effort.choose + effort.held_out
-    found = model.data(data, train=total, held_out=effort.choose + effort.held_out)
-    every = found.mixed()
+    samples = model.data(data, train=total, held_out=effort.choose + effort.held_out)
+    every = samples.mixed()
     if len(every) < FEWEST:
-        problem = f"{found.name} has {len(every)} samples; at least {FEWEST} are needed"
+        problem = f"{samples.name} has {len(every)} samples; at least {FEWEST} are needed"
         raise InputError(problem, hint="give more")
     share = min(1.0, len(every) / total)
     held_out, choose, fit = (max(2, int(share * n)) for n in (effort.held_out, effort.choose, effort.fit))
@@ -183,11 +183,11 @@ class TuningLeg:
         """Return where rows end over the grid lams (n + 1,), differentiable in it."""
         lams = lams if self.stage == "encode" else lams.flip(0)
         labels = None if rows.labels is None else rows.labels.tolist()
-        found = rows.x
+        at = rows.x
         walk = self.model.walk(rows.x, lams, order=steps.order, whitened=steps.whitened, labels=labels)
         for state, _ in walk:
-            found = state
-        return found.cpu()
+            at = state
+        return at.cpu()
 
     def measured(self, steps: Steps) -> dict[str, Any]:
         rows, evaluations = self.held_out, len(steps.lams) - 1
@@ -292,8 +292,8 @@ def learn(
             if done % 10 == 0 or done == iterations:
                 lams = lams_of(u.detach(), *ends)
                 if float((lams[:-1] - lams[1:]).min()) >= LEAST_STEP:
-                    found = judged(start.steps._replace(lams=tuple(lams.tolist())))
-                    best = min(best, found, key=lambda one: one.score)
+                    outcome = judged(start.steps._replace(lams=tuple(lams.tolist())))
+                    best = min(best, outcome, key=lambda one: one.score)
             spent += 1
             tell(spent, total)
         return best

@@ -329,12 +329,12 @@ def autoencoder_folder(which: str, *, required: bool = True) -> Path | None:
 def load_autoencoder(folder: Path, source: str = "") -> Bundle:
     """Load the autoencoder in a folder: a bundle of its own, or the one beside a model."""
     source, files = source or str(folder), autoencoder_files(folder)
-    found = Bundle(*_read_model(folder, source, files))
-    if found.manifest.role != "autoencoder":
+    bundle = Bundle(*_read_model(folder, source, files))
+    if bundle.manifest.role != "autoencoder":
         raise invalid(
-            source, files[0], "role", f"{found.manifest.name} is a {found.manifest.role}, no autoencoder"
+            source, files[0], "role", f"{bundle.manifest.name} is a {bundle.manifest.role}, no autoencoder"
         )
-    return found
+    return bundle
 
 
 def load_bundle(folder: Path, source: str = "", *, without: Collection[str] = ()) -> Bundle:

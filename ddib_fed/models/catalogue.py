@@ -93,9 +93,9 @@ def copy_shipped(name: str, path: Path, *, overwrite: bool = False) -> Listed:
         if digest != (read_json(staging / MANIFEST_FILE) or {}).get("weights_sha256"):
             problem = f"{name}: {WEIGHTS_FILE} was changed after it was written"
             raise BundleInvalid(problem, hint="install the package again")
-        found = look(staging, name)
+        checked = look(staging, name)
     model_folder(path)
-    return found
+    return checked
 
 
 def _learned(steps: Mapping[str, Any]) -> tuple[int, ...]:

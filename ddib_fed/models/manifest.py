@@ -291,8 +291,8 @@ def check_guide(generator: Manifest, classifier: Manifest) -> None:
     if generator.classes and classifier.classes:
         fields += ["classes"]
     for field_name in fields:
-        wanted, found = getattr(generator, field_name), getattr(classifier, field_name)
-        if wanted != found:
+        wanted, there = getattr(generator, field_name), getattr(classifier, field_name)
+        if wanted != there:
             raise SettingsInvalid(
                 f"the classifier {classifier.name} does not fit the model {generator.name}: {field_name} differs",
                 hint="use a classifier that was trained on the same pictures, classes and schedule",

@@ -35,15 +35,15 @@ class Sidecar(Frozen):
         """The content of a file, checked; `source` names the model in errors."""
         hint = f"{cls.again}, or remove {cls.file}"
         try:
-            found = cls.model_validate_json(data)
+            parsed = cls.model_validate_json(data)
         except ValidationError as error:
             where, problem = first_problem(error)
             raise BundleInvalid(
                 f"{source}: {cls.file}: {where or 'content'}: {problem}", hint=hint
             ) from error
-        if found.weights_sha256 != weights_sha256:
+        if parsed.weights_sha256 != weights_sha256:
             raise BundleInvalid(f"{source}: {cls.file} belongs to other weights", hint=hint)
-        return found
+        return parsed
 
     def values(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

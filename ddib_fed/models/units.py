@@ -37,9 +37,9 @@ def solve_quadratic(weights: Doubles, v: Doubles) -> Doubles:
             break
         here, left = u[:, active], residual[:, active]
         there = np.clip(here - _step(linear, square, here, left, damping[active]), -FARTHEST, FARTHEST)
-        found = _value(*parts, there) - v[:, active]
-        better = (found**2).sum(0) < (left**2).sum(0)
-        u[:, active[better]], residual[:, active[better]] = there[:, better], found[:, better]
+        gap = _value(*parts, there) - v[:, active]
+        better = (gap**2).sum(0) < (left**2).sum(0)
+        u[:, active[better]], residual[:, active[better]] = there[:, better], gap[:, better]
         damping[active] *= np.where(better, 0.2, 8.0)
     return u
 
@@ -68,13 +68,13 @@ def _start(constant: Doubles, linear: Doubles, square: Doubles, v: Doubles) -> D
     products = linear @ linear.T
     ridge = RIDGE * np.trace(products) / len(linear) + 1e-12
     inverse = linear.T @ np.linalg.inv(products + ridge * np.eye(len(linear)))
-    found: Doubles = np.clip(inverse @ centred, -FARTHEST, FARTHEST)
-    return found
+    start: Doubles = np.clip(inverse @ centred, -FARTHEST, FARTHEST)
+    return start
 
 
 def _value(constant: Doubles, linear: Doubles, square: Doubles, u: Doubles) -> Doubles:
-    found: Doubles = constant[:, None] + linear @ u + (np.tensordot(square, u, 1) * u).sum(1)
-    return found
+    values: Doubles = constant[:, None] + linear @ u + (np.tensordot(square, u, 1) * u).sum(1)
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +97,18 @@ class ToneCurve:
     def apply(self, u: Doubles) -> Doubles:
         """V of u, any shape; beyond the outermost knots the curve goes on in a straight line."""
         branches = self._branches()
-        found = _line(u, *branches[0], open_ends=(True, len(branches) == 1))
+        values = _line(u, *branches[0], open_ends=(True, len(branches) == 1))
         for place, (us, vs) in enumerate(branches[1:], 2):
             there = u >= us[0]
-            found[there] = _line(u[there], us, vs, open_ends=(False, place == len(branches)))
-        return found
+            values[there] = _line(u[there], us, vs, open_ends=(False, place == len(branches)))
+        return values
 
     def undo(self, v: Doubles) -> Doubles:
         """U of v, any shape: of a value between the branches' ranges, that of the nearest branch's end."""
         branches = self._branches()
         away = np.stack([np.maximum(min(b[0], b[-1]) - v, v - max(b[0], b[-1])) for _, b in branches])
         nearest = away.clip(0.0).argmin(0)
-        found = np.empty_like(v)
+        values = np.empty_like(v)
         lows = [min(vs[0], vs[-1]) for _, vs in branches]
         for place, (us, vs) in enumerate(branches):
             mine = nearest == place
@@ -117,8 +117,8 @@ class ToneCurve:
             first, last = place == 0, place == len(branches) - 1
             outer = (first, last) if vs[-1] > vs[0] else (last, first)
             ends = (outer[0] and lows[place] == min(lows), outer[1] and lows[place] == max(lows))
-            found[mine] = _line(v[mine], vs[rising], us[rising], open_ends=ends)
-        return found
+            values[mine] = _line(v[mine], vs[rising], us[rising], open_ends=ends)
+        return values
 
     def _branches(self) -> list[tuple[Doubles, Doubles]]:
         u, v = self.knots.T
@@ -128,12 +128,12 @@ class ToneCurve:
 
 def _line(x: Doubles, xs: Doubles, ys: Doubles, *, open_ends: tuple[bool, bool]) -> Doubles:
     """Linear between (xs, ys), xs rising; beyond an open end straight on, beyond another constant."""
-    found = np.interp(x, xs, ys)
+    values = np.interp(x, xs, ys)
     if open_ends[0]:
-        found += np.minimum(x - xs[0], 0.0) * (ys[1] - ys[0]) / (xs[1] - xs[0])
+        values += np.minimum(x - xs[0], 0.0) * (ys[1] - ys[0]) / (xs[1] - xs[0])
     if open_ends[1]:
-        found += np.maximum(x - xs[-1], 0.0) * (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
-    return found
+        values += np.maximum(x - xs[-1], 0.0) * (ys[-1] - ys[-2]) / (xs[-1] - xs[-2])
+    return values
 
 
 Row = tuple[FiniteFloat, ...]
@@ -165,10 +165,10 @@ class ChannelMap(Frozen):
         values = u.astype(np.float64)
         if self.curve is not None:
             return ToneCurve(self.matrix).apply(values)
-        found: Floats = np.einsum(
+        mapped: Floats = np.einsum(
             "ij,nj...->ni...", self.matrix, values if self.rotation else monomials(values)
         )
-        return found
+        return mapped
 
     def undo(self, v: Floats) -> Floats:
         """U (N, C, ...) of v (N, C, ...), float64: where the map has no such value, the u whose value is nearest."""
@@ -176,8 +176,8 @@ class ChannelMap(Frozen):
         if self.curve is not None:
             return ToneCurve(self.matrix).undo(values)
         if self.rotation is not None:
-            found: Floats = np.einsum("ji,nj...->ni...", self.matrix, values)
-            return found
+            mapped: Floats = np.einsum("ji,nj...->ni...", self.matrix, values)
+            return mapped
         first = np.moveaxis(values, 1, 0)
         solved = solve_quadratic(self.matrix, first.reshape(self.channels, -1))
         return np.moveaxis(solved.reshape(first.shape), 0, 1)
@@ -235,9 +235,9 @@ class Normalisation(Frozen):
     @property
     def channels(self) -> set[int]:
         """The numbers of channels that it supports; empty if one number serves all."""
-        found = {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
-        found |= {3} if self.colours != "rgb" else set()
-        return found | (set() if self.calibrated is None else {self.calibrated.channels})
+        counts = {len(part) for part in (self.mean, self.std) if isinstance(part, tuple)}
+        counts |= {3} if self.colours != "rgb" else set()
+        return counts | (set() if self.calibrated is None else {self.calibrated.channels})
 
     def apply(self, raw: Floats) -> Floats:
         """From raw data (N, D) or (N, C, H, W), any float dtype, to the network's units: float32."""

@@ -113,12 +113,12 @@ def _denoiser(kind: Any, config: LibraryConfig) -> Any:
                     asked = spectrum.ask(x, times, rows)
                 x = asked.inputs
             answer = super().forward(_turned(x, axes), spread(times, rows).expand(len(x)), **further)
-            found = _back(cast("Tensor", answer if plain else answer[0]), axes)
+            output = _back(cast("Tensor", answer if plain else answer[0]), axes)
             if asked is None:
-                return found
-            found = found.to(torch.promote_types(found.dtype, x.dtype))
+                return output
+            output = output.to(torch.promote_types(output.dtype, x.dtype))
             with without_autocast(x.device.type):
-                return asked.answer(found)
+                return asked.answer(output)
 
     return LibraryDenoiser
 
@@ -135,17 +135,17 @@ def _autoencoder(kind: Any, config: LibraryConfig) -> Any:
 
         def encode(self, x: Tensor) -> Tensor:
             """The mean of the latent, of which nothing is drawn."""
-            found = super().encode(_turned(x, axes))
+            latent = super().encode(_turned(x, axes))
             if quantises or plain:
-                found = self.quantize(found)[0] if quantises else found[0]
+                latent = self.quantize(latent)[0] if quantises else latent[0]
             else:
-                found = found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
-            return _back(found, axes)
+                latent = latent.latent_dist.mean if hasattr(latent, "latent_dist") else latent.latents
+            return _back(latent, axes)
 
         def decode(self, z: Tensor) -> Tensor:
             z = _turned(z, axes)
-            found = super().decode(self.quantize(z)[0] if quantises else z)
-            return _back(cast("Tensor", found if plain else found.sample), axes)
+            pictures = super().decode(self.quantize(z)[0] if quantises else z)
+            return _back(cast("Tensor", pictures if plain else pictures.sample), axes)
 
     return LibraryAutoencoder
 

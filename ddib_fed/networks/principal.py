@@ -82,8 +82,8 @@ def _folded(h: Tensor) -> Tensor:
 def _components(h: Tensor) -> Tensor:
     """Principal components of neighbours, in columns; about 0, which is the mean of normalised pictures."""
     rows = _folded(h).transpose(0, 1).flatten(1).double()
-    found: Tensor = torch.linalg.eigh(rows @ rows.T / rows.shape[1])[1]  # the smallest first
-    return found.flip(1).float()
+    vectors: Tensor = torch.linalg.eigh(rows @ rows.T / rows.shape[1])[1]  # the smallest first
+    return vectors.flip(1).float()
 
 
 def _resample(convolution: Any, v: Tensor, *, enlarge: bool) -> Tensor:
@@ -124,8 +124,8 @@ def _features(pictures: Tensor, h: Tensor, count: int) -> Tensor:
             features.append((parts[:, channel] * wave.reshape(shape)).flatten(h.ndim - 1).mean(-1))
     rows = h.transpose(0, 1).flatten(1).double()
     wanted = torch.stack(features[:count]).flatten(1).double()
-    found = torch.linalg.lstsq(rows.T, wanted.T).solution
-    q, r = torch.linalg.qr(found)
+    solution = torch.linalg.lstsq(rows.T, wanted.T).solution
+    q, r = torch.linalg.qr(solution)
     q = q * torch.sign(r.diagonal())
     # Where there are fewer features than latents, the components of the rest follow.
     rest = torch.eye(len(rows), dtype=rows.dtype) - q @ q.T

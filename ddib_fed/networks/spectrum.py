@@ -109,10 +109,10 @@ class Moments:
 
     def add(self, x0: Tensor) -> None:
         """Add clean pictures (N, C, *sides), in the network's units."""
-        found = cosines(x0.double(), self._axes)
-        self._count += len(found)
-        self._sum += found.sum(0)
-        self._squares += found.square().sum(0)
+        coefficients = cosines(x0.double(), self._axes)
+        self._count += len(coefficients)
+        self._sum += coefficients.sum(0)
+        self._squares += coefficients.square().sum(0)
 
     def result(self) -> tuple[Tensor, Tensor]:
         mean = self._sum / self._count
@@ -122,10 +122,10 @@ class Moments:
 def cosines(x: Tensor, axes: int = 2) -> Tensor:
     """The orthonormal cosine transform over the last 2 or 3 axes."""
     rows, columns = (_basis(side, x.dtype, x.device) for side in x.shape[-2:])
-    found = rows.T @ x @ columns
+    coefficients = rows.T @ x @ columns
     if axes == 2:
-        return found
-    return torch.einsum("de,...dhw->...ehw", _basis(x.shape[-3], x.dtype, x.device), found)
+        return coefficients
+    return torch.einsum("de,...dhw->...ehw", _basis(x.shape[-3], x.dtype, x.device), coefficients)
 
 
 def pictures(found: Tensor, axes: int = 2) -> Tensor:
@@ -161,8 +161,8 @@ class SharedWithLinear(Wrapped):
 
 
 def spectrum_of(network: nn.Module) -> Spectrum | None:
-    found = getattr(network, "spectrum", None)
-    return found if isinstance(found, Spectrum) else None
+    spectrum = getattr(network, "spectrum", None)
+    return spectrum if isinstance(spectrum, Spectrum) else None
 
 
 def _required(denoiser: Denoiser) -> Spectrum:
@@ -198,8 +198,8 @@ class Whitened(Wrapped):
         v = self.inner.at(self._left(x, alpha, sigma), places, cond)
         spread = self._spread(alpha, sigma, x.dtype)
         linear = alpha * sigma * (1.0 - self._variance.to(x.dtype)) / spread
-        found = (cosines(v, self._axes) + sigma * self._mean.to(x.dtype)) * spread.rsqrt()
-        return (found - linear * x) * (-alpha * sigma)
+        scaled = (cosines(v, self._axes) + sigma * self._mean.to(x.dtype)) * spread.rsqrt()
+        return (scaled - linear * x) * (-alpha * sigma)
 
     def _left(self, state: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
         spread = self._spread(alpha, sigma, state.dtype)

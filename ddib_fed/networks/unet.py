@@ -319,14 +319,14 @@ class UNet(nn.Module):
         # The linear estimate keeps its digits where autocast has the layers in half precision.
         with without_autocast(x.device.type):
             asked = self.spectrum.ask(x, times, rows, kept)
-        found = self._predict(asked.inputs, embedded)
-        found = found.to(torch.promote_types(found.dtype, x.dtype))
+        predicted = self._predict(asked.inputs, embedded)
+        predicted = predicted.to(torch.promote_types(predicted.dtype, x.dtype))
         channels = x.shape[1]
         with without_autocast(x.device.type):
-            answer = asked.answer(found[:, :channels])
-        if found.shape[1] == channels:
+            answer = asked.answer(predicted[:, :channels])
+        if predicted.shape[1] == channels:
             return answer
-        return torch.cat([answer, found[:, channels:]], dim=1)  # a learned variance
+        return torch.cat([answer, predicted[:, channels:]], dim=1)  # a learned variance
 
     def _predict(self, x: Tensor, embedded: Embedded) -> Tensor:
         """The output of the layers for x (N, in_channels, H, W); of a spectrum, (N, 2 in_channels, H, W)."""

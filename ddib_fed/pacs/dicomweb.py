@@ -98,8 +98,8 @@ class Web:
     def fetch(self, query: Mapping[str, str], folder: Path) -> int:
         """Write the instances of the one study that a query finds to a folder; return their number."""
         with self._explained():
-            found = self.client.search_for_studies(search_filters=dict(query), limit=2)
-            study = network.the_one([str(each["0020000D"]["Value"][0]) for each in found], query, self.url)
+            studies = self.client.search_for_studies(search_filters=dict(query), limit=2)
+            study = network.the_one([str(each["0020000D"]["Value"][0]) for each in studies], query, self.url)
             accept, count = {"Accept": f'multipart/related; type="{_KIND}"'}, 0
             address, timeout = f"{self.url}/studies/{quote(study)}", (network.CONNECT_S, network.ANSWER_S)
             with self.session.get(address, headers=accept, stream=True, timeout=timeout) as answer:

@@ -312,11 +312,11 @@ def the_one(studies: Iterable[str], query: Mapping[str, str], where: object) -> 
     if len(studies) == 1:
         return studies.pop()
     asked = "&".join(f"{key}={value}" for key, value in query.items())
-    found = f"{where} has {'several studies' if studies else 'no study'} of {asked}"
+    problem = f"{where} has {'several studies' if studies else 'no study'} of {asked}"
     named = [f"--query StudyInstanceUID={each}" for each in sorted(studies)]
     named[8:] = [f"{len(named) - 8} more"] if len(named) > 8 else []
     hint = ", or ".join(named) or "compare the values of --query with those that the archive shows"
-    raise ItemNotFound(found, hop="client", hint=hint)
+    raise ItemNotFound(problem, hop="client", hint=hint)
 
 
 def require_study(path: Path, study: str) -> None:
@@ -328,14 +328,14 @@ def require_study(path: Path, study: str) -> None:
 
 def parse_query(text: str) -> dict[str, str]:
     """Parse `KEYWORD=VALUE[&KEYWORD=VALUE...]`, attributes of the study level."""
-    found = {}
+    conditions = {}
     for part in text.split("&"):
         keyword, mark, value = part.partition("=")
         if not mark or not value.strip() or pydicom().datadict.tag_for_keyword(keyword) is None:
             hint = "--query 'StudyInstanceUID=1.2.3', or 'PatientID=123&StudyDate=20260102'"
             raise UsageError(f"--query: {part!r} is no KEYWORD=VALUE of DICOM", hint=hint)
-        found[keyword] = value.strip()
-    return found
+        conditions[keyword] = value.strip()
+    return conditions
 
 
 def fetch(
@@ -355,9 +355,9 @@ def fetch(
         setattr(asked, keyword, value)
     studies, code = set[str](), -1
     with associated(own, peer, [pynetdicom().build_context(find)]) as finding:
-        for status, found in finding.send_c_find(asked, find):
+        for status, dataset in finding.send_c_find(asked, find):
             code = status.get("Status", -1) if status else -1
-            studies |= {str(found.get("StudyInstanceUID", ""))} if found else set()
+            studies |= {str(dataset.get("StudyInstanceUID", ""))} if dataset else set()
     if code:
         raise down(f"{peer} did not answer the query: status 0x{code & 0xFFFF:04X}")
     wanted = pydicom().Dataset()
@@ -481,8 +481,8 @@ class Receiver:
     def _look_up(self) -> None:
         for caller in self.callers:
             with suppress(OSError):  # what was found before holds
-                found = socket.getaddrinfo(caller.host, None)
-                self._addresses[caller] = {str(each[4][0]) for each in found}
+                addresses = socket.getaddrinfo(caller.host, None)
+                self._addresses[caller] = {str(each[4][0]) for each in addresses}
 
     def _is_due(self, what: str, every: float) -> bool:
         """Return whether `what` was last due at least `every` seconds ago, and note that it is due now."""

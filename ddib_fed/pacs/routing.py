@@ -216,8 +216,8 @@ class Router:
         self._lock = threading.RLock()
         now, self.clock = time.monotonic(), Clock(private_folder(self.spool) / ".clock")
         folders = [each for each in sorted(self.spool.iterdir()) if _KEY.fullmatch(each.name)]
-        found = [Routed.read(each, self.clock) for each in folders]
-        self.series = {each.folder.name: each for each in found if each is not None}
+        routed = [Routed.read(each, self.clock) for each in folders]
+        self.series = {each.folder.name: each for each in routed if each is not None}
         for each in self.series.values():
             each.due = now + (self.settings.quiet_s if each.state.step is Step.ARRIVING else 0.0)
         if left := sum(not each.has_ended for each in self.series.values()):
@@ -238,28 +238,31 @@ class Router:
         with path.open("rb") as file:
             os.fsync(file.fileno())
         with self._lock:
-            found = self.series.get(key)
+            series = self.series.get(key)
             place = self.spool / key / "in" / name
             known = place.exists() and filecmp.cmp(path, place, shallow=False)
-            if not known and (why := self._no_room(path.stat().st_size, found)):
+            if not known and (why := self._no_room(path.stat().st_size, series)):
                 log.error("%s: an instance is refused: %s", who, why)
                 return 0xA700
-            if found is None:
+            if series is None:
                 make_private_folders(place.parent)
-                found = self.series[key] = Routed(self.spool / key, self.clock)
-                log.info("series %s: begins to arrive from %s", found.key, who)
-            state, begun = found.state, found.state.step is Step.ARRIVING and found.state.changed
+                series = self.series[key] = Routed(self.spool / key, self.clock)
+                log.info("series %s: begins to arrive from %s", series.key, who)
+            state, begun = series.state, series.state.step is Step.ARRIVING and series.state.changed
             # Known already, and of a series that has ended: what is there is handed on again.
-            if found.has_ended or (not known and not (begun and state.new)):
+            if series.has_ended or (not known and not (begun and state.new)):
                 new = state.new or not known or state.step is Step.FAILED
-                found.put(step=Step.ARRIVING, new=new, sent=0, starts=0, why="")
+                series.put(step=Step.ARRIVING, new=new, sent=0, starts=0, why="")
             if not known:
-                found.size, found.count = found.size + path.stat().st_size, found.count + (not place.exists())
+                series.size, series.count = (
+                    series.size + path.stat().st_size,
+                    series.count + (not place.exists()),
+                )
                 path.replace(place)
                 sync_folder(place.parent)
-            if found.state.step is Step.ARRIVING:
-                found.due, found.tries = time.monotonic() + self.settings.quiet_s, 0
-                found.associations.add(association)
+            if series.state.step is Step.ARRIVING:
+                series.due, series.tries = time.monotonic() + self.settings.quiet_s, 0
+                series.associations.add(association)
         return 0
 
     def ended(self, association: int, released: bool) -> None:

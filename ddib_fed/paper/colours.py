@@ -86,8 +86,10 @@ def photograph(name: str, pixels: NDArray[Any]) -> Photograph:
     if pixels.shape[2] != 3:
         raise _grey(name, "it has one channel")
     codes = pixels.reshape(-1, 3).astype(np.int64) @ (1 << np.array([32, 16, 0]))
-    found, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
-    colours = np.stack([found >> 32, found >> 16 & 0xFFFF, found & 0xFFFF], axis=1).astype(pixels.dtype)
+    distinct, places, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    colours = np.stack([distinct >> 32, distinct >> 16 & 0xFFFF, distinct & 0xFFFF], axis=1).astype(
+        pixels.dtype
+    )
     covariance = np.cov(colours.T.astype(np.float64), fweights=counts, ddof=0)
     spread = np.sqrt(np.maximum(np.linalg.eigvalsh(covariance), 0.0))
     if shape := ("point", "line", "plane", "")[int((spread >= 1.0).sum())]:

@@ -55,12 +55,12 @@ def colours(*, content: Path, reference: Path, out: Path, resume: bool, force: b
             on_progress=show,
             **settings,
         )
-    found = report["colours"]
+    figures = report["colours"]
     lines(
         {
             "picture": report["picture"],
-            "colours": f"sliced-W2 to the reference {found['ddib']:.3f} (content unchanged {found['content']:.3f}, "
-            f"floor {found['floor']:.3f})",
+            "colours": f"sliced-W2 to the reference {figures['ddib']:.3f} (content unchanged {figures['content']:.3f}, "
+            f"floor {figures['floor']:.3f})",
         }
     )
     say(f"written: {out}")

@@ -65,10 +65,10 @@ def validation_pictures(folder: Path, labels: Path | None = None) -> dict[int, l
         raise FileMissing(f"no such folder: {folder}")
     table = read_labels(labels) if labels else None
     below = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    found: dict[int, list[Path]] = {}
+    by_class: dict[int, list[Path]] = {}
     if below:
         numbers = _folder_numbers([p.name for p in below], table)
-        found = {numbers[each.name]: _pictures(each.iterdir(), each) for each in below}
+        by_class = {numbers[each.name]: _pictures(each.iterdir(), each) for each in below}
     elif labels is None or table is None:
         problem = f"{folder} has no sub-folders, so its classes are known from the kit alone"
         raise FileMissing(problem, hint=f"unpack {KIT} beside it")
@@ -80,10 +80,10 @@ def validation_pictures(folder: Path, labels: Path | None = None) -> dict[int, l
                 raise InputError(
                     f"{path.name} is none of the kit's pictures, ILSVRC2012_val_00000001.JPEG to {len(truth):08}"
                 )
-            found.setdefault(truth[int(number[1]) - 1], []).append(path)
-    if not any(found.values()):
+            by_class.setdefault(truth[int(number[1]) - 1], []).append(path)
+    if not any(by_class.values()):
         raise FileMissing(f"no pictures in {folder}")
-    return found
+    return by_class
 
 
 def read_labels(folder: Path) -> ClassTable:
@@ -151,5 +151,5 @@ def _folder_numbers(names: Sequence[str], table: ClassTable | None) -> dict[str,
 
 def _pictures(paths: Iterable[Path], root: Path) -> list[Path]:
     """Return the pictures among paths below a folder, by name; no hidden ones, nor those of hidden folders."""
-    found = (p for p in paths if p.suffix.lower() in _PICTURES and p.is_file())
-    return sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    pictures = (p for p in paths if p.suffix.lower() in _PICTURES and p.is_file())
+    return sorted(p for p in pictures if not any(part.startswith(".") for part in p.relative_to(root).parts))

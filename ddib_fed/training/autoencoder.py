@@ -78,13 +78,13 @@ class AutoencoderTask(PictureTask):
 
     def loss(self, network: nn.Module, piece: Piece, samples: Samples) -> tuple[Tensor, Tensor]:
         del piece  # which the samples hold all of
-        found = self._errors(network, samples.x0, samples.eps)
-        return found.sum() / self.config.batch, found
+        losses = self._errors(network, samples.x0, samples.eps)
+        return losses.sum() / self.config.batch, losses
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         x = torch.from_numpy(self.normal.apply(self._held_out_pictures(HELD_OUT)))
-        found = [self._errors(network, part, None).cpu() for part in torch.split(x, min(at_once, _AT_ONCE))]
-        return float(torch.cat(found).double().mean())
+        losses = [self._errors(network, part, None).cpu() for part in torch.split(x, min(at_once, _AT_ONCE))]
+        return float(torch.cat(losses).double().mean())
 
     def show(self, trainer: Trainer, folder: Path, *, last: bool) -> str:
         shown = slice(self.config.samples)
@@ -95,7 +95,7 @@ class AutoencoderTask(PictureTask):
         figures = {"reconstruction_psnr": metrics.psnr(made.reshape(flat), pictures.reshape(flat))}
         if pictures.ndim == 4 and min(pictures.shape[2:]) >= metrics.WINDOW:
             figures["reconstruction_ssim"] = metrics.ssim(made, pictures)
-        self.figures = {name: round(float(np.median(found)), 4) for name, found in figures.items()}
+        self.figures = {name: round(float(np.median(values)), 4) for name, values in figures.items()}
         return ""
 
     def reconstructed(self, network: Any, pictures: Floats) -> Floats:
@@ -127,10 +127,10 @@ class AutoencoderTask(PictureTask):
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             mean, deviation = network.posterior(x)
-            found = network.decode(mean if eps is None else mean + deviation * eps)
+            decoded = network.decode(mean if eps is None else mean + deviation * eps)
         mean, deviation = mean.float(), deviation.float()
         gap = 0.5 * (mean.square() + deviation.square() - 1.0) - deviation.log()
-        made, real = self._in_pixels(found.float()), self._in_pixels(x)
+        made, real = self._in_pixels(decoded.float()), self._in_pixels(x)
         losses: Tensor = (made - real).abs().flatten(1).mean(1) + KL_WEIGHT * gap.flatten(1).mean(1)
         if made.ndim == 4 and made.shape[1] in {1, 3}:
             losses = losses + PERCEPTUAL_WEIGHT * perceptual_distance(made, real)

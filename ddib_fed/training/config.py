@@ -240,8 +240,8 @@ class TrainConfig(Frozen):
     def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the defaults of a run with these fields."""
         if given["kind"] == "points":
-            found = dict(_TABLES["public" if given.get("network", {}).get("public") else "points"])
-            found |= {"preset": "", "microbatch": int(given.get("batch", found["batch"]))}
+            defaults = dict(_TABLES["public" if given.get("network", {}).get("public") else "points"])
+            defaults |= {"preset": "", "microbatch": int(given.get("batch", defaults["batch"]))}
         else:
             preset = PRESETS.get(given["preset"])
             if preset is None:
@@ -249,22 +249,22 @@ class TrainConfig(Frozen):
             if ("latent_channels" in preset["network"]) != (given["kind"] == "autoencoder"):
                 whose = "a denoiser" if given["kind"] == "autoencoder" else "an autoencoder"
                 raise ValueError(f"the preset {given['preset']} is of {whose}")
-            found = {name: value for name, value in preset.items() if name not in {"size", "purpose"}}
-            found |= CALIBRATED if given.get("calibration") is not None else {}
-            found["microbatch"] = min(found["microbatch"], int(given.get("batch", found["batch"])))
+            defaults = {name: value for name, value in preset.items() if name not in {"size", "purpose"}}
+            defaults |= CALIBRATED if given.get("calibration") is not None else {}
+            defaults["microbatch"] = min(defaults["microbatch"], int(given.get("batch", defaults["batch"])))
             # Spelt out, so that a preset that changes changes no run that has begun.
             network = cls.usual_network(given, preset["network"])
-            found["network"] = network if given.get("init") is None else {}
-        found.pop("steps", None)
-        return found
+            defaults["network"] = network if given.get("init") is None else {}
+        defaults.pop("steps", None)
+        return defaults
 
     @classmethod
     def usual_network(cls, given: Mapping[str, Any], network: Mapping[str, Any]) -> dict[str, Any]:
         """Return fields of a picture network as the preset has them, but for what the run rules out."""
         if given["kind"] == "classifier":
-            found = {name: value for name, value in network.items() if name in ClassifierConfig.model_fields}
+            kept = {name: value for name, value in network.items() if name in ClassifierConfig.model_fields}
             heads = network.get("num_head_channels", -1) != -1
-            return {**found, "pool": "attention" if heads else "adaptive"}
+            return {**kept, "pool": "attention" if heads else "adaptive"}
         plain = given.get("predict", "v") == "v"
         return {name: value for name, value in network.items() if plain or name != "spectral"}
 
@@ -404,7 +404,7 @@ class TrainConfig(Frozen):
     @classmethod
     def _with_sets(cls, fields: Mapping[str, Any], sets: Sequence[str]) -> dict[str, Any]:
         """Return fields with those of texts such as ema=0.99 (of the run), channel_mult=1,2,3 (of its network)."""
-        found, network = dict(fields), dict(fields.get("network", {}))
+        whole, network = dict(fields), dict(fields.get("network", {}))
         own = cls.fields_of(*ANY)
         for text in sets:
             name, mark, value = (part.strip() for part in text.partition("="))
@@ -415,11 +415,11 @@ class TrainConfig(Frozen):
             if (name, value) == ("network", "public"):
                 network["public"] = True
             elif name in own and name != "network":
-                found[name] = value if cls._extra(name)["option"] else _read(value)
+                whole[name] = value if cls._extra(name)["option"] else _read(value)
             else:
                 _require_of_a_network(name, own)
                 network[name] = _read(f"[{value}]" if name in _LISTS or "," in value else value)
-        return {**found, "network": network} if network else found
+        return {**whole, "network": network} if network else whole
 
     def identity(self, data: str) -> str:
         """Return a digest of all that the weights depend on but the number of steps; equal runs can be resumed."""
@@ -443,11 +443,11 @@ class PrivateTrainConfig(TrainConfig):
 
     @classmethod
     def usual(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        found = super().usual(given)
+        defaults = super().usual(given)
         # The public code's dropout is of a whole batch, and a spectrum is measured of the pictures.
-        network = found.get("network", {})
-        found["network"] = {name: network[name] for name in network if name not in {"dropout", "spectral"}}
-        return found
+        network = defaults.get("network", {})
+        defaults["network"] = {name: network[name] for name in network if name not in {"dropout", "spectral"}}
+        return defaults
 
     @property
     def reference(self) -> int:

@@ -47,8 +47,8 @@ def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | Non
     folder = None if which is None else autoencoder_folder(str(which), required=config.latent is not None)
     if folder is None:
         return None
-    found = Behind(folder, load_autoencoder(folder))
-    made, factor = found.bundle.manifest, found.bundle.factor
+    behind = Behind(folder, load_autoencoder(folder))
+    made, factor = behind.bundle.manifest, behind.bundle.factor
     channels, *sides = source.shape
     others = channels != made.sample_shape[0] or len(source.shape) != len(made.sample_shape)
     changing = config.crop or config.augment != "none" or source.size is not None
@@ -62,7 +62,7 @@ def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | Non
     for what, there in wrong.items():
         if there:
             raise SettingsInvalid(f"{which}: {what}", hint="ddib model train --help: --latent, --size")
-    return found
+    return behind
 
 
 def as_latents(
@@ -77,14 +77,14 @@ def as_latents(
     codec = Codec(behind.bundle, behind.space(source.shape), device)
 
     def encoded(pixels: Pixels, done: int) -> Floats:
-        found = []
+        latents = []
         for first in range(0, len(pixels), TOGETHER):
             mapped = units.mapped(expand(pixels[first : first + TOGETHER]))
             x = torch.from_numpy(behind.bundle.manifest.normalisation.apply(mapped))
-            found.append(codec.encode(x.to(device)).cpu().numpy())
+            latents.append(codec.encode(x.to(device)).cpu().numpy())
             if progress is not None:
                 progress(min(len(pixels), done + first + TOGETHER), total)
-        return np.concatenate(found)
+        return np.concatenate(latents)
 
     parts = [source.train, source.train[..., ::-1]] if config.flip else [source.train]
     total = sum(map(len, parts))
@@ -132,5 +132,5 @@ class LatentTask(PictureTask):
         # The same model in memory: its network is not asked.
         manifest = self._behind.manifest.model_copy(update={"normalisation": self.units})
         whole = replace(self._behind, manifest=manifest, autoencoder=self._behind)
-        found = [out_of_network(whole, self._decoder.decode(part, sides).numpy()) for part in parts]
-        return np.concatenate(found)
+        pictures = [out_of_network(whole, self._decoder.decode(part, sides).numpy()) for part in parts]
+        return np.concatenate(pictures)

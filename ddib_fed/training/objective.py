@@ -104,7 +104,7 @@ def posterior_mean(
     # Rows up to the end of a stretch that began before them, whole stretches, rows of one that ends after them.
     lead = min(-first % reference, len(x))
     tail = (len(x) - lead) % reference
-    found: list[Tensor] = []
+    means: list[Tensor] = []
     counts = [count for count in (lead, len(x) - lead - tail, tail) if count]
     for part in torch.split(asked, counts):
         start = first // reference * reference
@@ -115,5 +115,5 @@ def posterior_mean(
             rows.view(sets, 1, -1, rows.shape[1]) for rows in (part, keys[among], values[among])
         )
         seen = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
-        found.append(seen.reshape(len(part), -1)[:, :-1])
-    return torch.cat(found)
+        means.append(seen.reshape(len(part), -1)[:, :-1])
+    return torch.cat(means)

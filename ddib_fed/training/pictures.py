@@ -178,20 +178,22 @@ def _volume_network(config: TrainConfig, follows: Mapping[str, Any]) -> LibraryC
 
 def _calibrated_units(config: TrainConfig, path: Path, made: Manifest) -> tuple[Normalisation, str]:
     """From pictures in [-1, 1] to the units of the model that they are translated to, and the map's digest."""
-    found, units = Calibration.open(path), units_digest(made.normalisation)
-    if found.kind not in RETRAINED:
+    calibration, units = Calibration.open(path), units_digest(made.normalisation)
+    if calibration.kind not in RETRAINED:
         raise SettingsInvalid(
-            f"{path} is a {found.kind}, for which no model is trained: the one there is works with it",
+            f"{path} is a {calibration.kind}, for which no model is trained: the one there is works with it",
             hint=f"ddib translate --source A --target B --calibration {shlex.quote(str(path))}",
         )
-    if found.expired():
-        problem = f"{path} ended on {found.expires:%Y-%m-%d}"
+    if calibration.expired():
+        problem = f"{path} ended on {calibration.expires:%Y-%m-%d}"
         raise CalibrationExpired(problem, hint="make it anew: ddib calibrate")
-    if found.source.domain not in {made.domain, made.name, config.name, config.domain}:
-        problem = f"{path} maps pictures of {found.source.domain}, and {config.init} is of {made.domain}"
-        raise CalibrationForeign(problem, hint=f"--init with the model of {found.source.domain}")
-    if found.source.units_sha256 != units:
-        whose = "the target's" if found.target.units_sha256 == units else "other"
+    if calibration.source.domain not in {made.domain, made.name, config.name, config.domain}:
+        problem = (
+            f"{path} maps pictures of {calibration.source.domain}, and {config.init} is of {made.domain}"
+        )
+        raise CalibrationForeign(problem, hint=f"--init with the model of {calibration.source.domain}")
+    if calibration.source.units_sha256 != units:
+        whose = "the target's" if calibration.target.units_sha256 == units else "other"
         raise CalibrationUnits(
             f"{path} maps from units that {config.init} does not have: those are {whose}",
             hint="--init with the model that the calibration was made with, on the side that it maps from",
@@ -199,8 +201,8 @@ def _calibrated_units(config: TrainConfig, path: Path, made: Manifest) -> tuple[
     if config.colours not in ("rgb", made.normalisation.colours):
         problem = f"colours is {made.normalisation.colours} in the initial weights, not {config.colours}"
         raise SettingsInvalid(problem, hint="leave colours out")
-    digest = hashlib.sha256(found.map.model_dump_json(exclude_none=True).encode()).hexdigest()
-    return made.normalisation.model_copy(update={"calibrated": found.map}), digest
+    digest = hashlib.sha256(calibration.map.model_dump_json(exclude_none=True).encode()).hexdigest()
+    return made.normalisation.model_copy(update={"calibrated": calibration.map}), digest
 
 
 def _fitted(name: str, have: Tensor | None, want: Tensor) -> Tensor:
@@ -305,12 +307,12 @@ class PictureTask(Task):
 
     def measure_spectrum(self, spectrum: Spectrum) -> None:
         """Measure the first training pictures, as a step would have them."""
-        found = Moments(*self.source.shape)
+        moments = Moments(*self.source.shape)
         most = max(1, MEASURED_NUMBERS // math.prod(self.source.shape))
         count = min(len(self.source.train), MEASURED_PICTURES, most)
         for first in range(0, count, _MEASURED_AT_ONCE):
-            found.add(self.take(0, first, min(_MEASURED_AT_ONCE, count - first)).x0)
-        spectrum.measure(found)
+            moments.add(self.take(0, first, min(_MEASURED_AT_ONCE, count - first)).x0)
+        spectrum.measure(moments)
 
     def averaged(self, state: Mapping[str, Tensor], device: torch.device) -> nn.Module:
         return channels_last(super().averaged(state, device))
@@ -348,14 +350,14 @@ class PictureTask(Task):
         """Return indices of the pictures at places `first` to `first + count` of the endless sequence of epochs."""
         places = np.arange(first, first + count)
         total = len(self.source.train)
-        found = np.empty(count, np.int64)
+        indices = np.empty(count, np.int64)
         for epoch in np.unique(places // total).tolist():
             if epoch != self._epoch:
                 bits = np.random.Philox(key=np.array([self.config.seed, _EPOCH_KEY + epoch], np.uint64))
                 self._epoch, self._order = epoch, np.random.Generator(bits).permutation(total)
             here = places // total == epoch
-            found[here] = self._order[places[here] % total]
-        return found
+            indices[here] = self._order[places[here] % total]
+        return indices
 
     def _noisy(self, x: Floats, step: int, first: int) -> tuple[Tensor, Tensor]:
         """Return normalised pictures, their quantisation steps filled with noise, and the noise of the diffusion."""
@@ -373,8 +375,8 @@ class PictureTask(Task):
         lams = self._lambdas(torch.from_numpy((np.arange(batch) + u) / batch))
         # Only dropout asks torch for numbers; its masks are the one thing that the cut of a batch changes.
         torch.manual_seed((self.config.seed * 1_000_003 + piece.step) * 65_537 + piece.first & 2**63 - 1)
-        found = self._losses(network, samples, lams[piece.first : piece.stop])
-        return found.sum() / batch, found
+        losses = self._losses(network, samples, lams[piece.first : piece.stop])
+        return losses.sum() / batch, losses
 
     def held_out_loss(self, network: nn.Module, at_once: int) -> float:
         held_out = expand(middle(self.source.held_out[:HELD_OUT_PICTURES], self.source.shape[1:]))
@@ -489,15 +491,15 @@ class PictureTask(Task):
         if self.config.classes is not None and labels is not None and len(labels) == len(others):
             weights = 1.0 / np.bincount(labels)[labels]
         try:
-            found = judge_samples(drawn, real, others, weights)
+            judged = judge_samples(drawn, real, others, weights)
         except ExtraMissing as error:
             trainer.notes.append(
                 f"samples are not compared with held-out pictures: {error.detail}; {error.hint}"
             )
             return
-        if found is not None:
-            self.figures |= found.figures()
-            trainer.notes.append(found.sentence(trainer.step))
+        if judged is not None:
+            self.figures |= judged.figures()
+            trainer.notes.append(judged.sentence(trainer.step))
 
 
 def nearness(source: PictureSource, drawn: Floats, *, flip: bool) -> tuple[float, float]:
@@ -540,10 +542,10 @@ def _changed(picture: NDArray[np.float32], draw: np.random.Generator) -> NDArray
     field = _smooth(BIAS * draw.standard_normal((1, 3, 3)), height, width)
     factor = torch.exp(field + FACTOR * draw.standard_normal())
     noise = NOISE * draw.random() * torch.from_numpy(draw.standard_normal(picture.shape).astype(np.float32))
-    found = moved ** float(np.exp(GAMMA * draw.standard_normal())) * factor
-    found = found / found.amax().clamp_min(1.0)  # nothing is saturated
-    found = torch.where(moved > 0.0, found + noise, found)  # a scan that was masked stays masked
-    return (found.clamp(0.0, 1.0) * 2.0 - 1.0).numpy()
+    changed = moved ** float(np.exp(GAMMA * draw.standard_normal())) * factor
+    changed = changed / changed.amax().clamp_min(1.0)  # nothing is saturated
+    changed = torch.where(moved > 0.0, changed + noise, changed)  # a scan that was masked stays masked
+    return (changed.clamp(0.0, 1.0) * 2.0 - 1.0).numpy()
 
 
 def _smooth(knots: NDArray[np.float64], height: int, width: int) -> Tensor:

@@ -265,9 +265,9 @@ class PrivateTrainer(Trainer):
         if len(chosen):
             draws = self._private.draws(self.step, chosen, self._key)
             for part in draws.parts(min(self.microbatch, self._each.at_once), self.world.device):
-                gradients, found = self._each(part)
+                gradients, of_each = self._each(part)
                 add_clipped(sums, gradients)
-                losses.append(found)
+                losses.append(of_each)
             self._losses = torch.cat(losses)
         for number, (parameter, total) in enumerate(zip(self._parameters, sums, strict=True)):
             drawn = self._key.normals(f"noise {number}", self.step, tuple(total.shape))

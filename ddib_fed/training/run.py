@@ -446,13 +446,13 @@ class _Run:
 
     def _read_checkpoint(self) -> None:
         """Take the newest checkpoint; all processes of the run read the same one."""
-        found = latest_checkpoint(self.folder)
-        step = None if found is None else found[0].step
+        checkpoint = latest_checkpoint(self.folder)
+        step = None if checkpoint is None else checkpoint[0].step
         if self.world.decide(lambda: step) != step:
             problem = "the processes of a run do not see the same folder"
             raise SettingsInvalid(problem, hint="--out on a shared disk")
-        if found is not None:
-            self.state, self.tensors = found
+        if checkpoint is not None:
+            self.state, self.tensors = checkpoint
             if self.state.identity != self.identity:
                 raise self._other_run()
 
@@ -535,12 +535,12 @@ class _Log:
 
     def read(self) -> None:
         """Read the losses of the last steps."""
-        found = torch.stack(self.pending).tolist() if self.pending else []
+        values = torch.stack(self.pending).tolist() if self.pending else []
         self.pending.clear()
-        for ahead, loss in enumerate(found, start=1):
+        for ahead, loss in enumerate(values, start=1):
             if not torch.isfinite(torch.tensor(loss)):
                 raise SettingsInvalid(
-                    f"the loss is {loss} after {self._trainer.step - len(found) + ahead} steps",
+                    f"the loss is {loss} after {self._trainer.step - len(values) + ahead} steps",
                     hint="look for outliers, lower the learning rate, or train in float32",
                 )
             self._losses.append(loss)

@@ -134,14 +134,14 @@ def folder_source(config: TrainConfig, *, say: Say, progress: Progress | None = 
     side = size + (size // CROP_ROOM if config.crop else 0)
     looked = look_at_studies(root, config, side, progress)
     if looked is None:
-        found = folders.scan(
+        scanned = folders.scan(
             root,
             classes=config.told_classes,
             skip_bad=config.skip_bad,
             check=folders.range_check(config.range),
             progress=progress,
         )
-        looked = Looked(found, config.range, partial(folders.split, found.entries))
+        looked = Looked(scanned, config.range, partial(folders.split, scanned.entries))
     folder = looked.folder
     facts = folders.survey(folder)
     chosen = folders.choose_range(folder, looked.range)
@@ -295,11 +295,11 @@ def shipped_name(manifest: Manifest, which: Path | str | None) -> str | None:
 def as_trained(manifest: Manifest, images: Path, **fields: Any) -> TrainConfig:
     """Return the settings by which a model's own pictures were read; `fields` are further settings."""
     channels, *_, width = manifest.sample_shape
-    found: dict[str, Any] = {"images": images, "channels": channels, "size": width, **fields}
+    settings: dict[str, Any] = {"images": images, "channels": channels, "size": width, **fields}
     if (made := manifest.picture) is not None:
-        found |= {"fit": made.fit, "range": f"{made.low!r}:{made.high!r}"}
-        found |= {"intensity": made.intensity, "slices": made.slices, "spacing": made.spacing}
-    return TrainConfig.model_validate(found)
+        settings |= {"fit": made.fit, "range": f"{made.low!r}:{made.high!r}"}
+        settings |= {"intensity": made.intensity, "slices": made.slices, "spacing": made.spacing}
+    return TrainConfig.model_validate(settings)
 
 
 def spaced(samples: Pixels, most: int) -> Any:

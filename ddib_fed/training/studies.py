@@ -70,8 +70,8 @@ def look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progre
     from ddib_fed.data.study import Options
 
     folders.require_one_domain(root)
-    found = recognise([root])
-    formats = {each.reader for each in found.studies if not each.reader.is_picture}
+    recognised = recognise([root])
+    formats = {each.reader for each in recognised.studies if not each.reader.is_picture}
     for name in ("intensity", "slices"):
         if getattr(config, name) is not None and not any(name in each.uses for each in formats):
             takers = sorted(each.kind for each in readers() if name in each.uses and not each.is_picture)
@@ -81,15 +81,15 @@ def look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progre
         return None
     kinds = {each.kind for each in formats}
     _require_one(root, kinds, hint="give a folder that holds one of them")
-    pictures = [each.path for each in found.studies if each.reader.is_picture]
-    if found.plain:
+    pictures = [each.path for each in recognised.studies if each.reader.is_picture]
+    if recognised.plain:
         plain = (path for path in files_below(root, None).files if path.suffix.lower() in TAKEN)
         pictures += [path for path in plain if reader_of(path) is None]
     for path in pictures:
         hint = "move one of them into a folder of its own"
         _require_one(root, {*kinds, f"pictures such as {path.name}"}, hint=hint)
     bad: Bad = []
-    kept = replace(found, studies=tuple(each for each in found.studies if each.reader in formats))
+    kept = replace(recognised, studies=tuple(each for each in recognised.studies if each.reader in formats))
     options = Options(config.intensity or "auto", config.slices or "axial", (side, side))
     studies, seen = open_recognised(kept, options, bad=bad).studies, list[_Seen]()
     read = _reader(studies)
@@ -108,7 +108,7 @@ def look_at_studies(root: Path, config: TrainConfig, side: int, progress: Progre
         if progress:
             progress(at + 1, len(studies))
     entries = [entry for each in seen for entry in each.entries]
-    folder = folders.as_folder(root, entries, bad, found.ignored.total(), skip_bad=config.skip_bad)
+    folder = folders.as_folder(root, entries, bad, recognised.ignored.total(), skip_bad=config.skip_bad)
     _require_one(root, {each.kind for each in seen}, hint="give a folder that holds one of them")
     _require_one(root, {f"intensity {each.rule}" for each in seen}, hint="one rule for all: --intensity RULE")
     first, spec = seen[0], range_of(seen[0].rule, config.range)
@@ -175,8 +175,8 @@ SUBJECTS = ("patients", "examinations", "files or series")
 
 def level_of(subjects: Iterable[tuple[str, str, str]]) -> int:
     """The widest of patient, examination and study that tells at least two apart."""
-    found = list(subjects)
-    return next(at for at in range(3) if len({each[at] for each in found}) > 1)
+    names = list(subjects)
+    return next(at for at in range(3) if len({each[at] for each in names}) > 1)
 
 
 def _by_subject(seen: Sequence[_Seen]) -> tuple[str, Split]:
@@ -343,10 +343,10 @@ def open_volumes(root: Path, intensity: str, *, bad: Bad | None = None) -> Studi
     """Open the volumes below a folder, whole, each on its own grid; files that cannot be read go to `bad`."""
     from ddib_fed.data.study import Grid, Options
 
-    found = recognise([root])
-    volumes = tuple(each for each in found.studies if "volume" in each.reader.uses)
+    recognised = recognise([root])
+    volumes = tuple(each for each in recognised.studies if "volume" in each.reader.uses)
     options = Options(intensity, volume=Grid(ANY_GRID))
-    return open_recognised(replace(found, studies=volumes), options, bad=bad).studies
+    return open_recognised(replace(recognised, studies=volumes), options, bad=bad).studies
 
 
 def blocks_of(volume: Floats, side: int) -> Iterator[Floats]:

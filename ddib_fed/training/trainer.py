@@ -314,9 +314,9 @@ class Trainer:
         pieces = self._pieces(self.step)
         for piece, following in pairwise([*pieces, *self._pieces(self.step + 1)[:1]]):
             samples = self._prefetch.get(piece, following)
-            share, found = self.task.loss(self.network, piece, samples)
+            share, of_each = self.task.loss(self.network, piece, samples)
             share.backward()  # type: ignore[no-untyped-call]
-            losses[piece.first : piece.stop] = found.detach()
+            losses[piece.first : piece.stop] = of_each.detach()
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

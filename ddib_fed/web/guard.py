@@ -172,12 +172,12 @@ def application(routes: Sequence[BaseRoute]) -> Starlette:
 
 def _error_answer(request: Request, raised: Exception) -> Response:
     error = explained(raised)
-    found = error_values(error)
+    values = error_values(error)
     status = 404 if isinstance(error, NotFoundError) else 500 if isinstance(error, InternalError) else 400
     if "text/html" not in request.headers.get("accept", ""):
-        return JSONResponse(found, status)
+        return JSONResponse(values, status)
     below = request.scope["path"].removeprefix(request.scope.get("root_path", "")).count("/") - 1
-    return page("error.html", status, error=found, root="/".join([".."] * below) or ".")
+    return page("error.html", status, error=values, root="/".join([".."] * below) or ".")
 
 
 def error_values(error: DdibError) -> dict[str, str]:

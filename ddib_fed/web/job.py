@@ -44,12 +44,12 @@ class TranslationRequest(BaseModel):
     @classmethod
     def parse(cls, body: bytes) -> TranslationRequest:
         try:
-            found = cls.model_validate_json(body)
+            parsed = cls.model_validate_json(body)
         except ValidationError as error:
             problem = f"the request cannot be used: {problem_text(error)}"
             raise errors.UsageError(problem, hint="load the page again") from error
-        Run.check_intensity(found.intensity)
-        return found
+        Run.check_intensity(parsed.intensity)
+        return parsed
 
 
 OnWait = Callable[[errors.DdibError, float], None]
@@ -230,24 +230,24 @@ class PageJob(Progress):
 
     def view(self, item: int, part: str) -> tuple[bytes, str]:
         """Return what a browser shows of a file of an item, and its media type."""
-        found = self._result(item, part)
-        if found.result is not None:
-            return found.result.preview(part)
-        return found.views[part].read_bytes(), "image/png"
+        result = self._result(item, part)
+        if result.result is not None:
+            return result.result.preview(part)
+        return result.views[part].read_bytes(), "image/png"
 
     def file(self, item: int, part: str) -> Path:
         """Return a file of an item: it lies in the folder of the results, or is the one that was given."""
-        found = self._result(item, part)
-        path = None if found.result is None else found.result.place(part)
+        result = self._result(item, part)
+        path = None if result.result is None else result.result.place(part)
         if path is None:
             raise errors.ItemNotFound(f"item {item} is a part of a volume or map", hint="download the whole")
         return path
 
     def _result(self, item: int, part: str) -> ShownResult:
-        found = self.results[item] if 0 <= item < len(self.results) else None
-        if found is None or part not in found.parts:
+        result = self.results[item] if 0 <= item < len(self.results) else None
+        if result is None or part not in result.parts:
             raise errors.ItemNotFound(f"item {item} has no {part[:20]!r}")
-        return found
+        return result
 
     def outputs(self, study: int | None = None) -> Sequence[Path]:
         """Return the files of a study, or every result so far."""
@@ -255,10 +255,10 @@ class PageJob(Progress):
             if study not in self.joined:
                 raise errors.ItemNotFound(f"volume or map {study} is not put together yet")
             return self.joined[study]
-        found = [path for path in sorted(self.out.rglob("*")) if path.is_file()]
+        paths = [path for path in sorted(self.out.rglob("*")) if path.is_file()]
         if not self.joined and not self._written:
             raise errors.ItemNotFound("there are no results yet")
-        return [path for path in found if not _UNFINISHED.search(path.relative_to(self.out).as_posix())]
+        return [path for path in paths if not _UNFINISHED.search(path.relative_to(self.out).as_posix())]
 
     def progress(self) -> dict[str, object]:
         """Return the progress for the page, counted over all jobs."""
@@ -278,18 +278,18 @@ class PageJob(Progress):
         }
 
     def result(self, item: int) -> dict[str, object]:
-        found = self.results[item]
-        record = found.provenance
+        result = self.results[item]
+        record = result.provenance
         return {
             "item": item,
-            "label": found.label,
-            "study": found.study,
-            "plane": found.plane,
+            "label": result.label,
+            "study": result.study,
+            "plane": result.plane,
             "doubtful": bool(record.doubtful),
             "doubts": record.seen,
             "severity": record.severity,
             "figures": [*record.figures.items()],
-            "parts": found.parts,
+            "parts": result.parts,
         }
 
 

@@ -83,8 +83,8 @@ class Uploads:
 
     def remove(self, number: int) -> None:
         with self._lock:
-            found = self._files.pop(number, None)
-        if found is None:
+            file = self._files.pop(number, None)
+        if file is None:
             raise ItemNotFound(f"there is no file {number}", hint="load the page again")
         shutil.rmtree(self.folder / f"{number:05}", ignore_errors=True)
 
