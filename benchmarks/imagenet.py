@@ -84,11 +84,11 @@ def measured(folder: Path, *words: str) -> dict[str, Any]:
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """Write pictures of noise, larger than the network's."""
+    """Write coarse noise, larger than the network's pictures, in which fine noise would lose its contrast."""
     folder.mkdir(parents=True)
     for index in range(count):
-        pixels = np.random.default_rng(index).normal(128.0, 40.0, (375, 500, 3)).clip(0, 255)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+        pixels = np.random.default_rng(index).normal(128.0, 100.0, (24, 32, 3)).clip(0, 255)
+        Image.fromarray(pixels.astype(np.uint8)).resize((500, 375)).save(folder / f"{index}.png")
 
 
 if __name__ == "__main__":

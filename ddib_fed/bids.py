@@ -21,8 +21,6 @@ import click
 
 import ddib_fed
 from ddib_fed.cli import options
-from ddib_fed.cli.folder_report import ConsoleProgress, report_run
-from ddib_fed.cli.translate import where_to
 from ddib_fed.errors import AlreadyExists, InputError, UsageError
 from ddib_fed.files import read_json, write_json
 from ddib_fed.terminal import say
@@ -122,6 +120,9 @@ def bids(
     ROOT and `desc-ddib`; the sidecar has its source and the record. No header and no sidecar of ROOT leaves this
     machine. After an interruption the same command resumes.
     """
+    from ddib_fed.cli.folder_report import ConsoleProgress, report_run
+    from ddib_fed.cli.translate import where_to
+
     del level
     via, to = where_to(target, source_model, target_model, settings, None, device, profile_path)
     name = check_dataset(root)
