@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from benchmarks.path import modules_of
+
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("ddib_fed", "source_node", "target_node")
 GENERATED = ROOT / "ddib_fed" / "v1"
@@ -47,6 +49,9 @@ def sizes() -> dict[str, int]:
         "benchmark_lines": lines(modules(ROOT / "benchmarks")),
         "pages": len(pages),
         "words_of_pages": sum(len(words(page)) for page in pages),
+        "modules_of_one_picture": len(
+            modules_of((ROOT / "docs" / "architecture.md").read_text(encoding="utf-8"))
+        ),
         "commands": len(commands),
         "options": len({option for options in commands.values() for option in options}),
         "options_of_translate": len(commands["ddib translate"]),
