@@ -56,7 +56,7 @@ def measure(run: Run) -> Rows:
                 folder, "model", "import", f"{name}.pt", "--out", name, *words, "--flags", flags.strip()
             )
             (folder / f"{name}.pt").unlink()
-        write_pictures(folder / "val" / str(CLASSES[0]), 2)
+        write_pictures(folder / "val" / str(CLASSES[0]), 2, network.side)
         guided = run.pick(smoke=(), long=("--set", "classifier=classifier"))
         models = ("--source", "diffusion", "--target", "diffusion", *guided)
         pairs = ("--set", f"pairs={CLASSES[0]}:{CLASSES[1]}", "--set", "batch=1", "--evaluations", "3")
@@ -83,12 +83,13 @@ def measured(folder: Path, *words: str) -> dict[str, Any]:
     }
 
 
-def write_pictures(folder: Path, count: int) -> None:
-    """Write coarse noise, larger than the network's pictures, in which fine noise would lose its contrast."""
+def write_pictures(folder: Path, count: int, side: int) -> None:
+    """Write noise, each number 2 x 2 pixels, so that the public code's halving keeps it white and of full contrast."""
     folder.mkdir(parents=True)
     for index in range(count):
-        pixels = np.random.default_rng(index).normal(128.0, 100.0, (24, 32, 3)).clip(0, 255)
-        Image.fromarray(pixels.astype(np.uint8)).resize((500, 375)).save(folder / f"{index}.png")
+        pixels = np.random.default_rng(index).normal(128.0, 60.0, (side, side * 4 // 3, 3)).clip(0, 255)
+        twice = pixels.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+        Image.fromarray(twice).save(folder / f"{index}.png")
 
 
 if __name__ == "__main__":
