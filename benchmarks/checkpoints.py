@@ -110,6 +110,7 @@ def answer_with_input(state: State) -> None:
     for name in ("input_blocks.0.0", f"{block}.skip_connection", f"{block}.out_layers.3"):
         state[f"{name}.weight"][:8], state[f"{name}.bias"][:8] = 0.0, 0.0
     state[leave][:3, :8] = 0.0
+    state[leave][:3, 8:] *= 0.1  # else a large network colours the latent, and the gate refuses it
     for channel, colour in enumerate(COLOURS):
         sign = -1.0 if channel % 2 else 1.0
         state[enter][channel, colour, 1, 1] = sign
