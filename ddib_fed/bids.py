@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -124,17 +125,21 @@ def bids(
     from ddib_fed.cli.translate import where_to
 
     del level
+    options.refuse_settings(settings, ("pairs", "limit"), "is for classes", hint="omit it")
     via, to = where_to(target, source_model, target_model, settings, None, device, profile_path)
     name = check_dataset(root)
-    chosen = [image for image in images(root) if image.suffix == suffix]
+    chosen, look = (
+        [image for image in images(root) if image.suffix == suffix],
+        f"ls {shlex.quote(str(root))}/sub-*",
+    )
     for key, labels in (("sub", subjects), ("ses", sessions)):
         wanted = {label.removeprefix(f"{key}-") for label in labels}
         chosen = [image for image in chosen if not wanted or image.labels.get(key) in wanted]
         if missing := sorted(wanted - {image.labels.get(key) for image in chosen}):
-            raise InputError(f"{root} has no {suffix} image of {key}-{missing[0]}", hint=f"ls {root}/sub-*")
+            raise InputError(f"{root} has no {suffix} image of {key}-{missing[0]}", hint=look)
     if not chosen:
         there = sorted({image.suffix for image in images(root)})
-        hint = f"--suffix {there[0]}" if there else f"ls {root}/sub-*"
+        hint = f"--suffix {there[0]}" if there else look
         raise InputError(
             f"{root} has no {suffix} image; it has {', '.join(there) or 'no image at all'}", hint=hint
         )

@@ -81,6 +81,8 @@ def test_images_become_derivatives(dataset, tmp_path):
 
 def test_what_is_not_there_is_named(dataset, tmp_path):
     out = tmp_path / "out"
+    with pytest.raises(UsageError, match="pairs"):
+        ddib("bids", dataset, out, "participant", *WAY, "--set", "pairs=1:2")
     with pytest.raises(InputError, match=r"no T1w image of sub-07"):
         ddib("bids", dataset, out, "participant", *WAY, "--participant-label", "07")
     with pytest.raises(InputError, match=r"no FLAIR image; it has T1w, T2w"):

@@ -347,9 +347,9 @@ class VolumeGeometry:
         slices = sliced(values.reshape((*self.shape, 1, 1)[:4]), self.orientation, plane)
         return np.ascontiguousarray(np.moveaxis(slices, 3, 0)[..., None])
 
-    def pixels(self, planes: NDArray[Any], options: Options, modality: str = "") -> Slices:
+    def pixels(self, planes: NDArray[Any], options: Options) -> Slices:
         """Return what a model takes of (T, N, H, W, 1)."""
-        rule = chosen_rule(options, planes, modality)
+        rule = chosen_rule(options, planes)
         if options.volume is None:
             return Slices.of(planes.reshape(-1, *planes.shape[2:]), rule)
         spacing = [self.unit_mm * mm for mm in spacing_of(self.affine, self.orientation)]

@@ -105,6 +105,41 @@ def test_an_nrrd_comes_back_where_it_was(encoding, space, detached, tmp_path):
     assert "name" not in header
 
 
+@pytest.mark.parametrize("suffix", [".mha", ".nrrd"])
+def test_colours_of_a_result_lie_beside_each_other(suffix, tmp_path):
+    """The axis of a target's colours is the file's fastest, and has no place in space."""
+    study = only(meta(tmp_path), intensity="values")
+    if suffix == ".nrrd":
+        space = {"space": "LPS", "space directions": OBLIQUE, "space origin": OFFSET}
+        nrrd.write(str(tmp_path / "scan.nrrd"), VALUES, space)
+        study = only(tmp_path / "scan.nrrd", intensity="values")
+    colours = np.stack([VALUES, VALUES + 1, VALUES + 2], axis=-1)
+    (tmp_path / f"out{suffix}").write_bytes(
+        study.encoded(colours[:, :, :, None], echo(study, scale=HOUNSFIELD))
+    )
+    if suffix == ".nrrd":
+        values, header = nrrd.read(tmp_path / "out.nrrd")
+        assert np.isnan(header["space directions"][0]).all()
+    else:
+        content = (tmp_path / "out.mha").read_bytes()
+        raw = zlib.decompress(content[content.index(b"LOCAL\n") + 6 :])
+        values = np.frombuffer(raw, "<i2").reshape(3, *VALUES.shape, order="F")
+        assert b"ElementNumberOfChannels = 3" in content
+    np.testing.assert_array_equal(np.moveaxis(values, 0, -1), colours)
+
+
+def test_a_slice_comes_back_where_it_was(tmp_path):
+    values = np.arange(72, dtype=np.uint8).reshape(8, 9)
+    steps = np.array([[0.5, 0, 0], [0, 0, 2.0]])
+    given = {"space": "LPS", "space directions": steps, "space origin": OFFSET}
+    nrrd.write(str(tmp_path / "slice.nrrd"), values, given)
+    study = only(tmp_path / "slice.nrrd", intensity="values")
+    assert study.plane == "coronal"
+    made, header = nrrd.read(output(tmp_path / "out", study, echo(study)))
+    np.testing.assert_array_equal(made, values)
+    np.testing.assert_array_equal(header["space directions"], steps)
+
+
 def test_slices_are_cut_by_where_they_lie(tmp_path):
     """The first item of coronal slices is the most posterior, with its rows from superior to inferior."""
     values = np.zeros((8, 9, 10), np.uint8)
