@@ -639,7 +639,8 @@ class Model:
                 f"the usual latents of {name} cannot be measured: {why}",
                 hint=f"ddib model show {name} says what the model is; --data names a folder of pictures",
             )
-        command = _noted(f"measure MODEL{' --skip-bad' if skip_bad else ''}", data, seed)
+        given = {"--skip-bad": skip_bad, "--data PATH": data, f"--seed {seed}": seed}
+        command = " ".join(["ddib model measure MODEL", *(each for each in given if given[each])])
         with self.threads():
             return measure_allowances(model, samples, command=command, seed=seed, tell=on_encoding)
 
@@ -709,11 +710,6 @@ def _noise(count: int, dim: int, seed: int) -> Samples:
     if dim > 1:
         noise = noise[torch.argsort(torch.atan2(noise[:, 1], noise[:, 0]))]
     return noise.numpy()
-
-
-def _noted(words: str, data: str | Path | None, seed: int) -> str:
-    """Return the command as it is kept beside the weights: without paths."""
-    return f"ddib model {words}{' --data PATH' if data else ''}{f' --seed {seed}' if seed else ''}"
 
 
 def train(

@@ -70,7 +70,7 @@ class AutoencoderTask(PictureTask):
     def take(self, step: int, first: int, count: int) -> Samples:
         u = uniforms(self.config.seed, step, count, COLUMNS + (self.source.train.ndim == 5), first=first)
         chosen = self._chosen(step * self.config.batch + first, count)
-        x = self.normal.apply(self.changed(chosen, u))
+        x = self.normal.apply(self.changed(chosen, u, step, first))
         shape = self.network.latent_channels, *(side // self.network.divisor for side in x.shape[2:])
         each = (generator_of(self.config.seed, step, row) for row in range(first, first + count))
         eps = np.stack([generator.standard_normal(shape, np.float32) for generator in each])

@@ -164,7 +164,7 @@ class TrainConfig(Frozen):
     held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)  # share never trained on
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
     # Changes of size, shape, contrast, bias field and noise, so that a model of few heads knows others.
-    augment: Literal["none", "scan"] = by_set("none", PICTURES)
+    augment: Literal["none", "scan"] = by_set("none", ("pictures", "autoencoder"))
     crop: bool = by_set(False, SEEN)  # cut random windows, from pictures an eighth larger
     # What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues with hues
     # where light and dark are exchanged. Both sides must use the same.
@@ -464,6 +464,7 @@ class PrivateTrainConfig(TrainConfig):
             "domain: a synthetic domain has no training points to protect, so give data": endless,
             "spectral: a spectrum is measured of the pictures": bool(self.network.get("spectral")),
             "dropout: its masks are drawn for the whole batch": bool(self.network.get("dropout")),
+            "augment: its changes follow from the place in the batch, and no key": self.augment != "none",
         }
         for what, is_there in wrong.items():
             yield is_there, f"differential privacy does not go with {what}"

@@ -18,10 +18,11 @@ from ddib_fed.models.manifest import LatentSpace
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import PictureTask, Start
+from ddib_fed.training.pictures import PictureTask, Start, scan_like
 from ddib_fed.training.sources import Floats, PictureSource, Pixels
 
 TOGETHER = 16  # pictures that are encoded at once
+AUGMENTED = 16  # copies of each picture, of which the first is the picture itself, with `augment = "scan"`
 
 
 class Behind(NamedTuple):
@@ -51,13 +52,12 @@ def open_autoencoder(config: TrainConfig, source: PictureSource) -> Behind | Non
     made, factor = behind.bundle.manifest, behind.bundle.factor
     channels, *sides = source.shape
     others = channels != made.sample_shape[0] or len(source.shape) != len(made.sample_shape)
-    changing = config.crop or config.augment != "none" or source.size is not None
     wrong = {
         f"pictures of {channels} channels, and the autoencoder takes {made.sample_shape[0]}": others,
         f"pictures of {source.shape[1:]} do not divide by {factor}, as the autoencoder needs": any(
             side % factor for side in sides
         ),
-        "pictures become latents once, before the first step: no windows are cut, and nothing is augmented": changing,
+        "pictures become latents once, before the first step, so that no windows are cut": config.crop,
     }
     for what, there in wrong.items():
         if there:
@@ -73,22 +73,24 @@ def as_latents(
     device: torch.device,
     progress: Progress | None,
 ) -> PictureSource:
-    """Return the latents of (mapped) pictures, not normalised yet; with `flip` those of the mirrored ones too."""
+    """Return the latents of (mapped) pictures, not normalised yet; of those that `flip` and `augment` make too."""
     codec = Codec(behind.bundle, behind.space(source.shape), device)
 
-    def encoded(pixels: Pixels, done: int) -> Floats:
+    def encoded(pixels: Pixels, done: int, copy: int = 0) -> Floats:
         latents = []
         for first in range(0, len(pixels), TOGETHER):
-            mapped = units.mapped(expand(pixels[first : first + TOGETHER]))
+            pictures = expand(pixels[first : first + TOGETHER])
+            mapped = units.mapped(scan_like(pictures, config.seed, copy, first) if copy else pictures)
             x = torch.from_numpy(behind.bundle.manifest.normalisation.apply(mapped))
             latents.append(codec.encode(x.to(device)).cpu().numpy())
             if progress is not None:
-                progress(min(len(pixels), done + first + TOGETHER), total)
+                progress(min(done + first + TOGETHER, total), total)
         return np.concatenate(latents)
 
-    parts = [source.train, source.train[..., ::-1]] if config.flip else [source.train]
+    sides = [source.train, source.train[..., ::-1]] if config.flip else [source.train]
+    parts = sides * (AUGMENTED if config.augment == "scan" else 1)
     total = sum(map(len, parts))
-    train = np.concatenate([encoded(part, at * len(parts[0])) for at, part in enumerate(parts)])
+    train = np.concatenate([encoded(part, n * len(part), n // len(sides)) for n, part in enumerate(parts)])
     labels = None if source.labels is None else np.tile(source.labels, len(parts))
     told = f"{source.digest} {behind.bundle.digest} {units.model_dump_json()} {len(parts)}"
     return replace(
@@ -115,8 +117,8 @@ class LatentTask(PictureTask):
         behind: Behind,
         units: Normalisation,
     ) -> None:
-        # Mirrored pictures are among the latents, and colours are of pictures.
-        own = config.model_copy(update={"flip": False, "colours": "rgb"})
+        # Mirrored and augmented pictures are among the latents, and colours are of pictures.
+        own = config.model_copy(update={"flip": False, "augment": "none", "colours": "rgb"})
         super().__init__(own, latents, start._replace(normal=None))
         self.pictures, self.units, self.autoencoder = pictures, units, behind.folder
         self.latents = behind.space(pictures.shape, self.normal)

@@ -324,21 +324,20 @@ class PictureTask(Task):
         """Return samples `first` to `first + count` of a step; each depends on (seed, step, sample) alone."""
         u = uniforms(self.config.seed, step, count, COLUMNS + (self.source.train.ndim == 5), first=first)
         chosen = self._chosen(step * self.config.batch + first, count)
-        pictures = self.changed(chosen, u)
-        if self.config.augment == "scan":
-            pictures = scan_like(pictures, self.config.seed, step, first)
-        x0, eps = self._noisy(pictures, step, first)
+        x0, eps = self._noisy(self.changed(chosen, u, step, first), step, first)
         return Samples(x0, eps, self.labels(chosen, u[:, DROP]))
 
-    def changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Floats:
-        """Return training pictures in [-1, 1], mirrored and cut as the run has it."""
+    def changed(self, chosen: NDArray[np.int64], u: NDArray[np.float64], step: int, first: int) -> Floats:
+        """Return training pictures in [-1, 1], mirrored, cut and augmented as the run has it."""
         pixels = self.source.train[chosen]
         if self.source.size is not None:
             pixels = random_crop(pixels, self.source.size, u[:, CORNER[pixels.ndim]])
         if self.config.flip:
             mirrored = (u[:, FLIP] < 0.5).reshape(-1, *(1,) * (pixels.ndim - 1))
             pixels = np.where(mirrored, pixels[..., ::-1], pixels)
-        return expand(pixels)
+        if self.config.augment == "none":
+            return expand(pixels)
+        return scan_like(expand(pixels), self.config.seed, step, first)
 
     def labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
         if self.config.classes is None or self.source.labels is None:
@@ -527,6 +526,8 @@ GAMMA, FACTOR, BIAS, NOISE = 0.25, 0.1, 0.15, 0.03
 
 def scan_like(pictures: NDArray[np.float32], seed: int, step: int, first: int) -> NDArray[np.float32]:
     """Return pictures (N, C, H, W) in [-1, 1], changed; each by (seed, step, number) alone."""
+    if pictures.ndim != 4:
+        raise SettingsInvalid("augment=scan changes pictures, and these are volumes", hint="leave it out")
     numbered = enumerate(pictures, first)
     return np.stack([_changed(each, generator_of(seed, step, number, stream=1)) for number, each in numbered])
 

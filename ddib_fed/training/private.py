@@ -195,7 +195,7 @@ class PrivatePictures(PictureTask):
     def draws(self, step: int, chosen: NDArray[np.int64], key: RunKey) -> Draws:
         each, shape = np.repeat(chosen, DRAWS), (len(chosen), DRAWS)
         u = key.uniforms("pictures", step, (len(each), COLUMNS))
-        x = self.changed(each, u)
+        x = self.changed(each, u, step, 0)
         filled = key.uniforms("quantisation", step, x.shape) - 0.5
         x = x + (filled * self.source.quantum).astype(np.float32)
         eps = torch.from_numpy(key.normals("noise of pictures", step, x.shape)).float()

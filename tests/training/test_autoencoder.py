@@ -68,8 +68,9 @@ def test_a_batch_is_of_windows_and_the_same_however_it_is_cut():
     large = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1) * np.ones(
         (1, 3, WINDOW + 32, WINDOW + 32), np.uint8
     )
-    task = AutoencoderTask(tiny(), array_source("large", large[:8], large[8:]))
+    task = AutoencoderTask(tiny(augment="scan"), array_source("large", large[:8], large[8:]))
     whole = task.take(3, 0, 8)
+    assert (whole.x0 - AutoencoderTask(tiny(), task.pictures).take(3, 0, 8).x0).abs().mean() > 0.01
     assert (whole.x0.shape, whole.eps.shape) == ((8, 3, WINDOW, WINDOW), (8, 2, WINDOW // 2, WINDOW // 2))
     pieces = [task.take(3, first, count) for first, count in ((0, 3), (3, 5))]
     for part in ("x0", "eps"):

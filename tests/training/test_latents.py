@@ -7,7 +7,8 @@ from ddib_fed.data.folder import expand
 from ddib_fed.engine.local_party import open_party
 from ddib_fed.errors import SettingsInvalid
 from ddib_fed.models.bundle import load_bundle, save_bundle
-from ddib_fed.training.run import train
+from ddib_fed.training.latents import AUGMENTED
+from ddib_fed.training.run import open_run, train
 from tests.engine.latent_models import CHANNELS, FACTOR, autoencoder
 from tests.training.examples import TINY_NETWORK, tiny_pictures
 
@@ -38,12 +39,16 @@ def test_the_bundle_has_the_autoencoder_and_the_units_of_its_latents(encoder, sp
     assert (tmp_path / "model" / "run" / "samples.png").is_file()
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [({"crop": True}, "no windows are cut"), ({"augment": "scan"}, "nothing is augmented")],
-)
-def test_what_cannot_be_done_to_latents_is_refused(encoder, spots, tmp_path, change, said) -> None:
-    if "crop" in change:
-        change |= {"images": tmp_path / "pictures"}
-    with pytest.raises(SettingsInvalid, match=said):
-        train(of_latents(encoder, **change), tmp_path / "model", source=spots)
+def test_latents_of_scans_are_of_changed_pictures_too(encoder, spots, tmp_path) -> None:
+    runs = (of_latents(encoder, augment=how) for how in ("none", "scan"))
+    plain, scans = (open_run(run, spots, tmp_path, None, None).task(run).source for run in runs)
+    assert len(scans.train) == AUGMENTED * len(plain.train)
+    copies = scans.train.reshape(AUGMENTED, *plain.train.shape)
+    np.testing.assert_array_equal(copies[0], plain.train)
+    assert (np.abs(copies[1:] - plain.train).mean((2, 3, 4)) > 0.01).all()
+    np.testing.assert_array_equal(scans.held_out, plain.held_out)
+
+
+def test_windows_of_latents_are_refused(encoder, spots, tmp_path) -> None:
+    with pytest.raises(SettingsInvalid, match="no windows are cut"):
+        train(of_latents(encoder, crop=True, images=tmp_path / "pictures"), tmp_path / "model", source=spots)

@@ -204,3 +204,5 @@ def test_a_picture_is_changed_by_its_number_alone_and_a_mask_stays_one() -> None
     assert (np.abs(whole - scan_like(x, seed=3, step=8, first=0)).mean((1, 2, 3)) > 0.02).all()
     assert (whole[:, :, :3] == -1.0).all()
     assert (whole == 1.0).mean() < 0.01
+    with pytest.raises(SettingsInvalid, match="volumes"):
+        scan_like(x[:, :, None], seed=3, step=7, first=0)

@@ -234,6 +234,7 @@ def test_pictures_have_no_figures_of_training_pictures(tmp_path):
         ({"time_s": 5.0, "steps": None}, "time_s"),
         ({"data": None, "images": "x", "network": {"spectral": True}}, "spectral"),
         ({"data": None, "images": "x", "network": {"dropout": 0.1}}, "dropout"),
+        ({"data": None, "images": "x", "augment": "scan"}, "augment"),
     ],
 )
 def test_settings_that_cannot_be_private_are_refused(points, change, said):
