@@ -77,10 +77,6 @@ def _is_target(value: str) -> bool:
     return value == EVERY or (is_institution(institution) and bool(slash) == is_domain(domain))
 
 
-def _is_of_this_machine(value: str) -> bool:
-    return split_address(value, bound=True)[0] in {"127.0.0.1", "::1", "localhost"}
-
-
 Institution = Annotated[str, AfterValidator(check_institution)]
 Domain = Annotated[str, AfterValidator(check_domain)]
 Address = Annotated[str, where(split_address)]
@@ -102,7 +98,7 @@ Target = Annotated[str, where(_is_target, "target, e.g. south.example/relief or 
 Loopback = Annotated[
     str,
     where(
-        _is_of_this_machine,
+        lambda value: split_address(value, bound=True)[0] in {"127.0.0.1", "::1", "localhost"},
         "address of http.listen: it is unencrypted and only for 127.0.0.1, ::1 or localhost",
     ),
 ]

@@ -163,8 +163,8 @@ class TrainConfig(Frozen):
     skip_bad: bool = says(False, "Leave out files that cannot be read, and list them.", SEEN)
     held_out: float = by_set(0.1, SEEN, gt=0, lt=0.9)  # share never trained on
     flip: bool = says(False, "Mirror half of them, left to right.", SEEN)
-    # Changes of size, shape, contrast, bias field and noise, so that a model of few heads knows others.
-    augment: Literal["none", "scan"] = by_set("none", ("pictures", "autoencoder"))
+    # Changes of size and shape, with scan of contrast, bias field and noise too: a model of few heads knows others.
+    augment: Literal["none", "shape", "scan"] = by_set("none", ("pictures", "autoencoder"))
     crop: bool = by_set(False, SEEN)  # cut random windows, from pictures an eighth larger
     # What the network's channels are. opponent (lightness, blue against red, green against both) pairs hues with hues
     # where light and dark are exchanged. Both sides must use the same.

@@ -18,11 +18,11 @@ from ddib_fed.models.manifest import LatentSpace
 from ddib_fed.models.units import Normalisation
 from ddib_fed.networks.config import LibraryConfig
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import PictureTask, Start, scan_like
+from ddib_fed.training.pictures import PictureTask, Start, augmented
 from ddib_fed.training.sources import Floats, PictureSource, Pixels
 
 TOGETHER = 16  # pictures that are encoded at once
-AUGMENTED = 16  # copies of each picture, of which the first is the picture itself, with `augment = "scan"`
+AUGMENTED = 16  # copies of each picture, of which the first is the picture itself, with `augment`
 
 
 class Behind(NamedTuple):
@@ -80,7 +80,7 @@ def as_latents(
         latents = []
         for first in range(0, len(pixels), TOGETHER):
             pictures = expand(pixels[first : first + TOGETHER])
-            mapped = units.mapped(scan_like(pictures, config.seed, copy, first) if copy else pictures)
+            mapped = units.mapped(augmented(pictures, config, copy, first) if copy else pictures)
             x = torch.from_numpy(behind.bundle.manifest.normalisation.apply(mapped))
             latents.append(codec.encode(x.to(device)).cpu().numpy())
             if progress is not None:
@@ -88,7 +88,7 @@ def as_latents(
         return np.concatenate(latents)
 
     sides = [source.train, source.train[..., ::-1]] if config.flip else [source.train]
-    parts = sides * (AUGMENTED if config.augment == "scan" else 1)
+    parts = sides * (1 if config.augment == "none" else AUGMENTED)
     total = sum(map(len, parts))
     train = np.concatenate([encoded(part, n * len(part), n // len(sides)) for n, part in enumerate(parts)])
     labels = None if source.labels is None else np.tile(source.labels, len(parts))

@@ -335,9 +335,7 @@ class PictureTask(Task):
         if self.config.flip:
             mirrored = (u[:, FLIP] < 0.5).reshape(-1, *(1,) * (pixels.ndim - 1))
             pixels = np.where(mirrored, pixels[..., ::-1], pixels)
-        if self.config.augment == "none":
-            return expand(pixels)
-        return scan_like(expand(pixels), self.config.seed, step, first)
+        return augmented(expand(pixels), self.config, step, first)
 
     def labels(self, chosen: NDArray[np.int64], u: NDArray[np.float64]) -> Tensor | None:
         if self.config.classes is None or self.source.labels is None:
@@ -514,9 +512,9 @@ def nearness(source: PictureSource, drawn: Floats, *, flip: bool) -> tuple[float
     return float(np.median(first)), float(np.median(second))
 
 
-# Changes that another head or scanner brings (`augment = "scan"`). In order, v in [0, 1]: a smooth displacement with a
-# change of scale; v^g; a smooth factor (bias field); noise. The strengths are those at which a model of one head
-# reconstructs another one (docs/own-pictures.md).
+# Changes that another head or scanner brings (`augment`). In order, v in [0, 1]: a smooth displacement with a change of
+# scale, which is all of "shape"; v^g; a smooth factor (bias field); noise. The strengths are those at which a model of
+# one head reconstructs another one (docs/own-pictures.md).
 SCALE = 0.08  # deviation of the logarithm of a change of size
 BEND, KNOTS = 0.02, 5
 """Deviation of the displacement at knots, as a share of the side, and knots along a side."""
@@ -524,15 +522,18 @@ GAMMA, FACTOR, BIAS, NOISE = 0.25, 0.1, 0.15, 0.03
 """Deviations of log g, of the logarithm of a factor on all, and of the bias field's; the largest noise."""
 
 
-def scan_like(pictures: NDArray[np.float32], seed: int, step: int, first: int) -> NDArray[np.float32]:
-    """Return pictures (N, C, H, W) in [-1, 1], changed; each by (seed, step, number) alone."""
+def augmented(pictures: Floats, config: TrainConfig, step: int, first: int) -> Floats:
+    """Return pictures (N, C, H, W) in [-1, 1], changed; each by seed, step and number alone."""
+    how, seed = config.augment, config.seed
+    if how == "none":
+        return pictures
     if pictures.ndim != 4:
-        raise SettingsInvalid("augment=scan changes pictures, and these are volumes", hint="leave it out")
+        raise SettingsInvalid(f"augment={how} changes pictures, and these are volumes", hint="leave it out")
     numbered = enumerate(pictures, first)
-    return np.stack([_changed(each, generator_of(seed, step, number, stream=1)) for number, each in numbered])
+    return np.stack([_changed(each, generator_of(seed, step, n, stream=1), how) for n, each in numbered])
 
 
-def _changed(picture: NDArray[np.float32], draw: np.random.Generator) -> NDArray[np.float32]:
+def _changed(picture: Floats, draw: np.random.Generator, how: str) -> Floats:
     height, width = picture.shape[1:]
     scale = float(np.exp(SCALE * draw.standard_normal()))
     pull = _smooth(BEND * 2.0 * draw.standard_normal((2, KNOTS, KNOTS)), height, width)
@@ -540,6 +541,8 @@ def _changed(picture: NDArray[np.float32], draw: np.random.Generator) -> NDArray
     at = at + pull.permute(1, 2, 0)[None]
     levels = torch.from_numpy((picture[None] + 1.0) / 2.0).clamp(0.0, 1.0)
     moved = functional.grid_sample(levels, at, padding_mode="border", align_corners=False)[0]
+    if how == "shape":
+        return (moved * 2.0 - 1.0).numpy()
     field = _smooth(BIAS * draw.standard_normal((1, 3, 3)), height, width)
     factor = torch.exp(field + FACTOR * draw.standard_normal())
     noise = NOISE * draw.random() * torch.from_numpy(draw.standard_normal(picture.shape).astype(np.float32))

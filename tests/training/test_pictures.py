@@ -20,7 +20,7 @@ from ddib_fed.models.bundle import load_bundle
 from ddib_fed.models.units import ChannelMap, Normalisation
 from ddib_fed.networks.spectrum import cosines
 from ddib_fed.training.config import TrainConfig
-from ddib_fed.training.pictures import NEAR, PictureTask, nearness, open_start, scan_like
+from ddib_fed.training.pictures import NEAR, PictureTask, augmented, nearness, open_start
 from ddib_fed.training.run import train
 from ddib_fed.training.sources import array_source
 from ddib_fed.training.trainer import Trainer, World
@@ -198,11 +198,16 @@ def test_a_picture_is_changed_by_its_number_alone_and_a_mask_stays_one() -> None
     """A resumed run sees the same pictures, however a step is cut; black stays black and nothing is saturated."""
     x = np.full((4, 1, 32, 32), -1.0, np.float32)
     x[:, :, 8:24, 8:24] = np.random.default_rng(0).uniform(-0.5, 0.9, (4, 1, 16, 16))
-    whole = scan_like(x, seed=3, step=7, first=0)
-    np.testing.assert_array_equal(whole[2:], scan_like(x[2:], seed=3, step=7, first=2))
+    scans = tiny_pictures(augment="scan", seed=3)
+    whole = augmented(x, scans, 7, 0)
+    np.testing.assert_array_equal(whole[2:], augmented(x[2:], scans, 7, 2))
     assert (np.abs(whole - x).mean((1, 2, 3)) > 0.02).all()
-    assert (np.abs(whole - scan_like(x, seed=3, step=8, first=0)).mean((1, 2, 3)) > 0.02).all()
+    assert (np.abs(whole - augmented(x, scans, 8, 0)).mean((1, 2, 3)) > 0.02).all()
     assert (whole[:, :, :3] == -1.0).all()
     assert (whole == 1.0).mean() < 0.01
+    x[:, :, 8:24, 8:24] = 0.25
+    shaped = augmented(x, tiny_pictures(augment="shape", seed=3), 7, 0)  # Hounsfield units stay
+    assert (np.abs(shaped[:, :, 13:19, 13:19] - 0.25) < 1e-5).all()
+    assert ((shaped - x) != 0).any((1, 2, 3)).all()
     with pytest.raises(SettingsInvalid, match="volumes"):
-        scan_like(x[:, :, None], seed=3, step=7, first=0)
+        augmented(x[:, :, None], scans, 7, 0)
