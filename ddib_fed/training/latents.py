@@ -90,7 +90,8 @@ def as_latents(
     sides = [source.train, source.train[..., ::-1]] if config.flip else [source.train]
     parts = sides * (1 if config.augment == "none" else AUGMENTED)
     total = sum(map(len, parts))
-    train = np.concatenate([encoded(part, n * len(part), n // len(sides)) for n, part in enumerate(parts)])
+    numbered = ((part, n * len(part), max(0, n - len(sides) + 1)) for n, part in enumerate(parts))
+    train = np.concatenate([encoded(*each) for each in numbered])
     labels = None if source.labels is None else np.tile(source.labels, len(parts))
     told = f"{source.digest} {behind.bundle.digest} {units.model_dump_json()} {len(parts)}"
     return replace(
