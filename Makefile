@@ -181,5 +181,5 @@ $(VENV)/.node: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable '.[node,data,colours,diffusers,geotiff,dicom,c2pa,dev]'
+	$(PIP) --editable '.[node,data,colours,diffusers,geotiff,dicom,dev]'
 	@touch $@ $(VENV)/.node

@@ -13,7 +13,7 @@ from ddib_fed.cli import options
 from ddib_fed.cli.folder_report import ConsoleProgress, print_submitted, report_run
 from ddib_fed.errors import UsageError
 from ddib_fed.extensions import extension
-from ddib_fed.terminal import require_alone, say
+from ddib_fed.terminal import require_alone
 
 OF_PICTURES = ("soften-sigma", "size", "classifier", "batch", "dtype")
 """Settings that models of points do not take."""
@@ -85,12 +85,6 @@ def _open_models(
     default="auto",
 )
 @options.option(
-    "--credentials CERT KEY",
-    "Put signed content credentials (C2PA) into translated pictures: certificate chain and private key, PEM.",
-    click.Path(dir_okay=False, path_type=Path),
-    nargs=2,
-)
-@options.option(
     "--query KEYWORD=VALUE", "In place of FILES: the study of these attributes, joined by &.", str
 )
 @options.option(
@@ -113,7 +107,6 @@ def translate(
     force: bool,
     skip_bad: bool,
     tile: str,
-    credentials: tuple[Path, Path] | None,
     query: str | None,
     pacs: str | None,
     send: str | None,
@@ -143,11 +136,7 @@ def translate(
     chosen = None if calibration == NONE else calibration
     without = calibration == NONE and isinstance(via, ddib_fed.Profile)
     request = options.asked(settings, calibration=chosen, without_calibration=without, **given)
-    if detach:
-        same = "the same command without --detach" + (", with --tile none" if tile == "auto" else "")
-        hint = f"give it to {same}: it fetches them"
-        options.refuse_idle(("credentials",), "applies only to fetched results", hint=hint)
-    run = ddib_fed.Run(via, target, out, request, ConsoleProgress(), force, skip_bad, credentials)
+    run = ddib_fed.Run(via, target, out, request, ConsoleProgress(), force, skip_bad)
     archive: Any = extension("ddib_fed.archives", "dicom") if query or send else None
     deliver = None if send is None else archive.delivery(run.profile, send)
     files = _inputs(run, files, archive, query, pacs)
@@ -157,8 +146,6 @@ def translate(
         hint = "add --set pairs=260:261, or omit it"
         options.refuse_settings(settings, ("limit",), "is for classes", hint=hint)
         _open_files(run, files, reading, detach=detach)
-    if credentials is not None and run.check_marked():
-        say("content credentials are put into PNG alone (docs/formats.md)", err=True)
     run.read()
     if detach:
         run.submit()

@@ -35,7 +35,6 @@ from ddib_fed.protocol.messages import Domains, ItemState, JobState
 from ddib_fed.record import CALIBRATION_FILE, Classes, Part, Record
 
 if TYPE_CHECKING:
-    from ddib_fed.client.credentials import Credentials
     from ddib_fed.client.parts import WrittenStudy
     from ddib_fed.data.study import Studies
 
@@ -66,8 +65,6 @@ class Run:
         INSTITUTION/DOMAIN; folder of the results; what is asked of every file.
     force, skip_bad
         Translate everything again, and overwrite; leave out what cannot be translated, instead of doing nothing.
-    credentials
-        Certificate chain and private key, PEM, with which pictures get content credentials.
     volume_sha256
         Of all pixels of a volume whose slices the files are.
 
@@ -98,7 +95,6 @@ class Run:
     progress: Progress = field(default_factory=Progress)
     force: bool = False
     skip_bad: bool = False
-    credentials: Credentials | tuple[Path, Path] | None = None
     volume_sha256: bytes = b""
     items: list[FileItem] = field(default_factory=list)
     studies: Studies | None = None
@@ -128,10 +124,6 @@ class Run:
     def __post_init__(self) -> None:
         if self.target:  # of results that are only fetched, their job says it
             split_target(self.target)
-        if isinstance(self.credentials, tuple):
-            from ddib_fed.client.credentials import Credentials
-
-            self.credentials = Credentials.load(*self.credentials)
 
     @property
     def profile(self) -> Profile:
@@ -202,19 +194,6 @@ class Run:
             for each in find(numbers, own.names)
         ]
         inputs.check_names(self.items, self.out)
-
-    def check_marked(self) -> bool:
-        """Raise UsageError unless credentials have an effect; return whether some files take none."""
-        hint = "leave --credentials out; docs/formats.md says which results hold them"
-        studies = self.studies.origins if self.studies is not None else ()
-        if not self.items and studies:
-            why = f"--credentials: what {studies[0].given} becomes holds no content credentials"
-            raise errors.UsageError(why, hint=hint)
-        if all(item.path.suffix.lower() == ".npy" for item in self.items):
-            with self.opened() as client:
-                if client.domains(own_alone=True).sample_kind == "point":
-                    raise errors.UsageError("--credentials: points hold no content credentials", hint=hint)
-        return bool(studies)
 
     def digest(self, classes: tuple[str, str] | None = None) -> str:
         """Return SHA-256, hex, of all that decides what a file of these classes becomes beside what it is part of."""
@@ -321,7 +300,6 @@ class Run:
         self, client: Client, number: int, volume_sha256: bytes, paths: Sequence[Path], out: Path
     ) -> dict[Path, str]:
         """Translate the items of a study into a folder; why those that have no result were refused."""
-        # Credentials are of the whole, not of its parts.
         run = Run(
             self.via, self.target, out, self.request, self.progress,
             force=self.force, skip_bad=True, volume_sha256=volume_sha256, items=inputs.find_items(paths)[0],
@@ -386,10 +364,9 @@ class Run:
         if self.earlier or jobs:
             covered = len(left) - len(self._waiting)
             told = f", {covered:,} are in unfinished jobs" if covered else ""
-            marks = "; --force puts content credentials into them too" if self.credentials else ""
             progress.say(
                 f"{self.earlier:,} of {len(self.items):,} files are translated already{told}; "
-                f"{len(self._waiting):,} are left{marks}"
+                f"{len(self._waiting):,} are left"
             )
         return jobs
 
@@ -541,7 +518,6 @@ class Run:
 
         Items that are not in `items` are called by their number; those whose numbers are in `without` stay at the node.
         """
-        assert not isinstance(self.credentials, tuple)
         written: list[tuple[int, bytes]] = []
         for result in results:
             if result.item in without:
@@ -552,9 +528,7 @@ class Run:
                 if result.record.input_sha256 != item.sha256:
                     raise errors.ChunkCorrupt(f"item {result.item} is not a translation of {item.file}")
             try:
-                delivered = outputs.write_result(
-                    result, item, self.out, credentials=self.credentials, force=self.force
-                )
+                delivered = outputs.write_result(result, item, self.out, force=self.force)
             except OSError as error:
                 kept = f"the node keeps the rest of job {job_id}"
                 kept = kept if client.keeps_jobs else "what was written before is complete"

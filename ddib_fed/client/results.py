@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from ddib_fed.client.credentials import Credentials
     from ddib_fed.data.previews import Window
 
 STATE_PREFIX = ".ddib-job-"
@@ -259,7 +258,6 @@ def write_result(
     item: FileItem,
     out: Path,
     *,
-    credentials: Credentials | None = None,
     force: bool = False,
 ) -> Delivered:
     """Write the files of a result, and its record last: the one place where a result becomes files."""
@@ -267,10 +265,9 @@ def write_result(
     record = out / f"{item.name}.json"
     if not force:
         _check_ours(record, item, result)
-    # Of a run that was killed before the record the same content is there; marked, a translation never is again.
-    marked = {Part.TRANSLATION} if credentials is not None and item.sha256 else set()
+    # Of a run that was killed before the record the same content is there.
     for part, path in () if force else files.items():
-        if part not in marked and path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
+        if path.exists() and not has_sha256(path, result.files[part].sha256.hex()):
             raise errors.AlreadyExists(
                 f"{path} exists already, with other content", hint="choose another --out, or add --force"
             )
@@ -278,11 +275,6 @@ def write_result(
     written = {}
     for part, path in files.items():
         data = result.files[part].data
-        if part is Part.TRANSLATION and credentials is not None:
-            from ddib_fed.client.credentials import mark
-
-            if path.suffix.lower() == ".png":
-                data = mark(data, result.record, credentials)
         write_file(path, data, private=True)
         written[part.value] = WrittenFile(file=path.name, sha256=hashlib.sha256(data).hexdigest())
     provenance = result.record.with_(input=item.file, files=written, asked_sha256=item.asked or None).judged()

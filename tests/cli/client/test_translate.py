@@ -1,6 +1,5 @@
 """`ddib translate` against a real server over mutual TLS: what is sent, written, acknowledged and said."""
 
-import hashlib
 import json
 import signal
 import threading
@@ -12,7 +11,6 @@ from ddib_fed.cli.main import run
 from ddib_fed.data.pictures import encode_png
 from ddib_fed.errors import ExitCode, InternalError
 from tests.client.scripted_source import TARGET, npy, points
-from tests.formats.signers import read_mark, write_signer
 from tests.small_disks import small_disk
 
 
@@ -160,48 +158,6 @@ def test_results_that_do_not_fit_are_fetched_later_by_the_same_command(north, tm
         np.testing.assert_array_equal(np.load(out / "scan-2.npy"), points(20_000, start=2) * 2)
         assert north.service.jobs[job_id].delivered == {0, 1, 2}
         assert not list(out.glob(".*"))
-
-
-@pytest.mark.slow
-def test_results_are_marked_as_they_are_written_and_as_they_are_fetched(north, tmp_path):
-    """Not after the last job: what is acknowledged is complete, and the record has the digest of the marked file."""
-    (given := tmp_path / "given").mkdir()
-    for number, name in enumerate("ab"):
-        (given / f"{name}.png").write_bytes(encode_png(np.full((8, 9, 1), number, np.uint8)))
-    (tmp_path / "signer").mkdir()
-    signer = ["--credentials", *map(str, write_signer(tmp_path / "signer"))]
-    north.script.pictures = True
-    seen = []
-
-    def marked(folder):
-        found = []
-        for path in sorted((tmp_path / folder).glob("[ab].png")):
-            held = read_mark(path.read_bytes())
-            record = json.loads(path.with_suffix(".json").read_text())
-            assert held["validation_state"] == "Valid"
-            assert record["files"]["translation"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-            found.append(path.stem)
-        return found
-
-    def place(folder):
-        return ["--out", str(tmp_path / folder), "--profile", str(north.profile_path)]
-
-    north.script.on_acknowledge = lambda request: seen.append(marked("out"))
-    translate = ["translate", str(given), "--to", TARGET]
-    assert run([*translate, *place("out"), *signer]) == 0
-    assert seen == [["a", "b"]]
-    north.script.on_acknowledge = lambda request: None
-    assert run([*translate, *place("later"), "--detach"]) == 0
-    assert run([*translate, *place("later"), *signer]) == 0
-    assert marked("later") == ["a", "b"]
-
-
-def test_points_hold_no_credentials(translate, scan, north, tmp_path, capsys):
-    """Said before anything is sent, not by results that lack them."""
-    assert translate(scan, "--credentials", *write_signer(tmp_path)) == ExitCode.USAGE
-    assert "points hold no content credentials" in capsys.readouterr().err
-    assert not north.script.seen("SubmitJob")
-    assert not (tmp_path / "out").exists()
 
 
 def test_file_names_stay_here(translate, scan, north):
