@@ -19,7 +19,9 @@ from benchmarks.path import modules_of
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("ddib_fed", "source_node", "target_node")
 GENERATED = ROOT / "ddib_fed" / "v1"
-BESIDE = ("bids.py", "formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py")
+BESIDE = (
+    "bids.py", "study.py", "study_scores.py", "formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py",
+)  # fmt: skip
 
 
 def main() -> int:

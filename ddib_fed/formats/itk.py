@@ -103,6 +103,13 @@ def read_itk(origin: studies.Origin, options: studies.Options) -> ItkStudy:
     return ItkStudy(origin, geometry.pixels(values, options), geometry, plane, header.place, is_longer)
 
 
+def read_values(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return a file's values in its own axes, and its affine."""
+    with _faults(path):
+        header = read_header(path)
+    return _values(path, header)[0], header.affine
+
+
 def _faults(path: Path) -> AbstractContextManager[None]:
     what, how = studies.beginning_of(path)
     # Headers of text have no beginning of their own; another format's says what the file is.

@@ -70,6 +70,13 @@ def read_nifti(origin: studies.Origin, options: studies.Options) -> NiftiStudy:
     return NiftiStudy(origin, geometry.pixels(values, options), geometry, plane, image)
 
 
+def read_values(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Return a file's values in its own axes, and its affine in mm."""
+    image = _opened(path)
+    scale = np.diag([*[_MM.get(image.header.get_xyzt_units()[0], 1.0)] * 3, 1.0])
+    return _values(path, image), scale @ image.affine
+
+
 def _values(path: Path, image: Any) -> NDArray[Any]:
     """Return the values of slices, volumes or a time series, if there is memory for them."""
     proxy, kind = image.dataobj, image.get_data_dtype()
