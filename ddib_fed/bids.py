@@ -86,6 +86,7 @@ def images(root: Path) -> Iterator[Image]:
 )
 @options.QUALITY
 @options.EVALUATIONS
+@options.SHARE
 @options.INTENSITY
 @options.FORCE
 @options.option(

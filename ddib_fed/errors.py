@@ -335,7 +335,7 @@ def next_step(error: DdibError) -> str:
     options = {
         "least_evaluations": "--evaluations ",
         "least_depth": "--set depth=",
-        "least_share": "--set share=",
+        "least_share": "--share ",
     }
     if policy in options and re.fullmatch(r"[\d.]{1,6}", least):
         return f"{options[policy]}{least}, or the operators of both nodes lower policy.{policy}"

@@ -376,7 +376,7 @@ class Record(_Section):
         repair = "A calibration repairs many such pictures: ddib calibrate (docs/calibration.md)."
         if self.calibration_sha256:
             share = "share below 1" if self.solver.share == 1 else "smaller share"
-            repair = f"A {share} repairs many such pictures: --set share, or ddib calibrate dial."
+            repair = f"A {share} repairs many such pictures: --share, or ddib calibrate dial."
         better = "More pictures, or anchors, make a better one: ddib calibrate (docs/calibration.md)."
         repairs = {"edge_correlation": repair, "differs": repair, "calibration": better}
         judged = zip(self.seen, self.doubts or (), strict=True)

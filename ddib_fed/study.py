@@ -569,7 +569,7 @@ def through(model: ddib_fed.Model, volume: Volume, study: Any) -> Volume:
 
 
 @click.command(
-    epilog="\b\nExample:\n  ddib study plan.toml --out study   # docs/studies.md has plans to begin with"
+    epilog="\b\nExample:\n  ddib study plan.toml --out study   # docs/formats.md has a plan to begin with"
 )
 @click.argument("plan_path", metavar="PLAN.toml", type=click.Path(dir_okay=False, path_type=Path))
 @options.OUT_RESULTS
@@ -582,7 +582,7 @@ def study(plan_path: Path, out: Path, device: str) -> None:
     DIR/study.html shows tables, pictures, what to beware of and a paragraph for a methods section; DIR/study.json holds
     all figures. After an interruption the same command resumes.
     """
-    plan = load_toml(plan_path, StudyPlan, hint="docs/studies.md has plans to begin with")
+    plan = load_toml(plan_path, StudyPlan, hint="docs/formats.md has a plan to begin with")
     made = Comparison(plan, plan_path.parent, out, device)
     made.run()
     tables = made.tables()

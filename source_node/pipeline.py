@@ -34,6 +34,7 @@ from ddib_fed.engine.party import (
     ToEncode,
     ToTranslate,
     TranslatedItem,
+    mapped,
     translate,
 )
 from ddib_fed.errors import (
@@ -308,8 +309,11 @@ class JobPipeline:
             ),
             least_evaluations=max(config.policy.least_evaluations, floor),
         )
+        given = self._given(items)
+        alone = self._alone if request.solver.blend == 1.0 else None
+        made = translate(self, target, given, leg) if alone is None else mapped(given, alone)
         try:
-            with closing(translate(self, target, self._given(items), leg)) as outcomes:
+            with closing(made) as outcomes:
                 for outcome in outcomes:
                     self._take(outcome, target)
         finally:

@@ -47,6 +47,10 @@ ALL: Final = frozenset(SpoolPart)
 TRANSITIONS: Final[Mapping[tuple[ItemState, ItemState], tuple[SpoolPart | None, frozenset[SpoolPart]]]] = {
     (ItemState.RECEIVED, ItemState.RECEIVED): (None, ALL - {SpoolPart.INPUT}),
     (ItemState.RECEIVED, ItemState.ENCODED): (SpoolPart.ENCODED, frozenset()),
+    (ItemState.RECEIVED, ItemState.DECODED): (
+        SpoolPart.TRANSLATION,
+        ALL.difference(RESULTS),
+    ),  # by the map alone
     (ItemState.ENCODED, ItemState.RECEIVED): (None, ALL - {SpoolPart.INPUT}),
     (ItemState.ENCODED, ItemState.DECODED): (SpoolPart.TRANSLATION, ALL.difference(RESULTS)),
     (ItemState.DECODED, ItemState.DELIVERED): (None, ALL),

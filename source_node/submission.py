@@ -175,7 +175,7 @@ def check_request(
     require(not request.calibration_sha256, "calibration_sha256", "must be empty: the node sets it")
     calibration = choose_calibration(node, request, earlier)
     request.solver.CopyFrom(settings_message(solver_settings(request.solver)))
-    check_blend(request.solver.blend, calibration)
+    check_blend(request.solver.blend, calibration, of_latent=request.cycle or request.keep_latent)
     check_allowed(owner, request, node.config)
     is_picture = node.engine.model.is_picture
     require(is_picture or not request.model_size, "model_size", "must not be set for points")

@@ -377,11 +377,18 @@ def map_between(calibration: Calibration | None, source: Manifest, target: Manif
     return leg_map(calibration, source)
 
 
-def check_blend(blend: float, calibration: Calibration | None) -> None:
+def check_blend(blend: float, calibration: Calibration | None, *, of_latent: bool = False) -> None:
+    """Raise SettingsInvalid without a map, or where a blend of 1, of which there is no latent, needs one."""
     if blend and (calibration is None or calibration.alone is None):
         raise SettingsInvalid(
             f"a blend of {blend:g} is with a picture that a calibration maps, and there is none",
             hint="leave blend out, or translate under a calibration",
+            facts={"field": "blend"},
+        )
+    if blend == 1.0 and of_latent:
+        raise SettingsInvalid(
+            "the map alone has no latent to keep or to translate back",
+            hint="leave --cycle and --keep-latents out, or add --share 1 --set blend=0",
             facts={"field": "blend"},
         )
 

@@ -220,7 +220,9 @@ def show_dial(rows: Sequence[Any], calibration: ddib_fed.Calibration) -> None:
         for row in rows
     ]  # fmt: skip
     print_table("", columns, table)
-    say(f"proposed     {calibration.dial}; measured on {min(row.pictures for row in rows)} pictures")
+    is_map = calibration.dial.blend == 1.0
+    said = "the map alone, for which no latent crosses" if is_map else calibration.dial
+    say(f"proposed     {said}; measured on {min(row.pictures for row in rows)} pictures")
     if rows[0].read is not None:
         say(
             f"             read: PSNR of what a read-out of {rows[0].pairs} pairs makes of other latents: a",

@@ -174,6 +174,24 @@ def usual_threads() -> int:
     return int(said) if said.isdecimal() and int(said) else 1
 
 
+def _share(text: str) -> float | str:
+    if text == MAP_ALONE:
+        return text
+    share = float(text)
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"{share:g} is not in 0 to 1")
+    return share
+
+
+MAP_ALONE = "map"
+SHARE = option(
+    "--share FRACTION|map",
+    "Of the network in encoding; the rest is linear. Below 1 the latent shows more of the picture: both nodes must "
+    "allow it ([policy] least_share). map: the calibration's map alone, for which no latent crosses. Default: the "
+    "calibration's, else 1.",
+    str,
+    callback=read_by(_share),
+)
 SEED = option("--seed N", "All random draws follow from it.", click.IntRange(0), default=0)
 SIDES = read_by(size_from)
 DEVICE = option("--device NAME", "Pictures: cpu, cuda or cuda:1.", default="cpu")
@@ -291,9 +309,6 @@ SETTINGS = {
         Setting("depth", "X", click.FloatRange(0, 1, min_open=True),
                 "Fraction of the path to noise; less keeps more structure and reveals more: both nodes must allow it. "
                 "Default: 1."),
-        Setting("share", "FRACTION", click.FloatRange(0, 1),
-                "Of the network in encoding; the rest is linear. Below 1 the latent shows more of the picture: both "
-                "nodes must allow it ([policy] least_share). Default: the calibration's, else 1."),
         Setting("temperature", "SCALE", click.FloatRange(0.8, 1),
                 "Of the latent where it is decoded: below 1 less is invented, and edges are softer. Default: the "
                 "calibration's, else 1."),
@@ -355,7 +370,7 @@ def _read_settings(ctx: click.Context, param: click.Parameter, values: tuple[str
 
 SET = option(
     "settings --set NAME=VALUE",
-    "A further setting, such as share=0.75; may be repeated. `--set help` lists all.",
+    "A further setting, such as temperature=0.9; may be repeated. `--set help` lists all.",
     str,
     multiple=True,
     callback=_read_settings,
@@ -363,11 +378,18 @@ SET = option(
 
 
 def asked(settings: Mapping[str, Any], **further: Any) -> ddib_fed.Request:
-    """Return the request of `--set` and of what other options say; `quality` and `evaluations` are among these."""
+    """Return the request of `--set` and of what other options say, such as `quality`, `evaluations` and `share`."""
     quality, evaluations = further.pop("quality", None), further.pop("evaluations", None)
     chosen = ddib_fed.Settings(solver=settings.get("solver", "unipc"), grid=settings.get("grid", "default"))
     chosen = replace(chosen, evaluations=evaluations or chosen.evaluations).of_quality(quality)
     weight = 1.0 if "classifier" in settings else None
+    if (share := further.pop("share", None)) == MAP_ALONE:
+        refuse_settings(
+            settings, ("blend", "temperature", "depth"), "has no effect on the map alone", hint="omit it"
+        )
+        settings = {**settings, "share": 1.0, "blend": 1.0}
+    elif share is not None:
+        settings = {**settings, "share": share}
     own = {field.name for field in fields(ddib_fed.Settings)} - {"solver", "grid"}  # which are in `chosen`
     names = [name for name in settings if name in own]
     if is_given("evaluations"):

@@ -55,6 +55,7 @@ def _open_models(
 @options.option("--cycle", "Also translate back and report each item's round-trip error.")
 @options.QUALITY
 @options.EVALUATIONS
+@options.SHARE
 @options.option(
     "--calibration FILE|none",
     "none: leave out the calibration that both operators agreed on for this target (`ddib domains` lists it). Without "

@@ -187,6 +187,10 @@ def compare_settings(
     rows.append(_row(dial, replace(translations, translated=blended)))
     if rows[-1].worth >= chosen.worth:
         chosen = rows[-1]
+    if chosen.ssim is not None:  # where the truth says that the network adds nothing, no latent need cross
+        rows.append(_row(Dial(blend=1.0), replace(translations, translated=translations.mapped)))
+        if rows[-1].worth > chosen.worth:
+            chosen = rows[-1]
     return rows, chosen.dial
 
 
@@ -278,7 +282,7 @@ def translating(
     if calibration.alone is None:
         raise UsageError(
             "a rotation of latents has no map of pictures, which the dial is measured against",
-            hint="ddib translate --set share=0.75 --set temperature=0.9",
+            hint="ddib translate --share 0.75 --set temperature=0.9",
         )
 
     def translate(dial: Dial) -> tuple[Translations, Pictures]:

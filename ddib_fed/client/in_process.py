@@ -27,7 +27,7 @@ from ddib_fed.diffusion.plans import SolverSettings, check_settings
 from ddib_fed.engine.arrays import ArraySettings, check_translation, item_of, public_sampling
 from ddib_fed.engine.local_party import LocalParty
 from ddib_fed.engine.model import DomainModel, check_given
-from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, translate
+from ddib_fed.engine.party import Control, Failed, ToTranslate, TranslatedItem, mapped, translate
 from ddib_fed.errors import Cancelled, DdibError, InputError, MemoryExhausted, UsageError, first_of
 from ddib_fed.evaluation.samples import Given, SampleFile, samples_of
 from ddib_fed.metrics import file_rule, picture_rule
@@ -169,7 +169,7 @@ class InProcess(Client):
         settings, agreed = request.settings, request.agreed
         dial = Dial() if agreed is None or settings.depth < 1.0 else agreed.dial
         settings = replace(settings, **{name: getattr(dial, name) for name in request.left if name in DIAL})
-        check_blend(settings.blend, agreed)
+        check_blend(settings.blend, agreed, of_latent=request.cycle or request.keep_latents)
         solver = SolverSettings(**asdict(settings))
         changes: dict[str, Any] = {"settings": settings, "left": ()}
         if request.flags:
@@ -246,7 +246,14 @@ class InProcess(Client):
 
         leg = replace(job.asked.leg(tell), control=self._control)
         try:
-            for outcome in translate(self._source, self._target, items(), leg):
+            agreed = job.job.request.agreed if job.asked.settings.blend == 1.0 else None
+            alone = None if agreed is None else agreed.alone
+            moved = (
+                translate(self._source, self._target, items(), leg)
+                if alone is None
+                else mapped(items(), alone)
+            )
+            for outcome in moved:
                 if isinstance(outcome, Failed):
                     given.pop(outcome.number, None)
                     ended(outcome.number, outcome.error)
@@ -276,6 +283,7 @@ class InProcess(Client):
     def _result(self, job: _Job, given: Given, found: TranslatedItem) -> Translated:
         """Return the files and the record of an item, as a source node makes them."""
         item, source, target = job.files[found.item.number], self._source.model, self._target.model
+        encoded = found.encoded
         if job.job.model_size:
             given = given.at_model_size()
         calibration, classes = job.job.request.agreed, job.classes[found.item.number]
@@ -286,7 +294,7 @@ class InProcess(Client):
             source_model_sha256=source.bundle.digest,
             target_model_sha256=target.bundle.digest,
             input_sha256=item.sha256.hex(),
-            latent_sha256=found.encoded.latent.sha256.hex(),
+            latent_sha256="" if encoded is None else encoded.latent.sha256.hex(),
             solver=Settings.like(check_settings(job.asked.settings)),
             soften_sigma=source.sigma(job.asked.soften),
             shared_noise=bool(job.asked.volume_sha256),
@@ -297,8 +305,8 @@ class InProcess(Client):
             calibration_sha256="" if calibration is None else calibration.sha256.hex(),
             calibration_kind="" if calibration is None else calibration.kind,
             samples=len(given.samples),
-            latent=LatentFigures(**asdict(found.encoded.statistics)),
-            seconds={"encode": found.encoded.seconds, "decode": found.decoded.seconds},
+            latent=LatentFigures() if encoded is None else LatentFigures(**asdict(encoded.statistics)),
+            seconds={} if encoded is None else {"encode": encoded.seconds, "decode": found.decoded.seconds},
             picture=given.picture,
         )
         samples, suffix = self._samples, f".{self._samples.format.lower()}"
@@ -322,8 +330,8 @@ class InProcess(Client):
             files[part] = _file(suffix, each.file)
         if found.back is not None and given.is_fitted:
             record = record.with_(picture=samples.returned_at_own_size(item.read(), found.back))
-        if job.job.request.keep_latents:
-            files[Part.LATENT] = _file(".npy", to_npy(found.encoded.latent.data))
+        if job.job.request.keep_latents and encoded is not None:
+            files[Part.LATENT] = _file(".npy", to_npy(encoded.latent.data))
         return Translated(found.item.number, files, record.judged())
 
 

@@ -204,13 +204,13 @@ class DomainModel:
         require(
             not guidance.steers,
             f"a share of {share:g} cannot be guided on the way back",
-            "share=1, or leave --cycle out",
+            "--share 1, or leave --cycle out",
             field="share",
         )
         require(
             spectrum_of(self.plain.network) is not None,
             f"{self.manifest.name} has no mean and spectrum of its pictures, which a share of {share:g} needs",
-            "share=1; ddib model train makes picture models with a spectrum",
+            "--share 1; ddib model train makes picture models with a spectrum",
             field="share",
         )
 

@@ -216,12 +216,20 @@ class TranslatedItem:
     """What each leg made of an item; `back` of a cycle."""
 
     item: ToTranslate
-    encoded: Encoded
+    encoded: Encoded | None  # of the map alone nothing is encoded
     decoded: Decoded
     back: Decoded | None = None
 
 
 _Outcome = TypeVar("_Outcome", Encoded, Decoded)
+
+
+def mapped(
+    items: Iterable[ToTranslate], alone: Callable[[Array], Array]
+) -> Generator[TranslatedItem | Failed, None, None]:
+    """Yield what the map of a calibration alone makes of each item: there is no latent, and nothing crosses."""
+    for item in items:
+        yield TranslatedItem(item, None, Decoded(item.number, alone(item.samples), None, 0.0))
 
 
 def translate(

@@ -40,6 +40,7 @@ def dicom() -> None:
 @option("--out DIR", "Write derived series below DIR, a folder for each.")
 @options.QUALITY
 @options.EVALUATIONS
+@options.SHARE
 @option(
     "--calibration none", "Leave out the calibration that both operators agreed on.", ("none",), default=None
 )

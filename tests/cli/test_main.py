@@ -58,7 +58,7 @@ def test_help_loads_nothing_heavy():
     ("setting", "says"),
     [
         ("slover=ddim", "did you mean solver?"),
-        ("share=2", "not in the range"),
+        ("depth=2", "not in the range"),
         ("solver=euler", "unipc"),
         ("depth", "NAME=VALUE is expected"),
     ],

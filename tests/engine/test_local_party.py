@@ -341,7 +341,7 @@ def test_a_share_that_a_model_does_not_have_is_refused(whitened):
     plain = open_party(tiny("plain", channels=3))
     with pytest.raises(SettingsInvalid, match="plain has no mean and spectrum") as caught:
         translate_array(pictures(1, channels=3), plain, whitened[1], ArraySettings(MIXED))
-    assert "share=1" in (caught.value.hint or "")
+    assert "--share 1" in (caught.value.hint or "")
     few = SolverSettings(evaluations=2, share=0.5)
     translate_array(pictures(1, channels=3), whitened[1], plain, ArraySettings(few))
     with pytest.raises(SettingsInvalid, match="outside"):
