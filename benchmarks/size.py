@@ -19,9 +19,7 @@ from benchmarks.path import modules_of
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("ddib_fed", "source_node", "target_node")
 GENERATED = ROOT / "ddib_fed" / "v1"
-BESIDE = (
-    "bids.py", "study.py", "study_scores.py", "formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py",
-)  # fmt: skip
+BESIDE = ("bids.py", "formats", "importers", "pacs", "web", "lab", "paper", "ray_actors.py")
 
 
 def main() -> int:
@@ -64,7 +62,7 @@ def sizes() -> dict[str, int]:
 
 def is_core(path: Path) -> bool:
     top, part = path.relative_to(ROOT).parts[:2]
-    return top != "ddib_fed" or not (part in BESIDE or part.startswith("demo"))
+    return top != "ddib_fed" or not (part in BESIDE or part.startswith(("demo", "study")))
 
 
 def modules(folder: Path) -> list[Path]:

@@ -58,7 +58,6 @@ class Script:
     # Changes what GetJob answers.
     forge: Callable[[pb.GetJobResponse], object] = lambda answer: None
     on_call: Callable[[str], None] = lambda method: None
-    on_acknowledge: Callable[[pb.AcknowledgeItemsRequest], None] = lambda request: None
     # What ListDomains answers instead.
     listed: pb.ListDomainsResponse | None = None
     fail_items: set[int] = field(default_factory=set)
@@ -264,7 +263,6 @@ class ScriptedSource(rpc.TranslationServiceServicer):
     def AcknowledgeItems(self, request: Any, context: grpc.ServicerContext) -> pb.AcknowledgeItemsResponse:
         self._begin("AcknowledgeItems", request, context)
         job = self._job(request.job_id, context)
-        self.script.on_acknowledge(request)
         job.delivered |= {entry.item for entry in request.items}
         self._end("AcknowledgeItems", context)
         return pb.AcknowledgeItemsResponse(remaining=len(job.inputs) - len(job.delivered))
