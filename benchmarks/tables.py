@@ -110,9 +110,7 @@ LINES = {
     "rotation-share": "rotation, share 0.75, temperature 0.9",
     "rotation-dial": "the same, and blend 0.3",
     "map-alone": "the colour map alone",
-    "tone": "tone of 8 pairs alone",
     "retrained": "**source retrained**",
-    "retrained-0.7": "the same, depth .7",
     "retrained-cool": "the same, share 0.75, temperature 0.9",
     "retrained-dial": "the same, and blend 0.3",
 }
@@ -122,7 +120,7 @@ def calibration() -> Rows:
     """pair | way | PSNR dB | SSIM | partner | feature distance | round trip dB
     {pair} | {way} | {psnr~1} | {ssim~2} | {partner~2} | {frechet_early~0} | {cycle_psnr~1}"""
     trained, shipped = (read(f"calibration/{name}")["rows"] for name in ("retrained", "table"))
-    for one, back in (("satellite", "relief"), ("satellite", "etopo"), ("brain-t1", "brain-t2")):
+    for one, back in (("satellite", "relief"), ("satellite", "etopo")):
         for pair in (f"{one}-{back}", f"{back}-{one}"):
             for name, way in LINES.items():
                 if "etopo" in pair and name not in {"histogram", "plain"}:  # its rotation is refused
@@ -154,7 +152,10 @@ def marks() -> Rows:
     {pair}, {state}, {share:g}{few} | {wrong~0%} | {bad} | {by_classes[marked]} | {by_classes[precision]~2} | {by_classes[recall]~2} | {auc~2}"""  # noqa: E501
     for row in read("pictures/marks")["rows"]:
         few = "" if row["evaluations"] == 24 else f", {row['evaluations']} evaluations"
-        yield {**row, "few": few}
+        if (
+            "brain" not in row["pair"]
+        ):  # a T2 that is computed of its T1's tissues: nearly a curve of grey values
+            yield {**row, "few": few}
 
 
 def nodes() -> Rows:
@@ -277,7 +278,11 @@ def dial() -> Rows:
         "depth and blend": "depth {depth:g}, blend {blend:g}",
     }
     rows = read("calibration/dial")["rows"]
-    for row in (row for row in rows if row["setting"] != "histogram matching"):  # as in `calibration`
+    for row in rows:
+        if (
+            row["setting"] == "histogram matching" or "brain" in row["pair"]
+        ):  # as in `calibration`, and in `marks`
+            continue
         what = f"{row['pair']}, {row['calibration']}" if row["setting"] == "the map alone" else ""
         yield {**row, "what": what, "words": forms.get(row["setting"], row["setting"]).format(**row)}
 

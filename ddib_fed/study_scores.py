@@ -193,8 +193,8 @@ def icc(table: Table) -> float:
 
 def moments(values: Volume) -> tuple[float, float]:
     """Return mean and deviation of the foreground: what is brighter than the mean of all."""
-    inside = values[values > values.mean()]
-    return float(inside.mean()), float(inside.std())
+    inside = values[values >= values.mean()]
+    return float(inside.mean()), max(float(inside.std()), 1e-6)
 
 
 def read(path: Path) -> tuple[Volume, Affine]:

@@ -27,8 +27,6 @@ DIRECTIONS = (
     ("relief", "satellite"),
     ("satellite", "etopo"),
     ("etopo", "satellite"),
-    ("brain-t1", "brain-t2"),
-    ("brain-t2", "brain-t1"),
 )
 NAMED = {"-".join(pair): pair for pair in DIRECTIONS}
 DOMAIN_PICTURES = 500
@@ -129,11 +127,7 @@ class Directed:
         target = datasets.shipped_domain(self.target_name)
         side, part = datasets.shipped_domain(self.source_name).side, "held_out" if self.count else "train"
         (sources,) = datasets.shipped_bytes(self.source_name, [part])
-        partners = (
-            datasets.cut_map(target.map, side, part, target.detail)
-            if target.map
-            else datasets.cut_head(target.name, side, part)
-        )
+        partners = datasets.cut_map(target.map, side, part, target.detail)
         rows = np.random.default_rng(seed).choice(len(sources), count, replace=False)
         folders = folder / self.source_name, folder / self.target_name
         for place, pictures in zip(folders, (sources, partners), strict=True):
@@ -148,9 +142,8 @@ class Directed:
 
     def translate(self, request: Request, source: Model | None = None) -> list[Translated]:
         """Translate all test pictures, by the source's shipped model or by another one of its domain."""
-        return [
-            *ddib_fed.translate(to_files(self.test[0]), source or self.models[0], self.models[1], request)
-        ]
+        models = source or self.models[0], self.models[1]
+        return [*ddib_fed.translate(to_files(self.test[0]), *models, request)]
 
     def figures(self, translated: Pictures, results: Sequence[Translated] = ()) -> dict[str, Interval]:
         """Return figures of translations of all test pictures, and of their records if there are any."""

@@ -1,12 +1,10 @@
-"""Calibrations that need the source's model trained again on its mapped pictures: of colours without pairs, of heads.
+"""Calibrations of colours, without pairs, that need the source's model trained again on its mapped pictures.
 
     python -m benchmarks.calibration.retrained                                  70 minutes of one core
     python -m benchmarks.calibration.retrained --pairs satellite-relief --seeds 0   of one model alone
 
-Maps get a colour map from the target's noised aggregate. Heads get a tone from 8 anchors: sheets through the slabs that
-the source alone is trained on, in both contrasts, as if one subject had travelled to both scanners; the target's model
-has seen none of them. A seed is that of the noise, of the search, of the choice of anchors and of the training. Models
-are kept below build/retrained, and one that is there is not trained again.
+The colour map is from the target's noised aggregate. A seed is that of the noise, of the search and of the training.
+Models are kept below build/retrained, and one that is there is not trained again.
 """
 
 from __future__ import annotations
@@ -20,16 +18,13 @@ from typing import Any
 
 import ddib_fed
 from benchmarks.calibration.directed import NAMED, ROOT, Directed
-from benchmarks.calibration.variants import COLOUR_MAP, TONE, under
+from benchmarks.calibration.variants import COLOUR_MAP, under
 from benchmarks.command import Rows, Run, command
 from ddib_fed import Calibration, CalibrationRequest, TrainConfig
 
-PAIRS = ("satellite-relief", "relief-satellite", "brain-t1-brain-t2", "brain-t2-brain-t1")
-PROBED = ("satellite-relief", "brain-t1-brain-t2")
-"""Pairs of which three seeds are trained; one of the others."""
+PAIRS = ("satellite-relief", "relief-satellite")
 ANCHORS, DAYS = 8, 3650
 MAPS = {"steps": 400, "batch": 32, "precision": "bfloat16", "checkpoint_every": 200}
-HEADS = {"steps": 500, "batch": 16}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,16 +40,15 @@ def measure(run: Run) -> Rows:
             yield from rows_of(Directed(*NAMED[PAIRS[0]], count=2), 0, Path(folder))
         return
     for pair in run.options.pairs:
-        for seed in run.options.seeds or ((0, 1, 2) if pair in PROBED else (0,)):
+        for seed in run.options.seeds or ((0, 1, 2) if pair == PAIRS[0] else (0,)):
             yield from rows_of(Directed(*NAMED[pair]), seed, ROOT / "build" / "retrained" / f"{pair}-{seed}")
 
 
 def rows_of(directed: Directed, seed: int, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of one seed: the map alone, and the retrained model at each setting."""
-    heads, name = directed.source_name.startswith("brain"), directed.source_name
-    calibration = calibrated(directed, seed, folder, "tone" if heads else "colour-map")
+    calibration, name = calibrated(directed, seed, folder), directed.source_name
     values = {
-        **(HEADS if heads else MAPS),
+        **MAPS,
         "domain": name,
         "name": name,
         "init": Path(name),
@@ -64,23 +58,21 @@ def rows_of(directed: Directed, seed: int, folder: Path) -> Iterator[dict[str, A
         "command": f"python -m benchmarks.calibration.retrained --pairs {directed.name} --seeds {seed}",
     }
     config, model = TrainConfig.model_validate(values), directed.models[0]
-    alone, ways = ("tone", TONE) if heads else ("map-alone", COLOUR_MAP)
-    if directed.count:  # in a smoke: a step and all that is measured after the last one take 10 s
-        ways = {}
-    else:
+    ways = {} if directed.count else COLOUR_MAP
+    if not directed.count:  # in a smoke a step and all that is measured after the last one take 10 s
         model = ddib_fed.train(config, folder / "model", resume=True)
-    for row in under(directed, calibration, model, alone, ways):
+    for row in under(directed, calibration, model, ways):
         yield {"seed": seed, **row, "model": model.digest[:12]}
 
 
-def calibrated(directed: Directed, seed: int, folder: Path, kind: Any) -> Calibration:
+def calibrated(directed: Directed, seed: int, folder: Path) -> Calibration:
     """Return the calibration of a seed, which is made unless it is there."""
     path = folder / "calibration.json"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        by_pairs = kind == "tone" or directed.count  # which is quicker
-        anchors = directed.write_anchors(folder / "anchors", ANCHORS, seed) if by_pairs else None
-        request = CalibrationRequest(kind=kind, anchors=anchors, days=DAYS, seed=seed, force=True)
+        # In a smoke by pairs, which is quicker.
+        anchors = directed.write_anchors(folder / "anchors", ANCHORS, seed) if directed.count else None
+        request = CalibrationRequest(kind="colour-map", anchors=anchors, days=DAYS, seed=seed, force=True)
         ddib_fed.calibrate(*directed.models, request).save(path)
     return Calibration.open(path)
 

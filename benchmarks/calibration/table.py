@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.calibration.directed import NAMED, Directed
-from benchmarks.calibration.variants import COLOUR_MAP, RETRAINED, ROTATION, TONE, agreed, translated, under
+from benchmarks.calibration.variants import COLOUR_MAP, RETRAINED, ROTATION, agreed, translated, under
 from benchmarks.command import Rows, Run, command
 from ddib_fed import Calibration, Model, Settings
 
@@ -42,14 +42,12 @@ def ways(directed: Directed, *, smoke: bool = False) -> Iterator[dict[str, Any]]
     yield {"pair": directed.name, "name": "histogram", **directed.figures(directed.histogram_matched())}
     if not smoke:
         yield translated(directed, "plain")
-    if directed.test[0].shape[1] == 3:
-        rotated = {"rotation-dial": FEW} if smoke else ROTATION
-        yield from under(directed, agreed(directed)[0], directed.models[0], "rotation-alone", rotated)
+    rotated = {"rotation-dial": FEW} if smoke else ROTATION
+    yield from under(directed, agreed(directed)[0], directed.models[0], rotated, "rotation-alone")
     if directed.name in RETRAINED:
         name = RETRAINED[directed.name]
         calibration, model = Calibration.open(name), Model.open(name, threads=1)
-        alone, dials = ("tone", TONE) if calibration.kind == "tone" else ("map-alone", COLOUR_MAP)
-        yield from under(directed, calibration, model, alone, {} if smoke else dials)
+        yield from under(directed, calibration, model, {} if smoke else COLOUR_MAP)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.calibration.directed import Directed
-from ddib_fed import metrics
 from ddib_fed.datasets import WATER
 from ddib_fed.metrics import Figures, Interval, Pictures, Resamples
 
@@ -58,15 +57,9 @@ def wrong_of(directed: Directed) -> Callable[[Pictures], Flags]:
     if directed.target_name == "relief":
         sea = water(truth)
         return lambda pictures: water(pictures) != sea
-    values = units.apply(truth)
-    if directed.source_name == "relief":
-        sea = water(source)
-        pixels = np.moveaxis(values, 1, -1)
-        centres = np.stack([pixels[sea].mean(0), pixels[~sea].mean(0)])
-        return lambda pictures: (nearest(units.apply(pictures), centres) == 0) != sea
-    centres = metrics.two_classes(values)
-    expected = nearest(values, centres)
-    return lambda pictures: nearest(units.apply(pictures), centres) != expected
+    sea, pixels = water(source), np.moveaxis(units.apply(truth), 1, -1)  # from relief to satellite
+    centres = np.stack([pixels[sea].mean(0), pixels[~sea].mean(0)])
+    return lambda pictures: (nearest(units.apply(pictures), centres) == 0) != sea
 
 
 def water(pictures: Pictures) -> Flags:

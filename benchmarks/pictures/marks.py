@@ -21,7 +21,7 @@ from benchmarks.pictures.judged import area, hits, wrong_of
 from ddib_fed import Calibration, Model, Request, Settings, metrics
 from ddib_fed.metrics import Pictures
 
-BAD = {"satellite-relief": 0.25, "relief-satellite": 0.25, "brain-t1-brain-t2": 0.1}
+BAD = {"satellite-relief": 0.25, "relief-satellite": 0.25}
 FEW = Settings(evaluations=12, share=0.5)
 """Too few evaluations for a mixed encoder: PSNR hardly falls, and most maps are wrong."""
 
@@ -50,14 +50,11 @@ def measure(run: Run) -> Rows:
 def states(directed: Directed) -> Iterator[tuple[str, Calibration, Model, Calibration | None]]:
     """Yield name, calibration that marks, model that encodes, and calibration under which it encodes."""
     plain, name = directed.models[0], RETRAINED.get(directed.name)
-    rotation = agreed(directed)[0] if directed.test[0].shape[1] == 3 else None
-    shipped = None if name is None else Calibration.open(name)
-    marks = rotation or shipped
-    assert marks is not None
-    yield "without", marks, plain, None
-    if rotation is not None:
-        yield "rotation", rotation, plain, rotation
-    if name is not None and shipped is not None:
+    rotation = agreed(directed)[0]
+    yield "without", rotation, plain, None
+    yield "rotation", rotation, plain, rotation
+    if name is not None:
+        shipped = Calibration.open(name)
         yield shipped.kind, shipped, Model.open(name, threads=1), shipped
 
 
