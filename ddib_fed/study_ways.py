@@ -422,10 +422,10 @@ class Comparison:
             called, sign = FIGURES[key]
             pairs = zip(self.figures[BRIDGE], self.figures[way], strict=True)
             gain = self.drawn.mean([sign * (bridge[key] - other[key]) for bridge, other in pairs])
-            than = (
-                "better than" if gain["low"] > 0 else "worse than" if gain["high"] < 0 else "no better than"
-            )
-            lines.append(f"{called}: the bridge is {than} {way} (gain {text(gain)}).")
+            better, worse = gain["low"] > 0, gain["high"] < 0
+            than = "better than" if better else "worse than" if worse else "no better than"
+            one = "" if gain["low"] < gain["high"] else "; one subject says nothing of others"
+            lines.append(f"{called}: the bridge is {than} {way} (gain {text(gain)}{one}).")
         return lines
 
     def methods(self) -> str:
@@ -476,6 +476,9 @@ class Comparison:
 
 
 def text(interval: Mapping[str, float]) -> str:
+    """Return a figure with its interval; of one subject, over which none can be drawn, the figure alone."""
+    if interval["low"] == interval["high"]:
+        return f"{interval['value']:.3g}"
     return f"{interval['value']:.3g} [{interval['low']:.3g}, {interval['high']:.3g}]"
 
 

@@ -1,7 +1,7 @@
 """Real scans of heads between two nodes, by `ddib study`: T1 to T2, MR to CT, CT to CT of two scanners.
 
-    python -m benchmarks.pictures.scans --scans FOLDER                 measures, half an hour of two cores
-    python -m benchmarks.pictures.scans --scans FOLDER --prepare OUT   writes what the models were trained on, no more
+    python -m benchmarks.pictures.scans --scans FOLDER --models MODELS   measures, ten minutes of two cores
+    python -m benchmarks.pictures.scans --scans FOLDER --prepare OUT     writes what the models are to learn, no more
 
 FOLDER holds the unpacked packages (`apt-get download`, `dpkg -x`, no root): libcamitk5-data of Debian (FullHead, sinus,
 brain), invesalius-examples (Cranium.inv3 as Cranium/matrix.dat), almi5_T1fs_conform.nii.gz of npm's
@@ -55,6 +55,9 @@ def others(slices: range, slabs: dict[str, tuple[int, int]], apart: int) -> list
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scans", type=Path, help="folder of the unpacked packages")
+    parser.add_argument(
+        "--models", type=Path, default=Path("models"), help="folder of the models, by their names"
+    )
     parser.add_argument("--prepare", type=Path, help="only write training pictures, into this folder")
 
 
@@ -65,8 +68,10 @@ def measure(run: Run) -> Rows:
     with tempfile.TemporaryDirectory() as place:
         if run.smoke:
             yield from smoke(Path(place))
-        for pair, models in run.pick(smoke={}, long={} if run.options.prepare else MODELS).items():
-            folder = Path(place) / pair
+        for pair, names in run.pick(smoke={}, long={} if run.options.prepare else MODELS).items():
+            folder, models = Path(place) / pair, [run.options.models / name for name in names]
+            if not all(model.is_dir() for model in models):
+                continue
             tests(Scans(run.options.scans), folder, pair)
             with TwoNodes.create(folder / "nodes", *models, settings={"threads": 1}) as nodes:
                 by = f'profile = "{nodes.profile.resolve()}"'
