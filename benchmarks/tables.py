@@ -152,9 +152,7 @@ def marks() -> Rows:
     {pair}, {state}, {share:g}{few} | {wrong~0%} | {bad} | {by_classes[marked]} | {by_classes[precision]~2} | {by_classes[recall]~2} | {auc~2}"""  # noqa: E501
     for row in read("pictures/marks")["rows"]:
         few = "" if row["evaluations"] == 24 else f", {row['evaluations']} evaluations"
-        if (
-            "brain" not in row["pair"]
-        ):  # a T2 that is computed of its T1's tissues: nearly a curve of grey values
+        if "brain" not in row["pair"]:  # whose T2 is nearly a curve of its T1
             yield {**row, "few": few}
 
 
@@ -244,6 +242,12 @@ def scenes() -> Rows:
     return rows
 
 
+def scans() -> Rows:
+    """pair | way | MAE | PSNR dB | MS-SSIM
+    {pair} | {way} | {MAE} | {PSNR dB} | {MS-SSIM}"""
+    return [row for row in read("pictures/scans")["rows"] if "MAE" in row]
+
+
 def heads() -> Rows:
     """model | pictures | round trip dB, mean | median | worst | below 30 dB | refused
     {model} | {pictures} of {set} | {mean~1} | {median:.1f} | {least:.1f} | {marked_by_round_trip} | {refused}"""
@@ -281,7 +285,7 @@ def dial() -> Rows:
     for row in rows:
         if (
             row["setting"] == "histogram matching" or "brain" in row["pair"]
-        ):  # as in `calibration`, and in `marks`
+        ):  # in `calibration`; as in `marks`
             continue
         what = f"{row['pair']}, {row['calibration']}" if row["setting"] == "the map alone" else ""
         yield {**row, "what": what, "words": forms.get(row["setting"], row["setting"]).format(**row)}
@@ -313,7 +317,7 @@ TABLES: dict[str, Callable[[], Rows]] = {
     each.__name__: each
     for each in (
         *(promises, calibration, marks, nodes, epsilon, leaks, lesions, membership, gate),
-        *(solvers, models, scenes, heads, flicker, reading, large, dial, speed),
+        *(solvers, models, scenes, scans, heads, flicker, reading, large, dial, speed),
     )
 }
 

@@ -20,7 +20,7 @@ from ddib_fed import study_scores as scores
 from ddib_fed.cli.folder_report import ConsoleProgress
 from ddib_fed.errors import InputError
 from ddib_fed.files import load_toml, write_file, write_json
-from ddib_fed.pages import write_page
+from ddib_fed.pages import cell, write_page
 from ddib_fed.study_scores import Affine, Mask, Span, Table, Volume
 from ddib_fed.terminal import say
 
@@ -477,9 +477,8 @@ class Comparison:
 
 def text(interval: Mapping[str, float]) -> str:
     """Return a figure with its interval; of one subject, over which none can be drawn, the figure alone."""
-    if interval["low"] == interval["high"]:
-        return f"{interval['value']:.3g}"
-    return f"{interval['value']:.3g} [{interval['low']:.3g}, {interval['high']:.3g}]"
+    value, low, high = (cell(interval[key]) for key in ("value", "low", "high"))
+    return value if interval["low"] == interval["high"] else f"{value} [{low}, {high}]"
 
 
 def settings_text(record: ddib_fed.Record) -> str:

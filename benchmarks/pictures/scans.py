@@ -8,8 +8,7 @@ brain), invesalius-examples (Cranium.inv3 as Cranium/matrix.dat), almi5_T1fs_con
 cornerstone-nifti-image-loader, and pairs/SUBJECT/{mr,ct,mask}.nii.gz: a head that no model saw, and a CT of another
 person on its grid (affine registration by mutual information, SimpleITK). NOTICE has the terms of each.
 
-Slices z = 47-62, 86-101 and 125-140 of brain.mhd and of the T1 template, and three on each side, are kept apart: there
-the template stands for a head whose T1 is not used.
+Slices z = 47-62, 86-101, 125-140 of brain.mhd and of the T1 template, which stands for the head's T1, are kept apart.
 """
 
 from __future__ import annotations
@@ -55,9 +54,7 @@ def others(slices: range, slabs: dict[str, tuple[int, int]], apart: int) -> list
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scans", type=Path, help="folder of the unpacked packages")
-    parser.add_argument(
-        "--models", type=Path, default=Path("models"), help="folder of the models, by their names"
-    )
+    parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the models")
     parser.add_argument("--prepare", type=Path, help="only write training pictures, into this folder")
 
 
