@@ -276,12 +276,17 @@ def picture(volume: Volume, span: Span, affine: Affine) -> bytes:
     from ddib_fed.studies import PLANES, orientation_of, sliced
 
     orientation, panels = orientation_of(affine), []
-    across = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(orientation[:, 0])]
+    order = np.argsort(orientation[:, 0])
+    sides = (np.linalg.norm(affine[:3, :3], axis=0) * volume.T.shape)[order]  # mm to the right, front and top
+    scale = HIGH / max(sides[1], sides[2])  # of all planes, so that a slab stays thin
     for plane, (_, right, up) in PLANES.items():
         slices = sliced(volume.T[..., None], orientation, plane)[..., 0]
         shown = moved(slices[len(slices) // 2], span, (0.0, 255.0)).round().astype(np.uint8)
-        wide = max(1, round(HIGH * shown.shape[1] * across[right] / (shown.shape[0] * across[up])))
-        panels.append(np.asarray(Image.fromarray(shown).resize((wide, HIGH), Image.Resampling.BILINEAR)))
+        wide, high = (max(1, round(scale * sides[axis])) for axis in (right, up))
+        panel = np.zeros((HIGH, wide), np.uint8)
+        top = (HIGH - high) // 2
+        panel[top : top + high] = Image.fromarray(shown).resize((wide, high), Image.Resampling.BILINEAR)
+        panels.append(panel)
     file = io.BytesIO()
     Image.fromarray(np.hstack(panels)).save(file, "PNG")
     return file.getvalue()

@@ -222,8 +222,10 @@ class Comparison:
             said = f"the models have seen {len(both)} of {len(subjects)} subjects ({', '.join(both[:5])})"
             self.pitfalls[f"{said}: their figures say nothing of another person"] = None
         if len(subjects) < ENOUGH:
-            said = f"intervals over {len(subjects)} subject{'s' * (len(subjects) > 1)}"
-            self.pitfalls[f"{said} are rough; below five they are too narrow, of one there is none"] = None
+            said = f"there are {len(subjects)} subjects" if len(subjects) > 1 else "there is one subject"
+            self.pitfalls[
+                f"{said}: intervals are rough below ten, too narrow below five, and none of one"
+            ] = None
         if self.plan.protocol == "harmonisation" and len(subjects) < LEAST_TRAVELLERS:
             why = f"{len(subjects)} travelling subjects were found, and a classifier of sites needs three"
             raise InputError(why, hint='add subjects, or choose protocol = "synthesis"')
@@ -349,8 +351,9 @@ class Comparison:
     def tables(self) -> list[Shown]:
         """Return the tables of the page: rows of ways, cells of figures with intervals over subjects."""
         subjects = [case.subject for case in self.cases]
-        over = f"{metrics.LEVEL:.0%} of bootstrap draws of {len({*subjects})} subjects"
-        note, title = f"Means over {len(subjects)} scans; in brackets {over}.", TITLES[self.plan.protocol]
+        over = f"in brackets {metrics.LEVEL:.0%} of bootstrap draws of {len({*subjects})} subjects"
+        over = over if len({*subjects}) > 1 else "one subject, so no intervals"
+        note, title = f"Scans: {len(subjects)}; {over}.", TITLES[self.plan.protocol]
 
         def cells(way: str, keys: Sequence[str]) -> list[str]:
             return [text(self.drawn.mean([row[key] for row in self.figures[way]])) for key in keys]
@@ -432,13 +435,15 @@ class Comparison:
         """Return a paragraph for a methods section."""
         plan, (low, high) = self.plan, self._span
         models = "; ".join(f"{name} (SHA-256 {digest[:16]})" for name, digest in self.models.items())
-        mask = "the whole volume" if plan.mask == "none" else f"a mask dilated by {plan.dilated_mm} mm"
-        scans = f"{len(self.cases)} scans of {len({case.subject for case in self.cases})} subjects"
+        mask = "the whole volume" if plan.mask == "none" else f"a mask dilated by {plan.dilated_mm or 0:g} mm"
         by = f"dual diffusion implicit bridges (Su et al., ICLR 2023) with ddib-fed {ddib_fed.__version__}"
-        parts = [f"{scans} from {len(plan.source)} source sites were translated by {by}. Models: {models}"]
+        counted = f"{len(self.cases)}; subjects: {len({case.subject for case in self.cases})}"
+        parts = [
+            f"Scans: {counted}; sites: {len(plan.source)}. They were translated by {by}. Models: {models}"
+        ]
         parts += [f"{site}: {settings}" for site, settings in self.settings.items()]
         parts.append(f"Subjects seen in training: {', '.join(plan.trained_on or ()) or 'none of these'}")
-        parts.append(f"Values are in {plan.unit}, in the range {low:g} to {high:g}")
+        parts.append(f"Unit: {plan.unit}; range of PSNR and MS-SSIM: {low:g} to {high:g}")
         if plan.protocol != "unpaired":
             parts.append(f"Figures are of {mask}; registration: {plan.registration}")
         if plan.segmentation:

@@ -94,7 +94,7 @@ def test_a_study_in_the_challenge_s_layout(tmp_path, capsys):
             mae = np.abs(values - truth)[mask > 0].mean()
             assert report["figures"][way][at]["mae"] == pytest.approx(mae, rel=1e-6)
     assert "the models have seen 1 of 2 subjects (1BA002)" in said
-    assert "intervals over 2 subjects are rough" in said
+    assert "there are 2 subjects: intervals are rough" in said
     assert "voxels beside" not in said
     page = (tmp_path / "out/study.html").read_text()
     assert all(text in page for text in (*ways, "none needed", report["models"]["brain-t2"][:16]))
