@@ -121,6 +121,8 @@ class StudyPlan(_Table):
             or self.segmentation,
             "target.domain is for nodes, target.model and the model of each source for models: give one of them":
             len(by_model) == 1 and bool(target.domain) != bool(target.model),
+            "range goes from less to more": self.range is None or self.range[0] < self.range[1],
+            "target.labels need segmentation, which labels what is made": self.segmentation or not target.labels,
             "images of a source need {subject}: intervals are over subjects": all(
                 "{subject}" in each.images for each in self.source.values()
             ),
@@ -148,7 +150,7 @@ class Case:
 
 
 class Seen(NamedTuple):
-    """What tells sites apart in a volume: features (N, D) of its slices, and the volumes of its tissues in ml."""
+    """What sites are classified by: features (N, D) of a volume's slices, and the volumes of its tissues in ml."""
 
     site: str
     subject: str
@@ -188,8 +190,10 @@ class Comparison:
         plan, folder = self.plan, self.folder
         self.cases = [case for site in plan.source for case in find_cases(plan, folder, site)]
         self._check_subjects()
+        values: dict[str, list[Volume]] = {site: [] for site in plan.source}
         for case in self.cases:  # before anything is translated
             volume, affine = scores.read(case.image)
+            values[case.site].append(scores.thinned(volume))
             for path in filter(None, (case.truth, case.mask, case.labels)):
                 partner(case, path, affine, volume.shape)
         paths = matches(folder, plan.target.reference) if plan.target.reference else []
@@ -197,12 +201,11 @@ class Comparison:
         with ExitStack() as opened:
             for name, site in plan.source.items():
                 via, target, model = self._site(site, opened)
-                own = [case for case in self.cases if case.site == name]
-                values = np.concatenate([scores.thinned(scores.read(case.image)[0]) for case in own])
-                for case in own:
+                for case in (case for case in self.cases if case.site == name):
                     say(f"{case.site} {case.name}", err=True)
                     source, affine = scores.read(case.image)
-                    made = without_network(source, values, np.concatenate(pool)) if pool else {}
+                    all_values = np.concatenate(values[name])
+                    made = without_network(source, all_values, np.concatenate(pool)) if pool else {}
                     if plan.protocol != "harmonisation" and site.unit != plan.unit:
                         source = scores.moved(source, scores.ends(source), self._span)
                     made = {SOURCE: source} | made | self._translated(case, site, via, target, model)
@@ -226,9 +229,16 @@ class Comparison:
             self.pitfalls[
                 f"{said}: intervals are rough below ten, too narrow below five, and none of one"
             ] = None
-        if self.plan.protocol == "harmonisation" and len(subjects) < LEAST_TRAVELLERS:
-            why = f"{len(subjects)} travelling subjects were found, and a classifier of sites needs three"
-            raise InputError(why, hint='add subjects, or choose protocol = "synthesis"')
+        if self.plan.protocol != "harmonisation":
+            return
+        there, groups = {(case.site, case.subject) for case in self.cases}, self.plan.groups
+        pairs = [(site, subject) for site in self.plan.source for subject in subjects]
+        lacking = [f"{subject} at {site}" for site, subject in pairs if (site, subject) not in there]
+        lacking += [f"{subject} in groups" for subject in subjects if groups and subject not in groups]
+        if len(subjects) < LEAST_TRAVELLERS or lacking:
+            lacking = lacking or [f"a third subject: there are {len(subjects)}"]
+            why = f"travelling subjects are at every site, three or more; there is no {lacking[0]}"
+            raise InputError(why, hint='add scans or leave subjects out, or choose protocol = "synthesis"')
 
     def _site(self, site: SourceSite, opened: ExitStack) -> tuple[Any, str, ddib_fed.Model | None]:
         """Return what translates, to which target, and the target's model if it is of this process."""
@@ -376,7 +386,7 @@ class Comparison:
         return [first, Shown("The bridge alone", ["", "mean"], alone, note)]
 
     def _sites(self) -> Shown:
-        """Return how well sites are told apart, and how far volumes of tissues agree between them."""
+        """Return the accuracy of a classifier of sites, and the ICC of tissue volumes over sites."""
         own, groups, sites = self.seen[TRUTH], self.plan.groups, [*self.plan.source, "target"]
         people = sorted({each.subject for each in own})
         drawn = metrics.resample(len(people))
@@ -410,7 +420,7 @@ class Comparison:
                     self.pitfalls["ComBat is left out, because neuroHarmonize is not installed"] = None
                 else:
                     rows.append(row("ComBat of the features", of, adjusted[0], adjusted[1]))
-        told = ["site told", *(["group told"] if grouped else [])]
+        told = ["site accuracy", *(["group accuracy"] if grouped else [])]
         note = (
             f"By a linear discriminant of slices, fitted on other subjects; chance is {1 / len(sites):.3g}. ICC(2,1) "
             "over subjects and sites. ComBat is fitted on all subjects, so its figures are optimistic."
@@ -418,11 +428,12 @@ class Comparison:
         return Shown("Sites", ["", *told, *(f"ICC, label {each}" for each in labels)], rows, note)
 
     def verdicts(self) -> list[str]:
-        """Return whether the bridge is better than the map alone, or else the best known of the others, by pairs."""
+        """Return whether the bridge is better than the best way without it, of each figure, by paired intervals."""
         lines = []
-        way = next(each for each in (MAP, HISTOGRAM, SOURCE) if each in self.figures)
         for key in self.keys:
             called, sign = FIGURES[key]
+            means = {way: sign * np.mean([row[key] for row in rows]) for way, rows in self.figures.items()}
+            way = max((each for each in means if not each.startswith(BRIDGE)), key=means.__getitem__)
             pairs = zip(self.figures[BRIDGE], self.figures[way], strict=True)
             gain = self.drawn.mean([sign * (bridge[key] - other[key]) for bridge, other in pairs])
             better, worse = gain["low"] > 0, gain["high"] < 0
